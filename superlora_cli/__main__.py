@@ -1,0 +1,6 @@
+"""`python -m superlora_cli` is `superlora`."""
+
+from superlora_cli.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Adapter files: the factors, a trained head, and metadata that ties them to their base.
+
+The header holds strings only, written in sorted order, so that the same adapter is the same bytes: no time,
+no path, no throughput.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.adapter.attach import SuperLora, Target
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.prng import GENERATOR
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+
+FORMAT_VERSION = "1"
+HEAD = "head."
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """What an adapter file says.
+
+    Attributes:
+        config: the knobs.
+        patterns: the target patterns as the recipe wrote them.
+        targets_digest: SHA-256 over the expanded names, shapes and slices.
+        base: `name`, `sha256` and `dtype` of the base's target slices.
+        recipe: the whole recipe, as plain data.
+        metrics: final metrics of the run.
+        factors: the trained tensors by name.
+        head: trained tensors outside the adapter, by their name in the model.
+    """
+
+    config: AdapterConfig
+    patterns: tuple[str, ...]
+    targets_digest: str
+    base: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    factors: Mapping[str, Tensor]
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The file, canonical."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.factors.items()}
+        tensors |= {HEAD + name: tensor.detach().cpu() for name, tensor in self.head.items()}
+        metadata = {
+            "format": "pt",
+            "superlora.format_version": FORMAT_VERSION,
+            "superlora.config": self.config.to_json(),
+            "superlora.targets": _json({"patterns": list(self.patterns), "sha256": self.targets_digest}),
+            "superlora.base": _json(self.base),
+            "superlora.prng": GENERATOR,
+            "superlora.recipe": _json(self.recipe),
+            "superlora.metrics": _json(self.metrics),
+            "superlora.checksum": digest_tensors(tensors),
+        }
+        return safetensors_bytes(tensors, metadata)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_atomic(path, self.to_bytes())
+
+
+def load(path: Path) -> StoredAdapter:
+    """Read and check an adapter file.
+
+    Raises:
+        UsageError: missing, truncated, tampered with, foreign, or of a newer format.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "superlora.format_version" not in metadata:
+        raise UsageError("a safetensors file, but no superlora adapter", where=str(path), hint=_foreign(tensors))
+    if metadata["superlora.format_version"] != FORMAT_VERSION:
+        version = metadata["superlora.format_version"]
+        raise UsageError(f"adapter format {version}, this version reads {FORMAT_VERSION}", where=str(path),
+                         hint="update superlora")  # fmt: skip
+    try:
+        targets = json.loads(metadata["superlora.targets"])
+        stored = StoredAdapter(
+            config=AdapterConfig.from_json(metadata["superlora.config"]),
+            patterns=tuple(targets["patterns"]),
+            targets_digest=targets["sha256"],
+            base=json.loads(metadata["superlora.base"]),
+            recipe=json.loads(metadata["superlora.recipe"]),
+            metrics=json.loads(metadata["superlora.metrics"]),
+            factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
+            head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
+    if metadata.get("superlora.checksum") != digest_tensors(tensors):
+        raise UsageError("the checksum does not match the factors", where=str(path), hint="the file was altered")
+    return stored
+
+
+def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
+    """Copy stored factors into an attached adapter.
+
+    Raises:
+        MismatchError: the targets that the patterns give on this base are not the ones trained.
+    """
+    if digest_targets(adapter.targets) != stored.targets_digest:
+        raise MismatchError("the adapter's targets are not the ones of this base", where=where,
+                            hint=f"it was trained on {stored.base.get('name')}")  # fmt: skip
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.factors.items()}
+    if shapes != adapter.plan.tensors:
+        wrong = sorted(set(shapes.items()) ^ set(adapter.plan.tensors.items()))[0]
+        raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
+    with torch.no_grad():
+        for name, tensor in stored.factors.items():
+            adapter.factors[name].copy_(tensor)
+
+
+def digest_targets(targets: Sequence[Target]) -> str:
+    """SHA-256 over names, slices and shapes of the expanded targets."""
+    return hashlib.sha256(_json([[t.module, t.start, t.stop, list(t.shape)] for t in targets]).encode()).hexdigest()
+
+
+def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
+    """(SHA-256 over name, shape and stored bytes of every target slice, their dtype)."""
+    digest, dtypes = hashlib.sha256(), []
+    for target in targets:
+        weight = model.get_submodule(target.module)._parameters["weight"]
+        assert weight is not None
+        rows = weight.detach()[target.start : target.stop].cpu().contiguous()
+        digest.update(f"{target.name}{list(target.shape)}".encode())
+        digest.update(rows.view(torch.uint8).numpy().tobytes())
+        dtypes.append(str(weight.dtype).removeprefix("torch."))
+    return digest.hexdigest(), "+".join(sorted(set(dtypes)))
+
+
+def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
+    """Refuse a base whose target bytes are not the ones that were adapted.
+
+    Raises:
+        MismatchError: with a message of its own where only the dtype differs.
+    """
+    sha256, dtype = digest_base(model, targets)
+    if sha256 == stored.base["sha256"]:
+        return
+    name = stored.base.get("name")
+    if dtype != stored.base.get("dtype"):
+        raise MismatchError(
+            f"the base is stored as {dtype}, the adapter was trained on {stored.base.get('dtype')}",
+            where=where,
+            hint=f"load {name} as {stored.base.get('dtype')}, or --allow-base-mismatch",
+        )
+    raise MismatchError(
+        f"this base is not the one the adapter was trained on: sha256 {sha256[:12]}… is not {stored.base['sha256'][:12]}…",
+        where=where,
+        hint=f"use the weights of {name}, or --allow-base-mismatch",
+    )
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _foreign(tensors: Mapping[str, Tensor]) -> str:
+    if any(".lora_A." in name for name in tensors):
+        return "this is a PEFT LoRA file: load it with PEFT"
+    if any(".lora_down." in name for name in tensors):
+        return "this is a Kohya LoRA file: load it with the tool that wrote it"
+    return "an adapter.safetensors that superlora train wrote"
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))

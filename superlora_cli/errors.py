@@ -1,0 +1,65 @@
+"""The errors a user may see. Each is one line: what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SuperLoraError(Exception):
+    """Base of all errors that end a command with one line and an exit code.
+
+    Args:
+        message: what is wrong, with the numbers or names that clash.
+        where: file, line, key or tensor where it is wrong.
+        hint: what would be right.
+    """
+
+    code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.where, self.hint = message, where, hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f" ({self.hint})" if self.hint else ""
+        return f"{place}{self.message}{advice}"
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """The `error` object of `--json`."""
+        return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
+
+
+class RunError(SuperLoraError):
+    """Something failed while running: NaN, a full disk. Exit code 1."""
+
+    code = 1
+
+
+class UsageError(SuperLoraError):
+    """Bad usage, recipe, data or input file. Exit code 2."""
+
+    code = 2
+
+
+class MismatchError(SuperLoraError):
+    """Adapter and base do not belong together, or a verification failed. Exit code 3."""
+
+    code = 3
+
+
+class Interrupted(SuperLoraError):
+    """Stopped by SIGINT or SIGTERM, after saving. Exit code 130."""
+
+    code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
+    """The hint for a misspelt name, or None where nothing is near.
+
+    >>> did_you_mean("ordr", ["rank", "order"])
+    "did you mean 'order'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else None

@@ -1,0 +1,95 @@
+"""Files written whole or not at all: a temporary name in the same folder, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from superlora_cli.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                "the disk is full", where=str(path), hint="free some space; nothing was overwritten"
+            ) from None
+        hint = "choose a folder you may write to"
+        raise UsageError(f"cannot write: {error.strerror}", where=str(path), hint=hint) from None
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that at any moment either the old or the new one is there, whole.
+
+    Raises:
+        RunError: the disk is full. UsageError: the folder cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with system_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_atomic` for a JSON document with sorted keys."""
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata)."""
+    from safetensors.torch import save
+
+    raw = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UsageError: it is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), hint="a .safetensors file, or a run folder that holds one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        hint = "copy or train it again"
+        raise UsageError(f"not a whole safetensors file: {error}", where=str(path), hint=hint) from None
