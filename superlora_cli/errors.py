@@ -49,7 +49,7 @@ class MismatchError(SuperLoraError):
     code = 3
 
 
-class Interrupted(SuperLoraError):
+class InterruptedRunError(SuperLoraError):
     """Stopped by SIGINT or SIGTERM, after saving. Exit code 130."""
 
     code = 130

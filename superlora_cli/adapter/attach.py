@@ -205,15 +205,15 @@ class _RowsLinear(torch.autograd.Function):
 
 
 @cache
-def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
-    plain = base.forward is nn.Linear.forward  # type: ignore[comparison-overlap]
+def _adapted_class(base: Any) -> type[nn.Module]:
+    plain = base.forward is nn.Linear.forward
     mixin = _AdaptedLinear if plain else _Adapted
     return type(f"Adapted{base.__name__}", (mixin, base), {"_base_class": base})
 
 
 def _blank(base: type[nn.Module]) -> nn.Module:
     adapted = _adapted_class(base)
-    return cast(nn.Module, adapted.__new__(adapted))
+    return adapted.__new__(adapted)
 
 
 def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -269,7 +269,7 @@ def attach(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
         module.__class__ = _adapted_class(type(module))
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
     model.superlora = adapter
-    adapter.hook = model.register_forward_pre_hook(_BeforeForward(adapter))
+    model.register_forward_pre_hook(_BeforeForward(adapter))
     return adapter
 
 
@@ -289,9 +289,11 @@ def detach(model: nn.Module, *, merge: bool = False) -> None:
                 raise RunError("the merged weight is not finite", where=f"{name}.weight")
         for name, weight in merged.items():
             module = modules[name]
-            module.__class__ = module._base_class  # type: ignore[assignment]
+            module.__class__ = cast(Any, module)._base_class
             del module.__dict__["_pieces"]
             if weight is not None:
                 cast(Tensor, module.weight).copy_(cast(Tensor, weight))
-    cast(Any, adapter.hook).remove()
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if isinstance(hook, _BeforeForward):
+            del model._forward_pre_hooks[key]
     del model.superlora

@@ -20,7 +20,7 @@ def deltas(plan: Plan, params: Mapping[str, Tensor]) -> list[Tensor]:
     """
     outputs = [_outputs(plan, index, bucket, params) for index, bucket in enumerate(plan.buckets)]
     if len(outputs) == 1:
-        pieces = _split(outputs[0].flatten(), [target.elements for target in plan.targets])
+        pieces = list(_split(outputs[0].flatten(), [target.elements for target in plan.targets]))
     else:
         pieces = _regroup(plan, outputs)
     return [piece.view(t.rows, t.columns) for piece, t in zip(pieces, plan.targets, strict=True)]

@@ -128,7 +128,7 @@ def _start(
             return draw.standard_normal(shape)
         ranks = unit.core_shape
         return draw.standard_normal(shape) / math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks)))
-    side, rank = shape[-2:]
+    side = shape[-2]
     if config.init == "lora":
         return draw.uniform(-1, 1, shape) / math.sqrt(side)
     columns, triangle = np.linalg.qr(draw.standard_normal(shape))

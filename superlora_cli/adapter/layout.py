@@ -271,10 +271,7 @@ def _kronecker_units(config: AdapterConfig, sides: tuple[int, ...]) -> tuple[Uni
         )
     right = _unit(config, tuple(root_ceil(-(-side // f), config.splits - 1) for side in sides))
     lefts = (f,) * config.order
-    if config.left == "dense":
-        left = UnitShape(lefts, (0,) * config.order, "dense")
-    else:
-        left = _unit(config, lefts)
+    left = UnitShape(lefts, (0,) * config.order, "dense") if config.left == "dense" else _unit(config, lefts)
     return (left, *(right,) * (config.splits - 1))
 
 

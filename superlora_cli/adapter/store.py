@@ -157,7 +157,7 @@ def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapte
             hint=f"load {name} as {stored.base.get('dtype')}, or --allow-base-mismatch",
         )
     raise MismatchError(
-        f"this base is not the one the adapter was trained on: sha256 {sha256[:12]}… is not {stored.base['sha256'][:12]}…",
+        f"not the base the adapter was trained on: sha256 {sha256[:12]}… is not {stored.base['sha256'][:12]}…",
         where=where,
         hint=f"use the weights of {name}, or --allow-base-mismatch",
     )
