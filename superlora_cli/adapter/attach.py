@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from torch.nn import functional
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import Plan, TargetShape, plan
+from superlora_cli.adapter.layout import Plan, TargetShape, block_of, plan
 from superlora_cli.errors import RunError, UsageError
 
 
@@ -50,19 +49,6 @@ class Target:
         for size in self.shape[1:]:
             columns *= size
         return TargetShape(self.name, self.shape[0], columns, block_of(self.module))
-
-
-def block_of(module: str) -> str:
-    """The block that a module sits in: its name up to the last number that is not its own.
-
-    >>> block_of("layers.2.blocks.5.attn.qkv"), block_of("blocks.1.attn.to_out.0"), block_of("head")
-    ('layers.2.blocks.5', 'blocks.1', 'head')
-    """
-    parts = module.split(".")
-    if len(parts) > 1 and parts[-1].isdigit():
-        parts = parts[:-2]
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[-1] + 1]) if numbers else module
 
 
 class SuperLora(nn.Module):
@@ -204,8 +190,11 @@ class _RowsLinear(torch.autograd.Function):
         return for_input, None, for_bias, None, *for_rows
 
 
-@cache
-def _adapted_class(base: Any) -> type[nn.Module]:
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of `base` whose `weight` is W + ΔW; one per base class, so that types stay comparable."""
     plain = base.forward is nn.Linear.forward
     mixin = _AdaptedLinear if plain else _Adapted
     return type(f"Adapted{base.__name__}", (mixin, base), {"_base_class": base})
@@ -216,17 +205,18 @@ def _blank(base: type[nn.Module]) -> nn.Module:
     return adapted.__new__(adapted)
 
 
-def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]]) -> Tensor:
+def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torch.dtype | None = None) -> Tensor:
     """`weight` with every update added to its rows, in float32 at least and cast once; other rows bit for bit.
 
-    weight (out, ...), updates [(first row, (rows, ...))] in row order.
+    weight (out, ...), updates [(first row, (rows, ...))] in row order; `dtype` of the result, the weight's if None.
     """
+    dtype = dtype or weight.dtype
     pieces, at = [], 0
     for start, delta in updates:
         rows = weight[start : start + len(delta)]
-        pieces += [weight[at:start], (rows + delta).to(weight.dtype)]
+        pieces += [weight[at:start].to(dtype), (rows + delta).to(dtype)]
         at = start + len(delta)
-    pieces = [piece for piece in (*pieces, weight[at:]) if len(piece)]
+    pieces = [piece for piece in (*pieces, weight[at:].to(dtype)) if len(piece)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

@@ -32,6 +32,19 @@ class TargetShape:
         return self.rows * self.columns
 
 
+def block_of(module: str) -> str:
+    """The block that a module sits in: its name up to the last number that is not its own.
+
+    >>> block_of("layers.2.blocks.5.attn.qkv"), block_of("blocks.1.attn.to_out.0"), block_of("head")
+    ('layers.2.blocks.5', 'blocks.1', 'head')
+    """
+    parts = module.split(".")
+    if len(parts) > 1 and parts[-1].isdigit():
+        parts = parts[:-2]
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else module
+
+
 @dataclass(frozen=True)
 class UnitShape:
     """One tensor C ×_1 A_1 ... ×_M A_M: its sides (d_1, ..., d_M) and ranks (r_1, ..., r_M).

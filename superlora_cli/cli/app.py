@@ -1,0 +1,84 @@
+"""The `superlora` command: gathers the subcommands, and turns errors into one line and an exit code.
+
+Nothing here or at the top of a command's file imports torch, timm or numpy: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from superlora_cli import __version__
+from superlora_cli.cli.console import report
+from superlora_cli.errors import RunError, SuperLoraError, UsageError
+
+app = typer.Typer(
+    name="superlora",
+    help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = ("train", "eval", "count-params", "merge", "ls", "validate", "schema", "inspect")
+
+for name in COMMANDS:
+    module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")
+    app.command(name)(module.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"superlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.
+
+    Add --debug to any command to see the traceback behind an error.
+    """
+
+
+def main() -> None:
+    """Run the command line and exit with its code (0 ok, 1 failed, 2 bad input, 3 mismatch, 130 interrupted)."""
+    words = sys.argv[1:]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    as_json = "--json" in words
+    try:
+        sys.exit(app(words, standalone_mode=False) or 0)
+    except SuperLoraError as error:
+        if debug:
+            raise
+        report(error, as_json=as_json)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        report(RunError("interrupted"), as_json=as_json)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        failure = _as_usage_error(error)
+        report(failure, as_json=as_json)
+        sys.exit(failure.code)
+
+
+def _as_usage_error(error: Exception) -> SuperLoraError:
+    """The command-line parser's own errors, and what nobody foresaw, in our form."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return UsageError(error.format_message(), hint="superlora --help")
+    kind = type(error).__name__
+    return RunError(f"{kind}: {error}".replace("\n", " "), hint="run again with --debug for the traceback")

@@ -1,0 +1,70 @@
+"""`superlora ls`: what there is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from superlora_cli.cli.console import print_json, print_table
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    recipes = "recipes"
+    models = "models"
+    methods = "methods"
+
+
+def command(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """List the shipped recipes, the models whose shapes are known, or the methods with their knobs."""
+    rows = {Kind.recipes: _recipes, Kind.models: _models, Kind.methods: _methods}[kind]()
+    if as_json:
+        print_json({kind.value: rows})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*rows[0].keys()) if rows else Table()
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    print_table(table)
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from superlora_cli.recipe.load import shipped_recipes
+
+    rows = []
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        rows.append({"name": name, "what": first.removeprefix("#").strip(), "path": str(path)})
+    return rows
+
+
+def _models() -> list[dict[str, Any]]:
+    from superlora_cli.models.catalogue import models
+
+    return [{"name": name, "parameters": count} for name, count in models().items()]
+
+
+def _methods() -> list[dict[str, Any]]:
+    from superlora_cli.adapter.config import PRESETS
+
+    return [
+        {
+            "method": name,
+            "formula": preset.formula,
+            "knobs": " ".join(f"{knob}={_plain(value)}" for knob, value in preset.knobs.items()),
+            "source": preset.source,
+        }
+        for name, preset in PRESETS.items()
+    ]
+
+
+def _plain(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,48 @@
+"""`superlora merge`: an adapter in, plain weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superlora_cli.cli.console import print_json, print_pairs
+
+
+def command(
+    result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    base: Annotated[Path | None, typer.Option(help="Weights to merge into; default: the base of the recipe.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as the base is stored.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare merged and adapted outputs.")] = True,
+    unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract the update from the merged --base.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Add an adapter's update to its base and write the weights, ready for timm."""
+    from superlora_cli.tasks.evaluate import merge
+
+    done = merge(
+        result,
+        out,
+        base=base,
+        dtype=dtype,
+        verify=verify,
+        unmerge=unmerge,
+        force=force,
+        allow_mismatch=allow_base_mismatch,
+    )
+    if as_json:
+        print_json(done)
+        return
+    rows = [("output", done["output"]), ("tensors changed", f"{done['tensors_changed']:,}")]
+    if done["verified"]:
+        rows.append(("largest difference of outputs", f"{done['max_abs_error']:.2e} on {done['verified_on']}"))
+    rows.append(("load it with", done["load"]))
+    print_pairs("unmerged" if unmerge else "merged", rows)

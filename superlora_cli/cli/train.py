@@ -1,0 +1,119 @@
+"""`superlora train`: a recipe in, a run's folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from superlora_cli.cli.console import print_json, print_pairs, stderr_console
+from superlora_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from superlora_cli.training.run import RunFolder
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (superlora ls recipes).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: adapter.rank=2")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default runs/<recipe>, or the next free.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|DIR", help="Go on from the newest checkpoint; auto: if there is one."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count everything; train nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start afresh in a folder that holds a run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+) -> None:
+    """Train an adapter (or, without one in the recipe, the base) from a YAML recipe."""
+    from superlora_cli.recipe.load import find_recipe, load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    name = find_recipe(recipe).stem
+    console = stderr_console()
+    if dry_run:
+        from superlora_cli.tasks import train as tasks
+
+        summary = tasks.dry_run(loaded)
+        print_json(summary) if as_json else _show_plan(summary)
+        return
+    wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
+    folder, fresh = _folder(wanted, name, resume, force)
+    with folder.opened():
+        from superlora_cli.tasks import train as tasks  # torch and timm take seconds: only once the folder is ours
+
+        checkpoint = None
+        if resume and not fresh:
+            checkpoint = tasks.checkpoint_to_resume(folder)
+        else:
+            folder.clear()
+        result = tasks.train_run(loaded, folder, console, resume=checkpoint, quiet=quiet)
+    print_json(result) if as_json else _show_result(result)
+
+
+def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether to start afresh in it."""
+    from superlora_cli.training.run import RunFolder, next_free
+
+    if resume and resume != "auto":
+        if out and out != Path(resume):
+            raise UsageError("--out and --resume name two folders", where=f"{out}, {resume}", hint="give one of them")
+        if not Path(resume).is_dir():
+            raise UsageError("no such run folder", where=resume, hint="--resume auto starts fresh where there is none")
+        return RunFolder(Path(resume)), False
+    default = Path("runs") / name
+    if resume:
+        run = RunFolder(out or default)
+        has_run = (run.path / "recipe.yaml").exists()
+        if not run.is_empty() and not has_run:
+            raise UsageError(
+                "the folder is not empty and holds no run", where=str(run.path), hint="choose another --out"
+            )
+        return run, not (has_run and any(run.checkpoints.glob("step-*/COMPLETE")))
+    run = RunFolder(out or next_free(default))
+    if not run.is_empty() and not force:
+        hint = "--resume auto goes on with it, --force starts afresh"
+        raise UsageError("the folder is not empty", where=str(run.path), hint=hint)
+    return run, True
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    metrics, params = result["metrics"], result["params"]
+    rows = []
+    if "accuracy_before" in metrics:
+        rows.append(("test accuracy before", f"{metrics['accuracy_before']:.4f}"))
+    rows.append(("test accuracy", f"{metrics['accuracy']:.4f}"))
+    rows.append(("validation accuracy", f"{metrics['val_accuracy']:.4f} (best, step {metrics['best_step']})"))
+    if "adapter" in result:
+        share = params["adapter"] / params["base"]
+        rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))
+        rows.append(("head parameters trained", f"{params['head']:,}"))
+    else:
+        rows.append(("parameters trained", f"{params['base']:,}"))
+    rows.append(("file", f"{result.get('adapter') or result['model']}  {result['bytes']:,} bytes"))
+    rate = f", {result['images_per_second']:.0f} images/s" if result["images_per_second"] else ""
+    rows.append(("time", f"{result['seconds']:.0f} s{rate}"))
+    print_pairs(result["run"], rows)
+
+
+def _show_plan(summary: dict[str, Any]) -> None:
+    params = summary["params"]
+    rows = [("model", summary["model"]), ("base parameters", f"{params['base']:,}")]
+    if "targets" in summary:
+        targets = summary["targets"]
+        names = targets["names"]
+        shown = names if len(names) <= 4 else [*names[:2], "…", names[-1]]
+        rows.append(("targets", f"{targets['weights']} weights, {targets['elements']:,} elements: {', '.join(shown)}"))
+        for unit in summary["units"]:
+            shape = " × ".join(map(str, unit["shape"]))
+            rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} parameters each"))
+        rows.append(("adapter parameters", f"{params['adapter']:,}"))
+        rows.append(("head parameters trained", f"{params['head']:,}"))
+    rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
+    print_pairs("dry run: nothing was trained", rows)

@@ -1,0 +1,189 @@
+"""Base models: any of timm's, and the embedded ones that ship with superlora."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from superlora_cli.errors import MismatchError, UsageError, did_you_mean
+from superlora_cli.files import read_safetensors
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import ModelSection
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A shipped base: a timm architecture, the arguments that size it, and its weights in the package."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    classes: int
+    weights: str
+
+
+EMBEDDED = {
+    "glyphs_vit": Embedded(
+        "vit_tiny_patch16_224",
+        {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4},
+        classes=10,
+        weights="glyphs_vit.safetensors",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A built base model and what its images must look like.
+
+    Attributes:
+        model: the module, in training precision, on the CPU.
+        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module.
+        image_size: side in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
+        trained_head: parameter names of a new classifier, which is trained beside the adapter.
+    """
+
+    model: nn.Module
+    architecture: str
+    arguments: Mapping[str, Any]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    trained_head: tuple[str, ...] = field(default=())
+
+    @property
+    def call(self) -> str:
+        """The line of Python that builds this model in timm."""
+        words = [repr(self.architecture), *(f"{key}={value!r}" for key, value in self.arguments.items())]
+        return f"timm.create_model({', '.join(words)})"
+
+
+def build(section: ModelSection, *, classes: int | None, image_size: int | None = None, weights: bool = True) -> Base:
+    """Build the base that a recipe's `model` section asks for.
+
+    Args:
+        section: name, pretrained, head, checkpoint, kwargs.
+        classes: number of classes of the data, needed for a new head.
+        image_size: the data's, if the recipe says one.
+        weights: False builds shapes only (on the meta device): no download, no memory.
+
+    Raises:
+        UsageError: unknown name, arguments that timm refuses, weights that cannot be had.
+    """
+    embedded = EMBEDDED.get(section.name)
+    architecture = embedded.architecture if embedded else section.name
+    arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
+    if section.head == "new":
+        if classes is None:
+            raise UsageError("the number of classes is not known", where="data.num_classes", hint="set it")
+        arguments["num_classes"] = classes
+    elif embedded:
+        arguments["num_classes"] = embedded.classes
+    fetch = section.pretrained and not embedded and section.checkpoint is None and weights
+    model = _create(section.name, architecture, arguments, fetch=fetch, meta=not weights)
+    if weights and section.checkpoint is not None:
+        load_weights(model, Path(section.checkpoint), new_head=section.head == "new")
+    elif weights and embedded and section.pretrained:
+        load_weights(model, ASSETS / embedded.weights, new_head=section.head == "new")
+    if not isinstance(section.head, str):
+        _select_rows(model, section.head.select)
+        arguments["num_classes"] = len(section.head.select)
+    config = resolve_data_config(model=model)
+    size = image_size or arguments.get("img_size") or config["input_size"][-1]
+    new = classifier_parameters(model) if section.head == "new" else ()
+    return Base(model, architecture, arguments, int(size), tuple(config["mean"]), tuple(config["std"]), new)
+
+
+def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> None:
+    """Load a base's weights from a safetensors or torch file; a new head stays as it was initialised.
+
+    Raises:
+        UsageError: the file cannot be read. MismatchError: names or shapes differ; names the first one.
+    """
+    if path.suffix == ".safetensors":
+        state, _ = read_safetensors(path)
+    else:
+        state = _read_torch(path)
+    own = dict(model.state_dict())
+    if new_head:
+        for name in classifier_parameters(model):
+            state[name] = own[name]
+    for name in sorted(own.keys() | state.keys()):
+        theirs, ours = state.get(name), own.get(name)
+        if theirs is None or ours is None or theirs.shape != ours.shape:
+            shapes = [None if t is None else list(t.shape) for t in (theirs, ours)]
+            raise MismatchError(
+                f"{name} is {shapes[0] or 'missing'} in the file and {shapes[1] or 'missing'} in the model",
+                where=str(path),
+                hint="weights of the same architecture",
+            )
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:  # a base stored in bfloat16 stays in bfloat16: its bytes are its identity
+        model.to(dtypes.pop())
+    model.load_state_dict(state)
+
+
+def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the classifier's parameters, () where a model has none."""
+    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    name = next((name for name, module in model.named_modules() if module is classifier), None)
+    return () if name is None else tuple(f"{name}.{own}" for own, _ in classifier.named_parameters())
+
+
+def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch: bool, meta: bool) -> nn.Module:
+    if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
+        hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
+        raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
+    try:
+        with torch.device("meta" if meta else "cpu"):
+            model: nn.Module = timm.create_model(architecture, pretrained=fetch, **arguments)
+    except TypeError as error:
+        raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
+    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+        if fetch:
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"no pretrained weights of {architecture}: {cause}",
+                where="model.pretrained",
+                hint="go online once, fill the Hugging Face cache, or set model.checkpoint to a local file",
+            ) from None
+        raise UsageError(f"cannot build {architecture}: {error}", where="model.kwargs") from None
+    return model
+
+
+def _select_rows(model: nn.Module, rows: list[int]) -> None:
+    """Replace the classifier by `rows` of it, in that order: (1000, d) → (len(rows), d)."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear) or max(rows) >= classifier.out_features or min(rows) < 0:
+        size = getattr(classifier, "out_features", None)
+        raise UsageError(f"rows {rows} of a classifier with {size}", where="model.head.select")
+    chosen = nn.Linear(classifier.in_features, len(rows), bias=classifier.bias is not None, device="meta")
+    chosen.weight = nn.Parameter(classifier.weight.detach()[rows].clone())
+    if classifier.bias is not None:
+        chosen.bias = nn.Parameter(classifier.bias.detach()[rows].clone())
+    name = next(name for name, module in model.named_modules() if module is classifier)
+    model.set_submodule(name, chosen)
+    model.num_classes = len(rows)  # type: ignore[assignment]
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path), hint="weights of the base") from None
+    except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
+        cause = str(error).splitlines()[0]
+        raise UsageError(f"not a readable torch file: {cause}", where=str(path), hint="use safetensors") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError("holds no state_dict", where=str(path), hint="a mapping of names to tensors")
+    return state

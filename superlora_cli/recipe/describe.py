@@ -1,0 +1,135 @@
+"""The schema as others read it: JSON Schema for editors, a table for the docs, words for error messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from superlora_cli.recipe.schema import Recipe
+
+Schema = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """One row of the table of keys; `default` is "required" for a key without one and "" where unset is allowed."""
+
+    key: str
+    type: str
+    default: str
+    description: str
+
+
+@cache
+def json_schema() -> Schema:
+    """The JSON Schema (draft 2020-12) of a recipe."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+@cache
+def keys_table() -> list[Key]:
+    """Every key by its dotted path, in the order of the schema; a section comes before its keys."""
+    return list(_rows(json_schema(), ""))
+
+
+def markdown_table() -> str:
+    """The table of keys as the docs show it."""
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for row in keys_table():
+        cells = (f"`{row.key}`", row.type, f"`{row.default}`" if row.default else "", row.description)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def schema_at(path: Sequence[str | int]) -> Schema:
+    """The part of the JSON Schema that governs the value at `path`; {} where anything is allowed.
+
+    >>> schema_at(["train", "steps"])["minimum"]
+    1
+    """
+    node = json_schema()
+    for part in path:
+        for form in _forms(node):
+            if isinstance(part, int) and "items" in form:
+                node = form["items"]
+                break
+            if part in form.get("properties", {}):
+                node = form["properties"][part]
+                break
+        else:
+            return {}
+    return node
+
+
+def choices(node: Schema) -> list[str]:
+    """The words that `node` allows."""
+    words = [word for form in _forms(node) for word in (*form.get("enum", ()), form.get("const"))]
+    return [word for word in words if isinstance(word, str)]
+
+
+def phrase(node: Schema) -> str:
+    """What `node` allows, in words; null is left out.
+
+    >>> phrase(schema_at(["adapter", "groups"]))
+    "a whole number, 'weight' or 'layer'"
+    >>> phrase(schema_at(["adapter", "rank"]))
+    "a whole number or a list of (a whole number or 'full')"
+    """
+    words = [word for form in _forms(node) for word in _words(form)]
+    return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else "".join(words)
+
+
+def _words(form: Schema) -> list[str]:
+    if "enum" in form:
+        return [repr(word) for word in form["enum"]]
+    if "const" in form:
+        return [repr(form["const"])]
+    match form.get("type"):
+        case "integer" | "number" as kind:
+            bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+            limits = [f"{sign} {form[name]:,}".removesuffix(".0") for name, sign in bounds.items() if name in form]
+            return [" ".join(["a whole number" if kind == "integer" else "a number", " and ".join(limits)]).strip()]
+        case "boolean":
+            return ["true or false"]
+        case "string":
+            return ["text"]
+        case "array":
+            inner = phrase(form["items"])
+            plural = {"a whole number": "whole numbers", "a number": "numbers"}.get(inner, inner)
+            some = "a non-empty list of" if form.get("minItems") else "a list of"
+            return [f"{some} ({plural})" if " or " in plural else f"{some} {plural}"]
+        case "object" if len(form.get("properties", ())) == 1:
+            return ["{" + f"{next(iter(form['properties']))}: …" + "}"]
+        case "object":
+            return ["a section of keys"]
+    return ["anything"]
+
+
+def _forms(node: Schema) -> list[Schema]:
+    """The alternatives of `node`, references followed, null left out."""
+    if "$ref" in node:
+        return [json_schema()["$defs"][node["$ref"].rpartition("/")[2]]]
+    forms = [form for option in node["anyOf"] for form in _forms(option)] if "anyOf" in node else [node]
+    return [form for form in forms if form.get("type") != "null"]
+
+
+def _rows(node: Schema, prefix: str) -> Iterator[Key]:
+    for form in _forms(node):
+        for name, child in form.get("properties", {}).items():
+            section = any(len(inner.get("properties", ())) > 1 for inner in _forms(child))
+            if name in form.get("required", ()):
+                default = "required"
+            elif section or child.get("default") is None:
+                default = ""
+            else:
+                default = _yaml(child["default"])
+            description = child.get("description") or _forms(child)[0].get("description", "")
+            yield Key(prefix + name, phrase(child), default, description)
+            yield from _rows(child, f"{prefix}{name}.")
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    return value if isinstance(value, str) else json.dumps(value)

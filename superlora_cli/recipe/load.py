@@ -1,0 +1,80 @@
+"""From the name of a recipe to the recipe: find the file, read it, override keys, check every key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from superlora_cli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with superlora, by name (`quickstart`, in a subfolder `folder/name`), sorted."""
+    inside = Path(__file__).parent / "shipped"  # in a wheel; a checkout keeps them at its top
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    files = [path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(files)}
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The recipe's file: a path, or the name of a shipped recipe, with or without `.yaml`. A path goes first.
+
+    Raises:
+        UsageError: when there is neither, with the nearest name.
+    """
+    path = Path(name_or_path)
+    if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these never raise
+        return path
+    shipped = shipped_recipes()
+    name = path.with_suffix("").as_posix() if path.suffix in SUFFIXES else path.as_posix()
+    if name in shipped:
+        return shipped[name]
+    if os.path.isdir(path):
+        raise UsageError("is a folder, not a recipe", where=str(name_or_path))
+    near = did_you_mean(name, shipped) or did_you_mean(Path(name).name, shipped)
+    hint = " ".join(filter(None, (near, "`superlora ls recipes` lists the shipped ones")))
+    raise UsageError("no such file or shipped recipe", where=str(name_or_path), hint=hint)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe with KEY=VALUE `overrides` applied in order.
+
+    Raises:
+        UsageError: with everything that is wrong, a line each: `recipe.yaml:7: train.steps: expected a whole number`.
+    """
+    from superlora_cli.recipe.overrides import apply_overrides, parse_overrides
+    from superlora_cli.recipe.places import Places
+    from superlora_cli.recipe.problems import validate
+    from superlora_cli.recipe.yaml import read_yaml
+
+    path = find_recipe(name_or_path)
+    document = read_yaml(path)
+    places = Places(str(path), document.positions)
+    apply_overrides(document.data, parse_overrides(overrides), places)
+    return validate(document.data, places)
+
+
+def recipe_from_dict(data: Any, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that `Recipe.to_dict` gave, as an adapter file or `run.json` stores it; `source` names that file.
+
+    Raises:
+        UsageError: with everything that is wrong, a line each.
+    """
+    import copy
+
+    from superlora_cli.recipe.overrides import apply_overrides, parse_overrides
+    from superlora_cli.recipe.places import Places
+    from superlora_cli.recipe.problems import validate
+
+    if not isinstance(data, dict):
+        raise UsageError(f"expected the keys of a recipe, got {type(data).__name__}", where=source)
+    data, places = copy.deepcopy(data), Places(source)
+    apply_overrides(data, parse_overrides(overrides), places)
+    return validate(data, places)

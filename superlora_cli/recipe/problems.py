@@ -1,0 +1,132 @@
+"""What is wrong with a recipe, in one line per problem: file, line, key, what is wrong, what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, schema_at
+from superlora_cli.recipe.places import Places
+from superlora_cli.recipe.schema import Recipe
+
+Path = tuple[str | int, ...]
+
+
+def validate(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe; `places` knows where each key was written.
+
+    Raises:
+        UsageError: with all problems, one a line, in the order of the file.
+    """
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _together(_problems(error, data), places) from None
+    if recipe.adapter is not None:
+        try:
+            recipe.adapter.config()
+        except UsageError as error:
+            if (error.where or "").startswith("adapter"):
+                key = str(error.where)
+                raise UsageError(error.message, where=places.where(key), hint=error.hint) from None
+            raise
+    return recipe
+
+
+class _Problem(NamedTuple):
+    path: Path
+    message: str
+    hint: str | None = None
+
+    @property
+    def key(self) -> str:
+        return ".".join(map(str, self.path))
+
+
+def _together(problems: list[_Problem], places: Places) -> UsageError:
+    problems = sorted(problems, key=lambda problem: places.rank(problem.key))
+    errors = [UsageError(problem.message, where=places.where(problem.key), hint=problem.hint) for problem in problems]
+    return errors[0] if len(errors) == 1 else UsageError("\n".join(map(str, errors)))
+
+
+def _problems(error: ValidationError, data: Any) -> list[_Problem]:
+    """One problem per key. Of a union's complaints the deepest count: they are about the form that was meant."""
+    kinds: dict[Path, str] = {}
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        kinds.setdefault(_data_path(detail["loc"], data, detail["type"]), detail["type"])
+    above = {path[:depth] for path in kinds for depth in range(len(path))}
+    deepest = {path: kind for path, kind in kinds.items() if path not in above}
+    unknown = {path: _unknown_hint(path) for path, kind in deepest.items() if kind == "extra_forbidden"}
+    problems = []
+    for path, kind in deepest.items():
+        if kind == "extra_forbidden":
+            problems.append(_Problem(path, f"unknown key '{path[-1]}'", unknown[path]))
+        elif kind == "missing":
+            meant = any(other[:-1] == path[:-1] and f"'{path[-1]}'" in (hint or "") for other, hint in unknown.items())
+            if not meant:  # a misspelt key is one problem, not two
+                problems.append(_Problem(path, f"missing, expected {phrase(schema_at(path))}"))
+        else:
+            node, value = schema_at(path), _value_at(data, path)
+            problems.append(_Problem(path, f"expected {phrase(node)}, got {_show(value)}", _value_hint(node, value)))
+    return problems
+
+
+def _data_path(loc: Sequence[str | int], data: Any, kind: str) -> Path:
+    """pydantic's location without the names of union members, which are no keys of the data."""
+    *above, last = loc or [""]
+    path: list[str | int] = []
+    for part in above if kind == "missing" else loc:
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if inside:
+            data = data[part]
+            path.append(part)
+    return (*path, last) if kind == "missing" else tuple(path)
+
+
+def _value_at(data: Any, path: Path) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _unknown_hint(path: Path) -> str | None:
+    """A key of this name elsewhere, else a near one beside it, else a near one elsewhere."""
+    name, parent = str(path[-1]), ".".join(map(str, path[:-1]))
+    homes: dict[str, list[str]] = {}
+    for row in keys_table():
+        home, _, leaf = row.key.rpartition(".")
+        homes.setdefault(leaf, []).append(home)
+    if name in homes:
+        return "belongs " + " or ".join(f"under {home}:" if home else "at the top level" for home in homes[name])
+    near = did_you_mean(name, [leaf for leaf, where in homes.items() if parent in where])
+    if near is None:
+        for leaf in difflib.get_close_matches(name, homes, n=1, cutoff=0.8):
+            near = f"did you mean '{'.'.join(filter(None, (homes[leaf][0], leaf)))}'?"
+    return near
+
+
+def _value_hint(node: Schema, value: Any) -> str | None:
+    wanted = phrase(node)
+    if isinstance(value, str) and value.isprintable():
+        if "number" in wanted and value.strip().lstrip("+-").replace(".", "", 1).isdecimal():
+            return f"write {value.strip()}, without quotes"
+        if wanted.startswith(("a list", "a non-empty list")):
+            return f'write ["{value}"]' if set(value) & set("[]{}*:") else f"write [{value}]"
+        return did_you_mean(value, choices(node))
+    if isinstance(value, float) and value.is_integer() and "whole number" in wanted:
+        return f"write {int(value)}"
+    if wanted == "text" and isinstance(value, bool | int | float):
+        return f'write "{_show(value)}"'
+    return None
+
+
+def _show(value: Any) -> str:
+    """`value` as the recipe has it, shortened."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,215 @@
+"""Every key of a recipe: its type, its default and what it does.
+
+The descriptions are the documentation: `superlora schema` and the docs' table of keys are made from them. Types are
+strict (the text "5" is no number, `true` is no 1) and unknown keys are errors. What knobs of the adapter may be
+together is `adapter.config`'s to say.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from superlora_cli.adapter.config import (
+    PRESETS,
+    AdapterConfig,
+    Combine,
+    Core,
+    Execution,
+    Fold,
+    Init,
+    Left,
+    Projection,
+    Scaling,
+)
+
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(PRESETS)]
+
+
+class Section(BaseModel):
+    """Keys that belong together. As plain data, keys that were left unset (None) are left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        known = type(self).model_fields
+        return {key: value for key, value in plain(self).items() if value is not None or key not in known}
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The further keys of a section that takes any: arguments for torch, as written."""
+        return dict(self.model_extra or {})
+
+
+class HeadRows(Section):
+    """A new head made of rows of the pretrained one."""
+
+    select: list[int] = Field(min_length=1, description="Rows (classes) of the pretrained head, in the data's order.")
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    name: str = Field(min_length=1, description="A timm model, `cfg_unet`, or a shipped base (`superlora ls models`).")
+    pretrained: bool = Field(True, description="Start from pretrained weights.")
+    head: Literal["new", "frozen"] | HeadRows = Field(
+        "new",
+        description="`new`: a fresh classifier, trained beside the adapter. `frozen`: the pretrained one as it is. "
+        "`{select: [404, …]}`: those rows of the pretrained one, frozen.",
+    )
+    checkpoint: str | None = Field(None, description="File of local weights for the base.")
+    kwargs: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`, such as `img_size`.")
+
+
+class DataSection(Section):
+    """The images."""
+
+    name: str = Field(
+        min_length=1,
+        description="`digits`, `glyphs`, a name of timm's dataset factory (`torch/cifar100`), or a folder.",
+    )
+    root: str = Field("data", description="Folder that holds the dataset.")
+    image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
+    validation: float = Field(0.1, ge=0, lt=1, description="Part of the training images held out for validation.")
+    download: bool = Field(False, description="Download the dataset where it is missing.")
+    num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the dataset says.")
+    train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
+    eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
+    workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")
+    augment: Literal["none", "crop_flip"] | None = Field(
+        None,
+        description="Training transform; `crop_flip`: random resized crop and horizontal flip. Default: the data's.",
+    )
+
+
+class AdapterSection(Section):
+    """The adapter: the knobs of Eq. 2. What is unset comes from the preset `method`, else from the knob's default."""
+
+    method: Method | None = Field(None, description="Preset that sets knobs and nothing else; the keys below override.")
+    targets: list[str] = Field(
+        ["q", "v"],
+        min_length=1,
+        description="Weights to adapt: `q k v o mlp all-linear`, or quoted patterns of module names with an optional "
+        'slice of a fused weight, as `"blocks.*.attn.qkv[q]"`.',
+    )
+    groups: int | Literal["weight", "layer"] | None = Field(
+        None, description="Number of groups G that all targets together are cut into, or one unit per weight or layer."
+    )
+    order: int | None = Field(None, description="Tensor order M of a unit: 1 dense, 2 matrix, 3 and more Tucker.")
+    rank: int | list[int | Literal["full"]] | None = Field(
+        None, description="Rank r, or one per mode; `full`: that mode has no factor."
+    )
+    core: Core | None = Field(None, description="Core tensor C; default `identity` for M ≤ 2, else `dense`.")
+    splits: int | None = Field(None, description="Number of Kronecker factors K.")
+    split_dim: int | None = Field(None, description="Side f of the left Kronecker factor.")
+    combine: Combine | None = Field(None, description="How the K units combine.")
+    left: Left | None = Field(None, description="Form of the left Kronecker factor.")
+    terms: int | None = Field(None, description="Number of Kronecker products that are summed.")
+    fold: Fold | None = Field(None, description="Shape that a group is folded to.")
+    align: int | None = Field(None, description="Each folded side is rounded up to a multiple of this.")
+    projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
+    ratio: float | None = Field(None, description="Compression ρ = N_in/N_out of the projection, an exact decimal.")
+    rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the step.")
+    alpha: float | None = Field(None, description="Scale of ΔW; default: the rank, which makes the factor 1.")
+    scaling: Scaling | None = Field(None, description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha.")
+    init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
+    execution: Execution | None = Field(None, description="Through the factors, through ΔW, or the cheaper of the two.")
+    seed: int | None = Field(None, description="Seed of the fixed projection and of the initial factors.")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The knobs that are set, without `method` and `targets`."""
+        return self.model_dump(exclude={"method", "targets"})
+
+    def config(self) -> AdapterConfig:
+        """The preset with the set knobs on top.
+
+        Raises:
+            UsageError: on knobs that do not go together; `where` is the key, as `adapter.rank`.
+        """
+        return AdapterConfig.from_knobs(self.method, **self.knobs)
+
+
+class OptimizerSection(Section):
+    """The optimizer, with any further argument of that class of `torch.optim`, such as `weight_decay`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("AdamW", description="A class of `torch.optim`.")
+    lr: float = Field(ge=0, description="Learning rate of the adapter (of the base where there is no adapter).")
+    head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
+
+
+class SchedulerSection(Section):
+    """The schedule of the learning rate, with any further argument of that class, such as `cycle_momentum`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("constant", description="`constant`, or a class of `torch.optim.lr_scheduler`.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up before it.")
+
+
+class TrainSection(Section):
+    """The training loop."""
+
+    steps: int = Field(ge=1, description="Optimizer steps.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; `auto`: a GPU if any.")
+    accumulate: int = Field(1, ge=1, description="Forward passes per optimizer step.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a slower step.")
+    clip_norm: float | None = Field(None, gt=0, description="Clip the norm of all gradients together to this.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    optimizer: OptimizerSection = Field(description="Optimizer, with torch's own names.")
+    scheduler: SchedulerSection = Field(
+        SchedulerSection(), description="Learning-rate schedule, with torch's own names."
+    )
+    checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints that are kept, the newest.")
+    checkpoint_at: list[int] = Field([], description="Steps whose checkpoints are never deleted.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; a resumed run repeats exactly with the same number."
+    )
+
+
+class EvalSection(Section):
+    """Evaluation during and after training."""
+
+    every: int | None = Field(None, ge=1, description="Steps between evaluations; default: at the end only.")
+    batch_size: int = Field(256, ge=1, description="Images per forward pass.")
+    select: Literal["validation", "test"] = Field("validation", description="Split on which the best step is chosen.")
+
+
+class OutputSection(Section):
+    """What a run leaves behind."""
+
+    dir: str | None = Field(None, description="Folder of the run; default `runs/<recipe>`, or the next free one.")
+    trackers: list[Literal["jsonl"]] = Field(["jsonl"], description="Where metrics go.")
+
+
+class Recipe(Section):
+    """A recipe of superlora: one training run, from base model to adapter."""
+
+    task: Literal["classification", "diffusion"] = Field("classification", description="What the model is tuned for.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random in the run.")
+    model: ModelSection = Field(description="The base model.")
+    data: DataSection = Field(description="The images.")
+    adapter: AdapterSection | None = Field(None, description="The adapter; without it the base itself is trained.")
+    train: TrainSection = Field(description="The training loop.")
+    eval: EvalSection = Field(EvalSection(), description="Evaluation.")
+    output: OutputSection = Field(OutputSection(), description="What the run leaves behind.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, defaults included and unset ones left out; `Recipe.model_validate` gives the recipe back."""
+        return self.model_dump()
+
+    def to_json(self) -> str:
+        """`to_dict` as canonical JSON: sorted keys, no spaces, so that equal recipes are equal bytes."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

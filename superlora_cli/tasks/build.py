@@ -1,0 +1,149 @@
+"""From a recipe, or from an adapter file, to a base with an adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.attach import SuperLora, Target, attach
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import read_safetensors
+from superlora_cli.models.base import Base, build, load_weights
+from superlora_cli.models.targets import expand
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import Recipe
+
+ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
+
+
+@dataclass
+class Built:
+    """A model ready to be trained or used.
+
+    Attributes:
+        adapter: None where the recipe trains the base itself.
+        base_digest: (SHA-256 of the target slices, dtype), taken before anything touched them.
+    """
+
+    recipe: Recipe
+    base: Base
+    adapter: SuperLora | None
+    base_digest: tuple[str, str]
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, adapted if there is an adapter."""
+        return self.base.model
+
+    @property
+    def head(self) -> dict[str, nn.Parameter]:
+        """The new classifier's parameters beside an adapter, by name."""
+        if self.adapter is None:
+            return {}
+        return {name: self.model.get_parameter(name) for name in self.base.trained_head}
+
+
+def adapter_config(recipe: Recipe) -> AdapterConfig:
+    """The adapter's knobs; the recipe's seed is the adapter's where that has none of its own."""
+    assert recipe.adapter is not None
+    config = recipe.adapter.config()
+    return config if recipe.adapter.seed is not None else replace(config, seed=recipe.seed)
+
+
+def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
+    """Base, targets and a fresh adapter (ΔW = 0); with `weights=False` shapes only, on the meta device.
+
+    Raises:
+        UsageError, MismatchError: as `models.base.build`, `models.targets.expand` and `adapter.attach.attach`.
+    """
+    torch.manual_seed(recipe.seed)
+    base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size, weights=weights)
+    if recipe.adapter is None:
+        return Built(recipe, base, None, ("", ""))
+    targets = expand(base.model, recipe.adapter.targets)
+    digest = store.digest_base(base.model, targets) if weights else ("", "")
+    adapter = attach(base.model, targets, adapter_config(recipe))
+    for name in base.trained_head:
+        base.model.get_parameter(name).requires_grad_(True)
+    return Built(recipe, base, adapter, digest)
+
+
+def resolve_result(path: Path) -> Path:
+    """The adapter or model file that `path` means: itself, or the one in a run's folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_dir():
+        for name in (ADAPTER_FILE, MODEL_FILE):
+            if (path / name).is_file():
+                return path / name
+        hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
+        raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
+    if not path.is_file():
+        raise UsageError("no such run or adapter", where=str(path), hint="a run folder, or an adapter.safetensors")
+    return path
+
+
+def build_from_file(
+    path: Path, overrides: Sequence[str] = (), *, base: Path | None = None, allow_mismatch: bool = False
+) -> Built:
+    """The base that a result was trained on, with its adapter attached, from the file alone.
+
+    Args:
+        path: an adapter file, or a model file of a run without adapter.
+        overrides: KEY=VALUE on the recipe stored in it.
+        base: weights to use instead of the recipe's.
+        allow_mismatch: accept a base whose target bytes differ.
+
+    Raises:
+        UsageError: not a readable result. MismatchError: base and adapter do not belong together.
+    """
+    _, metadata = read_safetensors(path)
+    if "superlora.model_recipe" in metadata:
+        return _build_model(path, metadata["superlora.model_recipe"], overrides)
+    stored = store.load(path)
+    recipe = recipe_from_dict(dict(stored.recipe), str(path), overrides)
+    if base is not None:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
+    if not stored.head or recipe.model.head != "new":
+        made = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
+    else:
+        classes = next(iter(stored.head.values())).shape[0]
+        made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
+    targets = expand(made.model, stored.patterns)
+    digest = _checked_digest(made.model, targets, stored, path, allow_mismatch)
+    adapter = attach(made.model, targets, stored.config)
+    store.restore(adapter, stored, where=str(path))
+    with torch.no_grad():
+        for name, tensor in stored.head.items():
+            made.model.get_parameter(name).copy_(tensor)
+    return Built(recipe, made, adapter, digest)
+
+
+def _checked_digest(
+    model: nn.Module, targets: Sequence[Target], stored: store.StoredAdapter, path: Path, allow: bool
+) -> tuple[str, str]:
+    try:
+        store.check_base(model, targets, stored, where=str(path))
+    except MismatchError:
+        if not allow:
+            raise
+    return store.digest_base(model, targets)
+
+
+def _build_model(path: Path, recipe_json: str, overrides: Sequence[str]) -> Built:
+    import json
+
+    recipe = recipe_from_dict(json.loads(recipe_json), str(path), overrides)
+    section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
+    base = build(section, classes=class_count(recipe.data), image_size=recipe.data.image_size)
+    load_weights(base.model, path)
+    return Built(recipe, base, None, ("", ""))

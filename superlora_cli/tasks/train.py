@@ -1,0 +1,166 @@
+"""One training run, from a recipe to a finished folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from superlora_cli.errors import InterruptedRunError, UsageError
+from superlora_cli.files import write_atomic, write_json
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.yaml import dump_yaml, read_yaml
+from superlora_cli.tasks.build import Built, build_for_training
+from superlora_cli.tasks.classification import Classification
+from superlora_cli.training.display import Display
+from superlora_cli.training.loop import accelerator_for, fit, latest_checkpoint
+from superlora_cli.training.run import RunFolder, environment
+
+
+def dry_run(recipe: Recipe) -> dict[str, Any]:
+    """What a run would train, without weights, data or memory.
+
+    Raises:
+        UsageError: whatever is wrong with model, targets and knobs together.
+    """
+    built = build_for_training(recipe, weights=False)
+    train = recipe.train
+    summary: dict[str, Any] = {
+        "status": "dry-run",
+        "model": built.base.call,
+        "image_size": built.base.image_size,
+        "params": _params(built),
+        "steps": train.steps,
+        "images": train.steps * train.batch_size * train.accumulate,
+    }
+    if built.adapter:
+        plan = built.adapter.plan
+        summary["targets"] = {
+            "weights": len(plan.targets),
+            "elements": plan.elements,
+            "names": [target.name for target in built.adapter.targets],
+        }
+        summary["units"] = [
+            {"count": len(bucket.members) * bucket.shape.terms, "shape": unit.sides, "params": unit.params}
+            for bucket in plan.buckets
+            for unit in bucket.shape.units
+        ]
+    return summary
+
+
+def train_run(
+    recipe: Recipe, run: RunFolder, console: Console, *, resume: Path | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Train `recipe` in the opened folder `run`, from the checkpoint `resume` if given.
+
+    Returns:
+        status, run, adapter (or model), params, steps, metrics, seconds, and bytes of the file.
+
+    Raises:
+        SuperLoraError: whatever ended the run; run.json says so too.
+    """
+    about: dict[str, Any] = {"status": "running", "recipe": recipe.to_dict(), "environment": environment()}
+    if resume:
+        for line in changed_keys(run.path / "recipe.yaml", recipe):
+            console.print(f"resuming with a changed recipe: {line}", markup=False)
+    write_atomic(run.path / "recipe.yaml", dump_yaml(recipe.to_dict()))
+    run.describe(about)
+    try:
+        result = _train(recipe, run, console, about, resume, quiet)
+    except BaseException as error:
+        stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+        run.log(str(error))
+        run.describe({**about, "status": "interrupted" if stopped else "failed", "error": str(error)})
+        raise
+    run.describe({**about, **result})
+    run.log("completed")
+    return result
+
+
+def _train(
+    recipe: Recipe, run: RunFolder, console: Console, about: dict[str, Any], resume: Path | None, quiet: bool
+) -> dict[str, Any]:
+    if recipe.task != "classification":
+        raise UsageError(f"no task '{recipe.task}' in this version", where="task", hint="classification")
+    started = time.monotonic()
+    accelerator = accelerator_for(recipe.train)
+    built = build_for_training(recipe)
+    task = Classification(built, accelerator)
+    params = _params(built)
+    about |= {"params": params, "device": str(accelerator.device), "data": task.splits.fingerprint}
+    run.describe(about)
+    start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
+    run.log(start_line)
+    # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
+    before = task.evaluate("test")["accuracy"] if recipe.model.head != "new" and built.adapter else None
+
+    def show(start: int) -> Display:
+        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
+        display.say(start_line)
+        return display
+
+    at = fit(task, recipe.train, recipe.eval, run, accelerator, show=show, resume=resume)
+    test = task.evaluate("test")
+    metrics: dict[str, Any] = {"accuracy": test["accuracy"], "loss": test["loss"]}
+    metrics |= {"accuracy_before": before} if before is not None else {}
+    metrics |= {"val_accuracy": at.best["accuracy"], "best_step": at.best_step}
+    ((name, content),) = task.exported(metrics).items()
+    write_atomic(run.path / name, content)
+    write_json(run.path / "eval.json", {"task": recipe.task, "metrics": test, "n": len(task.splits.test)})  # type: ignore[arg-type]
+    return {
+        "status": "completed",
+        "run": str(run.path),
+        name.partition(".")[0]: str(run.path / name),
+        "params": params,
+        "steps": at.step,
+        "metrics": metrics,
+        "bytes": len(content),
+        "seconds": round(time.monotonic() - started, 1),
+        "images_per_second": round(at.images / at.seconds, 1) if at.seconds else None,
+    }
+
+
+def checkpoint_to_resume(run: RunFolder) -> Path:
+    """The newest whole checkpoint of an existing run.
+
+    Raises:
+        UsageError: the folder or a checkpoint in it is missing.
+    """
+    if not run.path.is_dir():
+        raise UsageError(
+            "no such run folder", where=str(run.path), hint="--resume auto starts fresh where there is none"
+        )
+    found = latest_checkpoint(run)
+    if found is None:
+        hint = "set train.checkpoint_every, or start again with --force"
+        raise UsageError("holds no whole checkpoint", where=str(run.path), hint=hint)
+    return found
+
+
+def changed_keys(stored: Path, recipe: Recipe) -> list[str]:
+    """`train.steps: 100 → 200` for every key in which `recipe` differs from the one stored in a run."""
+    if not stored.is_file():
+        return []
+    old, new = _flat(read_yaml(stored).data), _flat(recipe.to_dict())
+    return [
+        f"{key}: {old.get(key)} → {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _params(built: Built) -> dict[str, int]:
+    return {
+        "adapter": built.adapter.plan.params if built.adapter else 0,
+        "head": sum(parameter.numel() for parameter in built.head.values()),
+        "base": sum(p.numel() for name, p in built.model.named_parameters() if not name.startswith("superlora.")),
+    }

@@ -1,0 +1,77 @@
+"""Optimizers and schedules by torch's own names and keywords."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from superlora_cli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import OptimizerSection, SchedulerSection
+
+
+def make_optimizer(
+    section: OptimizerSection, body: list[nn.Parameter], head: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimizer of `torch.optim` with the head in a group of its own, at `head_lr`.
+
+    Raises:
+        UsageError: no such optimizer, or keywords that it refuses.
+    """
+    known = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    kind = known.get(section.name)
+    if kind is None or not issubclass(kind, Optimizer) or kind is Optimizer:
+        hint = did_you_mean(section.name, known) or "a class of torch.optim"
+        raise UsageError(f"unknown optimizer '{section.name}'", where="train.optimizer.name", hint=hint)
+    groups: list[dict[str, Any]] = [{"params": body, "lr": section.lr}]
+    if head:
+        groups.append({"params": head, "lr": section.lr if section.head_lr is None else section.head_lr})
+    try:
+        make: Any = kind  # torch's base class declares none of its subclasses' keywords
+        optimizer: Optimizer = make([group for group in groups if group["params"]], lr=section.lr, **section.keywords)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{section.name} refuses its arguments: {error}", where="train.optimizer") from None
+    return optimizer
+
+
+def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: int, start: int) -> Any:
+    """A schedule of `torch.optim.lr_scheduler` for a run of `steps` steps, standing at step `start`.
+
+    `constant` keeps the learning rate; `OneCycleLR` takes the groups' rates as its maxima and the run's length as
+    its own, `CosineAnnealingLR` likewise. A linear warm-up may go before any but OneCycleLR, which has one.
+
+    Raises:
+        UsageError: no such schedule, or keywords that it refuses.
+    """
+    keywords = section.keywords
+    length = max(1, steps - section.warmup)
+    if section.name == "OneCycleLR":
+        keywords = {"total_steps": steps, "max_lr": [group["lr"] for group in optimizer.param_groups]} | keywords
+        if section.warmup:
+            raise UsageError("OneCycleLR warms up itself", where="train.scheduler.warmup", hint="set pct_start")
+    elif section.name == "CosineAnnealingLR":
+        keywords = {"T_max": length} | keywords
+    kinds = {name: kind for name, kind in vars(lr_scheduler).items() if isinstance(kind, type)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of scheduler steps before the first optimizer step
+        try:
+            if section.name == "constant":
+                schedule: Any = lr_scheduler.ConstantLR(optimizer, factor=1.0, **keywords)
+            else:
+                schedule = kinds[section.name](optimizer, **keywords)
+            if section.warmup:
+                ramp = lr_scheduler.LinearLR(optimizer, 1 / (section.warmup + 1), total_iters=section.warmup)
+                schedule = lr_scheduler.SequentialLR(optimizer, [ramp, schedule], milestones=[section.warmup])
+        except KeyError:
+            hint = did_you_mean(section.name, ["constant", *kinds]) or "a class of torch.optim.lr_scheduler"
+            raise UsageError(f"unknown schedule '{section.name}'", where="train.scheduler.name", hint=hint) from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{section.name} refuses its arguments: {error}", where="train.scheduler") from None
+        for _ in range(start):
+            schedule.step()
+    return schedule

@@ -1,0 +1,128 @@
+"""A run's folder: who may write there, and what is written.
+
+OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
+OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
+OUT/checkpoints/step-000500/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from superlora_cli.errors import UsageError
+from superlora_cli.files import system_errors, write_json
+
+OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors",
+             "model.safetensors", "checkpoints", ".lock")  # fmt: skip
+
+
+def next_free(folder: Path) -> Path:
+    """`runs/quickstart`, or `runs/quickstart-2`, `-3`, … where that is taken."""
+    candidate, number = folder, 2
+    while candidate.exists() and any(candidate.iterdir()):
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+class RunFolder:
+    """One run's files. Open it with `opened`, which holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    @contextmanager
+    def opened(self) -> Iterator[RunFolder]:
+        """Make the folder and lock it for this process; the system drops the lock however the process ends.
+
+        Raises:
+            UsageError: it cannot be written, or another run is in it.
+        """
+        with system_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "wait for it, or choose another --out"
+                raise UsageError("another run is writing there", where=str(self.path), hint=hint) from None
+            yield self
+
+    def is_empty(self) -> bool:
+        """Nothing there but a lock."""
+        return not self.path.exists() or not any(entry.name != ".lock" for entry in self.path.iterdir())
+
+    def clear(self) -> None:
+        """Remove what a run wrote, and nothing else."""
+        for name in OWN_FILES:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            elif name != ".lock":
+                target.unlink(missing_ok=True)
+
+    def log(self, line: str) -> None:
+        """Append a line with the time to log.txt."""
+        with system_errors(self.path), (self.path / "log.txt").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the metrics of steps after `step`: a resumed run writes them again."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+        with system_errors(self.metrics):
+            self.metrics.write_text("".join(line + "\n" for line in kept))
+
+    def open_metrics(self) -> IO[str]:
+        """metrics.jsonl for appending, a line a write."""
+        with system_errors(self.metrics):
+            return self.metrics.open("a", buffering=1)
+
+    def describe(self, content: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        write_json(self.path / "run.json", content)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a torn last line
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state, for run.json."""
+    import platform
+    import subprocess
+    from importlib.metadata import version
+
+    import torch
+
+    import superlora_cli
+
+    try:
+        asked = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=False)
+        state = git.stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        state = None
+    return {
+        "superlora": superlora_cli.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "git": state,
+    }
