@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.layout import Plan, TargetShape, block_of, plan
 from superlora_cli.errors import RunError, UsageError
@@ -64,6 +64,8 @@ class SuperLora(nn.Module):
         self.targets = tuple(targets)
         self.plan: Plan = plan(config, [target.flat for target in targets])
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
+        self._frozen: Any = None
+        self._frozen_at: tuple[torch.device, torch.dtype] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -72,8 +74,8 @@ class SuperLora(nn.Module):
         self._held = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the cached ΔW: it belongs to a graph, which can be neither copied nor pickled."""
-        return self.__dict__ | {"_deltas": None, "_made_from": (), "_held": False}
+        """Without the cached ΔW, which belongs to a graph, and without what the seed gives back."""
+        return self.__dict__ | {"_deltas": None, "_made_from": (), "_held": False, "_frozen": None, "_frozen_at": None}
 
     def extra_repr(self) -> str:
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
@@ -82,8 +84,14 @@ class SuperLora(nn.Module):
     def compute(self) -> list[Tensor]:
         """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
         factors = dict(self.factors.items())
-        with torch.autocast(next(iter(factors.values())).device.type, enabled=False):
-            made = deltas(self.plan, factors)
+        one = next(iter(factors.values()))
+        if self._frozen_at != (one.device, one.dtype):
+            self._frozen, self._frozen_at = (
+                Frozen(self.plan, device=one.device, dtype=one.dtype),
+                (one.device, one.dtype),
+            )
+        with torch.autocast(one.device.type, enabled=False):
+            made = deltas(self.plan, factors, self._frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def current(self) -> list[Tensor]:

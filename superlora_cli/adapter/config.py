@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from superlora_cli.adapter.projections import FULL_SIZE
+from superlora_cli.adapter.projections import NAMES as PROJECTIONS
 from superlora_cli.errors import UsageError, did_you_mean
 
 Rank = int | tuple[int | Literal["full"], ...]
@@ -15,7 +17,6 @@ Core = Literal["identity", "diagonal", "dense"]
 Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
 Fold = Literal["none", "regular", "stack"]
-Projection = Literal["identity", "shuffle", "linear", "linear_v2", "nonlinear", "nonlinear_v2"]
 Scaling = Literal["alpha_over_rank", "rslora", "alpha"]
 Init = Literal["unit", "lora"]
 Execution = Literal["auto", "factored", "materialised"]
@@ -25,7 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "combine": get_args(Combine),
     "left": get_args(Left),
     "fold": get_args(Fold),
-    "projection": get_args(Projection),
+    "projection": PROJECTIONS,
     "scaling": get_args(Scaling),
     "init": get_args(Init),
     "execution": get_args(Execution),
@@ -104,7 +105,7 @@ class AdapterConfig:
     terms: int = 1
     fold: Fold = "regular"
     align: int = 1
-    projection: Projection = "identity"
+    projection: str = "identity"
     ratio: float = 1.0
     rescale: bool = True
     alpha: float | None = None
@@ -236,7 +237,7 @@ class AdapterConfig:
     def _check_projection(self) -> None:
         if not 0 < self.ratio <= 1:
             raise _refuse("ratio", f"ratio is {self.ratio}", "a number in (0, 1]")
-        if self.ratio != 1 and self.projection in ("identity", "shuffle"):
+        if self.ratio != 1 and self.projection in FULL_SIZE:
             raise _refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import GroupShape, Plan, UnitShape
 from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.projections import is_nonlinear
 
 
 def expand(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -92,13 +93,15 @@ def _interleave(product: Tensor, left: Tensor, right: Tensor, order: int) -> Ten
     )
 
 
-def initial(plan: Plan, *, nonzero: bool = False) -> dict[str, Tensor]:
-    """Start values: name → float32 tensor, such that ΔW = 0 exactly unless `nonzero` asks otherwise.
+def initial(plan: Plan) -> dict[str, Tensor]:
+    """Start values: name → float32 tensor, such that ΔW = 0 exactly.
 
     `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
     `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). The last unit (for Kronecker the right
-    one) has its first plane at zero, or is zero where it has no plane.
+    one) has its first plane at zero, or is zero where it has no plane. Under a nonlinear F nothing is zero and
+    units have entries of unit scale: ΔW = F(x) − F(x₀), and F's slope at zero is zero.
     """
+    nonzero = is_nonlinear(plan.config.projection)
     values: dict[str, Tensor] = {}
     for index, bucket in enumerate(plan.buckets):
         last = len(bucket.shape.units)
@@ -109,7 +112,10 @@ def initial(plan: Plan, *, nonzero: bool = False) -> dict[str, Tensor]:
                 values[name] = torch.zeros(shape)
             else:
                 draw = random_state(plan.config.seed, "init", name)
-                values[name] = torch.from_numpy(_start(plan.config, unit, part, shape, draw)).float()
+                start = _start(plan.config, unit, part, shape, draw)
+                if nonzero and part == zeroed(unit) and part != "core":
+                    start /= math.sqrt(shape[-1])  # r terms of unit scale add up to √r
+                values[name] = torch.from_numpy(start).float()
     return values
 
 

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from string import ascii_lowercase, ascii_uppercase
 
 import torch
+from numpy.random import RandomState
 from torch import Tensor
 
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.layout import GroupShape, Plan, UnitShape
+from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.projections import Size
 
 
 def unit_tensor(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -56,14 +61,69 @@ def group_vector(plan: Plan, index: int, group: int, params: Mapping[str, Tensor
     return total.flatten()[: shape.n_in]
 
 
+def hadamard(bits: int) -> Tensor:
+    """H₂^{⊗bits} by its definition: (2^bits, 2^bits) float64."""
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(bits):
+        matrix = torch.kron(matrix, two)
+    return matrix
+
+
+def butterfly(x: Tensor) -> Tensor:
+    """The textbook fast transform along the last axis: log2 passes of sums and differences, orthonormal."""
+    length, half = x.shape[-1], 1
+    while half < length:
+        pairs = x.reshape(*x.shape[:-1], -1, 2, half)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        x = torch.stack((a + b, a - b), dim=-2).flatten(-3)
+        half *= 2
+    return x / length**0.5
+
+
+def project(config: AdapterConfig, size: Size, x: Tensor) -> Tensor:
+    """F as explicit matrices, (N_in,) → (N_out,): x H' diag(G) Π H diag(B), and tanhshrink if nonlinear (A.6)."""
+    if config.projection == "identity":
+        return x
+
+    def draw(role: str) -> RandomState:
+        return random_state(config.seed, "projection", role, size.n_in, size.n_out)
+
+    if config.projection == "shuffle":
+        return x @ permutation(torch.from_numpy(draw("permutation").permutation(size.n_out)))
+    full = 2**size.bits
+    walsh, last = hadamard(size.bits), draw("last")
+    gauss = torch.from_numpy(draw("gauss").standard_normal(full))
+    order = torch.from_numpy(draw("permutation").permutation(full))
+    if config.projection.endswith("_v2"):
+        ending = torch.from_numpy(last.standard_normal(size.n_out))
+    else:
+        ending = torch.from_numpy(last.randint(0, 2, size.n_out) * 2.0 - 1.0)
+    y = x.double() @ walsh[: size.n_in] @ torch.diag(gauss) @ permutation(order) @ walsh[:, : size.n_out]
+    y = y @ torch.diag(ending) * ((full / size.n_in) ** 0.5 if size.rescale else 1.0)
+    return (y - torch.tanh(y) if config.projection.startswith("nonlinear") else y).to(x.dtype)
+
+
+def permutation(order: Tensor) -> Tensor:
+    """Π as a matrix: element j of xΠ is element order[j] of x."""
+    matrix = torch.zeros(len(order), len(order), dtype=torch.float64)
+    matrix[order, torch.arange(len(order))] = 1
+    return matrix
+
+
 def deltas(plan: Plan, params: Mapping[str, Tensor]) -> list[Tensor]:
     """Eq. 2 for every group, written into one vector of N elements, cut into the targets."""
     vector = torch.zeros(plan.elements, dtype=_dtype(params))
+    start_params = {name: tensor.to(_dtype(params)) for name, tensor in initial(plan).items()}
     for index, bucket in enumerate(plan.buckets):
+        size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale)
         for row, group in enumerate(bucket.members):
+            update = project(plan.config, size, group_vector(plan, index, row, params))
+            if plan.config.projection.startswith("nonlinear"):
+                update = update - project(plan.config, size, group_vector(plan, index, row, start_params))
             start = plan.starts[group]
             room = vector[start : start + bucket.shape.n_out]
-            room += group_vector(plan, index, row, params)[: len(room)] * plan.config.scale
+            room += update[: len(room)] * plan.config.scale
     updates, start = [], 0
     for target in plan.targets:
         updates.append(vector[start : start + target.elements].reshape(target.rows, target.columns))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from superlora_cli.adapter.config import (
     PRESETS,
+    PROJECTIONS,
     AdapterConfig,
     Combine,
     Core,
@@ -21,14 +22,15 @@ from superlora_cli.adapter.config import (
     Fold,
     Init,
     Left,
-    Projection,
     Scaling,
 )
 
 if TYPE_CHECKING:
     Method = str
+    Projection = str
 else:
     Method = Literal[tuple(PRESETS)]
+    Projection = Literal[PROJECTIONS]
 
 
 class Section(BaseModel):

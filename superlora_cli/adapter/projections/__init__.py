@@ -1,0 +1,75 @@
+"""F: fixed projections from the N_in elements of a folded group to its N_out elements (Eq. 4, A.6).
+
+One projection is one file here, named as it is in recipes, with a function
+
+    def build(size: Size, draw: Draw, place: Place) -> Project
+
+that draws what is frozen and returns the map (groups, N_in) → (groups, N_out). `docs/projections.md` adds one.
+Nothing of a projection is stored in an adapter but the seed it is drawn from.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Draw = Callable[[str], "np.random.RandomState"]  # role → the generator of that role
+Place = Callable[[Any], "Tensor"]  # array → tensor where the parameters are, in their dtype if floating
+Project = Callable[["Tensor"], "Tensor"]  # (groups, N_in) → (groups, N_out)
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+FULL_SIZE = ("identity", "shuffle")  # they have N_in = N_out: no ratio
+
+
+@dataclass(frozen=True)
+class Size:
+    """N_in and N_out of one projection, and whether the shrinkage of F is undone (`rescale`)."""
+
+    n_in: int
+    n_out: int
+    rescale: bool = True
+
+    @property
+    def bits(self) -> int:
+        """N = ceil(log2(max(N_in, N_out))): the transform's length is 2^N.
+
+        >>> Size(100, 1000).bits, Size(1024, 1024).bits, Size(1, 1).bits
+        (10, 10, 0)
+        """
+        return (max(self.n_in, self.n_out) - 1).bit_length()
+
+
+def build(name: str, size: Size, seed: int, *, device: torch.device, dtype: torch.dtype) -> Project:
+    """The projection `name`, drawn from (seed, role, N_in, N_out) and placed on `device`."""
+    import numpy as np
+    import torch
+
+    from superlora_cli.adapter.prng import random_state
+
+    def draw(role: str) -> np.random.RandomState:
+        return random_state(seed, "projection", role, size.n_in, size.n_out)
+
+    def place(array: Any) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+    module = importlib.import_module(f"{__name__}.{name}")
+    project: Project = module.build(size, draw, place)
+    return project
+
+
+def is_nonlinear(name: str) -> bool:
+    """Whether ΔW must be taken as F(x) − F(x₀), because F's slope vanishes where F does."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return getattr(module, "NONLINEAR", False)
+
+
+__all__ = ["FULL_SIZE", "NAMES", "Size", "build", "is_nonlinear"]

@@ -1,0 +1,13 @@
+"""F(x) = tanhshrink[x H' diag(G) Π H diag(B)] (A.6)."""
+
+from __future__ import annotations
+
+from superlora_cli.adapter.projections import Draw, Place, Project, Size
+from superlora_cli.adapter.projections._fastfood import fastfood
+
+NONLINEAR = True
+
+
+def build(size: Size, draw: Draw, place: Place) -> Project:
+    """Drawn from the roles `permutation`, `gauss` and `last`."""
+    return fastfood(size, draw, place, gaussian=False, nonlinear=True)
