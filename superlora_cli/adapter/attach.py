@@ -81,15 +81,17 @@ class SuperLora(nn.Module):
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
         return f"{knobs}, targets={len(self.targets)}, parameters={self.plan.params}"
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The identity: an `nn.Sequential` that carries an adapter calls it like any other child."""
+        return input
+
     def compute(self) -> list[Tensor]:
         """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
         factors = dict(self.factors.items())
         one = next(iter(factors.values()))
-        if self._frozen_at != (one.device, one.dtype):
-            self._frozen, self._frozen_at = (
-                Frozen(self.plan, device=one.device, dtype=one.dtype),
-                (one.device, one.dtype),
-            )
+        place = one.device, one.dtype
+        if self._frozen_at != place:
+            self._frozen, self._frozen_at = Frozen(self.plan, device=one.device, dtype=one.dtype), place
         with torch.autocast(one.device.type, enabled=False):
             made = deltas(self.plan, factors, self._frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
