@@ -10,9 +10,9 @@ reads `layer.weight` itself sees the update, while `state_dict` keeps the base's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from superlora_cli.adapter import updates
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.layout import Plan, TargetShape, block_of, plan
+from superlora_cli.adapter.rows_linear import RowsLinear
+from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
 
 
@@ -54,28 +57,37 @@ class Target:
 class SuperLora(nn.Module):
     """The adapter's trained tensors, and ΔW of every target made from them when it is needed.
 
-    ΔW is built once per forward of the adapted model; without gradients it is cached until a parameter
-    changes. A training loop that holds it for a whole optimizer step uses `one_step`.
+    Updates are made once per forward of the adapted model; without gradients ΔW is cached until a parameter
+    changes. A training loop that holds them for a whole optimizer step uses `one_step`.
     """
 
-    def __init__(self, config: AdapterConfig, targets: Sequence[Target]) -> None:
+    def __init__(self, config: AdapterConfig, targets: Sequence[Target], *, plain: bool = True) -> None:
         super().__init__()
         self.config = config
         self.targets = tuple(targets)
         self.plan: Plan = plan(config, [target.flat for target in targets])
+        self.factored = self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
         self._frozen: Any = None
         self._frozen_at: tuple[torch.device, torch.dtype] | None = None
         self._forget()
 
+    def _path(self, plain: bool) -> bool:
+        """Whether training takes the factored path: as asked, or where it is possible and costs less."""
+        reason = updates.why_not_factored(self.plan) if plain else "a target is no plain nn.Linear"
+        if self.config.execution == "factored" and reason:
+            raise UsageError(f"no factored execution: {reason}", where="adapter.execution", hint="auto or materialised")
+        wanted = self.config.execution == "factored" or (self.config.execution == "auto" and not reason)
+        return wanted and (self.config.execution == "factored" or updates.pays(self.plan))
+
     def _forget(self) -> None:
-        self._deltas: list[Tensor] | None = None
+        self._updates: list[Update] | None = None
         self._made_from: tuple[object, ...] = ()
         self._held = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached ΔW, which belongs to a graph, and without what the seed gives back."""
-        return self.__dict__ | {"_deltas": None, "_made_from": (), "_held": False, "_frozen": None, "_frozen_at": None}
+        return self.__dict__ | {"_updates": None, "_made_from": (), "_held": False, "_frozen": None, "_frozen_at": None}
 
     def extra_repr(self) -> str:
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
@@ -96,38 +108,53 @@ class SuperLora(nn.Module):
             made = deltas(self.plan, factors, self._frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
-    def current(self) -> list[Tensor]:
-        """ΔW for the forward in progress: held, cached, or made now."""
+    def _make(self) -> list[Update]:
+        """The updates as the layers are to meet them: factored only where it is trained, and where it pays."""
+        if not (self.factored and torch.is_grad_enabled()):
+            return [Dense(delta) for delta in self.compute()]
+        factors = dict(self.factors.items())
+        with torch.autocast(next(iter(factors.values())).device.type, enabled=False):
+            return updates.factored(self.plan, factors)
+
+    def current(self) -> list[Update]:
+        """The updates for the forward in progress: held, cached, or made now."""
         state = self._state()
-        if self._deltas is None or not (self._held or state == self._made_from):
-            self._deltas, self._made_from = self.compute(), state
-        return self._deltas
+        if self._updates is None or not (self._held or state == self._made_from):
+            self._updates, self._made_from = self._make(), state
+        return self._updates
 
     def before_forward(self) -> None:
-        """Make ΔW anew where gradients are wanted, outside of any checkpointed region."""
+        """Make the updates anew where gradients are wanted, outside of any checkpointed region."""
         if torch.is_grad_enabled() and not self._held:
-            self._deltas = None
+            self._updates = None
             self.current()
 
     def _state(self) -> tuple[object, ...]:
         versions = tuple((p.data_ptr(), p._version, p.dtype) for p in self.factors.values())
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.factors.values())
-        return (trains, *versions)
+        return (torch.is_grad_enabled(), *versions)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
-        """Hold ΔW for one optimizer step: gradients of all backward passes inside add up in ΔW, then go
-        through the factors once, on leaving."""
-        made = self.compute()
-        leaves = [delta.detach().requires_grad_() for delta in made]
-        self._deltas, self._held = leaves, True
+        """Hold the updates for one optimizer step: gradients of all backward passes inside add up in them (in ΔW
+        where it is materialised), then go through the rest of the factors' graph once, on leaving."""
+        made = self._make()
+        sources = list({id(tensor): tensor for update in made for tensor in update.tensors}.values())
+        leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in sources}
+        self._updates = [replace_tensors(update, leaves) for update in made]
+        self._held = True
         try:
             yield
-            pairs = [(delta, leaf.grad) for delta, leaf in zip(made, leaves, strict=True) if leaf.grad is not None]
+            pairs = [(tensor, leaves[id(tensor)].grad) for tensor in sources if leaves[id(tensor)].grad is not None]
             if pairs:
-                torch.autograd.backward([delta for delta, _ in pairs], [grad for _, grad in pairs])
+                torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
         finally:
             self._forget()
+
+
+def replace_tensors(update: Update, leaves: Mapping[int, Tensor]) -> Update:
+    """The same update on other tensors, found by the identity of its own."""
+    own = {name: leaves[id(value)] for name, value in vars(update).items() if isinstance(value, Tensor)}
+    return cast(Update, replace(cast(Any, update), **own))
 
 
 class _Adapted:
@@ -139,11 +166,10 @@ class _Adapted:
 
     @property
     def weight(self) -> Tensor:
-        stored = self._parameters["weight"]
-        return splice(stored, self.updates())
+        return splice(self._parameters["weight"], [(start, update.dense()) for start, update in self.updates()])
 
-    def updates(self) -> list[tuple[int, Tensor]]:
-        """(first row, ΔW) of every target in this layer, by row."""
+    def updates(self) -> list[tuple[int, Update]]:
+        """(first row, update) of every target in this layer, by row."""
         ((owner, _), *_) = self._pieces
         current = owner.current()
         return [(owner.targets[i].start, current[i]) for owner, i in self._pieces]
@@ -153,13 +179,16 @@ class _Adapted:
 
 
 class _AdaptedLinear(_Adapted):
-    """A plain `nn.Linear`: the gradient of rows that no target covers is never computed."""
+    """A plain `nn.Linear`: the gradient of rows that no target covers is never computed, and updates that are
+    factored meet the activations without ΔW."""
 
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
-        updates = self.updates()
-        weight = splice(self._parameters["weight"], [(start, delta.detach()) for start, delta in updates])
+        found = self.updates()
+        dense = [(start, update.delta) for start, update in found if isinstance(update, Dense)]
+        low = [(start, update) for start, update in found if isinstance(update, LowRank)]
+        weight = splice(self._parameters["weight"], [(start, delta.detach()) for start, delta in dense])
         bias = self.bias
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
@@ -167,37 +196,17 @@ class _AdaptedLinear(_Adapted):
             bias = None if bias is None else bias.to(dtype)
         if not torch.is_grad_enabled():
             return functional.linear(input, weight, bias)
-        starts = tuple(start for start, _ in updates)
-        return cast(Tensor, _RowsLinear.apply(input, weight, bias, starts, *(delta for _, delta in updates)))
-
-
-class _RowsLinear(torch.autograd.Function):
-    """y = x Wᵀ + b for a frozen W that already holds its updates; gradients for x, b and the updated rows."""
-
-    @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, starts: tuple[int, ...], *updates: Tensor
-    ) -> Tensor:
-        return functional.linear(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, starts, *updates = inputs
-        ctx.save_for_backward(input, weight)
-        ctx.rows = [(start, len(delta), delta.dtype) for start, delta in zip(starts, updates, strict=True)]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        input, weight = ctx.saved_tensors
-        flat, inputs = grad.flatten(0, -2), input.flatten(0, -2)  # (B·T, out), (B·T, in)
-        for_input = grad @ weight if ctx.needs_input_grad[0] else None
-        for_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        for_rows = [
-            (flat[:, start : start + size].mT @ inputs).to(dtype) if needed else None
-            for (start, size, dtype), needed in zip(ctx.rows, ctx.needs_input_grad[4:], strict=True)
-        ]
-        return for_input, None, for_bias, None, *for_rows
+        parts = [delta for _, delta in dense] + [update.left for _, update in low] + [update.right for _, update in low]
+        starts = tuple(start for start, _ in dense), tuple(start for start, _ in low)
+        if parts:
+            parts = [part.to(weight.dtype) for part in parts]
+            return cast(Tensor, RowsLinear.apply(input, weight, bias, starts, *parts))
+        output = functional.linear(input, weight, bias)
+        for start, update in found:
+            if isinstance(update, Kronecker):
+                made = update.to(weight.dtype)(input.flatten(0, -2))
+                output[..., start : start + update.rows] += made.view(*input.shape[:-1], -1)
+        return output
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -205,9 +214,13 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of `base` whose `weight` is W + ΔW; one per base class, so that types stay comparable."""
-    plain = base.forward is nn.Linear.forward
-    mixin = _AdaptedLinear if plain else _Adapted
+    mixin = _AdaptedLinear if is_plain_linear(base) else _Adapted
     return type(f"Adapted{base.__name__}", (mixin, base), {"_base_class": base})
+
+
+def is_plain_linear(kind: type[nn.Module]) -> bool:
+    """Whether a class computes x Wᵀ + b and nothing else."""
+    return kind.forward is nn.Linear.forward
 
 
 def _blank(base: type[nn.Module]) -> nn.Module:
@@ -261,7 +274,7 @@ def attach(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -
         for one, following in pairwise(indices):
             if targets[following].start < targets[one].stop:
                 raise UsageError("two targets share rows", where=f"{targets[one].name}, {targets[following].name}")
-    adapter = SuperLora(config, targets)
+    adapter = SuperLora(config, targets, plain=all(is_plain_linear(type(modules[name])) for name in pieces))
     model.requires_grad_(False)
     adapter.to(next(model.parameters()).device)
     for name, indices in pieces.items():

@@ -1,0 +1,247 @@
+"""The forms in which a layer meets its update: ΔW itself, or factors that activations pass one after the other.
+
+`Dense` is the materialised path, `LowRank` and `Kronecker` are the factored one; all give the same outputs.
+Per token a (rows, columns) update costs rows · columns multiplications materialised (the gradient of ΔW), and
+3 · `multiplications` factored (forward, and backward for the input and for the factors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.factors import expand
+from superlora_cli.adapter.layout import Bucket, Plan, TargetShape, UnitShape
+
+
+@dataclass(frozen=True)
+class Dense:
+    """ΔW in the shape of the weight slice."""
+
+    delta: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.delta,)
+
+    def dense(self) -> Tensor:
+        """ΔW."""
+        return self.delta
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """ΔW = left @ right, (rows, r) @ (r, columns)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.left, self.right)
+
+    def dense(self) -> Tensor:
+        """ΔW."""
+        return self.left @ self.right
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """ΔW = Σ_t left_t ⊗ (out_t @ into_tᵀ), cropped to (rows, columns).
+
+    left (t, f, f), out (t, d, r), into (t, e, r), with f·d ≥ rows and f·e ≥ columns. A dense right factor has
+    `into` as the identity: None.
+    """
+
+    left: Tensor
+    out: Tensor
+    into: Tensor | None
+    rows: int
+    columns: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.left, self.out) if self.into is None else (self.left, self.out, self.into)
+
+    def dense(self) -> Tensor:
+        """ΔW."""
+        right = self.out if self.into is None else self.out @ self.into.mT
+        whole = torch.einsum("tfg,tde->fdge", self.left, right)
+        return whole.flatten(2).flatten(0, 1)[: self.rows, : self.columns]
+
+    def to(self, dtype: torch.dtype) -> Kronecker:
+        """The same in another dtype."""
+        into = None if self.into is None else self.into.to(dtype)
+        return Kronecker(self.left.to(dtype), self.out.to(dtype), into, self.rows, self.columns)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """ΔW x, (n, columns) → (n, rows), without ΔW: (L ⊗ R) vec(X) = vec(L X Rᵀ) for X (f, e)."""
+        f = self.left.shape[-1]
+        e = self.out.shape[-1] if self.into is None else self.into.shape[-2]
+        if f * e > self.columns:
+            x = torch.nn.functional.pad(x, (0, f * e - self.columns))
+        terms, rank = len(self.left), self.out.shape[-1]
+        if self.into is None:
+            mixed = torch.einsum("tgf,nfe->ngte", self.left, x.view(-1, f, e))
+        else:
+            inner = x.view(-1, e) @ self.into.permute(1, 0, 2).flatten(1)  # (n·f, e) @ (e, t·r)
+            mixed = torch.einsum("tgf,nftr->ngtr", self.left, inner.view(-1, f, terms, rank))
+        made = mixed.reshape(-1, terms * rank) @ self.out.mT.flatten(0, 1)  # (n·f, t·r) @ (t·r, d)
+        return made.view(len(x), -1)[:, : self.rows]
+
+
+Update = Dense | LowRank | Kronecker
+
+
+def why_not_factored(plan: Plan) -> str | None:
+    """What keeps these knobs from the factored path, None where nothing does."""
+    config = plan.config
+    if config.projection != "identity":
+        return f"projection {config.projection} mixes all elements"
+    if config.order == 1:
+        return "order 1 has no factors"
+    if config.combine == "hadamard":
+        return "an elementwise product is no matrix product of its factors"
+    if config.fold == "stack":
+        return None if config.splits == 1 else "a stack with Kronecker splits is no matrix product a weight"
+    if config.fold == "regular":
+        return "a folded group does not keep the rows of its weights"
+    if config.splits > 1:
+        if config.groups != "weight" or config.splits > 2:
+            return "Kronecker factors meet activations only weight by weight, with splits 2"
+        return None
+    for bucket in plan.buckets:
+        width, n = bucket.shape.sides[-1], bucket.shape.n_out
+        start = 0
+        for target in plan.targets:
+            if target.columns != width:
+                return f"{target.name} has {target.columns} columns, its group {width}"
+            if plan.config.groups != "layer" and start // n != (start + target.elements - 1) // n:
+                return f"{target.name} lies in two groups"
+            start = (start + target.elements) if plan.config.groups != "weight" else 0
+        if len(plan.buckets) > 1:
+            break  # by weight or by layer: every group holds whole weights
+    return None
+
+
+def multiplications(plan: Plan) -> int:
+    """Multiplications a token and forward pass, over all targets, on the factored path."""
+    shape, total = plan.buckets[0].shape, 0
+    for target in plan.targets:
+        right = shape.units[-1]
+        ranks = [rank for rank in right.ranks[-2:] if rank]
+        rank = max(ranks, default=min(target.rows, target.columns))
+        if len(shape.units) > 1:
+            f = shape.units[0].sides[0]
+            inner = (target.rows + target.columns + f * f) * rank if ranks else target.elements // f
+            total += shape.terms * inner
+        else:
+            total += rank * (target.rows + target.columns)
+    return total
+
+
+def pays(plan: Plan) -> bool:
+    """Whether the factored path needs less arithmetic for many tokens."""
+    return 3 * multiplications(plan) < sum(target.elements for target in plan.targets)
+
+
+def factored(plan: Plan, params: Mapping[str, Tensor]) -> list[Update]:
+    """One update per target on the factored path, differentiable in `params`; see `why_not_factored`."""
+    updates: dict[int, Update] = {}
+    for index, bucket in enumerate(plan.buckets):
+        tensors = [
+            {name: params[f"b{index}_k{k}_{name}"] for name in unit.tensors}
+            for k, unit in enumerate(bucket.shape.units, 1)
+        ]
+        if plan.config.scale != 1:
+            first = next(iter(tensors[0]))
+            tensors[0][first] = tensors[0][first] * plan.config.scale
+        members = _members(plan, bucket)
+        if len(bucket.shape.units) == 2:
+            updates |= _kronecker(bucket, tensors, members)
+        elif plan.config.fold == "stack":
+            updates |= _stacked(bucket.shape.units[0], tensors[0], members)
+        else:
+            updates |= _rows(bucket.shape.units[0], tensors[0], members)
+    return [updates[i] for i in range(len(plan.targets))]
+
+
+def _members(plan: Plan, bucket: Bucket) -> list[list[tuple[int, TargetShape]]]:
+    """(index, target) of the weights in each group of a bucket, in order."""
+    starts, start = [], 0
+    for target in plan.targets:
+        starts.append(start)
+        start += target.elements
+    inside = []
+    for group in bucket.members:
+        low, high = plan.starts[group], plan.starts[group] + bucket.shape.n_out
+        inside.append([(i, t) for i, t in enumerate(plan.targets) if low <= starts[i] < high])
+    return inside
+
+
+def _rows(
+    unit: UnitShape, tensors: dict[str, Tensor], members: list[list[tuple[int, TargetShape]]]
+) -> dict[int, Update]:
+    """Weights stacked along `out`: ΔW_i = (A_1 C)[rows_i] A_2ᵀ."""
+    height = unit.sides[0]
+    left = tensors.get("A1")
+    if unit.core == "dense":
+        core = tensors["core"].squeeze(1)  # (g, r_1, r_2), a full mode in the place of its rank
+        left = core if left is None else left.squeeze(1) @ core
+    else:
+        assert left is not None
+        left = left.squeeze(1) * tensors["core"] if unit.core == "diagonal" else left.squeeze(1)  # (g, height, r)
+    right = tensors["A2"].squeeze(1).mT if "A2" in tensors else None  # (g, r, width)
+    rights = None if right is None else right.unbind(0)
+    updates: dict[int, Update] = {}
+    for g, (own, group) in enumerate(zip(left.unbind(0), members, strict=True)):
+        sizes = [target.rows for _, target in group]
+        pieces = torch.split(own, [*sizes, height - sum(sizes)] if sum(sizes) < height else sizes)
+        for (i, _), piece in zip(group, pieces, strict=False):
+            updates[i] = Dense(piece) if rights is None else LowRank(piece, rights[g])
+    return updates
+
+
+def _stacked(
+    unit: UnitShape, tensors: dict[str, Tensor], members: list[list[tuple[int, TargetShape]]]
+) -> dict[int, Update]:
+    """LoTR's geometry: ΔW_w = A_2 (C ×_1 a_w) A_3ᵀ for weight w of the stack."""
+    inner_sides = tuple(rank or side for rank, side in zip(unit.ranks[1:], unit.sides[1:], strict=True))
+    if unit.core == "dense":
+        planes = {"A1": tensors["A1"]} if "A1" in tensors else {}
+        partial = UnitShape((unit.sides[0], *inner_sides), (unit.ranks[0], 0, 0), "dense")
+        inner = expand(partial, {"core": tensors["core"], **planes}).squeeze(1)  # (g, w, r_2, r_3)
+    else:
+        weights = tensors["A1"].squeeze(1) * (tensors["core"] if unit.core == "diagonal" else 1)
+        inner = torch.diag_embed(weights)  # (g, w, r, r)
+    left = tensors["A2"] @ inner if "A2" in tensors else inner  # (g, 1, out, r_2) @ (g, w, r_2, r_3)
+    updates: dict[int, Update] = {}
+    for g, group in enumerate(members):
+        for w, (i, _) in enumerate(group):
+            updates[i] = LowRank(left[g, w], tensors["A3"][g, 0].mT) if "A3" in tensors else Dense(left[g, w])
+    return updates
+
+
+def _kronecker(
+    bucket: Bucket, tensors: list[dict[str, Tensor]], members: list[list[tuple[int, TargetShape]]]
+) -> dict[int, Update]:
+    """One weight a group: Σ_t left_t ⊗ (A_1 C A_2ᵀ)_t."""
+    left_unit, right_unit = bucket.shape.units
+    left = expand(left_unit, tensors[0])  # (g, t, f, f)
+    right = tensors[1]
+    if right_unit.is_dense or "A1" not in right or "A2" not in right:
+        outs, intos = expand(right_unit, right), None
+    else:
+        outs, intos = right["A1"], right["A2"]
+        if right_unit.core == "dense":
+            outs = outs @ right["core"]
+        elif right_unit.core == "diagonal":
+            outs = outs * right["core"].unsqueeze(-2)
+    lefts, rights = left.unbind(0), outs.unbind(0)
+    return {
+        i: Kronecker(lefts[g], rights[g], None if intos is None else intos[g], target.rows, target.columns)
+        for g, ((i, target),) in enumerate(members)
+    }

@@ -1,0 +1,94 @@
+"""The factored path gives what the materialised one gives, wherever it is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.adapter.attach import SuperLora, Target, attach
+from superlora_cli.adapter.updates import Kronecker, why_not_factored
+from superlora_cli.errors import UsageError
+from tests.adapter.test_contract import ATTACHED, INPUT, ON_A_MODEL, TARGETS, small_model
+from tests.adapter.variants import config_of
+
+FACTORED = {
+    "lora", "lora, Kaiming", "lora, alpha", "lora, rslora", "lora with a core", "2D by layer, not folded",
+    "2D, not folded", "lokr", "lokr, low-rank left", "lokr, 3 terms", "krona",
+    "lotr", "lotr by layer", "lotr, 2 groups", "stack, Tucker", "stack, CP",
+}  # fmt: skip
+
+
+def trained(knobs: dict[str, Any], execution: str) -> tuple[nn.Module, SuperLora]:
+    model = small_model()
+    adapter = attach(model, TARGETS, config_of({**knobs, "execution": execution}))
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.copy_(torch.randn(factor.shape, generator=generator))
+    return model.double(), adapter
+
+
+def gradients(model: nn.Module, adapter: SuperLora, held: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    x = INPUT.double().requires_grad_()
+    if held:
+        with adapter.one_step():
+            output = model(x)
+            output.square().sum().backward()
+    else:
+        output = model(x)
+        output.square().sum().backward()
+    assert x.grad is not None
+    return output, {"input": x.grad} | {name: p.grad for name, p in adapter.factors.items() if p.grad is not None}
+
+
+def test_the_factored_variants_are_the_expected_ones() -> None:
+    allowed = {name for name, knobs in ATTACHED.items() if why_not_factored(trained(knobs, "auto")[1].plan) is None}
+    assert allowed == FACTORED
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("name", sorted(FACTORED))
+def test_both_paths_give_the_same_outputs_and_gradients(name: str, held: bool) -> None:
+    found = []
+    for execution in ("factored", "materialised"):
+        model, adapter = trained(ATTACHED[name], execution)
+        assert adapter.factored == (execution == "factored")
+        found.append(gradients(model, adapter, held))
+    (output, grads), (other_output, other_grads) = found
+    torch.testing.assert_close(output, other_output)
+    assert grads.keys() == other_grads.keys()
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, other_grads[key])
+
+
+@ON_A_MODEL
+def test_asking_for_a_path_that_is_not_there_says_why(name: str) -> None:
+    if name in FACTORED:
+        return
+    with pytest.raises(UsageError, match="no factored execution"):
+        trained(ATTACHED[name], "factored")
+
+
+@pytest.mark.parametrize(("f", "d", "e", "rank", "terms"), [(2, 3, 3, 1, 1), (3, 2, 4, 2, 3)])
+def test_kronecker_update_on_activations_is_torch_kron(f: int, d: int, e: int, rank: int, terms: int) -> None:
+    torch.manual_seed(0)
+    left, out, into = torch.randn(terms, f, f), torch.randn(terms, d, rank), torch.randn(terms, e, rank)
+    rows, columns = f * d - 1, f * e - 1
+    delta = sum(torch.kron(left[t], out[t] @ into[t].T) for t in range(terms))[:rows, :columns]
+    update = Kronecker(left, out, into, rows, columns)
+    x = torch.randn(7, columns)
+    torch.testing.assert_close(update.dense(), delta)
+    torch.testing.assert_close(update(x), x @ delta.T)
+    dense_right = Kronecker(left, out @ into.mT, None, rows, columns)
+    torch.testing.assert_close(dense_right(x), x @ delta.T)
+
+
+def test_auto_takes_the_cheaper_path() -> None:
+    wide = nn.Sequential(nn.Linear(64, 64))
+
+    target = [Target("0", 0, 64, (64, 64), True)]
+    assert attach(wide, target, config_of({"method": "lora", "rank": 2})).factored
+    assert not attach(nn.Sequential(nn.Linear(64, 64)), target, config_of({"method": "lora", "rank": 32})).factored
