@@ -156,7 +156,7 @@ class AdapterConfig:
             return ("full",)
         if isinstance(self.rank, tuple):
             return self.rank
-        return (self.rank or DEFAULT_RANK,) * self.order
+        return (DEFAULT_RANK if self.rank is None else self.rank,) * self.order
 
     @property
     def scale_rank(self) -> int:
@@ -222,8 +222,13 @@ class AdapterConfig:
                 raise _refuse("terms", f"terms {self.terms} with splits 1", "a sum of products needs splits ≥ 2")
             if self.combine == "hadamard":
                 raise _refuse("combine", "hadamard with splits 1", "an elementwise product needs splits ≥ 2")
-        elif self.order == 1 and self.combine == "kronecker":
-            raise _refuse("splits", f"splits {self.splits} with order 1", "Kronecker splits need order ≥ 2")
+            if self.left == "lowrank":
+                raise _refuse("left", "left lowrank with splits 1", "a left factor needs splits ≥ 2")
+        elif self.order == 1:
+            raise _refuse("splits", f"splits {self.splits} with order 1", "splits need order ≥ 2")
+        elif self.left == "lowrank" and (self.combine == "hadamard" or not any(r != "full" for r in self.ranks)):
+            what = "hadamard" if self.combine == "hadamard" else f"rank {list(self.ranks)}"
+            raise _refuse("left", f"left lowrank with {what}", "a low-rank left Kronecker factor needs a rank")
 
     def _check_fold(self) -> None:
         if self.fold == "none" and self.order > 2:

@@ -1,0 +1,145 @@
+"""Where every parameter of an adapter comes from, in words and numbers. Integers only: no torch, no numpy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.layout import Bucket, Plan, UnitShape, root_ceil
+
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class TensorRow(NamedTuple):
+    """A trained tensor: its name in the adapter file, its shape (groups, terms, …), its size, what it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+    what: str
+
+
+def kinds(plan: Plan) -> list[tuple[int, UnitShape]]:
+    """How many units of each shape there are."""
+    counted: Counter[UnitShape] = Counter()
+    for bucket in plan.buckets:
+        for unit in bucket.shape.units:
+            counted[unit] += len(bucket.members) * bucket.shape.terms
+    return [(count, unit) for unit, count in counted.items()]
+
+
+def formula(unit: UnitShape) -> str:
+    """The parameters of one unit as Σ r·d plus the core (section 3.2).
+
+    >>> formula(UnitShape((21,) * 5, (4,) * 5, "dense")), formula(UnitShape((768, 3072), (4, 4), "identity"))
+    ('5·21·4 + 4⁵', '768·4 + 3,072·4')
+    """
+    if unit.is_dense:
+        return _product(unit.sides)
+    planes = Counter((side, rank) for side, rank in zip(unit.sides, unit.ranks, strict=True) if rank)
+    terms = [f"{count}·{side:,}·{rank}" if count > 1 else f"{side:,}·{rank}" for (side, rank), count in planes.items()]
+    return " + ".join([*terms, _product(unit.core_shape)] if unit.core_shape else terms)
+
+
+def total_formula(plan: Plan) -> str:
+    """All units of an adapter: `4 × (5·21·4 + 4⁵)`."""
+    texts = []
+    for count, unit in kinds(plan):
+        text = formula(unit)
+        texts.append(f"{count:,} × ({text})" if count > 1 else text)
+    return " + ".join(texts)
+
+
+def tensor_rows(plan: Plan) -> list[TensorRow]:
+    """Every trained tensor, in the order of the adapter."""
+    rows = []
+    for index, bucket in enumerate(plan.buckets):
+        for name, shape in bucket.tensors(index).items():
+            size = 1
+            for side in shape:
+                size *= side
+            rows.append(TensorRow(name, shape, size, _what(plan.config, bucket, name)))
+    return rows
+
+
+def steps(plan: Plan) -> Iterator[str]:
+    """From targets to units, a line a step: N, how it is cut, how each kind of group is folded."""
+    config, n_total = plan.config, plan.elements
+    shapes = Counter((target.rows, target.columns) for target in plan.targets)
+    listed = " + ".join(f"{count} × {rows:,}×{columns:,}" for (rows, columns), count in shapes.items())
+    yield f"targets: {listed} = {n_total:,} elements (N)"
+    if isinstance(config.groups, str):
+        yield f"groups: one per {config.groups}, {len(plan.starts)} in all"
+    else:
+        yield f"groups: n = ⌈{n_total:,} / {config.groups}⌉ = {plan.buckets[0].shape.n_out:,} elements each"
+    for bucket in plan.buckets:
+        yield from _fold_steps(config, bucket, several=len(plan.buckets) > 1)
+
+
+def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iterator[str]:
+    shape, order = bucket.shape, config.order
+    prefix = f"{_members(bucket)}: " if several else ""
+    if config.ratio != 1:
+        yield f"{prefix}projection: N_in = ⌈{config.exact_ratio} · {shape.n_out:,}⌉ = {shape.n_in:,}"
+    sides = "×".join(f"{side:,}" for side in shape.sides)
+    if order == 1:
+        yield f"{prefix}fold: none, a vector of {sides} elements"
+    elif config.fold == "regular":
+        side = root_ceil(shape.n_in, order)
+        power = str(order).translate(SUPERSCRIPTS)
+        aligned = f", rounded up to {shape.sides[0]:,} (a multiple of {config.align})" if config.align > 1 else ""
+        bounds = f"{side - 1:,}{power} < {shape.n_in:,} ≤ {side:,}{power}"
+        yield f"{prefix}fold: {bounds}, so every side is {side:,}{aligned}"
+    elif config.fold == "none":
+        rows, width = shape.sides
+        yield f"{prefix}fold: none, ⌈{shape.n_in:,} / {width:,}⌉ = {rows:,} rows of {width:,}"
+    else:
+        yield f"{prefix}fold: stack, (weights, out, in) = {sides}"
+    if config.splits > 1 and config.combine == "kronecker":
+        f, right = config.split_dim, shape.units[-1]
+        root = "" if config.splits == 2 else f" to the power 1/{config.splits - 1}, rounded up"
+        parts = ", ".join(
+            f"⌈{side:,}/{f}⌉ = {-(-side // f):,}{root} → {d:,}"
+            for side, d in dict.fromkeys(zip(shape.sides, right.sides, strict=True))
+        )
+        yield f"{prefix}Kronecker: left side {f}, right sides {parts}"
+    if shape.terms > 1:
+        yield f"{prefix}terms: {shape.terms} products are summed"
+
+
+def _what(config: AdapterConfig, bucket: Bucket, name: str) -> str:
+    _, k, part = name.split("_")
+    unit = bucket.shape.units[int(k[1:]) - 1]
+    if part != "core":
+        what = f"plane factor A_{part[1:]} ({unit.sides[int(part[1:]) - 1]:,} × rank {unit.ranks[int(part[1:]) - 1]})"
+    elif not unit.is_dense:
+        what = f"{unit.core} core C"
+    else:
+        what = "the elements themselves" if config.order == 1 else "dense factor"
+    if config.splits > 1:
+        if config.combine == "hadamard":
+            factor = f"Hadamard factor {k[1:]}"
+        else:
+            number = f" {int(k[1:]) - 1}" if config.splits > 2 else ""
+            factor = "left Kronecker factor" if k == "k1" else f"right Kronecker factor{number}"
+        what = factor if unit.is_dense else f"{what} of the {factor}"
+    return f"{what}, {_members(bucket)}"
+
+
+def _members(bucket: Bucket) -> str:
+    """The groups that share a tensor: `groups 0–3`."""
+    members = bucket.members
+    if len(members) == 1:
+        return f"group {members[0]}"
+    if members[-1] - members[0] == len(members) - 1:
+        return f"groups {members[0]}–{members[-1]}"
+    return f"{len(members)} groups from {members[0]} to {members[-1]}"
+
+
+def _product(sizes: Sequence[int]) -> str:
+    """`4⁵` for equal sizes, else `24·4·4`."""
+    if len(set(sizes)) == 1:
+        return f"{sizes[0]:,}" + (str(len(sizes)).translate(SUPERSCRIPTS) if len(sizes) > 1 else "")
+    return "·".join(f"{size:,}" for size in sizes)

@@ -1,0 +1,133 @@
+"""What a number of parameters can buy: for every method, its setting that comes closest from below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.layout import Plan, TargetShape, plan
+from superlora_cli.errors import UsageError
+
+Knobs = dict[str, Any]
+
+
+def _grid(method: str | None = None, /, **choices: Iterable[Any]) -> list[Knobs]:
+    """Every combination of the choices, of a preset if one is named."""
+    named: Knobs = {"method": method} if method else {}
+    return [named | dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+
+
+GROUPS = (1, 2, 4, 8, 12, 24)
+SPLIT_DIMS = (4, 6, 8, 10, 16, 32, 64)
+RATIOS = (0.5, 0.25, 0.1, 0.05, 0.01)  # the paper's sweep and 0.05
+
+FAMILIES: dict[str, list[Knobs]] = {
+    "dense": _grid("dense"),
+    "LoRA": _grid("lora"),
+    "LoHA": _grid("loha"),
+    "LoKr": _grid("lokr", split_dim=SPLIT_DIMS),
+    "KronA": _grid("krona", split_dim=SPLIT_DIMS),
+    "LoTR": _grid("lotr"),
+    "LoNKr": _grid("lonkr", splits=(2, 3, 4), split_dim=(6, 8, 10)),
+    "2D": _grid(order=(2,), groups=GROUPS),
+    "LoRTA 3D": _grid("lorta", order=(3,), groups=GROUPS),
+    "LoRTA 4D": _grid("lorta", order=(4,), groups=GROUPS),
+    "LoRTA 5D": _grid("lorta", order=(5,), groups=GROUPS),
+    "2D projected": _grid(order=(2,), projection=("linear_v2",), ratio=RATIOS),
+    "LoRTA 3D projected": _grid("lorta", order=(3,), projection=("linear_v2",), ratio=RATIOS),
+    "LoRTA 4D projected": _grid("lorta", order=(4,), projection=("linear_v2",), ratio=RATIOS),
+    "LoRTA 5D projected": _grid("lorta", order=(5,), projection=("linear_v2",), ratio=RATIOS),
+}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A setting within the budget: its family, the knobs that make it, and its shapes."""
+
+    family: str
+    knobs: Knobs
+    plan: Plan
+
+    @property
+    def flags(self) -> str:
+        """The knobs as arguments of `superlora count-params`."""
+        return " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in self.knobs.items())
+
+
+def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]) -> list[Offer]:
+    """For every family the setting of at most `budget` parameters that comes closest, most parameters first.
+
+    No setting of more parameters than dense fine-tuning has is offered. What `given` sets is kept; families of
+    another method or order are left out, and knobs that cannot be together.
+
+    Raises:
+        UsageError: nothing is left; the hint names the smallest setting tried, or what was wrong with the last.
+    """
+    refused: list[Offer | UsageError] = []
+    limit = min(budget, sum(target.elements for target in targets))
+    found = []
+    for family, grid in FAMILIES.items():
+        candidates = [
+            offer
+            for knobs in grid
+            if all(given.get(name, knobs.get(name)) == knobs.get(name) for name in ("method", "order") if name in given)
+            for offer in _largest(family, {**knobs, **given}, targets, limit, refused)
+        ]
+        if candidates:
+            found.append(max(candidates, key=lambda offer: offer.plan.params))  # of equals the first: fewest groups
+    if not found:
+        raise UsageError(f"no setting has at most {budget:,} parameters", where="--budget", hint=_why(refused))
+    return sorted(found, key=lambda offer: -offer.plan.params)
+
+
+def _largest(
+    family: str, knobs: Knobs, targets: Sequence[TargetShape], limit: int, refused: list[Offer | UsageError]
+) -> Iterator[Offer]:
+    """The setting with the highest rank within the limit, if there is any: parameters grow with the rank."""
+
+    def at(**rank: int) -> Offer | None:
+        try:
+            method, rest = knobs.get("method"), {k: v for k, v in (knobs | rank).items() if k != "method"}
+            made = Offer(family, knobs | rank, plan(AdapterConfig.from_knobs(method, **rest), targets))
+        except UsageError as error:
+            refused.append(error)
+            return None
+        if made.plan.params > limit:
+            refused.append(made)
+            return None
+        return made
+
+    fixed = "rank" in knobs or knobs.get("method") in ("dense", "krona")
+    if offer := at() if fixed else _last(lambda rank: at(rank=rank)):
+        yield offer
+
+
+def _last(at: Callable[[int], Offer | None]) -> Offer | None:
+    """The last of at(1), at(2), … that is something, given that from the first nothing on all are nothing."""
+    best, step = None, 1
+    while found := at(step):
+        best, step = found, 2 * step
+    low, high = step // 2, step
+    while high - low > 1:
+        middle = (low + high) // 2
+        if found := at(middle):
+            best, low = found, middle
+        else:
+            high = middle
+    return best
+
+
+def _why(refused: Sequence[Offer | UsageError]) -> str:
+    """Why nothing could be offered."""
+    larger = [offer for offer in refused if isinstance(offer, Offer)]
+    if larger:
+        smallest = min(larger, key=lambda offer: offer.plan.params)
+        return f"the smallest, {smallest.flags}, has {smallest.plan.params:,}"
+    return str(refused[-1]) if refused else "no method has this order"
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

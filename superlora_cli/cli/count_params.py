@@ -1,0 +1,292 @@
+"""`superlora count-params`: what an adapter costs, where it comes from, and what a budget can buy."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from superlora_cli.adapter.config import CHOICES, PRESETS, AdapterConfig
+from superlora_cli.adapter.counting import Count, count
+from superlora_cli.adapter.layout import Plan, TargetShape
+from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
+from superlora_cli.analysis.filesize import stored_bytes
+from superlora_cli.cli.console import print_json, print_table
+from superlora_cli.errors import UsageError
+from superlora_cli.models.catalogue import Base, find
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe
+
+DEFAULT_MODEL = "vit_base_patch16_224"
+DEFAULT_TARGETS = ("q", "v")
+CLASSES = {  # classes of the data sets that a recipe may name without saying
+    **dict.fromkeys(("digits", "glyphs", "torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
+    **{"torch/cifar100": 100, "torch/imagenet": 1000, "torch/places365": 365},
+}
+
+
+def _words(knob: str) -> str:
+    return ", ".join(CHOICES[knob])
+
+
+def command(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are counted.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change first.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"Base model; without a recipe {DEFAULT_MODEL}.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear or patterns.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each.")
+    ] = None,
+    order: Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")] = None,
+    core: Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}.")] = None,
+    splits: Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")] = None,
+    split_dim: Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")] = None,
+    left: Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")] = None,
+    terms: Annotated[int | None, typer.Option(help="Kronecker products that are summed.")] = None,
+    combine: Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")] = None,
+    fold: Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")] = None,
+    align: Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")] = None,
+    projection: Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every tensor and how its shape came about.")] = False,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="For every method, find the setting closest below this many parameters.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw parameters against rank and width (the paper's Fig. 2) to this SVG file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count the parameters of an adapter without building it.
+
+    Bare, it counts order 2, rank 4, folded, on the query and value weights of a ViT-base; options or a recipe say
+    otherwise, and options go before the recipe's keys.
+    """
+    flags: dict[str, Any] = {
+        **{"method": method, "groups": _groups(groups), "order": order, "rank": _rank(rank), "core": core},
+        **{"splits": splits, "split_dim": split_dim, "left": left, "terms": terms, "combine": combine},
+        **{"fold": fold, "align": align, "projection": projection, "ratio": ratio},
+    }
+    flags = {name: value for name, value in flags.items() if value is not None}
+    subject = _subject(recipe, overrides or [], model, targets, flags)
+    if budget is not None:
+        _show_budget(subject, budget, flags, as_json=as_json)
+        return
+    with _located(flags, recipe):
+        knobs = dict(subject.knobs)
+        counted = count(AdapterConfig.from_knobs(knobs.pop("method", None), **knobs), subject.targets)
+    if plot is not None:
+        _draw(plot, counted)
+    if as_json:
+        print_json(_result(subject, counted) | ({"explain": _explanation(counted)} if explain else {}))
+        return
+    _show(subject, counted)
+    if explain:
+        _show_explanation(counted)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is counted: targets in a base, the knobs (`method` among them), and a trained head beside the adapter.
+
+    `head` has the shapes of its tensors by name: none where no head is trained, None where its classes are unknown.
+    """
+
+    base: Base
+    patterns: tuple[str, ...]
+    targets: Sequence[TargetShape]
+    knobs: Mapping[str, Any]
+    recipe: Mapping[str, Any] | None
+    head: Mapping[str, tuple[int, ...]] | None
+
+    @property
+    def head_params(self) -> int | None:
+        """Parameters of the trained head; None where the number of classes is unknown."""
+        return None if self.head is None else sum(math.prod(shape) for shape in self.head.values())
+
+    def stored_bytes(self, plan: Plan) -> int:
+        """Size of the adapter file, without the metrics of a run."""
+        return stored_bytes(plan, patterns=self.patterns, base=self.base.name, head=self.head, recipe=self.recipe)
+
+
+def _subject(
+    name: str | None, overrides: Sequence[str], model: str | None, targets: str | None, flags: Mapping[str, Any]
+) -> Subject:
+    patterns = tuple(_split(targets)) if targets is not None else None
+    if name is None:
+        with _located({"model": model, "targets": targets}, None):
+            base = find(model or DEFAULT_MODEL)
+            patterns = patterns or DEFAULT_TARGETS
+            return Subject(base, patterns, base.targets(patterns), flags, None, {})
+    if "=" in name and not Path(name).exists():
+        raise UsageError("KEY=VALUE changes a recipe, and none is named", where=name, hint="--rank 2, or RECIPE first")
+    from superlora_cli.recipe.load import load_recipe
+
+    recipe = load_recipe(name, overrides)
+    with _located({key: value for key, value in (("model", model), ("targets", targets)) if value}, name):
+        base = find(model) if model else find(recipe.model.name, recipe.model.kwargs)
+        if recipe.adapter is None and not flags:
+            raise UsageError(f"no adapter to count: the base's own {base.params:,} parameters are trained", where=name,
+                             hint="options such as --method lorta say which adapter")  # fmt: skip
+        section = {} if recipe.adapter is None else {"method": recipe.adapter.method, **recipe.adapter.knobs}
+        patterns = patterns or (tuple(recipe.adapter.targets) if recipe.adapter else DEFAULT_TARGETS)
+        chosen = base.targets(patterns)
+    return Subject(base, patterns, chosen, {**section, **flags}, recipe.to_dict(), _head(recipe, base))
+
+
+def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
+    """Tensors of the head that the recipe trains."""
+    if recipe.task != "classification" or recipe.model.head != "new":
+        return {}
+    classes = recipe.data.num_classes or CLASSES.get(recipe.data.name)
+    if classes is None:
+        notice = "its classes are not known here, so the new head is not counted: set data.num_classes"
+        sys.stderr.write(f"{recipe.data.name}: {notice}\n")
+        return None
+    return base.new_head(classes)
+
+
+@contextmanager
+def _located(flags: Mapping[str, Any], recipe: str | None) -> Iterator[None]:
+    """Say of an error whether the option or the key of the recipe is to blame."""
+    try:
+        yield
+    except UsageError as error:
+        section, _, rest = (error.where or "").partition(".")
+        key, _, detail = rest.partition(": ")
+        key = "model" if section == "model" else key
+        if section in ("adapter", "model"):
+            option = f"--{key.replace('_', '-')}" + (f": {detail}" if detail else "")
+            error.where = option if recipe is None or key in flags else f"{recipe}: {section}.{rest}"
+        raise
+
+
+def _split(text: str) -> list[str]:
+    """The patterns between commas, but for the commas in brackets.
+
+    >>> _split("q, re:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]")
+    ['q', 're:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]']
+    """
+    return [part.strip() for part in re.split(r",(?![^\[({]*[\])}])", text) if part.strip()]
+
+
+def _groups(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.strip().isdecimal() else text
+
+
+def _rank(text: str | None) -> Any:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part != "full" and not part.isdecimal():
+            raise UsageError(f"'{part}' is no rank", where="--rank", hint="a whole number, or one per mode as full,4,4")
+    ranks = tuple("full" if part == "full" else int(part) for part in parts)
+    return ranks[0] if len(ranks) == 1 and ranks != ("full",) else ranks
+
+
+def _result(subject: Subject, counted: Count) -> dict[str, Any]:
+    return {
+        "adapter": counted.adapter,
+        "core": counted.core,
+        "head": subject.head_params,
+        "base": subject.base.params,
+        "targets": {"weights": counted.weights, "elements": counted.elements},
+        "units": list(counted.units),
+        "stored_bytes": subject.stored_bytes(counted.plan),
+        "lora_same_rank": counted.lora_same_rank,
+    }
+
+
+def _explanation(counted: Count) -> dict[str, Any]:
+    return {"steps": list(steps(counted.plan)), "tensors": [row._asdict() for row in tensor_rows(counted.plan)]}
+
+
+def _show(subject: Subject, counted: Count) -> None:
+    from rich.table import Table
+
+    rank = counted.plan.config.scale_rank
+    head = "unknown" if subject.head_params is None else f"{subject.head_params:,}"
+    units = " + ".join(f"{n:,} of {'×'.join(f'{side:,}' for side in unit.sides)}" for n, unit in kinds(counted.plan))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    rows = {
+        "parameters": f"[bold]{counted.adapter:,}[/] = {total_formula(counted.plan)}",
+        "of these in cores": f"{counted.core:,}",
+        "trained head": head,
+        "base": f"{subject.base.name}, {subject.base.params:,} parameters: "
+        f"the adapter has {100 * counted.adapter / subject.base.params:.3g} % of that",
+        "targets": f"{counted.weights} weights, {counted.elements:,} elements",
+        "units": units,
+        "LoRA, same rank": f"{counted.lora_same_rank:,} at rank {rank}: "
+        f"{counted.lora_same_rank / counted.adapter:,.3g} times as many",
+        "adapter file": f"{subject.stored_bytes(counted.plan):,} bytes",
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    print_table(table)
+
+
+def _show_explanation(counted: Count) -> None:
+    from rich.table import Table
+
+    print()
+    for step in steps(counted.plan):
+        print(step)
+    print()
+    table = Table("tensor", "shape", "what it is", box=None, pad_edge=False, header_style="dim")
+    table.add_column("parameters", justify="right")
+    for row in tensor_rows(counted.plan):
+        table.add_row(row.name, "×".join(map(str, row.shape)), row.what, f"{row.params:,}")
+    table.add_row("sum", "", "", f"[bold]{counted.adapter:,}[/]")
+    print_table(table)
+
+
+def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_json: bool) -> None:
+    from superlora_cli.analysis.budget import offers
+
+    with _located(flags, None):
+        found = offers(subject.targets, budget, flags)
+    if as_json:
+        print_json({"budget": budget, "offers": [
+            {"name": o.family, "flags": o.flags, "adapter": o.plan.params, "sides": [u.sides for _, u in kinds(o.plan)],
+             "stored_bytes": subject.stored_bytes(o.plan)} for o in found]})  # fmt: skip
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("parameters", justify="right")
+    table.add_column("file bytes", justify="right")
+    for heading in ("method", "units", "options"):
+        table.add_column(heading)
+    for offer in found:
+        units = [f"{n} of {'×'.join(map(str, unit.sides))}" for n, unit in kinds(offer.plan)]
+        numbers = (f"{offer.plan.params:,}", f"{subject.stored_bytes(offer.plan):,}")
+        table.add_row(*numbers, offer.family, " + ".join([*units[:2], "…"][: len(units)]), offer.flags)
+    print_table(table)
+
+
+def _draw(path: Path, counted: Count) -> None:
+    from superlora_cli.analysis.fig2 import draw
+
+    config = counted.plan.config
+    groups = config.groups if isinstance(config.groups, int) else 1
+    draw(path, counted.plan.targets, groups=groups, rank=config.scale_rank, core=config.core or "diagonal")
+    sys.stderr.write(f"wrote {path}\n")

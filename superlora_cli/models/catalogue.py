@@ -1,0 +1,283 @@
+"""Shapes of common base models, so that an adapter can be counted without building the model it is for.
+
+`catalogue.jsonl` has one line per architecture: its parameters without the classifier, the classes of every
+pretrained tag (the first is the default), and its linear and convolutional weights in model order, where
+`["blocks", 0, 12, [["attn.qkv", [2304, 768]], ...]]` stands for `blocks.0.attn.qkv` ... `blocks.11.…`, and a weight
+of 0 rows is the classifier: it has as many rows as the tag has classes. The file is rebuilt from the libraries by
+
+    python -m superlora_cli.models.catalogue --write
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from superlora_cli.adapter.layout import TargetShape
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.models.descriptions import DESCRIPTIONS
+from superlora_cli.models.patterns import Weight, expand
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DATA = Path(__file__).with_name("catalogue.jsonl")
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+ARCHITECTURES = (
+    *("vit_tiny_patch16_224", "vit_tiny_patch16_384", "vit_small_patch16_224", "vit_small_patch32_224"),
+    *("vit_small_patch16_384", "vit_base_patch32_224", "vit_base_patch16_224", "vit_base_patch16_384"),
+    *("vit_base_patch8_224", "vit_large_patch32_384", "vit_large_patch16_224", "vit_large_patch16_384"),
+    *("vit_huge_patch14_224", "vit_base_patch16_clip_224", "vit_large_patch14_clip_224"),
+    *("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2"),
+    *("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "deit_base_patch16_384"),
+    *("deit3_small_patch16_224", "deit3_medium_patch16_224", "deit3_base_patch16_224"),
+    *("deit3_large_patch16_224", "deit3_huge_patch14_224"),
+    *("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224"),
+    *("swin_base_patch4_window12_384", "swin_large_patch4_window7_224"),
+    *("swinv2_tiny_window8_256", "swinv2_small_window8_256", "swinv2_base_window8_256"),
+    *("swinv2_tiny_window16_256", "swinv2_base_window16_256"),
+    *("beit_base_patch16_224", "beit_large_patch16_224", "beitv2_base_patch16_224", "beitv2_large_patch16_224"),
+    *("eva02_tiny_patch14_224", "eva02_small_patch14_224", "eva02_base_patch14_224", "eva02_large_patch14_224"),
+    *("eva02_small_patch14_336", "eva02_base_patch14_448", "eva02_large_patch14_448"),
+    *("convnext_nano", "convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What counting needs to know of a base model.
+
+    Attributes:
+        name: as the caller named it, tag included.
+        params: parameters of the whole model with its own classifier.
+        weights: linear and convolutional weights by module name, in model order.
+        classifiers: module name → input features, for the layers that a new head replaces.
+    """
+
+    name: str
+    params: int
+    weights: Mapping[str, Weight]
+    classifiers: Mapping[str, int]
+
+    def targets(self, patterns: Sequence[str]) -> list[TargetShape]:
+        """The rows that `patterns` name, in model order.
+
+        Raises:
+            UsageError: a pattern matches nothing, or its slice is no contiguous block of rows.
+        """
+        return [rows.flat for rows in expand(self.weights, patterns)]
+
+    def new_head(self, classes: int) -> dict[str, tuple[int, ...]]:
+        """Tensors of a fresh classifier, weight (classes, features) and bias (classes,), by parameter name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, features in self.classifiers.items():
+            shapes |= {f"{name}.weight": (classes, features), f"{name}.bias": (classes,)}
+        return shapes
+
+
+def targets(name: str, patterns: Sequence[str]) -> list[TargetShape]:
+    """The targets of model `name` as (rows, columns): what `models.targets.expand` finds on the built model.
+
+    >>> [(target.name, target.rows, target.columns) for target in targets("glyphs_vit", ["v"])][:2]
+    [('blocks.0.attn.qkv[128:192]', 64, 64), ('blocks.1.attn.qkv[128:192]', 64, 64)]
+    """
+    return find(name).targets(patterns)
+
+
+def names() -> list[str]:
+    """Architectures in the catalogue, in its order."""
+    return list(_lines())
+
+
+def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
+    """The base `name`: from the catalogue, else built by timm without memory for its weights, with a notice.
+
+    Args:
+        name: an architecture, with or without `.tag`.
+        kwargs: further arguments of `timm.create_model`.
+
+    Raises:
+        UsageError: nobody knows that name; the message has the nearest one.
+    """
+    architecture, _, tag = name.partition(".")
+    line = _lines().get(architecture)
+    if line and not kwargs:
+        entry = json.loads(line)
+        if tag in entry["classes"] or not tag:
+            return _base(name, entry, tag or next(iter(entry["classes"])))
+    elif architecture in ("glyphs_vit", *DESCRIPTIONS):
+        raise UsageError(f"{architecture} has no variants", where="model", hint=f"the plain name {architecture}")
+    return _built(name, dict(kwargs or {}))
+
+
+@cache
+def _lines() -> dict[str, str]:
+    """Name → its line of the file, not parsed yet."""
+    lines = DATA.read_text(encoding="utf-8").splitlines()
+    return {line[len('{"name":"') : line.index('",')]: line for line in lines}
+
+
+def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
+    classes = entry["classes"][tag]
+    weights, classifiers = {}, {}
+    for module, shape in _unroll(entry["weights"]):
+        if shape[0]:
+            weights[module] = Weight(shape)
+        else:
+            classifiers[module] = shape[1]
+            if classes:
+                weights[module] = Weight((classes, *shape[1:]))
+    params = entry["body"] + sum(classes * (features + 1) for features in classifiers.values())
+    return Base(name, params, weights, classifiers)
+
+
+def _built(name: str, kwargs: dict[str, Any]) -> Base:
+    sys.stderr.write(f"not in the catalogue: building {' '.join([name, *kwargs])} with timm\n")
+    import timm
+
+    if ":" not in name and not timm.is_model(name):
+        hint = did_you_mean(name.partition(".")[0], [*names(), *timm.list_models()]) or "superlora ls models"
+        raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
+    from superlora_cli.models.targets import weights_of
+
+    try:
+        model = _create(name, **kwargs)
+        weights, params = weights_of(model), _params(model)
+        classifiers = {module: shape[1] for module, shape in _shapes(model) if not shape[0]}
+    except Exception as error:  # timm's own refusals: an unknown tag, an argument the model does not take
+        text = str(error).replace("\n", " ")
+        raise UsageError(f"timm cannot build '{name}': {text}", where="model.name") from None
+    return Base(name, params, weights, classifiers)
+
+
+# The generator.
+
+
+def write() -> None:
+    """Rebuild the data file from timm and from the descriptions below."""
+    from superlora_cli.models.base import EMBEDDED
+
+    lines = []
+    for name in ARCHITECTURES:
+        lines.append(_entry(name, _create(name), _tags(name)))
+    for name, embedded in EMBEDDED.items():
+        model = _create(embedded.architecture, **embedded.arguments, num_classes=embedded.classes)
+        lines.append(_entry(name, model, {"": embedded.classes}))
+    for name, describe in DESCRIPTIONS.items():
+        layers = list(describe())
+        shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]
+        body = sum(layer.params for layer in layers)
+        lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": _roll(shapes)})
+    DATA.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+
+
+def _create(name: str, **kwargs: Any) -> Any:
+    """timm's model on the meta device: shapes without memory."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return timm.create_model(name, **kwargs)
+
+
+def _params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _tags(name: str) -> dict[str, int]:
+    """Pretrained tag → classes, timm's default first."""
+    from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
+
+    default: Any = get_pretrained_cfg(name)
+    classes = {tag.partition(".")[2]: cfg.num_classes for tag, cfg in get_arch_pretrained_cfgs(name).items()}
+    return {default.tag or "": default.num_classes} | classes
+
+
+def _entry(name: str, model: nn.Module, tags: Mapping[str, int]) -> dict[str, Any]:
+    shapes = _shapes(model)  # a model without classifier has one from here on
+    own = sum(model.get_parameter(key).numel() for n, s in shapes if not s[0] for key in (f"{n}.weight", f"{n}.bias"))
+    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": _roll(shapes)}
+
+
+def _shapes(model: Any) -> Shapes:
+    """Shapes of the weights, with 0 rows for the classifier, which a model that has none is given first."""
+    from superlora_cli.models.targets import weights_of
+
+    if not model.num_classes:
+        import torch
+
+        with torch.device("meta"):
+            model.reset_classifier(1)
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, tuple | list) else (heads,)
+    inside = {layer for head in heads for layer in head.modules()}
+    classifiers = {name for name, layer in model.named_modules() if layer in inside}
+    return [
+        (name, (0, *shape[1:]) if name in classifiers and shape[0] == model.num_classes else shape)
+        for name, (shape, _) in weights_of(model).items()
+    ]
+
+
+# The file's short form of a list of weights.
+
+
+def _unroll(items: Sequence[Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The file's items → (module, shape) each."""
+    for item in items:
+        if len(item) == 2:
+            yield item[0], tuple(item[1])
+            continue
+        prefix, first, count, block = item
+        for index in range(first, first + count):
+            yield from ((f"{prefix}.{index}.{suffix}", tuple(shape)) for suffix, shape in block)
+
+
+def _roll(shapes: Shapes) -> list[Any]:
+    """(module, shape) each → the file's items: equal blocks that follow each other become one.
+
+    >>> rolled = _roll([("stem", (8, 3)), ("blocks.0.fc", (8, 8)), ("blocks.1.fc", (8, 8))])
+    >>> rolled, _roll(list(_unroll(rolled))) == rolled
+    ([['stem', [8, 3]], ['blocks', 0, 2, [['fc', [8, 8]]]]], True)
+    """
+    items: list[Any] = []
+    while shapes:
+        item = max(_runs(shapes), key=lambda item: item[2] * len(item[3]), default=None)
+        used = 1 if item is None else item[2] * len(item[3])
+        items.append(item or [shapes[0][0], list(shapes[0][1])])
+        shapes = shapes[used:]
+    return items
+
+
+def _runs(shapes: Shapes) -> Iterator[list[Any]]:
+    """Ways to see the start of `shapes` as at least two equal blocks."""
+    parts = shapes[0][0].split(".")
+    for depth, part in enumerate(parts[:-1]):
+        if depth and part.isdigit():
+            prefix, first, count, at = ".".join(parts[:depth]), int(part), 0, 0
+            block = _block(shapes, f"{prefix}.{first}.")
+            while _block(shapes[at:], f"{prefix}.{first + count}.") == block:
+                count, at = count + 1, at + len(block)
+            if count > 1:
+                yield [prefix, first, count, block]
+
+
+def _block(shapes: Shapes, prefix: str) -> list[Any]:
+    """The leading weights under `prefix`, as [suffix, shape]."""
+    block = []
+    for name, shape in shapes:
+        if not name.startswith(prefix):
+            break
+        block.append([name.removeprefix(prefix), list(shape)])
+    return block
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python -m superlora_cli.models.catalogue --write")
+    write()

@@ -1,0 +1,88 @@
+"""Layer by layer, what base models outside of timm consist of; the catalogue is made from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Layer(NamedTuple):
+    """A layer with parameters; `shape` is its weight's, () where it is neither linear nor convolution."""
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+
+
+def cfg_unet() -> Iterator[Layer]:
+    """The diffusion base (A.2): 3×32×32, 64 channels × (1, 2, 2, 2), 10,409,357 parameters.
+
+    Each level has two residual blocks down and three up, each with single-head attention behind it.
+    """
+    widths = (64, 128, 128, 128)
+    yield Layer("label.embedding", (), 11 * 10)
+    yield _layer("label.encode.0", 10, 10)
+    yield _layer("label.encode.2", 10, 10)
+    yield _layer("label.mlp.0", 256, 10)
+    yield _layer("label.mlp.2", 256, 256)
+    yield _layer("time.0", 256, 64)
+    yield _layer("time.2", 256, 256)
+    yield _layer("conv_in", 64, 3, 3, 3)
+    channels, skips = 64, [64]
+    for level, width in enumerate(widths):
+        for index in range(2):
+            yield from _block(f"down.{level}.{index}", channels, width)
+            channels = width
+            skips.append(channels)
+        if level < 3:
+            yield _layer(f"down.{level}.2", channels, channels, 3, 3)
+            skips.append(channels)
+    yield from _block("middle.0", channels, channels)
+    yield from _block("middle.1", channels, channels, attention=False)
+    for level, width in enumerate(reversed(widths)):
+        for index in range(3):
+            yield from _block(f"up.{level}.{index}", channels + skips.pop(), width)
+            channels = width
+        if level < 3:
+            yield _layer(f"up.{level}.3", channels, channels, 3, 3)
+    yield Layer("norm_out", (), 2 * channels)
+    yield _layer("conv_out", 3, channels, 3, 3)
+
+
+def llama_7b() -> Iterator[Layer]:
+    """A language model of Llama-7B's shape with the names that transformers gives it, 6,738,415,616 parameters."""
+    width, hidden = 4096, 11008
+    shapes = {f"self_attn.{part}_proj": (width, width) for part in "qkvo"}
+    shapes |= {"mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width), "mlp.down_proj": (width, hidden)}
+    yield Layer("model.embed_tokens", (), 32000 * width)
+    for index in range(32):
+        for name, shape in shapes.items():
+            yield Layer(f"model.layers.{index}.{name}", shape, math.prod(shape))
+        yield Layer(f"model.layers.{index}.input_layernorm", (), width)
+        yield Layer(f"model.layers.{index}.post_attention_layernorm", (), width)
+    yield Layer("model.norm", (), width)
+    yield Layer("lm_head", (32000, width), 32000 * width)
+
+
+DESCRIPTIONS: dict[str, Callable[[], Iterator[Layer]]] = {"cfg_unet": cfg_unet, "llama_7b": llama_7b}
+
+
+def _layer(name: str, *shape: int) -> Layer:
+    """A linear layer or convolution with bias."""
+    return Layer(name, shape, math.prod(shape) + shape[0])
+
+
+def _block(name: str, inputs: int, outputs: int, *, attention: bool = True) -> Iterator[Layer]:
+    """GN–SiLU–conv, plus time, plus label, GN–SiLU–conv, skip; then GN and 1×1 convolutions q, k, v, proj."""
+    yield Layer(f"{name}.norm1", (), 2 * inputs)
+    yield _layer(f"{name}.conv1", outputs, inputs, 3, 3)
+    yield _layer(f"{name}.time", outputs, 256)
+    yield _layer(f"{name}.label", outputs, 256)
+    yield Layer(f"{name}.norm2", (), 2 * outputs)
+    yield _layer(f"{name}.conv2", outputs, outputs, 3, 3)
+    if inputs != outputs:
+        yield _layer(f"{name}.skip", outputs, inputs, 1, 1)
+    if attention:
+        yield Layer(f"{name}.attn.norm", (), 2 * outputs)
+        yield from (_layer(f"{name}.attn.{part}", outputs, outputs, 1, 1) for part in ("q", "k", "v", "proj"))

@@ -1,0 +1,163 @@
+"""From target patterns to rows of weights, in model order, given only the weights' names and shapes: no torch.
+
+A pattern is a glob over module names or, after `re:`, a regular expression that matches the whole name; behind it
+may stand a slice of a fused weight: `blocks.*.attn.qkv[q]`, `[v]`, `[0:768]`. Short names `q k v o mlp all-linear`
+stand for what these are in the architecture at hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from superlora_cli.adapter.layout import TargetShape, block_of
+from superlora_cli.errors import UsageError, did_you_mean
+
+SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
+
+FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # module's own name → what its rows hold, in equal parts
+SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
+    "q": ("q", "q_proj", "query", "to_q", "query.proj"),
+    "k": ("k", "k_proj", "key", "to_k", "key.proj"),
+    "v": ("v", "v_proj", "value", "to_v", "value.proj"),
+    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense"),
+}
+ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn)([._]|$)")
+MLP = re.compile(r"(^|\.)(mlp|ffn|feed_forward|intermediate)(\.|$)")
+CLASSIFIERS = ("head", "fc", "classifier", "lm_head", "head.fc", "head_dist")
+SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
+
+
+class Weight(NamedTuple):
+    """A linear or convolutional weight: its shape (out, in) or (out, in, kh, kw), and whether its rows are mixed.
+
+    `mixed` is the class of an attention layer that does not keep q, k and v as equal blocks of rows in it.
+    """
+
+    shape: tuple[int, ...]
+    mixed: str = ""
+
+
+class Rows(NamedTuple):
+    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, `whole` if it is all of the weight."""
+
+    module: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    whole: bool
+
+    @property
+    def flat(self) -> TargetShape:
+        """The slice as (rows, columns), with the name of the block it sits in.
+
+        >>> Rows("blocks.0.attn.qkv", 0, 768, (768, 768), False).flat
+        TargetShape(name='blocks.0.attn.qkv[0:768]', rows=768, columns=768, layer='blocks.0')
+        """
+        name = self.module if self.whole else f"{self.module}[{self.start}:{self.stop}]"
+        return TargetShape(name, self.shape[0], math.prod(self.shape[1:]), block_of(self.module))
+
+
+def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Rows]:
+    """The rows that `patterns` name, without repetition, in the order of `weights` and by row within a weight.
+
+    Raises:
+        UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
+            slice is no contiguous block of rows.
+    """
+    found: set[Rows] = set()
+    for pattern in patterns:
+        matched = _short(pattern, weights) if pattern in SHORT_NAMES else _pattern(pattern, weights)
+        if not matched:
+            raise UsageError(
+                f"target '{pattern}' matches no weight of the model",
+                where="adapter.targets",
+                hint=_nearest(pattern, list(weights)),
+            )
+        found.update(matched)
+    order = {name: index for index, name in enumerate(weights)}
+    return sorted(found, key=lambda rows: (order[rows.module], rows.start))
+
+
+def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -> Rows:
+    total = weight.shape[0]
+    stop = total if stop is None else stop
+    return Rows(name, start, stop, (stop - start, *weight.shape[1:]), (start, stop) == (0, total))
+
+
+def _short(word: str, weights: Mapping[str, Weight]) -> list[Rows]:
+    if word == "all-linear":
+        linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2}
+        return [_slice(name, weight) for name, weight in linear.items() if name not in CLASSIFIERS]
+    if word == "mlp":
+        return [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]
+    matched = []
+    for name, weight in weights.items():
+        own = name.rpartition(".")[2]
+        if own in FUSED and word in FUSED[own]:
+            matched.append(_part(name, weight, word))
+        elif _role(name) == word:
+            matched.append(_slice(name, weight))
+    return matched
+
+
+def _role(name: str) -> str | None:
+    """Which of q, k, v, o a separate projection is: `attn.query.proj` is q, though it also ends in `proj`."""
+    for role, endings in SEPARATE.items():
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings):
+            return role if role != "o" or ATTENTION.search(name) else None
+    return None
+
+
+def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Rows]:
+    sliced = SLICE.match(pattern)
+    name_pattern = (sliced["name"] if sliced else pattern).removesuffix(".weight")
+    if name_pattern.startswith("re:"):
+        try:
+            expression = re.compile(name_pattern[3:])
+        except re.error as error:
+            raise UsageError(f"'{name_pattern}' is no regular expression: {error}", where="adapter.targets") from None
+        names = [name for name in weights if expression.fullmatch(name)]
+    else:
+        names = [name for name in weights if fnmatchcase(name, name_pattern)]
+    if not sliced:
+        return [_slice(name, weights[name]) for name in names]
+    return [_part(name, weights[name], sliced["slice"]) for name in names]
+
+
+def _part(name: str, weight: Weight, part: str) -> Rows:
+    """The rows of a fused weight: `q` is rows 0..767 of a (2304, 768) `qkv`, `v` rows 1536..2303."""
+    total = weight.shape[0]
+    if ":" in part:
+        start, stop = map(int, part.split(":"))
+        if not start < stop <= total:
+            raise UsageError(f"[{part}] is no range of its {total} rows", where=f"adapter.targets: {name}")
+        return _slice(name, weight, start, stop)
+    if weight.mixed:
+        whole = re.sub(r"\.\d+(?=\.)", ".*", name)
+        problem = f"{weight.mixed} does not keep q, k and v as equal blocks"
+        raise UsageError(
+            f"the rows of '{part}' in {name} are not contiguous: {problem}",
+            where="adapter.targets",
+            hint=f"adapt the whole weight: '{whole}'",
+        )
+    parts = FUSED.get(name.rpartition(".")[2], "qkv")
+    if part not in parts or total % len(parts):
+        hint = f"give rows as [start:stop] out of {total}"
+        raise UsageError(f"cannot tell the rows of '{part}' in {name}", where="adapter.targets", hint=hint)
+    size = total // len(parts)
+    start = parts.index(part) * size
+    return _slice(name, weight, start, start + size)
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    if pattern.isalpha() and len(pattern) <= 3:
+        return "short names are " + ", ".join(SHORT_NAMES)
+    sliced = SLICE.match(pattern)
+    wanted = (sliced["name"] if sliced else pattern).removesuffix(".weight")
+    near = difflib.get_close_matches(wanted, names, n=2, cutoff=0.3) or list(names[:2])
+    return did_you_mean(pattern, SHORT_NAMES) or "the nearest names are " + ", ".join(near)

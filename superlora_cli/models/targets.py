@@ -1,0 +1,66 @@
+"""From target patterns to the weights of a model: `models.patterns` on the names and shapes of its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from superlora_cli.adapter.attach import Target
+from superlora_cli.models.patterns import Weight
+from superlora_cli.models.patterns import expand as expand_weights
+
+# Attention layers of timm that do not keep q, k and v as equal blocks of rows in their fused weight: most split the
+# rows into heads first and then each head into q, k, v; some have blocks of unequal size. The test says when.
+MIXED: dict[str, Callable[[Any], bool]] = {
+    "timm.layers.attention2d.Attention2d": lambda layer: layer.head_first,
+    "timm.layers.bottleneck_attn.BottleneckAttn": lambda layer: layer.dim_out_qk != layer.dim_out_v,
+    "timm.layers.halo_attn.HaloAttn": lambda layer: True,
+    "timm.layers.lambda_layer.LambdaLayer": lambda layer: True,
+    "timm.models.cpubone.ConvAttention": lambda layer: True,
+    "timm.models.efficientformer.Attention": lambda layer: True,
+    "timm.models.efficientvit_mit.LiteMLA": lambda layer: True,
+    "timm.models.efficientvit_msra.CascadedGroupAttention": lambda layer: True,
+    "timm.models.gcvit.WindowAttentionGlobal": lambda layer: layer.use_global,
+    "timm.models.levit.Attention": lambda layer: True,
+    "timm.models.levit.AttentionDownsample": lambda layer: True,
+    "timm.models.lowformer.ConvAttention": lambda layer: True,
+    "timm.models.maxxvit.Attention2d": lambda layer: layer.head_first,
+    "timm.models.maxxvit.AttentionCl": lambda layer: layer.head_first,
+    "timm.models.mobilevit.LinearSelfAttention": lambda layer: True,
+    "timm.models.shvit.SHSA": lambda layer: True,
+    "timm.models.tiny_vit.Attention": lambda layer: True,
+    "timm.models.vision_transformer.DiffParallelScalingBlock": lambda layer: True,
+    "timm.models.vision_transformer.ParallelScalingBlock": lambda layer: True,
+}
+
+
+def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
+    """The targets that `patterns` name, without repetition, in model order and by row within a weight.
+
+    Raises:
+        UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
+            slice is no contiguous block of rows.
+    """
+    return [Target(*rows) for rows in expand_weights(weights_of(model), patterns)]
+
+
+def weights_of(model: nn.Module) -> dict[str, Weight]:
+    """Every linear and convolutional weight of `model` by module name, in model order."""
+    modules = dict(model.named_modules())
+    return {
+        name: Weight(tuple(module._parameters["weight"].shape), _mixed(modules, name))  # type: ignore[union-attr]
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not name.startswith("superlora")
+    }
+
+
+def _mixed(modules: dict[str, nn.Module], name: str) -> str:
+    """The class of the layer above `name` that mixes the rows of q, k and v; empty if there is none."""
+    while name:
+        name = name.rpartition(".")[0]
+        kind = type(modules[name])
+        if MIXED.get(f"{kind.__module__}.{kind.__qualname__}", lambda layer: False)(modules[name]):
+            return kind.__name__
+    return ""
