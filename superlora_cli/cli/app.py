@@ -13,12 +13,11 @@ import typer
 
 from superlora_cli import __version__
 from superlora_cli.cli.console import report
-from superlora_cli.errors import RunError, SuperLoraError, UsageError
+from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
 
 app = typer.Typer(
     name="superlora",
     help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -52,19 +51,22 @@ def options(
 
 def main() -> None:
     """Run the command line and exit with its code (0 ok, 1 failed, 2 bad input, 3 mismatch, 130 interrupted)."""
-    words = sys.argv[1:]
+    words = sys.argv[1:] or ["--help"]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     as_json = "--json" in words
     try:
-        sys.exit(app(words, standalone_mode=False) or 0)
+        code = app(words, standalone_mode=False) or 0
+        if code == InterruptedRunError.code:  # what the parser makes of Ctrl-C, without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except SuperLoraError as error:
         if debug:
             raise
         report(error, as_json=as_json)
         sys.exit(error.code)
-    except KeyboardInterrupt:
-        report(RunError("interrupted"), as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        report(InterruptedRunError("interrupted"), as_json=as_json)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

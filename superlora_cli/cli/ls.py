@@ -47,9 +47,9 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from superlora_cli.models.catalogue import models
+    from superlora_cli.models.catalogue import find, names
 
-    return [{"name": name, "parameters": count} for name, count in models().items()]
+    return [{"name": name, "parameters": find(name).params} for name in names()]
 
 
 def _methods() -> list[dict[str, Any]]:

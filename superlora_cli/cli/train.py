@@ -48,11 +48,7 @@ def command(
     with folder.opened():
         from superlora_cli.tasks import train as tasks  # torch and timm take seconds: only once the folder is ours
 
-        checkpoint = None
-        if resume and not fresh:
-            checkpoint = tasks.checkpoint_to_resume(folder)
-        else:
-            folder.clear()
+        checkpoint = None if fresh else tasks.checkpoint_to_resume(folder)
         result = tasks.train_run(loaded, folder, console, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 

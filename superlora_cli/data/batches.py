@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from superlora_cli.data.splits import Sample
+from superlora_cli.errors import SuperLoraError
 
 Key = tuple[int, int]  # (epoch, index)
+Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -66,14 +68,14 @@ class Keyed(Dataset[Sample]):
 
 def training_batches(
     images: Any, batch_size: int, *, seed: int, start: int, stop: int, workers: int, pin: bool, keyed: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of batches number `start` ... `stop` − 1: ((B, 3, S, S) float32, (B,) int64).
+) -> Iterator[Batch]:
+    """Batches number `start` ... `stop` − 1: ((B, 3, S, S) float32, (B,) int64).
 
     `keyed` says that reading a sample is random (augmentation) and must be keyed by epoch and index.
     """
     sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop)
     dataset: Dataset[Sample] = Keyed(images, seed) if keyed else _ByIndex(images)
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin)  # type: ignore[arg-type]
+    return _read(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin)
 
 
 class _ByIndex(Dataset[Sample]):
@@ -86,6 +88,17 @@ class _ByIndex(Dataset[Sample]):
         return self.images[key[1]]
 
 
-def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Loader of all images once, in order."""
-    return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin)
+def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Iterator[Batch]:
+    """All images once, in order."""
+    return _read(images, batch_size=batch_size, num_workers=workers, pin_memory=pin)
+
+
+def _read(images: Any, **how: Any) -> Iterator[Batch]:
+    """torch's loader, with errors of worker processes as they were raised, without the traceback around them."""
+    # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
+    loader: DataLoader[Batch] = DataLoader(images, generator=torch.Generator().manual_seed(0), **how)
+    try:
+        yield from loader
+    except SuperLoraError as error:
+        *traceback, last = error.message.strip().splitlines()
+        raise type(error)(last.partition(": ")[2]) if traceback else error from None

@@ -55,7 +55,7 @@ def _coverage(rng: np.random.RandomState, label: int, size: int) -> np.ndarray:
     """The strokes of one image, uint8, (2·size, 2·size): a digit in the middle, often one or two beside it."""
     side = OVERSAMPLING * size
     font = rng.randint(len(FONTS))
-    height = side * rng.uniform(0.6, 1.0)
+    height = side * rng.uniform(0.55, 0.9)
     width_ratio, slant, angle = rng.uniform(0.8, 1.35), rng.uniform(-0.3, 0.3), math.radians(rng.uniform(-15, 15))
     shift_x, shift_y = side * rng.uniform(-0.08, 0.08, size=2)
     beside = [(-1, rng.randint(10), rng.uniform() < 0.35), (1, rng.randint(10), rng.uniform() < 0.35)]

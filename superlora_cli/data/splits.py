@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
 from superlora_cli.errors import UsageError, did_you_mean
@@ -57,10 +58,13 @@ class Splits:
 
 
 class Images(Dataset[Sample]):
-    """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when they are read."""
+    """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when they are read.
 
-    def __init__(self, images: Tensor, labels: Tensor, look: Look) -> None:
-        self.images, self.labels = images, labels
+    `shift` moves an image by up to that many pixels in each direction, at random, repeating its border.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, look: Look, *, shift: int = 0) -> None:
+        self.images, self.labels, self.shift = images, labels, shift
         self.mean = torch.tensor(look.mean).view(3, 1, 1) * 255
         self.std = torch.tensor(look.std).view(3, 1, 1) * 255
 
@@ -68,12 +72,22 @@ class Images(Dataset[Sample]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        return (self.images[index] - self.mean) / self.std, int(self.labels[index])
+        image = (self.images[index] - self.mean) / self.std
+        if self.shift:
+            side, pad = image.shape[-1], (self.shift,) * 4
+            top, left = torch.randint(2 * self.shift + 1, (2,)).tolist()
+            image = functional.pad(image, pad, mode="replicate")[:, top : top + side, left : left + side]
+        return image, int(self.labels[index])
 
 
 def class_count(section: DataSection) -> int | None:
-    """The number of classes as far as it is known without reading the data."""
-    return section.num_classes or CLASSES.get(section.name)
+    """The number of classes, as far as it is known without reading the images."""
+    known = CLASSES.get(section.name)
+    if known is None and Path(section.name).is_dir():
+        from superlora_cli.data.folder import read_folder
+
+        known = len(read_folder(Path(section.name))[0])
+    return known or section.num_classes
 
 
 def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
@@ -85,7 +99,7 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
     if section.name == "digits":
         from superlora_cli.data.digits import load_digits_split
 
-        return _in_memory(partial(load_digits_split, image_size=look.size), look)
+        return _in_memory(partial(load_digits_split, image_size=look.size), look, section.augment)
     if section.name == "glyphs":
         from superlora_cli.data.glyphs import render_glyphs
 
@@ -94,18 +108,20 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
         def render(split: Any) -> tuple[Tensor, Tensor]:
             return render_glyphs(split, train if split == "train" else held_out, look.size, seed=seed)
 
-        return _in_memory(render, look)
+        return _in_memory(render, look, section.augment)
     return _from_timm(section, look, seed)
 
 
-def _in_memory(load: Any, look: Look) -> Splits:
+def _in_memory(load: Any, look: Look, augment: str | None) -> Splits:
     arrays = {split: load(split) for split in ("train", "validation", "test")}
     digest = hashlib.sha256()
     for images, labels in arrays.values():
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
-    sets = {split: Images(images, labels, look) for split, (images, labels) in arrays.items()}
-    return Splits(sets["train"], sets["validation"], sets["test"], 10, digest.hexdigest())
+    shift = {"train": 1 if augment == "shift" else 0}  # pixels
+    sets = {split: Images(images, labels, look, shift=shift.get(split, 0)) for split, (images, labels) in arrays.items()}
+    train, validation, test = (sets[split] for split in ("train", "validation", "test"))
+    return Splits(train, validation, test, 10, digest.hexdigest(), augmented=bool(shift["train"]))
 
 
 def _from_timm(section: DataSection, look: Look, seed: int) -> Splits:
@@ -116,29 +132,40 @@ def _from_timm(section: DataSection, look: Look, seed: int) -> Splits:
     if not is_folder and "/" not in section.name:
         hint = did_you_mean(section.name, CLASSES) or "a folder of images, or a name like torch/cifar100"
         raise UsageError(f"unknown data set '{section.name}'", where="data.name", hint=hint)
-    name, root = ("", section.name) if is_folder else (section.name, section.root)
     transform = partial(create_transform, input_size=(3, look.size, look.size), mean=look.mean, std=look.std)
     training = transform(is_training=True, auto_augment=None, color_jitter=0.0, re_prob=0.0)
     if section.augment == "none":
         training = transform(is_training=False, crop_pct=1.0, crop_mode="squash")
     plain = transform(is_training=False, crop_pct=1.0, crop_mode="squash")
-    try:
-        make = partial(create_dataset, name, root=root, download=section.download)
-        train = make(split="train", is_training=True, transform=training)
-        held_out = make(split="train", is_training=True, transform=plain)
-        test = make(split="validation", transform=plain)
-    except (RuntimeError, OSError, AssertionError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0]
-        hint = f"put the data under '{root}', or set data.download=true where there is a network"
-        raise UsageError(f"cannot read data set '{section.name}': {cause}", where="data", hint=hint) from None
+    given: list[Any]  # validation and test; None is held out of the training images
+    if is_folder:
+        from superlora_cli.data.folder import FolderImages, read_folder
+
+        _, files, *others = read_folder(Path(section.name))
+        train, held_out = FolderImages(files, training), FolderImages(files, plain)
+        given = [None if part is None else FolderImages(part, plain) for part in others]
+    else:
+        try:
+            make = partial(create_dataset, section.name, root=section.root, download=section.download)
+            train = make(split="train", is_training=True, transform=training)
+            held_out = make(split="train", is_training=True, transform=plain)
+            given = [None, make(split="validation", transform=plain)]
+        except (RuntimeError, OSError, AssertionError, ValueError) as error:
+            cause = str(error).strip().splitlines()[0]
+            hint = f"put the data under '{section.root}', or set data.download=true where there is a network"
+            raise UsageError(f"cannot read data set '{section.name}': {cause}", where="data", hint=hint) from None
     order = np.random.RandomState(seed).permutation(len(train)).tolist()
     cut = round(len(order) * section.validation)
-    classes = class_count(section) or len(getattr(train.reader, "class_to_idx", {})) or None
+    parts: list[Any] = []
+    for images in given:
+        parts.append(_part(held_out, order[:cut]) if images is None else images)
+        order = order[cut:] if images is None else order
+    validation, test = parts
+    classes = class_count(section)
     if classes is None:
         raise UsageError("the number of classes is not known", where="data.num_classes", hint="set it")
     fingerprint = hashlib.sha256(f"{section.name} {len(train)} {len(test)}".encode()).hexdigest()
-    parts = _part(train, order[cut:]), _part(held_out, order[:cut]), test
-    return Splits(*parts, classes, fingerprint, augmented=section.augment != "none")
+    return Splits(_part(train, order), validation, test, classes, fingerprint, augmented=section.augment != "none")
 
 
 def _part(images: Any, indices: Sequence[int]) -> Dataset[Sample]:

@@ -84,9 +84,10 @@ class DataSection(Section):
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
     workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")
-    augment: Literal["none", "crop_flip"] | None = Field(
+    augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
-        description="Training transform; `crop_flip`: random resized crop and horizontal flip. Default: the data's.",
+        description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "
+        "moved by up to a pixel. Default: `crop_flip`, for embedded sets `none`.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,17 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from superlora_cli.adapter import store
-from superlora_cli.data.batches import evaluation_batches, training_batches
+from superlora_cli.data.batches import Batch, evaluation_batches, training_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.files import safetensors_bytes
 from superlora_cli.tasks.build import ADAPTER_FILE, MODEL_FILE, Built
 
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S), labels (B,)
 
 
 class Classification:
@@ -33,6 +31,11 @@ class Classification:
         base = built.base
         look = Look(base.image_size, base.mean, base.std)
         self.splits: Splits = load_splits(self.recipe.data, look, seed=DATA_SEED)
+        outputs: Any = self.model.num_classes
+        if self.splits.classes > outputs:
+            hint = "model.head: new, or rows of the pretrained one for every class"
+            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {outputs} outputs of the model"
+            raise UsageError(message, where="model.head", hint=hint)
         if self.recipe.train.gradient_checkpointing:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
 
@@ -50,7 +53,7 @@ class Classification:
         """The new classifier beside an adapter."""
         return self.built.head
 
-    def batches(self, start: int, stop: int) -> DataLoader[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches `start` ... `stop` − 1 of the shuffled training split."""
         train, data = self.recipe.train, self.recipe.data
         return training_batches(

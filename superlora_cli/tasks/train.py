@@ -54,27 +54,28 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def train_run(
     recipe: Recipe, run: RunFolder, console: Console, *, resume: Path | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train `recipe` in the opened folder `run`, from the checkpoint `resume` if given.
+    """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or afresh, clearing what a run left.
+
+    The folder is not touched before model, data, optimizer and checkpoint have been found right.
 
     Returns:
         status, run, adapter (or model), params, steps, metrics, seconds, and bytes of the file.
 
     Raises:
-        SuperLoraError: whatever ended the run; run.json says so too.
+        SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
     """
-    about: dict[str, Any] = {"status": "running", "recipe": recipe.to_dict(), "environment": environment()}
-    if resume:
-        for line in changed_keys(run.path / "recipe.yaml", recipe):
-            console.print(f"resuming with a changed recipe: {line}", markup=False)
-    write_atomic(run.path / "recipe.yaml", dump_yaml(recipe.to_dict()))
-    run.describe(about)
+    about: dict[str, Any] = {}
     try:
         result = _train(recipe, run, console, about, resume, quiet)
     except BaseException as error:
-        stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
-        run.log(str(error))
-        run.describe({**about, "status": "interrupted" if stopped else "failed", "error": str(error)})
-        raise
+        if isinstance(error, KeyboardInterrupt) and about:
+            go_on = f"go on with --resume {run.path}" if latest_checkpoint(run) else "no checkpoint was written yet"
+            error = InterruptedRunError("interrupted", where=str(run.path), hint=go_on)
+        if about:  # else nothing has been touched
+            run.log(str(error))
+            status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
+            run.describe({**about, "status": status, "error": str(error)})
+        raise error from None
     run.describe({**about, **result})
     run.log("completed")
     return result
@@ -90,19 +91,27 @@ def _train(
     built = build_for_training(recipe)
     task = Classification(built, accelerator)
     params = _params(built)
-    about |= {"params": params, "device": str(accelerator.device), "data": task.splits.fingerprint}
-    run.describe(about)
-    start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-    run.log(start_line)
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
     before = task.evaluate("test")["accuracy"] if recipe.model.head != "new" and built.adapter else None
 
-    def show(start: int) -> Display:
+    def begin(start: int) -> Display:
         display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
+        if resume:
+            for line in changed_keys(run.path / "recipe.yaml", recipe):
+                display.say(f"resuming with a changed recipe: {line}")
+            run.sweep()
+        else:
+            run.clear()
+        about.update(status="running", recipe=recipe.to_dict(), environment=environment(), params=params,
+                     device=str(accelerator.device), data=task.splits.fingerprint)  # fmt: skip
+        write_atomic(run.path / "recipe.yaml", dump_yaml(recipe.to_dict()))
+        run.describe(about)
+        start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
+        run.log(start_line)
         display.say(start_line)
         return display
 
-    at = fit(task, recipe.train, recipe.eval, run, accelerator, show=show, resume=resume)
+    at = fit(task, recipe.train, recipe.eval, run, accelerator, begin=begin, resume=resume)
     test = task.evaluate("test")
     metrics: dict[str, Any] = {"accuracy": test["accuracy"], "loss": test["loss"]}
     metrics |= {"accuracy_before": before} if before is not None else {}

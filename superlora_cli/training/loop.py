@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -77,16 +76,18 @@ def fit(
     run: RunFolder,
     accelerator: Accelerator,
     *,
-    show: Callable[[int], Display],
+    begin: Callable[[int], Display],
     resume: Path | None = None,
 ) -> Progress:
     """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
 
     Args:
-        show: makes the display, given the step that training starts at.
+        begin: called with the step that training starts at, when all that can be wrong with the recipe has shown and
+            before the run's folder is touched; makes the display.
         resume: a checkpoint to go on from.
 
     Raises:
+        UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
         RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
     """
     body, head = task.trained(), task.head()
@@ -95,32 +96,36 @@ def fit(
     at = Progress()
     if resume:
         state = load_state(resume)
-        at = _restore(state, weights)
+        at = _restore(state, weights, optimizer)
+        if at.step > train.steps:
+            hint = "raise it, or start again with --force"
+            raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.steps}", hint=hint)
     scheduler = make_scheduler(train.scheduler, optimizer, steps=train.steps, start=at.step)
     if resume:
-        optimizer.load_state_dict(state["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # rates as the recipe says now, moments as they were
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         torch.set_rng_state(state["rng"])
-    run.truncate_metrics(at.step)
-    run.checkpoints.mkdir(exist_ok=True)
     scaler = getattr(accelerator, "scaler", None)
     batches = iter(task.batches(at.step * train.accumulate, train.steps * train.accumulate))
     window = _Window(accelerator.device)
 
     def save() -> None:
-        _check_finite(weights, at.step, optimizer, run)
         state = _state(at, weights, optimizer)
         save_checkpoint(run.checkpoints, at.step, state, task.exported(at.best))
         prune(run.checkpoints, keep=train.keep, protected=train.checkpoint_at)
 
-    with show(at.step) as display, _signals() as stop, run.open_metrics() as metrics:
+    display = begin(at.step)
+    run.truncate_metrics(at.step)
+    with display, _signals() as stop:
         while at.step < train.steps:
             task.model.train()
             with task.one_step():
                 for _ in range(train.accumulate):
                     batch = next(batches)
                     with accelerator.autocast():
-                        loss = task.loss(batch) / train.accumulate
-                    (scaler.scale(loss) if scaler else loss).backward()
+                        loss = task.loss(batch)
+                    share = loss / train.accumulate
+                    (scaler.scale(share) if scaler else share).backward()
                     window.add(loss, task.images_in(batch), at.step + 1)
             if scaler:
                 scaler.unscale_(optimizer)
@@ -138,14 +143,14 @@ def fit(
                 scheduler.step()
             last = at.step == train.steps
             if last or at.step % train.log_every == 0:
+                _check_finite(window, weights, at.step, lr, run)
                 figures = window.close(at)
-                _check_loss(figures, lr, run)
-                metrics.write(json.dumps({"step": at.step, "loss": figures.loss, "lr": lr}) + "\n")
+                run.record({"step": at.step, "loss": figures.loss, "lr": lr})
                 display.step(at.step, loss=figures.loss, rate=figures.rate, lr=lr)
             if last or (evaluation.every and at.step % evaluation.every == 0):
-                _check_finite(weights, at.step, optimizer, run)
+                _check_finite(window, weights, at.step, lr, run)
                 found = task.score()
-                metrics.write(json.dumps({"step": at.step, "eval": found}) + "\n")
+                run.record({"step": at.step, "eval": found})
                 display.say(f"step {at.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
                 if not at.best or task.better(found, at.best):
                     at.best_step, at.best = at.step, found
@@ -153,6 +158,7 @@ def fit(
                 window.restart()
             due = train.checkpoint_every and at.step % train.checkpoint_every == 0
             if due or at.step in train.checkpoint_at or stop.asked or last:
+                _check_finite(window, weights, at.step, lr, run)
                 save()
                 window.restart()
             if stop.asked and not last:
@@ -201,17 +207,21 @@ def _state(at: Progress, weights: Mapping[str, Tensor], optimizer: torch.optim.O
     return {
         "progress": vars(at).copy(),
         "weights": {name: weight.detach().cpu() for name, weight in weights.items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": {"name": type(optimizer).__name__, **optimizer.state_dict()},
         "rng": torch.get_rng_state(),
     }
 
 
-def _restore(state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Progress:
+def _restore(state: Mapping[str, Any], weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
     stored = state["weights"]
     if {n: w.shape for n, w in stored.items()} != {n: w.shape for n, w in weights.items()}:
         raise UsageError(
             "the checkpoint holds other tensors than this recipe trains", hint="resume with its own recipe"
         )
+    before, now = state["optimizer"]["name"], type(optimizer).__name__
+    if before != now:
+        raise UsageError(f"the checkpoint holds the state of {before}", where=f"train.optimizer.name={now}",
+                         hint=f"resume with {before}")  # fmt: skip
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])
@@ -222,7 +232,6 @@ def _restore(state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Progres
 class _Figures:
     loss: float
     rate: float
-    first_bad: int
 
 
 class _Window:
@@ -248,23 +257,21 @@ class _Window:
 
     def close(self, at: Progress) -> _Figures:
         steps = max(1, self.passes)
-        loss, bad = self.total.item() / steps, int(self.first_bad.item())
+        loss = self.total.item() / steps
         seconds = time.monotonic() - self.started
         at.images, at.seconds = at.images + self.images, at.seconds + seconds
-        figures = _Figures(loss, self.images / max(seconds, 1e-9), bad)
+        figures = _Figures(loss, self.images / max(seconds, 1e-9))
         self.restart()
         return figures
 
 
-def _check_loss(figures: _Figures, lr: float, run: RunFolder) -> None:
-    if figures.first_bad:
-        raise _not_finite("the loss", figures.first_bad, lr, run)
-
-
-def _check_finite(weights: Mapping[str, Tensor], step: int, optimizer: torch.optim.Optimizer, run: RunFolder) -> None:
+def _check_finite(window: _Window, weights: Mapping[str, Tensor], step: int, lr: float, run: RunFolder) -> None:
+    first_bad = int(window.first_bad.item())
+    if first_bad:
+        raise _not_finite("the loss", first_bad, lr, run)
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
-            raise _not_finite(name, step, optimizer.param_groups[0]["lr"], run)
+            raise _not_finite(name, step, lr, run)
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import system_errors, write_json
+from superlora_cli.files import system_errors, write_atomic, write_json
 
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors",
              "model.safetensors", "checkpoints", ".lock")  # fmt: skip
@@ -47,20 +47,31 @@ class RunFolder:
         Raises:
             UsageError: it cannot be written, or another run is in it.
         """
+        lock_file, made = self.path / ".lock", not self.path.exists()
         with system_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a")
+            lock = lock_file.open("a")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 hint = "wait for it, or choose another --out"
                 raise UsageError("another run is writing there", where=str(self.path), hint=hint) from None
-            yield self
+            try:
+                yield self
+            finally:
+                if not (self.path / "recipe.yaml").exists():  # no run began: leave the place as it was
+                    lock_file.unlink(missing_ok=True)
+                    if made and self.is_empty():
+                        self.path.rmdir()
 
     def is_empty(self) -> bool:
-        """Nothing there but a lock."""
-        return not self.path.exists() or not any(entry.name != ".lock" for entry in self.path.iterdir())
+        """Nothing there but a lock, or what a killed run was about to write."""
+        with system_errors(self.path):
+            if not self.path.exists():
+                return True
+            left_over = set(self._left_over())
+            return all(entry.name == ".lock" or entry in left_over for entry in self.path.iterdir())
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
@@ -70,10 +81,24 @@ class RunFolder:
                 shutil.rmtree(target)
             elif name != ".lock":
                 target.unlink(missing_ok=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the temporary files of a run that was killed while it wrote."""
+        for path in self._left_over():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _left_over(self) -> list[Path]:
+        files = [path for name in OWN_FILES for path in self.path.glob(f".{name}.*.tmp")]
+        return [*files, *self.checkpoints.glob(".step-*.tmp")]
 
     def log(self, line: str) -> None:
         """Append a line with the time to log.txt."""
-        with system_errors(self.path), (self.path / "log.txt").open("a") as file:
+        path = self.path / "log.txt"
+        with system_errors(path), path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def truncate_metrics(self, step: int) -> None:
@@ -81,13 +106,12 @@ class RunFolder:
         if not self.metrics.exists():
             return
         kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
-        with system_errors(self.metrics):
-            self.metrics.write_text("".join(line + "\n" for line in kept))
+        write_atomic(self.metrics, "".join(line + "\n" for line in kept))
 
-    def open_metrics(self) -> IO[str]:
-        """metrics.jsonl for appending, a line a write."""
-        with system_errors(self.metrics):
-            return self.metrics.open("a", buffering=1)
+    def record(self, figures: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with system_errors(self.metrics), self.metrics.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
 
     def describe(self, content: Mapping[str, Any]) -> None:
         """Write run.json."""

@@ -1,0 +1,126 @@
+"""A file is there whole, old or new; equal content is equal bytes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from superlora_cli.errors import RunError, SuperLoraError, UsageError
+from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic, write_json
+
+TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.bfloat16), "c": torch.tensor(3)}
+
+
+def fail_with(number: int) -> Any:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_written_file_holds_what_was_given_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomic(target, "old")
+    write_atomic(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize(
+    ("number", "kind", "says"),
+    [
+        (errno.ENOSPC, RunError, "disk is full"),
+        (errno.EDQUOT, RunError, "disk is full"),
+        (errno.EROFS, UsageError, "cannot write"),
+    ],
+)
+def test_the_old_file_stays_whole_where_writing_fails(
+    call: str, number: int, kind: type[SuperLoraError], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    write_atomic(target, "old")
+    monkeypatch.setattr(os, call, fail_with(number))
+    with pytest.raises(kind, match=says) as caught:
+        write_atomic(target, "new")
+    assert str(target) in str(caught.value)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "file"
+    write_atomic(target, "old")
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_is_written_with_sorted_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": {"d": 2, "c": 3}})
+    write_json(tmp_path / "b.json", {"a": {"c": 3, "d": 2}, "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1, "a": {"c": 3, "d": 2}}
+
+
+def test_safetensors_bytes_depend_on_the_content_alone() -> None:
+    metadata = {f"key{i}": str(i) for i in range(20)}
+    shuffled = dict(sorted(metadata.items(), key=lambda item: hash(item[0][::-1])))
+    first = safetensors_bytes(TENSORS, metadata)
+    assert all(safetensors_bytes(TENSORS, metadata) == first for _ in range(5))
+    assert safetensors_bytes(dict(reversed(TENSORS.items())), shuffled) == first
+    assert safetensors_bytes(TENSORS, {**metadata, "key0": "other"}) != first
+
+
+def test_the_safetensors_library_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_bytes(TENSORS, {"format": "pt", "ρ": "0.07"}))
+    assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0  # the data stay aligned
+    read = load_file(path)
+    assert read.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "ρ": "0.07"}
+
+
+def test_tensors_in_any_memory_layout_are_written_as_they_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    path.write_bytes(safetensors_bytes({"t": tensor}, {}))
+    tensors, _ = read_safetensors(path)
+    assert torch.equal(tensors["t"], tensor)
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -1])
+def test_a_truncated_safetensors_file_is_refused_with_its_name(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_bytes(TENSORS, {"format": "pt"})[:length])
+    with pytest.raises(UsageError, match=r"x\.safetensors: not a whole safetensors file"):
+        read_safetensors(path)
