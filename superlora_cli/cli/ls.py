@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,14 +17,16 @@ class Kind(StrEnum):
     recipes = "recipes"
     models = "models"
     methods = "methods"
+    projections = "projections"
 
 
 def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """List the shipped recipes, the models whose shapes are known, or the methods with their knobs."""
-    rows = {Kind.recipes: _recipes, Kind.models: _models, Kind.methods: _methods}[kind]()
+    """List the shipped recipes, the models whose shapes are known, the methods with their knobs, or the projections."""
+    listed = {Kind.recipes: _recipes, Kind.models: _models, Kind.methods: _methods, Kind.projections: _projections}
+    rows = listed[kind]()
     if as_json:
         print_json({kind.value: rows})
         return
@@ -64,6 +67,19 @@ def _methods() -> list[dict[str, Any]]:
         }
         for name, preset in PRESETS.items()
     ]
+
+
+def _projections() -> list[dict[str, Any]]:
+    import ast
+
+    from superlora_cli.adapter import projections
+
+    rows = []
+    for name in projections.NAMES:
+        source = next(file for folder in projections.__path__ if (file := Path(folder) / f"{name}.py").is_file())
+        formula = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        rows.append({"projection": name, "what": formula.splitlines()[0], "ratio": name not in projections.FULL_SIZE})
+    return rows
 
 
 def _plain(value: Any) -> str:

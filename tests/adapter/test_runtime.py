@@ -1,0 +1,131 @@
+"""What people wrap around a model works on an adapted one: checkpointing, autocast, torch.compile, DDP."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from superlora_cli.adapter.attach import SuperLora, attach
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.models.targets import expand
+
+METHODS = ("lora", "lokr", "lorta", "dense", "loha")
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def vit(method: str) -> tuple[nn.Module, SuperLora]:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=10
+    )
+    knobs = {"projection": "linear", "ratio": 0.5} if method == "lorta" else {}
+    rank = {} if method == "dense" else {"rank": 2}
+    adapter = attach(model, expand(model, ["q", "v"]), AdapterConfig.from_knobs(method, **rank, **knobs))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.copy_(torch.randn(factor.shape, generator=generator) * 0.3)
+    return model, adapter
+
+
+def gradients(model: nn.Module, adapter: SuperLora) -> tuple[Tensor, dict[str, Tensor]]:
+    adapter.zero_grad(set_to_none=True)
+    output = model(X)
+    output.square().mean().backward()
+    return output.detach(), {name: p.grad.clone() for name, p in adapter.factors.items() if p.grad is not None}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, grad in one.items():
+        torch.testing.assert_close(grad, other[name], msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_gives_the_same_gradients(method: str) -> None:
+    model, adapter = vit(method)
+    output, plain = gradients(model, adapter)
+    model.set_grad_checkpointing(True)
+    recomputed, grads = gradients(model, adapter)
+    assert torch.equal(output, recomputed)
+    assert_same(plain, grads)
+    adapter.zero_grad(set_to_none=True)
+    with adapter.one_step():
+        model(X).square().mean().backward()
+    assert_same(plain, {name: p.grad for name, p in adapter.factors.items()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_bf16_is_near_float32_and_keeps_factor_gradients_in_float32(method: str) -> None:
+    model, adapter = vit(method)
+    output, _ = gradients(model, adapter)
+    adapter.zero_grad(set_to_none=True)
+    with adapter.one_step(), torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(X)
+        low.float().square().mean().backward()
+    assert (low.float() - output).norm() / output.norm() < 0.02
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in adapter.factors.values())
+    assert all(torch.isfinite(p.grad).all() for p in adapter.factors.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_torch_compile_gives_the_same_outputs_and_gradients(method: str) -> None:
+    torch._dynamo.reset()
+    model, adapter = vit(method)
+    output, plain = gradients(model, adapter)
+    compiled = torch.compile(model, backend="aot_eager")
+    found, grads = gradients(compiled, adapter)
+    torch.testing.assert_close(found, output)
+    assert_same(plain, grads)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.mul_(1.5)
+        torch.testing.assert_close(compiled(X), model(X))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ddp_wrapping_gives_the_same_gradients(method: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    try:
+        model, adapter = vit(method)
+        output, plain = gradients(model, adapter)
+        found, grads = gradients(DistributedDataParallel(model), adapter)
+        assert torch.equal(output, found)
+        assert_same(plain, grads)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_target_rows_take_part(method: str) -> None:
+    model, adapter = vit(method)
+    gradients(model, adapter)
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("superlora."))
+    wide = model.blocks[0].attn.qkv
+    assert torch.equal(wide.weight[32:64], wide._parameters["weight"][32:64])
+    assert not torch.equal(wide.weight[:32], wide._parameters["weight"][:32])
+
+
+def test_code_that_reads_the_weight_itself_sees_the_update() -> None:
+    """timm's BEiT passes `self.qkv.weight` to a functional call instead of calling the layer."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "beit_base_patch16_224", img_size=32, patch_size=16, embed_dim=32, depth=1, num_heads=2, num_classes=3
+    )
+    image = torch.randn(1, 3, 32, 32)
+    before = model(image)
+    adapter = attach(model, expand(model, ["q", "v"]), AdapterConfig.from_knobs("lora", rank=2))
+    assert torch.equal(model(image), before)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.fill_(0.3)
+    assert not torch.allclose(model(image), before)
+    model(image).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.factors.values())
