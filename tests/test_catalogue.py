@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from superlora_cli.adapter.layout import TargetShape
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
 from superlora_cli.models.base import EMBEDDED

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from superlora_cli.adapter.attach import SuperLora, Target
+from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.counting import count
-from superlora_cli.adapter.layout import TargetShape, plan, root_ceil
+from superlora_cli.adapter.layout import plan, root_ceil
+from superlora_cli.adapter.targets import Target, TargetShape
 from superlora_cli.errors import UsageError
 from superlora_cli.models.catalogue import targets as catalogue_targets
 

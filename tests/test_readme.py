@@ -45,3 +45,10 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_python_of_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, "README.md", "exec"), {})
     assert int(capsys.readouterr().out) > 0
+
+
+def test_the_docs_table_of_keys_is_the_schemas() -> None:
+    from superlora_cli.recipe.describe import markdown_table
+
+    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert text.rpartition("<!-- keys: superlora schema --markdown -->\n")[2].strip() == markdown_table().strip()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -24,34 +24,11 @@ from superlora_cli.adapter import updates
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import Plan, TargetShape, block_of, plan
+from superlora_cli.adapter.layout import Plan, plan
 from superlora_cli.adapter.rows_linear import RowsLinear
+from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
-
-
-@dataclass(frozen=True)
-class Target:
-    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, such as (768, 768)."""
-
-    module: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    whole: bool
-
-    @property
-    def name(self) -> str:
-        """`blocks.0.attn.qkv[0:768]`, or the bare module name where the whole weight is the target."""
-        return self.module if self.whole else f"{self.module}[{self.start}:{self.stop}]"
-
-    @property
-    def flat(self) -> TargetShape:
-        """The target as (rows, columns), with the name of the block it sits in."""
-        columns = 1
-        for size in self.shape[1:]:
-            columns *= size
-        return TargetShape(self.name, self.shape[0], columns, block_of(self.module))
 
 
 class SuperLora(nn.Module):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Plan, TargetShape, plan
+from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.targets import TargetShape
 
 
 @dataclass(frozen=True)

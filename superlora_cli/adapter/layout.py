@@ -11,38 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from superlora_cli.adapter.config import AdapterConfig, Core
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TargetShape:
-    """One weight (or slice of a fused weight) to adapt, seen as (rows, columns).
-
-    A convolution's weight (out, in, kh, kw) is (out, in·kh·kw). `layer` names the block it sits in.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    layer: str = ""
-
-    @property
-    def elements(self) -> int:
-        """rows · columns."""
-        return self.rows * self.columns
-
-
-def block_of(module: str) -> str:
-    """The block that a module sits in: its name up to the last number that is not its own.
-
-    >>> block_of("layers.2.blocks.5.attn.qkv"), block_of("blocks.1.attn.to_out.0"), block_of("head")
-    ('layers.2.blocks.5', 'blocks.1', 'head')
-    """
-    parts = module.split(".")
-    if len(parts) > 1 and parts[-1].isdigit():
-        parts = parts[:-2]
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[-1] + 1]) if numbers else module
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.attach import SuperLora, Target
+from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.prng import GENERATOR
+from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.factors import expand
-from superlora_cli.adapter.layout import Bucket, Plan, TargetShape, UnitShape
+from superlora_cli.adapter.layout import Bucket, Plan, UnitShape
+from superlora_cli.adapter.targets import TargetShape
 
 
 @dataclass(frozen=True)

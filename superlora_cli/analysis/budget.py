@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Plan, TargetShape, plan
+from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 
 Knobs = dict[str, Any]

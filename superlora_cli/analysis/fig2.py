@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from superlora_cli.adapter.config import AdapterConfig, Core, Rank
-from superlora_cli.adapter.layout import TargetShape, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 

@@ -15,7 +15,8 @@ import typer
 
 from superlora_cli.adapter.config import CHOICES, PRESETS, AdapterConfig
 from superlora_cli.adapter.counting import Count, count
-from superlora_cli.adapter.layout import Plan, TargetShape
+from superlora_cli.adapter.layout import Plan
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
 from superlora_cli.analysis.filesize import stored_bytes
 from superlora_cli.cli.console import print_json, print_table

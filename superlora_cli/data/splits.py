@@ -119,7 +119,9 @@ def _in_memory(load: Any, look: Look, augment: str | None) -> Splits:
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
     shift = {"train": 1 if augment == "shift" else 0}  # pixels
-    sets = {split: Images(images, labels, look, shift=shift.get(split, 0)) for split, (images, labels) in arrays.items()}
+    sets = {
+        split: Images(images, labels, look, shift=shift.get(split, 0)) for split, (images, labels) in arrays.items()
+    }
     train, validation, test = (sets[split] for split in ("train", "validation", "test"))
     return Splits(train, validation, test, 10, digest.hexdigest(), augmented=bool(shift["train"]))
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superlora_cli.adapter.layout import TargetShape
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.descriptions import DESCRIPTIONS
 from superlora_cli.models.patterns import Weight, expand

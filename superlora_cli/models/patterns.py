@@ -8,13 +8,12 @@ stand for what these are in the architecture at hand.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from superlora_cli.adapter.layout import TargetShape, block_of
+from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError, did_you_mean
 
 SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
@@ -42,34 +41,14 @@ class Weight(NamedTuple):
     mixed: str = ""
 
 
-class Rows(NamedTuple):
-    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, `whole` if it is all of the weight."""
-
-    module: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    whole: bool
-
-    @property
-    def flat(self) -> TargetShape:
-        """The slice as (rows, columns), with the name of the block it sits in.
-
-        >>> Rows("blocks.0.attn.qkv", 0, 768, (768, 768), False).flat
-        TargetShape(name='blocks.0.attn.qkv[0:768]', rows=768, columns=768, layer='blocks.0')
-        """
-        name = self.module if self.whole else f"{self.module}[{self.start}:{self.stop}]"
-        return TargetShape(name, self.shape[0], math.prod(self.shape[1:]), block_of(self.module))
-
-
-def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Rows]:
+def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Target]:
     """The rows that `patterns` name, without repetition, in the order of `weights` and by row within a weight.
 
     Raises:
         UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
             slice is no contiguous block of rows.
     """
-    found: set[Rows] = set()
+    found: set[Target] = set()
     for pattern in patterns:
         matched = _short(pattern, weights) if pattern in SHORT_NAMES else _pattern(pattern, weights)
         if not matched:
@@ -83,13 +62,13 @@ def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Rows]
     return sorted(found, key=lambda rows: (order[rows.module], rows.start))
 
 
-def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -> Rows:
+def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -> Target:
     total = weight.shape[0]
     stop = total if stop is None else stop
-    return Rows(name, start, stop, (stop - start, *weight.shape[1:]), (start, stop) == (0, total))
+    return Target(name, start, stop, (stop - start, *weight.shape[1:]), (start, stop) == (0, total))
 
 
-def _short(word: str, weights: Mapping[str, Weight]) -> list[Rows]:
+def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
     if word == "all-linear":
         linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2}
         return [_slice(name, weight) for name, weight in linear.items() if name not in CLASSIFIERS]
@@ -113,7 +92,7 @@ def _role(name: str) -> str | None:
     return None
 
 
-def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Rows]:
+def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Target]:
     sliced = SLICE.match(pattern)
     name_pattern = (sliced["name"] if sliced else pattern).removesuffix(".weight")
     if name_pattern.startswith("re:"):
@@ -129,7 +108,7 @@ def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Rows]:
     return [_part(name, weights[name], sliced["slice"]) for name in names]
 
 
-def _part(name: str, weight: Weight, part: str) -> Rows:
+def _part(name: str, weight: Weight, part: str) -> Target:
     """The rows of a fused weight: `q` is rows 0..767 of a (2304, 768) `qkv`, `v` rows 1536..2303."""
     total = weight.shape[0]
     if ":" in part:

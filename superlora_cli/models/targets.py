@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from superlora_cli.adapter.attach import Target
+from superlora_cli.adapter.targets import Target
 from superlora_cli.models.patterns import Weight
 from superlora_cli.models.patterns import expand as expand_weights
 
@@ -43,7 +43,7 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
         UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
             slice is no contiguous block of rows.
     """
-    return [Target(*rows) for rows in expand_weights(weights_of(model), patterns)]
+    return expand_weights(weights_of(model), patterns)
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:

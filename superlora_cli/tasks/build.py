@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from superlora_cli.adapter import store
-from superlora_cli.adapter.attach import SuperLora, Target, attach
+from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors

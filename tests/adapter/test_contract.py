@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import naive, store
-from superlora_cli.adapter.attach import SuperLora, Target, attach, detach
+from superlora_cli.adapter.attach import SuperLora, attach, detach
 from superlora_cli.adapter.counting import count
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import TargetShape, plan
+from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import merged_state
 from superlora_cli.adapter.projections import is_nonlinear
+from superlora_cli.adapter.targets import Target, TargetShape
 from tests.adapter.variants import PLAIN, PROJECTED, STACKED, VARIANTS, config_of
 
 ALL = pytest.mark.parametrize("name", VARIANTS)

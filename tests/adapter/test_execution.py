@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.attach import SuperLora, Target, attach
+from superlora_cli.adapter.attach import SuperLora, attach
+from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Kronecker, why_not_factored
 from superlora_cli.errors import UsageError
 from tests.adapter.test_contract import ATTACHED, INPUT, ON_A_MODEL, TARGETS, small_model

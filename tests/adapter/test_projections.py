@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from superlora_cli.adapter import naive, projections
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import TargetShape, plan
+from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import FULL_SIZE, NAMES, Size, build, is_nonlinear
+from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 
 CPU = torch.device("cpu")

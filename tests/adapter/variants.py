@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import TargetShape
+from superlora_cli.adapter.targets import TargetShape
 
 EQUAL = [TargetShape(f"blocks.{i // 2}.attn.qkv[{i % 2}]", 12, 8, f"blocks.{i // 2}") for i in range(4)]
 MIXED = [

@@ -11,10 +11,11 @@ from lycoris.functional import loha, lokr
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from superlora_cli.adapter.attach import SuperLora, Target, attach
+from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.factors import expand
 from superlora_cli.adapter.layout import UnitShape
+from superlora_cli.adapter.targets import Target
 
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
 EXECUTIONS = ("factored", "materialised")
