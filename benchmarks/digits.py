@@ -1,0 +1,130 @@
+"""Accuracy against parameters on the handwritten digits: the README's table and picture.
+
+    python benchmarks/digits.py                 # trains what is missing (3 seeds a recipe), writes table and picture
+    python benchmarks/digits.py --only quickstart digits_dense
+
+Every run is `superlora train RECIPE seed=S train.threads=1`; results are kept in benchmarks/digits.jsonl, one run a
+line, and a run that is there already for the same recipe is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from superlora_cli.recipe.load import load_recipe, shipped_recipes
+from superlora_cli.tasks.train import train_run
+from superlora_cli.training.run import RunFolder
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "digits.jsonl"
+PICTURE = HERE.parent / "docs" / "digits.svg"
+README = HERE.parent / "README.md"
+START, END = "<!-- results -->\n", "<!-- results end -->\n"
+SEEDS = (0, 1, 2)
+
+
+def recipes() -> list[str]:
+    """The recipes of the embedded task."""
+    return [name for name in shipped_recipes() if name == "quickstart" or name.startswith("digits_")]
+
+
+def digest(name: str) -> str:
+    """Of everything in a recipe but its comments: results of another recipe do not count."""
+    return hashlib.sha256(load_recipe(name).to_json().encode()).hexdigest()[:12]
+
+
+def load() -> list[dict[str, Any]]:
+    """The runs that are known, of recipes as they are now."""
+    if not RESULTS.exists():
+        return []
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    current = {name: digest(name) for name in recipes()}
+    return [row for row in rows if current.get(row["recipe"]) == row["digest"]]
+
+
+def train(name: str, seed: int) -> dict[str, Any]:
+    """One run, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
+        recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
+        result = train_run(recipe, run, Console(file=io.StringIO()), quiet=True)
+    metrics = result["metrics"]
+    row = {"recipe": name, "digest": digest(name), "seed": seed, "parameters": result["params"]["adapter"]}
+    row |= {"before": metrics["accuracy_before"], "accuracy": metrics["accuracy"], "bytes": result["bytes"]}
+    return row | {"validation": metrics["val_accuracy"], "seconds": result["seconds"]}
+
+
+def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per recipe: means over its seeds, by number of parameters."""
+    found = []
+    for name in recipes():
+        own = {row["seed"]: row for row in rows if row["recipe"] == name}
+        if own:
+            accuracies = [row["accuracy"] for row in own.values()]
+            first = next(iter(own.values()))
+            mean, low, high = statistics.mean(accuracies), min(accuracies), max(accuracies)
+            found.append(first | {"mean": mean, "low": low, "high": high, "seeds": len(accuracies)})
+    return sorted(found, key=lambda row: (row["parameters"], row["recipe"]))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The README's table, in Markdown."""
+    lines = ["| recipe | parameters | file, bytes | test accuracy | of 3 seeds |", "|---|---:|---:|---:|---:|"]
+    lines.append(f"| the base, unadapted | 0 | | {found[0]['before']:.3f} | |")
+    for row in found:
+        spread = f"{row['low']:.3f} – {row['high']:.3f}"
+        lines.append(f"| `{row['recipe']}` | {row['parameters']:,} | {row['bytes']:,} | {row['mean']:.3f} | {spread} |")
+    return "\n".join(lines) + "\n\nMade by `python benchmarks/digits.py`.\n"
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """Accuracy against parameters, as SVG whose bytes depend on the figures alone."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "superlora"
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for row in found:
+        marker = "s" if row["recipe"] in ("digits_lora", "digits_dense") else "o"
+        bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+        axes.errorbar(row["parameters"], row["mean"], yerr=bars, fmt=marker, capsize=3)
+        label = row["recipe"].removeprefix("digits_")
+        axes.annotate(label, (row["parameters"], row["mean"]), xytext=(6, -9), textcoords="offset points", fontsize=8)
+    axes.axhline(found[0]["before"], linestyle=":", color="grey")
+    axes.text(found[-1]["parameters"], found[0]["before"] + 0.006, "unadapted", ha="right", fontsize=8, color="grey")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
+    axes.grid(alpha=0.3)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main() -> None:
+    """Train what is missing and write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=recipes(), default=recipes(), help="recipes to train")
+    only: list[str] = parser.parse_args().only
+    for name in only:
+        for seed in SEEDS:
+            if not any(row["recipe"] == name and row["seed"] == seed for row in load()):
+                row = train(name, seed)
+                print(json.dumps(row), flush=True)
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    found = summaries(load())
+    draw(found)
+    text = README.read_text()
+    before, after = text.partition(START)[0], text.rpartition(END)[2]
+    README.write_text(before + START + table(found) + END + after)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
