@@ -61,9 +61,9 @@ def _khatri_rao(planes: list[Tensor]) -> Tensor:
 
 
 def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
-    """K unit tensors (groups, terms, d_1, ..., d_M) -> the group's tensor (groups, *sides), terms summed.
+    """K unit tensors (groups, terms, d_1, ..., d_M) -> the group's tensor (groups, *shape.extent), terms summed.
 
-    Kronecker products are taken axis by axis and cropped to `shape.sides` (Eq. 2); `hadamard` multiplies
+    Kronecker products are taken axis by axis (Eq. 2) and cropped where the layout says so; `hadamard` multiplies
     elementwise (LoHa).
     """
     if how == "hadamard":
@@ -80,7 +80,7 @@ def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
     left = units[0]
     # Σ over terms is the inner axis of one product: (g, f^M, t) @ (g, t, d^M) -> (g, f^M, d^M)
     whole = _interleave(left.flatten(2).mT @ right.flatten(2), left, right, order)
-    return whole[(slice(None), *(slice(side) for side in shape.sides))]
+    return whole[(slice(None), *(slice(side) for side in shape.extent))]
 
 
 def _interleave(product: Tensor, left: Tensor, right: Tensor, order: int) -> Tensor:

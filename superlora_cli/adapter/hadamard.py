@@ -1,8 +1,8 @@
 """The fast Walsh–Hadamard transform as a few matrix products.
 
 H_{2^N} is a Kronecker power, so it can be applied as small dense Hadamard matrices along the axes of a reshaped
-vector: 2^24 = 64 · 64 · 64 · 64 takes four products with H₆₄, each at the speed of a matrix product and with one
-pass over memory, where a butterfly takes 24 passes.
+vector: 2^20 = 32 · 32 · 32 · 32 takes four products with H₃₂, each at the speed of a matrix product and with one
+pass over memory, where a butterfly takes 20 passes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from superlora_cli.errors import UsageError
 
-LARGEST = 6  # log2 of the largest block: H₆₄, by benchmarks/fwht.py
+LARGEST = 5  # log2 of the largest block: H₃₂, by benchmarks/fwht.py
 
 
 def hadamard(bits: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -58,13 +58,13 @@ def transform(x: Tensor) -> Tensor:
         work = work.float()
     for size in block_sizes(bits):
         block = _block(size, work.dtype, work.device)
-        # (b, 64, 2^18).mT @ (64, 64) -> (b, 2^18, 64): transformed and moved to the end
+        # (b, 32, 2^15).mT @ (32, 32) -> (b, 2^15, 32): transformed and moved to the end
         work = (work.view(len(work), 1 << size, -1).mT @ block).view(len(work), length)
     return work.view(*batch, length).to(dtype)
 
 
 def block_sizes(bits: int) -> list[int]:
-    """log2 of the blocks for 2^bits, as equal as they come: 20 → [5, 5, 5, 5], 22 → [6, 6, 5, 5]."""
+    """log2 of the blocks for 2^bits, as equal as they come: 20 → [5, 5, 5, 5], 22 → [5, 5, 4, 4, 4]."""
     if not bits:
         return []
     count = -(-bits // LARGEST)

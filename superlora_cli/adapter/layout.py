@@ -73,7 +73,8 @@ class GroupShape:
     Attributes:
         units: the K units of one term.
         terms: number of products that are summed.
-        sides: the folded shape that the combined units are cropped to, axis by axis.
+        sides: the folded shape.
+        crop: whether a Kronecker product larger than `sides` is cropped axis by axis, or flattened as it is.
         n_in: elements that enter F: the first ones of the flattened, cropped tensor.
         n_out: elements that leave F.
     """
@@ -81,8 +82,15 @@ class GroupShape:
     units: tuple[UnitShape, ...]
     terms: int
     sides: tuple[int, ...]
+    crop: bool
     n_in: int
     n_out: int
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The shape whose first n_in elements are the group's: `sides`, or that of an uncropped Kronecker product."""
+        product = (math.prod(own) for own in zip(*(unit.sides for unit in self.units), strict=True))
+        return self.sides if self.crop or self.units[-1].sides == self.sides else tuple(product)
 
     @property
     def params(self) -> int:
@@ -204,7 +212,7 @@ def _group_shape(config: AdapterConfig, span: _Span) -> GroupShape:
         units = (_unit(config, sides),) * config.splits
     else:
         units = _kronecker_units(config, sides)
-    return GroupShape(units, config.terms, sides, n_in, span.n)
+    return GroupShape(units, config.terms, sides, config.fold != "regular", n_in, span.n)
 
 
 def _fold(config: AdapterConfig, span: _Span, n_in: int) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def kronecker(left: Tensor, right: Tensor) -> Tensor:
 def group_vector(plan: Plan, index: int, group: int, params: Mapping[str, Tensor]) -> Tensor:
     """One group of bucket `index`: Σ over terms of ⊗ over splits, cropped, flattened: (n_in,)."""
     shape: GroupShape = plan.buckets[index].shape
-    total = torch.zeros(shape.sides, dtype=_dtype(params))
+    total = torch.zeros(shape.extent, dtype=_dtype(params))
     for term in range(shape.terms):
         product: Tensor | None = None
         for k, unit in enumerate(shape.units, 1):
@@ -57,7 +57,7 @@ def group_vector(plan: Plan, index: int, group: int, params: Mapping[str, Tensor
             else:
                 product = product * tensor if plan.config.combine == "hadamard" else kronecker(product, tensor)
         assert product is not None
-        total += product[tuple(slice(side) for side in shape.sides)]
+        total += product[tuple(slice(side) for side in shape.extent)]
     return total.flatten()[: shape.n_in]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,8 @@ def command(
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
     folder, fresh = _folder(wanted, name, resume, force)
     with folder.opened():
-        from superlora_cli.tasks import train as tasks  # torch and timm take seconds: only once the folder is ours
+        with nullcontext() if quiet else console.status("loading torch and timm"):
+            from superlora_cli.tasks import train as tasks  # takes seconds: only once the folder is ours
 
         checkpoint = None if fresh else tasks.checkpoint_to_resume(folder)
         result = tasks.train_run(loaded, folder, console, resume=checkpoint, quiet=quiet)

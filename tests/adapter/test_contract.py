@@ -232,3 +232,12 @@ def test_nonlinear_projections_move_from_their_start(projection: str) -> None:
     assert all((tensor != 0).any() for tensor in start.values())
     moved = {key: value * 1.1 for key, value in start.items()}
     assert deltas(shapes, moved, Frozen(shapes))[0].abs().max() > 0.01
+
+
+def test_a_folded_kronecker_product_is_torch_kron_flattened() -> None:
+    shapes = plan(config_of({"splits": 2, "split_dim": 3, "rank": 2, "terms": 2}), [TargetShape("w", 9, 11)])
+    params = random_params(shapes.tensors)  # 99 elements: side 10, factors 3 and 4, product 12 × 12
+    left, out, into = (params[f"b0_k{name}"][0] for name in ("1_core", "2_A1", "2_A2"))
+    product = sum(torch.kron(left[t], out[t] @ into[t].T) for t in range(2))
+    delta = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))[0]
+    torch.testing.assert_close(delta, product.flatten()[:99].view(9, 11))
