@@ -30,6 +30,7 @@ PICTURE = HERE.parent / "docs" / "digits.svg"
 README = HERE.parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- results end -->\n"
 SEEDS = (0, 1, 2)
+LEFT = ("2d", "lorta3d", "lorta4d", "nonlinear_v2")  # labels that would cover others at the right
 
 
 def recipes() -> list[str]:
@@ -98,7 +99,8 @@ def draw(found: list[dict[str, Any]]) -> None:
         bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         axes.errorbar(row["parameters"], row["mean"], yerr=bars, fmt=marker, capsize=3)
         label = row["recipe"].removeprefix("digits_")
-        axes.annotate(label, (row["parameters"], row["mean"]), xytext=(6, -9), textcoords="offset points", fontsize=8)
+        place: dict[str, Any] = {"xytext": (-6, -3), "ha": "right"} if label in LEFT else {"xytext": (6, -9)}
+        axes.annotate(label, (row["parameters"], row["mean"]), textcoords="offset points", fontsize=8, **place)
     axes.axhline(found[0]["before"], linestyle=":", color="grey")
     axes.text(found[-1]["parameters"], found[0]["before"] + 0.006, "unadapted", ha="right", fontsize=8, color="grey")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")

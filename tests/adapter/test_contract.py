@@ -241,3 +241,19 @@ def test_a_folded_kronecker_product_is_torch_kron_flattened() -> None:
     product = sum(torch.kron(left[t], out[t] @ into[t].T) for t in range(2))
     delta = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))[0]
     torch.testing.assert_close(delta, product.flatten()[:99].view(9, 11))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lora", "lorta 3D", "CP 5D diagonal", "lokr, 3 terms", "lonkr", "loha", "linear 0.5 of 2D", "nonlinear 0.3 of 2D"],
+)
+def test_deltas_pass_gradcheck(name: str) -> None:
+    knobs, targets = VARIANTS[name]
+    shapes = plan(config_of(knobs), targets)
+    params = random_params(shapes.tensors)
+    frozen = Frozen(shapes, dtype=torch.float64)
+
+    def flat(*values: Tensor) -> Tensor:
+        return torch.cat([delta.flatten() for delta in deltas(shapes, dict(zip(params, values, strict=True)), frozen)])
+
+    assert torch.autograd.gradcheck(flat, tuple(params.values()))
