@@ -268,18 +268,19 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
     if as_json:
         print_json({"budget": budget, "offers": [
             {"name": o.family, "flags": o.flags, "adapter": o.plan.params, "sides": [u.sides for _, u in kinds(o.plan)],
-             "stored_bytes": subject.stored_bytes(o.plan)} for o in found]})  # fmt: skip
+             "rank": o.plan.config.scale_rank, "stored_bytes": subject.stored_bytes(o.plan)} for o in found]})  # fmt: skip
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("parameters", justify="right")
     table.add_column("file bytes", justify="right")
+    table.add_column("rank", justify="right")
     for heading in ("method", "units", "options"):
         table.add_column(heading)
     for offer in found:
         units = [f"{n} of {'×'.join(map(str, unit.sides))}" for n, unit in kinds(offer.plan)]
-        numbers = (f"{offer.plan.params:,}", f"{subject.stored_bytes(offer.plan):,}")
+        numbers = [f"{n:,}" for n in (offer.plan.params, subject.stored_bytes(offer.plan), offer.plan.config.scale_rank)]
         table.add_row(*numbers, offer.family, " + ".join([*units[:2], "…"][: len(units)]), offer.flags)
     print_table(table)
 
