@@ -265,22 +265,30 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
 
     with _located(flags, None):
         found = offers(subject.targets, budget, flags)
+    rows = [
+        {
+            "name": offer.family,
+            "flags": offer.flags,
+            "adapter": offer.plan.params,
+            "sides": [unit.sides for _, unit in kinds(offer.plan)],
+            "rank": offer.plan.config.scale_rank,
+            "stored_bytes": subject.stored_bytes(offer.plan),
+        }
+        for offer in found
+    ]
     if as_json:
-        print_json({"budget": budget, "offers": [
-            {"name": o.family, "flags": o.flags, "adapter": o.plan.params, "sides": [u.sides for _, u in kinds(o.plan)],
-             "rank": o.plan.config.scale_rank, "stored_bytes": subject.stored_bytes(o.plan)} for o in found]})  # fmt: skip
+        print_json({"budget": budget, "offers": rows})
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("parameters", justify="right")
-    table.add_column("file bytes", justify="right")
-    table.add_column("rank", justify="right")
+    for heading in ("parameters", "file bytes", "rank"):
+        table.add_column(heading, justify="right")
     for heading in ("method", "units", "options"):
         table.add_column(heading)
-    for offer in found:
+    for offer, row in zip(found, rows, strict=True):
         units = [f"{n} of {'×'.join(map(str, unit.sides))}" for n, unit in kinds(offer.plan)]
-        numbers = [f"{n:,}" for n in (offer.plan.params, subject.stored_bytes(offer.plan), offer.plan.config.scale_rank)]
+        numbers = [f"{row[key]:,}" for key in ("adapter", "stored_bytes", "rank")]
         table.add_row(*numbers, offer.family, " + ".join([*units[:2], "…"][: len(units)]), offer.flags)
     print_table(table)
 
