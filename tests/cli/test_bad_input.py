@@ -108,7 +108,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "resume of another folder": (train("--resume", "run", "--out", "other"), 2, ("other, run", "give one of them")),
     "resume of no run": (train("--resume", "photos"), 2, ("photos", "holds no whole checkpoint")),
     "automatic resume of no run": (train("--resume", "auto", "--out", "photos"), 2, ("photos", "holds no run")),
-    "resume with another rank": ((*RUN, "adapter.rank=2", "--resume", "run"), 2, ("other tensors", "recipe")),
+    "resume with another rank": ((*RUN, "adapter.rank=3", "--resume", "run"), 2, ("other tensors", "recipe")),
     "resume with another optimizer": (
         (*RUN, "train.optimizer.name=SGD", "--resume", "run"), 2, ("train.optimizer.name=SGD", "AdamW"),
     ),
@@ -295,7 +295,7 @@ def test_a_full_disk_is_named_whichever_file_it_hits(tmp_path: Path) -> None:
 
 
 def test_an_exploding_run_names_step_rate_and_the_last_good_checkpoint(cli: Cli) -> None:
-    sgd = ("train.optimizer={name: SGD, lr: 0.001}", "train.scheduler.name=constant", "train.keep=1")
+    sgd = ("train.optimizer={name: SGD, lr: 0.001}", "train.scheduler={name: constant}", "train.keep=1")
     assert cli(*RUN, *sgd, "train.steps=3", "--out", "run").code == 0
     kept = contents(Path("run/checkpoints"))
     for words in (("train.log_every=1",), ("eval.every=1",), ("train.checkpoint_every=1",)):

@@ -146,7 +146,7 @@ def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> 
 
 def test_a_new_head_travels_in_the_adapter_and_into_the_merged_weights(cli: Cli) -> None:
     run = cli("train", *QUICK, "model.head=new", "--json").json()
-    assert run["params"] == {"adapter": 46, "head": 650, "base": run["params"]["base"]}
+    assert run["params"] == {"adapter": 90, "head": 650, "base": run["params"]["base"]}
     assert cli("merge", run["run"], "--out", "merged.safetensors", "--json").json()["verified"] is True
     stored, after = load_file(run["adapter"]), load_file("merged.safetensors")
     assert torch.equal(stored["head.head.weight"], after["head.weight"])
@@ -160,15 +160,15 @@ def test_a_new_head_travels_in_the_adapter_and_into_the_merged_weights(cli: Cli)
 def test_inspect_shows_knobs_targets_base_and_metrics(trained: Path, alone: Path, cli: Cli) -> None:
     about = cli("inspect", alone, "--json").json()
     assert about["bytes"] == alone.stat().st_size
-    assert about["params"] == {"adapter": 46, "head": 0}
+    assert about["params"] == {"adapter": 90, "head": 0}
     assert about["targets"] == ["q", "v"]
     assert about["base"]["name"] == "glyphs_vit"
     assert len(about["base"]["sha256"]) == 64
-    assert (about["config"]["order"], about["config"]["rank"]) == (5, 1)
+    assert (about["config"]["order"], about["config"]["rank"]) == (5, 2)
     assert about["recipe"]["data"]["name"] == "digits"
     assert about["metrics"]["accuracy"] == json.loads((trained / "eval.json").read_text())["metrics"]["accuracy"]
     shown = cli("inspect", trained).out
-    for word in ("46 adapter, 0 head", "glyphs_vit", "q, v", "order 5"):
+    for word in ("90 adapter, 0 head", "glyphs_vit", "q, v", "order 5"):
         assert word in shown
 
 

@@ -255,7 +255,7 @@ def test_metrics_torn_by_a_crash_are_mended(trained: Path, cli: Cli) -> None:
 
 def test_a_changed_recipe_is_named_key_by_key_and_takes_effect(trained: Path, cli: Cli) -> None:
     shutil.copytree(trained, "run")
-    changed = ("train.steps=8", "train.optimizer.lr=0.002", "train.scheduler.name=constant")
+    changed = ("train.steps=8", "train.optimizer.lr=0.002", "train.scheduler={name: constant}")
     result = cli("train", *QUICK, *changed, "--resume", "run")
     assert result.code == 0
     for line in (
