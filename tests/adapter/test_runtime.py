@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import timm
 import torch
@@ -91,8 +89,8 @@ def test_torch_compile_gives_the_same_outputs_and_gradients(method: str) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ddp_wrapping_gives_the_same_gradients(method: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         model, adapter = vit(method)
         output, plain = gradients(model, adapter)
