@@ -54,8 +54,9 @@ class SuperLora(nn.Module):
         reason = updates.why_not_factored(self.plan) if plain else "a target is no plain nn.Linear"
         if self.config.execution == "factored" and reason:
             raise UsageError(f"no factored execution: {reason}", where="adapter.execution", hint="auto or materialised")
-        wanted = self.config.execution == "factored" or (self.config.execution == "auto" and not reason)
-        return wanted and (self.config.execution == "factored" or updates.pays(self.plan))
+        if self.config.execution == "auto":
+            return reason is None and updates.pays(self.plan)
+        return self.config.execution == "factored"
 
     def _forget(self) -> None:
         self._updates: list[Update] | None = None

@@ -114,33 +114,32 @@ def why_not_factored(plan: Plan) -> str | None:
         if config.groups != "weight" or config.splits > 2:
             return "Kronecker factors meet activations only weight by weight, with splits 2"
         return None
+    held = 0
     for bucket in plan.buckets:
-        width, n = bucket.shape.sides[-1], bucket.shape.n_out
-        start = 0
-        for target in plan.targets:
-            if target.columns != width:
-                return f"{target.name} has {target.columns} columns, its group {width}"
-            if plan.config.groups != "layer" and start // n != (start + target.elements - 1) // n:
-                return f"{target.name} lies in two groups"
-            start = (start + target.elements) if plan.config.groups != "weight" else 0
-        if len(plan.buckets) > 1:
-            break  # by weight or by layer: every group holds whole weights
+        width = bucket.shape.sides[-1]
+        for group, weights in zip(bucket.members, _members(plan, bucket), strict=True):
+            for _, target in weights:
+                if target.columns != width:
+                    return f"{target.name} has {target.columns} columns, its group {width}"
+            held += sum(target.elements for _, target in weights)
+            if held > (group + 1) * bucket.shape.n_out and isinstance(config.groups, int):
+                return f"{weights[-1][1].name} lies in two groups"
     return None
 
 
 def multiplications(plan: Plan) -> int:
     """Multiplications a token and forward pass, over all targets, on the factored path."""
-    shape, total = plan.buckets[0].shape, 0
-    for target in plan.targets:
-        right = shape.units[-1]
+    total = 0
+    for bucket in plan.buckets:
+        shape, right = bucket.shape, bucket.shape.units[-1]
         ranks = [rank for rank in right.ranks[-2:] if rank]
-        rank = max(ranks, default=min(target.rows, target.columns))
-        if len(shape.units) > 1:
+        for _, target in (weight for group in _members(plan, bucket) for weight in group):
+            rank = max(ranks, default=min(target.rows, target.columns))
+            if len(shape.units) == 1:
+                total += rank * (target.rows + target.columns)
+                continue
             f = shape.units[0].sides[0]
-            inner = (target.rows + target.columns + f * f) * rank if ranks else target.elements // f
-            total += shape.terms * inner
-        else:
-            total += rank * (target.rows + target.columns)
+            total += shape.terms * ((target.rows + target.columns + f * f) * rank if ranks else target.elements // f)
     return total
 
 

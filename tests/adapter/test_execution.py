@@ -93,3 +93,53 @@ def test_auto_takes_the_cheaper_path() -> None:
     target = [Target("0", 0, 64, (64, 64), True)]
     assert attach(wide, target, config_of({"method": "lora", "rank": 2})).factored
     assert not attach(nn.Sequential(nn.Linear(64, 64)), target, config_of({"method": "lora", "rank": 32})).factored
+
+
+class Tapered(nn.Module):
+    """Layers of different widths, as in Swin; with `skew`, of two widths within one block."""
+
+    def __init__(self, skew: bool) -> None:
+        super().__init__()
+        wide = nn.ModuleDict({"a": nn.Linear(12, 20), "b": nn.Linear(20, 6)})
+        even = nn.ModuleDict({"a": nn.Linear(12, 12), "b": nn.Linear(12, 6)})
+        self.blocks = nn.ModuleList(
+            [nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 12)}), wide if skew else even]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block["b"](torch.tanh(block["a"](x)))
+        return x
+
+
+def tapered(knobs: dict[str, Any], execution: str, *, skew: bool = False) -> tuple[nn.Module, SuperLora]:
+    torch.manual_seed(0)
+    model = Tapered(skew).double()
+    names = ("blocks.0.a", "blocks.0.b", "blocks.1.a", "blocks.1.b")
+    shapes = [tuple(model.get_submodule(name).weight.shape) for name in names]
+    targets = [Target(name, 0, shape[0], shape, True) for name, shape in zip(names, shapes, strict=True)]
+    adapter = attach(model, targets, config_of({**knobs, "execution": execution})).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.copy_(torch.randn(factor.shape, generator=generator))
+    return model, adapter
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"method": "lora", "rank": 2}, {"groups": "layer", "fold": "none", "rank": 2},
+     {"method": "lokr", "rank": 1, "split_dim": 2}],
+)  # fmt: skip
+def test_layers_of_different_widths_take_the_factored_path_too(knobs: dict[str, Any]) -> None:
+    (output, grads), (other_output, other_grads) = (
+        gradients(*tapered(knobs, execution), held=True) for execution in ("factored", "materialised")
+    )
+    torch.testing.assert_close(output, other_output)
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, other_grads[key])
+
+
+def test_a_layer_of_two_widths_has_no_common_rows() -> None:
+    with pytest.raises(UsageError, match=r"blocks\.1\.a has 12 columns, its group 20"):
+        tapered({"groups": "layer", "fold": "none", "rank": 2}, "factored", skew=True)
