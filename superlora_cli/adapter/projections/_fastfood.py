@@ -57,31 +57,19 @@ class Fastfood:
 
 
 class _Apply(torch.autograd.Function):
+    """F without its activation or, with `adjoint`, its adjoint; each is the other's backward."""
+
     @staticmethod
-    def forward(x: Tensor, fastfood: Fastfood) -> Tensor:
-        return fastfood.forward(x)
+    def forward(x: Tensor, fastfood: Fastfood, adjoint: bool) -> Tensor:
+        return fastfood.adjoint(x) if adjoint else fastfood.forward(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.fastfood = inputs[1]
+        _, ctx.fastfood, ctx.adjoint = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Adjoint.apply(grads[0], ctx.fastfood), None
-
-
-class _Adjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(grad: Tensor, fastfood: Fastfood) -> Tensor:
-        return fastfood.adjoint(grad)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.fastfood = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Apply.apply(grads[0], ctx.fastfood), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Apply.apply(grads[0], ctx.fastfood, not ctx.adjoint), None, None
 
 
 def draw_fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool) -> Fastfood:
@@ -104,7 +92,7 @@ def fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool, nonlinear:
     frozen = draw_fastfood(size, draw, place, gaussian=gaussian)
 
     def project(x: Tensor) -> Tensor:
-        y: Any = _Apply.apply(x, frozen)
+        y: Any = _Apply.apply(x, frozen, False)
         return functional.tanhshrink(y) if nonlinear else y
 
     return project
