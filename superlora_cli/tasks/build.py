@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,8 @@ from torch import nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import class_count
-from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.errors import UsageError
 from superlora_cli.files import read_safetensors
 from superlora_cli.models.base import Base, build, load_weights
 from superlora_cli.models.targets import expand
@@ -30,7 +30,7 @@ class Built:
 
     Attributes:
         adapter: None where the recipe trains the base itself.
-        base_digest: (SHA-256 of the target slices, dtype), taken before anything touched them.
+        base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to.
     """
 
     recipe: Recipe
@@ -114,35 +114,20 @@ def build_from_file(
     recipe = recipe_from_dict(dict(stored.recipe), str(path), overrides)
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    if not stored.head or recipe.model.head != "new":
-        made = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
-    else:
-        classes = next(iter(stored.head.values())).shape[0]
-        made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
+    classes = len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
+    made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
     targets = expand(made.model, stored.patterns)
-    digest = _checked_digest(made.model, targets, stored, path, allow_mismatch)
+    if not allow_mismatch:
+        store.check_base(made.model, targets, stored, where=str(path))
     adapter = attach(made.model, targets, stored.config)
     store.restore(adapter, stored, where=str(path))
     with torch.no_grad():
         for name, tensor in stored.head.items():
             made.model.get_parameter(name).copy_(tensor)
-    return Built(recipe, made, adapter, digest)
-
-
-def _checked_digest(
-    model: nn.Module, targets: Sequence[Target], stored: store.StoredAdapter, path: Path, allow: bool
-) -> tuple[str, str]:
-    try:
-        store.check_base(model, targets, stored, where=str(path))
-    except MismatchError:
-        if not allow:
-            raise
-    return store.digest_base(model, targets)
+    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]))
 
 
 def _build_model(path: Path, recipe_json: str, overrides: Sequence[str]) -> Built:
-    import json
-
     recipe = recipe_from_dict(json.loads(recipe_json), str(path), overrides)
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     base = build(section, classes=class_count(recipe.data), image_size=recipe.data.image_size)

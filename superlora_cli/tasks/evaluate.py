@@ -81,9 +81,10 @@ def merge(
         raise UsageError("a base without adapter: there is nothing to merge", where=str(result), hint="use it as it is")
     cast = DTYPES[dtype] if dtype else None
     state, changed = merged_state(built.model, built.adapter, sign=-1 if unmerge else 1, dtype=cast)
-    error, images = None, _verification_images(built)
+    error, verified_on = None, None
     if verify and not unmerge:
-        error = _largest_difference(built, state, images)
+        images = _verification_images(built)
+        error, verified_on = _largest_difference(built, state, images), f"{len(images):,} images"
         stored = cast or next(t.dtype for t in state.values() if t.is_floating_point())
         if not error <= TOLERANCE[stored]:
             raise MismatchError(
@@ -96,7 +97,7 @@ def merge(
         "tensors_changed": len(changed),
         "max_abs_error": error,
         "verified": error is not None,
-        "verified_on": f"{len(images):,} images",
+        "verified_on": verified_on,
         "load": built.base.call[:-1] + f", checkpoint_path={str(out)!r})",
     }
 
