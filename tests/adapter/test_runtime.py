@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from superlora_cli.adapter.attach import SuperLora, attach
+from superlora_cli.adapter.attach import SuperLora, attach, detach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.models.targets import expand
 
@@ -127,3 +127,25 @@ def test_code_that_reads_the_weight_itself_sees_the_update() -> None:
     assert not torch.equal(model(image), before)
     model(image).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapter.factors.values())
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_are_adapted_and_merged_like_any_weight(kernel: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, kernel), nn.ReLU(), nn.Conv2d(6, 8, 1))
+    targets = expand(model, ["0", "2[2:5]"])
+    assert [target.shape for target in targets] == [(6, 4, kernel, kernel), (3, 6, 1, 1)]
+    images, base = torch.randn(2, 4, 5, 5), model[2].weight.detach().clone()
+    plain = model(images)
+    adapter = attach(model, targets, AdapterConfig.from_knobs("lorta", rank=2))
+    assert torch.equal(model(images), plain)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            nn.init.normal_(factor)
+    adapted = model(images)
+    adapted.sum().backward()
+    assert all(factor.grad is not None for factor in adapter.factors.values())
+    detach(model, merge=True)
+    torch.testing.assert_close(model(images), adapted)
+    assert torch.equal(model[2].weight[:2], base[:2])
+    assert torch.equal(model[2].weight[5:], base[5:])
