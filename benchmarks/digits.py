@@ -22,6 +22,7 @@ from rich.console import Console
 
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.tasks.train import train_run
+from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
 HERE = Path(__file__).parent
@@ -54,9 +55,9 @@ def load() -> list[dict[str, Any]]:
 
 def train(name: str, seed: int) -> dict[str, Any]:
     """One run, in a folder that is thrown away."""
+    recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
-        recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
-        result = train_run(recipe, run, Console(file=io.StringIO()), quiet=True)
+        result = train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
     metrics = result["metrics"]
     row = {"recipe": name, "digest": digest(name), "seed": seed, "parameters": result["params"]["adapter"]}
     row |= {"before": metrics["accuracy_before"], "accuracy": metrics["accuracy"], "bytes": result["bytes"]}

@@ -20,11 +20,13 @@ class SuperLoraError(Exception):
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
         self.message, self.where, self.hint = message, where, hint
+        self.process: int | None = None  # the one it happened in, where it did not happen in all of them
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.hint})" if self.hint else ""
-        return f"{place}{self.message}{advice}"
+        process = "" if self.process is None else f"process {self.process}: "
+        return f"{process}{place}{self.message}{advice}"
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The `error` object of `--json`."""

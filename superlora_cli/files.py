@@ -61,7 +61,12 @@ def _umask() -> int:
 
 def write_json(path: Path, content: Any) -> None:
     """`write_atomic` for a JSON document with sorted keys."""
-    write_atomic(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_atomic(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """A JSON document for people: indented, with sorted keys."""
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -144,7 +144,10 @@ class _Adapted:
 
     @property
     def weight(self) -> Tensor:
-        return splice(self._parameters["weight"], [(start, update.dense()) for start, update in self.updates()])
+        stored = self._parameters["weight"]
+        if hasattr(stored, "to_local"):  # a shard (FSDP): it is whole while the layer runs
+            return stored
+        return splice(stored, [(start, update.dense()) for start, update in self.updates()])
 
     def updates(self) -> list[tuple[int, Update]]:
         """(first row, update) of every target in this layer, by row."""

@@ -5,7 +5,9 @@ Nothing here or at the top of a command's file imports torch, timm or numpy: `--
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
 from typing import Annotated
 
@@ -55,6 +57,8 @@ def main() -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     as_json = "--json" in words
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
     try:
         code = app(words, standalone_mode=False) or 0
         if code == InterruptedRunError.code:  # what the parser makes of Ctrl-C, without a word

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from superlora_cli.errors import SuperLoraError
+from superlora_cli.launch import speaks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,14 +24,16 @@ def stderr_console() -> Console:
 
 def print_json(content: Any) -> None:
     """Exactly one JSON object on stdout."""
-    sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
+    if speaks():
+        sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def print_table(table: Table) -> None:
     """A result for people, on stdout."""
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    if speaks():
+        Console(highlight=False).print(table)
 
 
 def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -48,5 +51,5 @@ def report(error: SuperLoraError, *, as_json: bool) -> None:
     """One clear line on stderr, or the `error` object of `--json`."""
     if as_json:
         print_json({"error": error.as_dict()})
-    else:
+    elif speaks() or error.process is not None:
         sys.stderr.write(f"superlora: {error}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from superlora_cli.cli.console import print_json, print_pairs, stderr_console
 from superlora_cli.errors import UsageError
+from superlora_cli.launch import launched, speaks
 
 if TYPE_CHECKING:
     from superlora_cli.training.run import RunFolder
@@ -46,12 +47,24 @@ def command(
         return
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
     folder, fresh = _folder(wanted, name, resume, force)
-    with folder.opened():
-        with nullcontext() if quiet else console.status("loading torch and timm"):
-            from superlora_cli.tasks import train as tasks  # takes seconds: only once the folder is ours
+    with ExitStack() as stack:
 
-        checkpoint = None if fresh else tasks.checkpoint_to_resume(folder)
-        result = tasks.train_run(loaded, folder, console, resume=checkpoint, quiet=quiet)
+        def own_folder() -> tuple[RunFolder, bool]:
+            folder, fresh = _folder(wanted, name, resume, force)
+            stack.enter_context(folder.opened())
+            return folder, fresh
+
+        if launched() == 1:
+            folder, fresh = own_folder()  # before torch, which takes seconds to load
+        with nullcontext() if quiet or not speaks() else console.status("loading torch and timm"):
+            from superlora_cli.tasks import train as tasks
+            from superlora_cli.training.processes import join
+        processes = join(loaded.train)
+        if launched() > 1:
+            folder, fresh = processes.on_main(own_folder)
+            folder.writes = processes.is_main
+        checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder))
+        result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,40 +13,71 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from superlora_cli.data.splits import Sample
-from superlora_cli.errors import SuperLoraError
+from superlora_cli.errors import SuperLoraError, UsageError
 
 Key = tuple[int, int]  # (epoch, index)
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
 
 
+@dataclass(frozen=True)
+class Share:
+    """How the images of one optimizer step are dealt out.
+
+    Attributes:
+        passes: forward passes a step, one batch each.
+        process, processes: this process, and how many there are.
+    """
+
+    passes: int = 1
+    process: int = 0
+    processes: int = 1
+
+
+ALL = Share()
+
+
 class StepSampler(Sampler[list[Key]]):
-    """Batches number `start` ... `stop` − 1 of an endless stream of shuffled epochs, the last part batch dropped.
+    """This process's batches of steps `start` ... `stop` − 1 of an endless stream of shuffled epochs.
+
+    A step takes the next `batch_size` × passes × processes images of the epoch, however many passes and processes
+    share them, and drops what is left at its end.
 
     Args:
         length: number of images.
-        batch_size: images a batch; a smaller data set is one batch.
+        batch_size: images a batch; a data set that is smaller than a step is one step.
         seed: of the shuffling; epoch e is permuted by (seed, e) alone.
+        share: how a step's images are dealt out.
+
+    Raises:
+        UsageError: a batch would be empty.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int) -> None:
-        self.length, self.batch_size = length, min(batch_size, length)
-        self.seed, self.start, self.stop = seed, start, stop
+    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int, share: Share = ALL) -> None:
+        parts = share.passes * share.processes
+        if length < parts:
+            message = f"{length} training images for {parts} batches a step"
+            raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
+        self.length, self.batch_size = length, min(batch_size, length // parts)
+        self.seed, self.start, self.stop, self.share = seed, start, stop, share
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return (self.stop - self.start) * self.share.passes
 
     def __iter__(self) -> Iterator[list[Key]]:
-        per_epoch = self.length // self.batch_size
+        size, share = self.batch_size, self.share
+        step_size = size * share.passes * share.processes
+        per_epoch = self.length // step_size
         order: list[int] = []
         current = -1
-        for batch in range(self.start, self.stop):
-            epoch, place = divmod(batch, per_epoch)
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, per_epoch)
             if epoch != current:
                 current = epoch
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 order = torch.randperm(self.length, generator=generator).tolist()
-            first = place * self.batch_size
-            yield [(epoch, index) for index in order[first : first + self.batch_size]]
+            for number in range(share.passes):
+                first = place * step_size + (number * share.processes + share.process) * size
+                yield [(epoch, index) for index in order[first : first + size]]
 
 
 class Keyed(Dataset[Sample]):
@@ -67,13 +100,22 @@ class Keyed(Dataset[Sample]):
 
 
 def training_batches(
-    images: Any, batch_size: int, *, seed: int, start: int, stop: int, workers: int, pin: bool, keyed: bool
-) -> Iterator[Batch]:
-    """Batches number `start` ... `stop` − 1: ((B, 3, S, S) float32, (B,) int64).
+    images: Any,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    workers: int,
+    pin: bool,
+    keyed: bool,
+    share: Share = ALL,
+) -> Generator[Batch, None, None]:
+    """The batches of steps `start` ... `stop` − 1: ((B, 3, S, S) float32, (B,) int64).
 
     `keyed` says that reading a sample is random (augmentation) and must be keyed by epoch and index.
     """
-    sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop)
+    sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop, share=share)
     dataset: Dataset[Sample] = Keyed(images, seed) if keyed else _ByIndex(images)
     return _read(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin)
 
@@ -88,17 +130,24 @@ class _ByIndex(Dataset[Sample]):
         return self.images[key[1]]
 
 
-def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Iterator[Batch]:
+def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Generator[Batch, None, None]:
     """All images once, in order."""
     return _read(images, batch_size=batch_size, num_workers=workers, pin_memory=pin)
 
 
-def _read(images: Any, **how: Any) -> Iterator[Batch]:
+def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     """torch's loader, with errors of worker processes as they were raised, without the traceback around them."""
     # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
-    loader: DataLoader[Batch] = DataLoader(images, generator=torch.Generator().manual_seed(0), **how)
+    generator = torch.Generator().manual_seed(0)
+    loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=_leave_signals, **how)
     try:
         yield from loader
     except SuperLoraError as error:
         *traceback, last = error.message.strip().splitlines()
         raise type(error)(last.partition(": ")[2]) if traceback else error from None
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal to the whole group of processes is the training process's to answer: it still needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

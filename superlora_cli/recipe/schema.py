@@ -162,10 +162,13 @@ class TrainSection(Section):
     """The training loop."""
 
     steps: int = Field(ge=1, description="Optimizer steps.")
-    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass and process.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; `auto`: a GPU if any.")
     accumulate: int = Field(1, ge=1, description="Forward passes per optimizer step.")
+    compile: bool | dict[str, Any] | None = Field(
+        None, description="Compile the model: `true`, or arguments of `torch.compile`, such as `{mode: max-autotune}`."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a slower step.")
     clip_norm: float | None = Field(None, gt=0, description="Clip the norm of all gradients together to this.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
@@ -173,12 +176,23 @@ class TrainSection(Section):
     scheduler: SchedulerSection = Field(
         SchedulerSection(), description="Learning-rate schedule, with torch's own names."
     )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the trained weights, which then is "
+        "what is evaluated and kept.",
+    )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints that are kept, the newest.")
     checkpoint_at: list[int] = Field([], description="Steps whose checkpoints are never deleted.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.")
     threads: int | None = Field(
         None, ge=1, description="CPU threads; a resumed run repeats exactly with the same number."
+    )
+    profile: bool | None = Field(None, description="Write a trace of a few steps to `trace.json.gz`, for Perfetto.")
+    shard_base: bool | None = Field(
+        None, description="Spread the frozen base over the processes (FSDP): for one that does not fit on a device."
     )
 
 
@@ -194,7 +208,9 @@ class OutputSection(Section):
     """What a run leaves behind."""
 
     dir: str | None = Field(None, description="Folder of the run; default `runs/<recipe>`, or the next free one.")
-    trackers: list[Literal["jsonl"]] = Field(["jsonl"], description="Where metrics go.")
+    trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
+        ["jsonl"], description="Where metrics go, besides `metrics.jsonl`, which is always written."
+    )
 
 
 class Recipe(Section):

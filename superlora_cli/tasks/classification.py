@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
-from superlora_cli.data.batches import Batch, evaluation_batches, training_batches
+from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.files import safetensors_bytes
 from superlora_cli.tasks.build import ADAPTER_FILE, MODEL_FILE, Built
+from superlora_cli.training.processes import Processes
 
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
 
@@ -25,10 +27,9 @@ DATA_SEED = 0  # of held-out parts and rendered images: runs with different seed
 class Classification:
     """The task as the training loop sees it, and its evaluation."""
 
-    def __init__(self, built: Built, accelerator: Accelerator) -> None:
-        self.built, self.recipe, self.accelerator = built, built.recipe, accelerator
-        self.model = built.model.to(accelerator.device)
-        base = built.base
+    def __init__(self, built: Built, processes: Processes) -> None:
+        self.built, self.recipe, self.processes = built, built.recipe, processes
+        self.model, base = built.model, built.base
         look = Look(base.image_size, base.mean, base.std)
         self.splits: Splits = load_splits(self.recipe.data, look, seed=DATA_SEED)
         outputs: Any = self.model.num_classes
@@ -36,12 +37,37 @@ class Classification:
             hint = "model.head: new, or rows of the pretrained one for every class"
             message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {outputs} outputs of the model"
             raise UsageError(message, where="model.head", hint=hint)
-        if self.recipe.train.gradient_checkpointing:
-            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        self.frozen_statistics = [
+            module for module in self.model.modules() if built.adapter and isinstance(module, _BatchNorm)
+        ]
+        self._place()
 
-    def one_step(self) -> AbstractContextManager[None]:
-        """ΔW is built once per optimizer step."""
-        return self.built.adapter.one_step() if self.built.adapter else nullcontext()
+    def _place(self) -> None:
+        """Put the model on the device, as the recipe's `train` section wants it."""
+        train = self.recipe.train
+        if train.gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        if train.shard_base:
+            if self.built.adapter is None:
+                raise UsageError("without an adapter there is no frozen base", where="train.shard_base")
+            self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
+        else:
+            self.model.to(self.processes.device)
+        if train.compile:
+            self.model.compile(**(train.compile if isinstance(train.compile, dict) else {}))
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Training mode, but for the running statistics of a frozen base; ΔW is built once per optimizer step."""
+        if not self.model.training:
+            self.model.train()
+            for module in self.frozen_statistics:
+                module.eval()
+        if self.built.adapter is None:
+            yield
+            return
+        with self.built.adapter.one_step():
+            yield
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The factors, or every parameter of the base."""
@@ -53,9 +79,16 @@ class Classification:
         """The new classifier beside an adapter."""
         return self.built.head
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches `start` ... `stop` − 1 of the shuffled training split."""
-        train, data = self.recipe.train, self.recipe.data
+    def buffers(self) -> dict[str, Tensor]:
+        """Running statistics of a base that is trained."""
+        if self.built.adapter:
+            return {}
+        stored = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """This process's batches of steps `start` ... `stop` − 1, of the shuffled training split."""
+        train, data, processes = self.recipe.train, self.recipe.data, self.processes
         return training_batches(
             self.splits.train,
             train.batch_size,
@@ -63,8 +96,9 @@ class Classification:
             start=start,
             stop=stop,
             workers=data.workers,
-            pin=self.accelerator.device.type == "cuda",
+            pin=processes.device.type == "cuda",
             keyed=self.splits.augmented,
+            share=Share(train.accumulate, processes.index, processes.count),
         )
 
     def images_in(self, batch: Batch) -> int:
@@ -96,22 +130,34 @@ class Classification:
 
     @torch.no_grad()
     def predict(self, split: str) -> Batch:
-        """Logits (n, classes) float32 and labels (n,) of a whole split, on the CPU.
+        """Logits (n, classes) float32 and labels (n,) of a whole split, on the CPU; every process does its share.
 
         Raises:
             UsageError: the split has no image.
         """
-        self.model.eval()
-        images = self.splits.named(split)
-        pin = self.accelerator.device.type == "cuda"
-        found = []
-        for batch in evaluation_batches(images, self.recipe.eval.batch_size, workers=self.recipe.data.workers, pin=pin):
-            inputs, labels = self._to_device(batch)
-            with self.accelerator.autocast():
-                found.append((self.model(inputs).float().cpu(), labels.cpu()))
-        if not found:
+        images: Any = self.splits.named(split)
+        if not len(images):
             raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold some images out")
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+        self.model.eval()
+        pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
+        share = images if self.processes.count == 1 else Subset(images, self.processes.share(len(images)))
+        found = []
+        for batch in evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin):
+            inputs, labels = self._to_device(batch)
+            with self.processes.autocast():
+                found.append((self.model(inputs).float(), labels))
+        logits, labels = (self.processes.gather(torch.cat(parts), len(images)) for parts in zip(*found, strict=True))
+        return logits.cpu(), labels.cpu()
+
+    def not_finite(self) -> str | None:
+        """ΔW of a target with NaN or Inf."""
+        if self.built.adapter is None:
+            return None
+        with torch.no_grad():
+            made = self.built.adapter.compute()
+        bad = torch.stack([~torch.isfinite(delta).all() for delta in made]).tolist()
+        names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
+        return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
         """adapter.safetensors, or model.safetensors where the base itself is trained."""
@@ -139,5 +185,5 @@ class Classification:
         return {ADAPTER_FILE: stored.to_bytes()}
 
     def _to_device(self, batch: Batch) -> Batch:
-        device = self.accelerator.device
+        device = self.processes.device
         return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)

@@ -16,7 +16,7 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import safetensors_bytes, write_atomic
 from superlora_cli.tasks.build import Built, build_from_file, resolve_result
 from superlora_cli.tasks.classification import Classification
-from superlora_cli.training.loop import accelerator_for
+from superlora_cli.training.processes import join
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}  # largest difference of outputs
@@ -29,15 +29,19 @@ def evaluate(path: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool 
         task, metrics, n, and what was evaluated.
     """
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
-    task = Classification(built, accelerator_for(built.recipe.train))
-    return {
-        "task": built.recipe.task,
-        "metrics": task.evaluate("test"),
-        "n": len(task.splits.test),  # type: ignore[arg-type]
-        "data": built.recipe.data.name,
-        "model": built.recipe.model.name,
-        "params": built.adapter.plan.params if built.adapter else 0,
-    }
+    processes = join(built.recipe.train)
+    try:
+        task = Classification(built, processes)
+        return {
+            "task": built.recipe.task,
+            "metrics": task.evaluate("test"),
+            "n": len(task.splits.test),  # type: ignore[arg-type]
+            "data": built.recipe.data.name,
+            "model": built.recipe.model.name,
+            "params": built.adapter.plan.params if built.adapter else 0,
+        }
+    finally:
+        processes.end()
 
 
 def merge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from superlora_cli.errors import InterruptedRunError, UsageError
-from superlora_cli.files import write_atomic, write_json
+from superlora_cli.files import json_text
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.classification import Classification
 from superlora_cli.training.display import Display
-from superlora_cli.training.loop import accelerator_for, fit, latest_checkpoint
+from superlora_cli.training.loop import fit
+from superlora_cli.training.processes import Processes
 from superlora_cli.training.run import RunFolder, environment
+from superlora_cli.training.trackers import check_trackers, start_trackers
 
 
 def dry_run(recipe: Recipe) -> dict[str, Any]:
@@ -52,73 +55,95 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 
 
 def train_run(
-    recipe: Recipe, run: RunFolder, console: Console, *, resume: Path | None = None, quiet: bool = False
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    processes: Processes,
+    *,
+    resume: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or afresh, clearing what a run left.
 
     The folder is not touched before model, data, optimizer and checkpoint have been found right.
 
     Returns:
-        status, run, adapter (or model), params, steps, metrics, seconds, and bytes of the file.
+        status, run, adapter (or model), params, steps, metrics, seconds, images_per_second, data_wait (a fraction),
+        peak_memory (bytes) and bytes of the file.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
     """
     about: dict[str, Any] = {}
     try:
-        result = _train(recipe, run, console, about, resume, quiet)
+        result = _train(recipe, run, console, processes, about, resume, quiet)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
-            go_on = f"go on with --resume {run.path}" if latest_checkpoint(run) else "no checkpoint was written yet"
+            go_on = f"go on with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
             error = InterruptedRunError("interrupted", where=str(run.path), hint=go_on)
         if about:  # else nothing has been touched
             run.log(str(error))
             status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
             run.describe({**about, "status": status, "error": str(error)})
         raise error from None
+    finally:
+        processes.end()
     run.describe({**about, **result})
     run.log("completed")
     return result
 
 
 def _train(
-    recipe: Recipe, run: RunFolder, console: Console, about: dict[str, Any], resume: Path | None, quiet: bool
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    processes: Processes,
+    about: dict[str, Any],
+    resume: Path | None,
+    quiet: bool,
 ) -> dict[str, Any]:
     if recipe.task != "classification":
         raise UsageError(f"no task '{recipe.task}' in this version", where="task", hint="classification")
     started = time.monotonic()
-    accelerator = accelerator_for(recipe.train)
+    trackers = check_trackers(recipe.output.trackers)
     built = build_for_training(recipe)
-    task = Classification(built, accelerator)
+    processes.seed(recipe.seed)
     params = _params(built)
+    task = Classification(built, processes)
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
     before = task.evaluate("test")["accuracy"] if recipe.model.head != "new" and built.adapter else None
 
     def begin(start: int) -> Display:
-        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
+        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet or not processes.is_main)
+        run_id = uuid.uuid4().hex
         if resume:
-            for line in changed_keys(run.path / "recipe.yaml", recipe):
+            run_id = run.about().get("id", run_id)
+            for line in _changes(run, recipe, processes):
                 display.say(f"resuming with a changed recipe: {line}")
             run.sweep()
         else:
             run.clear()
-        about.update(status="running", recipe=recipe.to_dict(), environment=environment(), params=params,
-                     device=str(accelerator.device), data=task.splits.fingerprint)  # fmt: skip
-        write_atomic(run.path / "recipe.yaml", dump_yaml(recipe.to_dict()))
+        about.update(status="running", id=run_id, recipe=recipe.to_dict(), params=params,
+                     environment=environment() | processes.describe(), data=task.splits.fingerprint)  # fmt: skip
+        run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
         run.describe(about)
+        if trackers and run.writes:
+            start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=run_id,
+                           start=start)  # fmt: skip
         start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
         run.log(start_line)
         display.say(start_line)
         return display
 
-    at = fit(task, recipe.train, recipe.eval, run, accelerator, begin=begin, resume=resume)
+    at, meter = fit(task, recipe.train, recipe.eval, run, processes, begin=begin, resume=resume)
     test = task.evaluate("test")
     metrics: dict[str, Any] = {"accuracy": test["accuracy"], "loss": test["loss"]}
     metrics |= {"accuracy_before": before} if before is not None else {}
     metrics |= {"val_accuracy": at.best["accuracy"], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
-    write_atomic(run.path / name, content)
-    write_json(run.path / "eval.json", {"task": recipe.task, "metrics": test, "n": len(task.splits.test)})  # type: ignore[arg-type]
+    run.write(name, content)
+    evaluated = {"task": recipe.task, "metrics": test, "n": len(task.splits.test)}  # type: ignore[arg-type]
+    run.write("eval.json", json_text(evaluated))
     return {
         "status": "completed",
         "run": str(run.path),
@@ -128,7 +153,7 @@ def _train(
         "metrics": metrics,
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
-        "images_per_second": round(at.images / at.seconds, 1) if at.seconds else None,
+        **meter.totals(),
     }
 
 
@@ -142,18 +167,22 @@ def checkpoint_to_resume(run: RunFolder) -> Path:
         raise UsageError(
             "no such run folder", where=str(run.path), hint="--resume auto starts fresh where there is none"
         )
-    found = latest_checkpoint(run)
+    found = run.latest_checkpoint()
     if found is None:
         hint = "set train.checkpoint_every, or start again with --force"
         raise UsageError("holds no whole checkpoint", where=str(run.path), hint=hint)
     return found
 
 
-def changed_keys(stored: Path, recipe: Recipe) -> list[str]:
-    """`train.steps: 100 → 200` for every key in which `recipe` differs from the one stored in a run."""
+def _changes(run: RunFolder, recipe: Recipe, processes: Processes) -> list[str]:
+    """`train.steps: 100 → 200` for every key in which `recipe` differs from the run's, and for the processes."""
+    stored = run.path / "recipe.yaml"
     if not stored.is_file():
         return []
     old, new = _flat(read_yaml(stored).data), _flat(recipe.to_dict())
+    before = run.about().get("environment", {})
+    for key, value in processes.describe().items():
+        old[key], new[key] = before.get(key), value
     return [
         f"{key}: {old.get(key)} → {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

@@ -16,8 +16,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from superlora_cli.errors import UsageError
 from superlora_cli.files import system_errors, write_atomic
 
@@ -27,6 +25,8 @@ STATE = "state.pt"
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
     """Write `checkpoints/step-NNNNNN` with `state` and further `files`; replaces one of the same step."""
+    import torch
+
     final = folder / f"step-{step:06d}"
     temporary = folder / f".{final.name}.tmp"
     buffer = io.BytesIO()
@@ -69,6 +69,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read.
     """
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file

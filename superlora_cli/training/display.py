@@ -7,25 +7,30 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from superlora_cli.training.meter import Figures
+
+BETWEEN_LINES = 15  # seconds, where there is no terminal
 
 
 class Display:
-    """Step, loss, learning rate, images/s and time left, on stderr."""
+    """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr."""
 
     def __init__(self, console: Console, *, steps: int, start: int, quiet: bool) -> None:
-        self.console, self.steps, self.quiet = console, steps, quiet
+        self.steps, self.quiet = steps, quiet
         self.live = not quiet and console.is_terminal
         self.progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  lr {task.fields[lr]}  {task.fields[rate]} images/s"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
+            expand=True,
             disable=not self.live,
         )
-        self.task: TaskID = self.progress.add_task("train", total=steps, completed=start, loss="–", lr="–", rate="–")
+        self.task = self.progress.add_task("train", total=steps, completed=start, figures="")
         self.spoken = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -37,12 +42,14 @@ class Display:
     ) -> None:
         self.progress.stop()
 
-    def step(self, step: int, *, loss: float, rate: float, lr: float) -> None:
-        """New figures: mean loss since the last ones, images per second, learning rate."""
-        self.progress.update(self.task, completed=step, loss=f"{loss:.4f}", lr=f"{lr:.2e}", rate=f"{rate:.0f}")
-        if not self.live and not self.quiet and (time.monotonic() - self.spoken > 15 or step == self.steps):
+    def step(self, step: int, figures: Figures, *, lr: float) -> None:
+        """New figures after `step`, learning rate `lr`."""
+        words = f"loss {figures.loss:.4f}  lr {lr:.2e}  {figures.images_per_second:.0f} images/s"
+        words += f"  data {figures.data_wait:.0%}  {figures.memory / 2**30:.1f} GiB"
+        self.progress.update(self.task, completed=step, figures=words)
+        if not self.live and (time.monotonic() - self.spoken > BETWEEN_LINES or step == self.steps):
             self.spoken = time.monotonic()
-            self.say(f"step {step}/{self.steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:.0f} images/s")
+            self.say(f"step {step}/{self.steps}  {words}")
 
     def say(self, line: str) -> None:
         """A line above the bar."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from superlora_cli.errors import InterruptedRunError, RunError, UsageError
-from superlora_cli.training.checkpoints import complete_checkpoints, load_state, prune, save_checkpoint
+from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.display import Display
-from superlora_cli.training.optim import make_optimizer, make_scheduler
+from superlora_cli.training.learner import Learner
+from superlora_cli.training.meter import Meter
+from superlora_cli.training.processes import Processes
+from superlora_cli.training.profiler import traced
 from superlora_cli.training.run import RunFolder
+from superlora_cli.training.signals import stop_signals
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import EvalSection, TrainSection
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
-    model: nn.Module
-
     def one_step(self) -> AbstractContextManager[None]:
-        """Around the forward and backward passes of one optimizer step."""
+        """Around the forward and backward passes of one optimizer step: the model is in training mode inside."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained besides the head: factors, or the base where there is no adapter."""
@@ -38,8 +36,11 @@ class Task(Protocol):
     def head(self) -> dict[str, nn.Parameter]:
         """The trained head's parameters, {} where it is frozen or the whole base is trained."""
 
-    def batches(self, start: int, stop: int) -> Iterable[Any]:
-        """Training batches number `start` ... `stop` − 1, the same whenever they are asked for."""
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that a forward pass in training mode changes."""
+
+    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
+        """This process's batches, `train.accumulate` a step, of steps `start` ... `stop` − 1; always the same."""
 
     def images_in(self, batch: Any) -> int:
         """Images in a batch."""
@@ -48,10 +49,13 @@ class Task(Protocol):
         """The mean loss of a batch, a scalar."""
 
     def score(self) -> dict[str, float]:
-        """Metrics on the split that the best step is chosen on."""
+        """Metrics on the split that the best step is chosen on, the same in all processes."""
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether `new` metrics beat `old` ones."""
+
+    def not_finite(self) -> str | None:
+        """The name of an update with NaN or Inf that finite parameters make, None if all is well."""
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
         """File name → bytes of the result as it stands in the model."""
@@ -59,14 +63,12 @@ class Task(Protocol):
 
 @dataclass
 class Progress:
-    """Where a training stands: everything but weights and optimizer that a resumed run must know."""
+    """Where a training stands: all but what the `Learner` holds that a resumed run must know."""
 
     step: int = 0
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
-    images: int = 0
-    seconds: float = 0.0
 
 
 def fit(
@@ -74,11 +76,11 @@ def fit(
     train: TrainSection,
     evaluation: EvalSection,
     run: RunFolder,
-    accelerator: Accelerator,
+    processes: Processes,
     *,
     begin: Callable[[int], Display],
     resume: Path | None = None,
-) -> Progress:
+) -> tuple[Progress, Meter]:
     """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
 
     Args:
@@ -90,218 +92,77 @@ def fit(
         UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
         RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
     """
-    body, head = task.trained(), task.head()
-    weights = body | head
-    optimizer = make_optimizer(train.optimizer, list(body.values()), list(head.values()))
-    at = Progress()
-    if resume:
-        state = load_state(resume)
-        at = _restore(state, weights, optimizer)
-        if at.step > train.steps:
-            hint = "raise it, or start again with --force"
-            raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.steps}", hint=hint)
-    scheduler = make_scheduler(train.scheduler, optimizer, steps=train.steps, start=at.step)
-    if resume:
-        groups = optimizer.state_dict()["param_groups"]  # rates as the recipe says now, moments as they were
-        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        torch.set_rng_state(state["rng"])
-    scaler = getattr(accelerator, "scaler", None)
-    batches = iter(task.batches(at.step * train.accumulate, train.steps * train.accumulate))
-    window = _Window(accelerator.device)
+    state = load_state(resume) if resume else None
+    at = Progress(**state["progress"]) if state else Progress()
+    if at.step > train.steps:
+        hint = "raise it, or start again with --force"
+        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.steps}", hint=hint)
+    parts = task.trained(), task.head(), task.buffers()
+    learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
+    if state:
+        processes.restore_random(state["random"])
+    display, meter = begin(at.step), Meter(processes)
+    run.truncate_metrics(at.step)
+
+    def finite(bad_step: int | None, lr: float, *, thoroughly: bool) -> None:
+        what = "the loss" if bad_step else learner.not_finite() or (task.not_finite() if thoroughly else None)
+        if what:
+            raise _not_finite(what, bad_step or at.step, lr, run)
 
     def save() -> None:
-        state = _state(at, weights, optimizer)
-        save_checkpoint(run.checkpoints, at.step, state, task.exported(at.best))
-        prune(run.checkpoints, keep=train.keep, protected=train.checkpoint_at)
+        random = processes.random_states()
+        with learner.averaged():
+            state = {"progress": vars(at), "random": random, **learner.state()}
+            files = task.exported(at.best) if processes.is_main else {}
+        processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
-    display = begin(at.step)
-    run.truncate_metrics(at.step)
-    with display, _signals() as stop:
+    batches = task.batches(at.step, train.steps)
+    with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
+        meter.restart()
         while at.step < train.steps:
-            task.model.train()
             with task.one_step():
                 for _ in range(train.accumulate):
-                    batch = next(batches)
-                    with accelerator.autocast():
+                    with meter.waiting(), processes.alone():
+                        batch = next(batches)
+                    with processes.autocast():
                         loss = task.loss(batch)
-                    share = loss / train.accumulate
-                    (scaler.scale(share) if scaler else share).backward()
-                    window.add(loss, task.images_in(batch), at.step + 1)
-            if scaler:
-                scaler.unscale_(optimizer)
-            if train.clip_norm is not None:
-                nn.utils.clip_grad_norm_(list(weights.values()), train.clip_norm)
-            lr = optimizer.param_groups[0]["lr"]
-            if scaler:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                    learner.backward(loss / train.accumulate)
+                    meter.add(loss, task.images_in(batch), at.step + 1)
+            stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
-            if at.step < train.steps:
-                scheduler.step()
-            last = at.step == train.steps
-            if last or at.step % train.log_every == 0:
-                _check_finite(window, weights, at.step, lr, run)
-                figures = window.close(at)
-                run.record({"step": at.step, "loss": figures.loss, "lr": lr})
-                display.step(at.step, loss=figures.loss, rate=figures.rate, lr=lr)
-            if last or (evaluation.every and at.step % evaluation.every == 0):
-                _check_finite(window, weights, at.step, lr, run)
-                found = task.score()
-                run.record({"step": at.step, "eval": found})
+            last, lr = at.step == train.steps, learner.lr
+            learner.update(last=last)
+            next_step()
+
+            logs = last or at.step % train.log_every == 0
+            scores = last or bool(evaluation.every and at.step % evaluation.every == 0)
+            due = bool(train.checkpoint_every and at.step % train.checkpoint_every == 0)
+            saves = last or stop or due or at.step in train.checkpoint_at
+            if not (logs or scores or saves):
+                continue
+            figures = meter.look()
+            finite(figures.bad_step, lr, thoroughly=scores or saves)
+            if logs:
+                run.record(at.step, {"loss": figures.loss, "lr": lr}, figures)
+                display.step(at.step, figures, lr=lr)
+            if scores:
+                with learner.averaged():
+                    found = task.score()
+                    if not at.best or task.better(found, at.best):
+                        at.best_step, at.best, at.best_tensors = at.step, found, learner.snapshot()
+                run.record(at.step, {"eval": found})
                 display.say(f"step {at.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
-                if not at.best or task.better(found, at.best):
-                    at.best_step, at.best = at.step, found
-                    at.best_tensors = {name: p.detach().cpu().clone() for name, p in weights.items()}
-                window.restart()
-            due = train.checkpoint_every and at.step % train.checkpoint_every == 0
-            if due or at.step in train.checkpoint_at or stop.asked or last:
-                _check_finite(window, weights, at.step, lr, run)
+            if saves:
                 save()
-                window.restart()
-            if stop.asked and not last:
-                raise InterruptedRunError(
-                    f"stopped at step {at.step}, saved", where=str(run.path), hint=f"go on with --resume {run.path}"
-                )
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            parameter.copy_(at.best_tensors[name])
-    return at
-
-
-def accelerator_for(train: TrainSection) -> Accelerator:
-    """The device and precision that a recipe asks for.
-
-    Raises:
-        UsageError: a device that is not there.
-    """
-    from accelerate.state import AcceleratorState
-
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "auto": True,
-    }
-    if not available[train.device]:
-        raise UsageError(f"no {train.device} device here", where="train.device", hint="auto or cpu")
-    if train.threads:
-        torch.set_num_threads(train.threads)
-    AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice
-    precision = {"fp32": "no"}.get(train.precision, train.precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=train.device == "cpu")
-    if train.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UsageError("fp16 needs a GPU", where="train.precision", hint="bf16 or fp32")
-    return accelerator
-
-
-def latest_checkpoint(run: RunFolder) -> Path | None:
-    """The newest whole checkpoint of a run, None where there is none."""
-    found = complete_checkpoints(run.checkpoints)
-    return found[-1][1] if found else None
-
-
-def _state(at: Progress, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {
-        "progress": vars(at).copy(),
-        "weights": {name: weight.detach().cpu() for name, weight in weights.items()},
-        "optimizer": {"name": type(optimizer).__name__, **optimizer.state_dict()},
-        "rng": torch.get_rng_state(),
-    }
-
-
-def _restore(state: Mapping[str, Any], weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Progress:
-    stored = state["weights"]
-    if {n: w.shape for n, w in stored.items()} != {n: w.shape for n, w in weights.items()}:
-        raise UsageError(
-            "the checkpoint holds other tensors than this recipe trains", hint="resume with its own recipe"
-        )
-    before, now = state["optimizer"]["name"], type(optimizer).__name__
-    if before != now:
-        raise UsageError(f"the checkpoint holds the state of {before}", where=f"train.optimizer.name={now}",
-                         hint=f"resume with {before}")  # fmt: skip
-    with torch.no_grad():
-        for name, weight in weights.items():
-            weight.copy_(stored[name])
-    return Progress(**state["progress"])
-
-
-@dataclass
-class _Figures:
-    loss: float
-    rate: float
-
-
-class _Window:
-    """Loss and throughput since they were last looked at, kept on the device: one synchronisation a look."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
-
-    def restart(self) -> None:
-        self.total, self.passes, self.images = torch.zeros((), device=self.device), 0, 0
-        self.first_bad = torch.zeros((), dtype=torch.long, device=self.device)
-        self.started = time.monotonic()
-
-    def add(self, loss: Tensor, images: int, step: int) -> None:
-        loss = loss.detach()
-        self.total += loss
-        bad = ~torch.isfinite(loss) & (self.first_bad == 0)
-        self.first_bad = torch.where(bad, step, self.first_bad)
-        self.passes += 1
-        self.images += images
-        self.last_step = step
-
-    def close(self, at: Progress) -> _Figures:
-        steps = max(1, self.passes)
-        loss = self.total.item() / steps
-        seconds = time.monotonic() - self.started
-        at.images, at.seconds = at.images + self.images, at.seconds + seconds
-        figures = _Figures(loss, self.images / max(seconds, 1e-9))
-        self.restart()
-        return figures
-
-
-def _check_finite(window: _Window, weights: Mapping[str, Tensor], step: int, lr: float, run: RunFolder) -> None:
-    first_bad = int(window.first_bad.item())
-    if first_bad:
-        raise _not_finite("the loss", first_bad, lr, run)
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise _not_finite(name, step, lr, run)
+            if stop and not last:
+                hint = f"go on with --resume {run.path}"
+                raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
+            meter.restart()
+    learner.put(at.best_tensors)
+    return at, meter
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:
-    good = latest_checkpoint(run)
+    good = run.latest_checkpoint()
     hint = f"lower train.optimizer.lr; the last good checkpoint is {good}" if good else "lower train.optimizer.lr"
     return RunError(f"{what} is NaN or Inf at step {step}, learning rate {lr:.3g}", where=str(run.path), hint=hint)
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask the loop to save and stop; a second SIGINT interrupts at once."""
-    stop, before = _Stop(), {}
-
-    def ask(number: int, frame: object) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

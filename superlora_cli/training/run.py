@@ -3,6 +3,10 @@
 OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
 OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
 OUT/checkpoints/step-000500/
+OUT/trace.json.gz  tensorboard/  wandb/, where the recipe asks for them
+
+Of several processes that train together, one writes. The others have the same folder and the same calls, which do
+nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +16,23 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import system_errors, write_atomic, write_json
+from superlora_cli.training.checkpoints import complete_checkpoints, prune, save_checkpoint
+
+if TYPE_CHECKING:
+    from superlora_cli.training.meter import Figures
+
+P = ParamSpec("P")
 
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors",
-             "model.safetensors", "checkpoints", ".lock")  # fmt: skip
+             "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard", "wandb", ".lock")  # fmt: skip
 
 
 def next_free(folder: Path) -> Path:
@@ -32,13 +43,32 @@ def next_free(folder: Path) -> Path:
     return candidate
 
 
-class RunFolder:
-    """One run's files. Open it with `opened`, which holds the lock."""
+def _writing(
+    method: Callable[Concatenate[RunFolder, P], None],
+) -> Callable[Concatenate[RunFolder, P], None]:
+    """The method where this process writes, nothing elsewhere."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    @wraps(method)
+    def only_where_it_writes(run: RunFolder, *args: P.args, **kwargs: P.kwargs) -> None:
+        if run.writes:
+            method(run, *args, **kwargs)
+
+    return only_where_it_writes
+
+
+class RunFolder:
+    """One run's files. Open it with `opened`, which holds the lock.
+
+    Args:
+        path: of the folder.
+        writes: whether this process writes them.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # to whom `record` tells step and figures
 
     @contextmanager
     def opened(self) -> Iterator[RunFolder]:
@@ -73,6 +103,7 @@ class RunFolder:
             left_over = set(self._left_over())
             return all(entry.name == ".lock" or entry in left_over for entry in self.path.iterdir())
 
+    @_writing
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
         for name in OWN_FILES:
@@ -83,6 +114,7 @@ class RunFolder:
                 target.unlink(missing_ok=True)
         self.sweep()
 
+    @_writing
     def sweep(self) -> None:
         """Remove the temporary files of a run that was killed while it wrote."""
         for path in self._left_over():
@@ -95,12 +127,14 @@ class RunFolder:
         files = [path for name in OWN_FILES for path in self.path.glob(f".{name}.*.tmp")]
         return [*files, *self.checkpoints.glob(".step-*.tmp")]
 
+    @_writing
     def log(self, line: str) -> None:
         """Append a line with the time to log.txt."""
         path = self.path / "log.txt"
         with system_errors(path), path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
+    @_writing
     def truncate_metrics(self, step: int) -> None:
         """Drop the metrics of steps after `step`: a resumed run writes them again."""
         if not self.metrics.exists():
@@ -108,14 +142,46 @@ class RunFolder:
         kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
         write_atomic(self.metrics, "".join(line + "\n" for line in kept))
 
-    def record(self, figures: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+    @_writing
+    def record(self, step: int, metrics: Mapping[str, Any], figures: Figures | None = None) -> None:
+        """Append a line to metrics.jsonl, and tell the trackers: metrics, and what training cost."""
+        cost = {"images_per_second": round(figures.images_per_second, 1), "data_wait": round(figures.data_wait, 4),
+                "memory": figures.memory} if figures else {}  # fmt: skip
         with system_errors(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(json.dumps({"step": step, **metrics, **cost}) + "\n")
+        for tell in self.listeners:
+            tell(step, {**metrics, **cost})
 
+    @_writing
     def describe(self, content: Mapping[str, Any]) -> None:
         """Write run.json."""
         write_json(self.path / "run.json", content)
+
+    @_writing
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write a file of the run."""
+        write_atomic(self.path / name, content)
+
+    @_writing
+    def save(
+        self, step: int, state: Mapping[str, Any], files: Mapping[str, bytes], *, keep: int, protected: Collection[int]
+    ) -> None:
+        """Write the checkpoint of `step`, and delete all but the newest `keep` and those of `protected` steps."""
+        save_checkpoint(self.checkpoints, step, state, files)
+        prune(self.checkpoints, keep=keep, protected=protected)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, None where there is none."""
+        found = complete_checkpoints(self.checkpoints)
+        return found[-1][1] if found else None
+
+    def about(self) -> dict[str, Any]:
+        """What run.json says, {} where there is none that can be read."""
+        try:
+            content = json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
 def _step_of(line: str) -> float:

@@ -1,0 +1,145 @@
+"""What a training changes, and all that changes it: weights, optimizer, schedule, scaler, average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from superlora_cli.errors import UsageError
+from superlora_cli.training.optim import make_optimizer, make_scheduler
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import TrainSection
+
+State = dict[str, Any]
+
+
+class Learner:
+    """The trained tensors and everything that changes them.
+
+    Args:
+        body, head: trained parameters by name, each part with its own learning rate.
+        buffers: tensors that training changes otherwise, such as BatchNorm's running statistics.
+        scaler: of fp16 gradients, None in other precisions.
+        start: the step that training starts at.
+        state: what `state` gave at that step, None at the beginning.
+
+    Raises:
+        UsageError: torch refuses the optimizer or the schedule, or `state` belongs to another recipe.
+    """
+
+    def __init__(
+        self,
+        body: Mapping[str, nn.Parameter],
+        head: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        train: TrainSection,
+        *,
+        scaler: Any = None,
+        start: int = 0,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.parameters: dict[str, nn.Parameter] = {**body, **head}
+        self.tensors: dict[str, Tensor] = {**self.parameters, **buffers}
+        self.optimizer = make_optimizer(train.optimizer, list(body.values()), list(head.values()))
+        self.clip_norm, self.scaler = train.clip_norm, scaler
+        if state:
+            self._check(state)
+            self.put(state["tensors"])
+        self.average: dict[str, Tensor] | None = None  # of parameters alone
+        if train.ema is not None:
+            self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+            self.average |= (state or {}).get("average") or {}
+            self._mix = get_ema_multi_avg_fn(train.ema)
+        self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.steps, start=start)
+        if state:
+            groups = self.optimizer.state_dict()["param_groups"]  # rates as the recipe says now, moments as they were
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+            if scaler and state["scaler"]:
+                scaler.load_state_dict(state["scaler"])
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the body."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradients(self) -> list[Tensor]:
+        """Those that the backward passes left."""
+        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`."""
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def update(self, *, last: bool) -> None:
+        """One step of optimizer, average and, unless it is the `last` one, schedule."""
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(list(self.parameters.values()), self.clip_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            with torch.no_grad():
+                self._mix(list(self.average.values()), list(self.parameters.values()), 0)
+        if not last:
+            self.scheduler.step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the average weights, where the recipe asks for them: those that are judged and kept."""
+        if not self.average:
+            yield
+            return
+        present = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.put(self.average)
+        try:
+            yield
+        finally:
+            self.put(present)
+
+    def not_finite(self) -> str | None:
+        """The name of a trained tensor with NaN or Inf; one synchronisation if all are well."""
+        floats = {name: value for name, value in self.tensors.items() if value.is_floating_point()}
+        bad = torch.stack([~torch.isfinite(value).all() for value in floats.values()])
+        return next((name for name, is_bad in zip(floats, bad.tolist(), strict=True) if is_bad), None)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the trained tensors, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.tensors.items()}
+
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set trained tensors."""
+        for name, value in values.items():
+            self.tensors[name].copy_(value)
+
+    def state(self) -> State:
+        """All that a resumed training needs to go on as if nothing had happened: tensors and primitives."""
+        return {
+            "tensors": self.snapshot(),
+            "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "average": self.average,
+        }
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+            return {name: value.shape for name, value in tensors.items()}
+
+        if shapes(state["tensors"]) != shapes(self.tensors):
+            message = "the checkpoint holds other tensors than this recipe trains"
+            raise UsageError(message, hint="resume with its own recipe")
+        before, now = state["optimizer"]["name"], type(self.optimizer).__name__
+        if before != now:
+            message, where = f"the checkpoint holds the state of {before}", f"train.optimizer.name={now}"
+            raise UsageError(message, where=where, hint=f"resume with {before}")

@@ -1,0 +1,68 @@
+"""Metrics for TensorBoard and Weights & Biases, through Accelerate's trackers, beside metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+from superlora_cli.errors import RunError, UsageError
+from superlora_cli.training.run import RunFolder
+
+PROJECT = "superlora"
+
+
+def check_trackers(names: Sequence[str]) -> list[str]:
+    """The trackers among `names` besides metrics.jsonl.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    wanted = [name for name in dict.fromkeys(names) if name != "jsonl"]
+    for name in wanted:
+        if find_spec(name) is None:
+            hint = f"pip install 'superlora-cli[{name}]'"
+            raise UsageError(f"{name} is not installed", where="output.trackers", hint=hint)
+    return wanted
+
+
+def start_trackers(
+    accelerator: Accelerator,
+    names: Sequence[str],
+    run: RunFolder,
+    *,
+    config: Mapping[str, Any],
+    run_id: str,
+    start: int,
+) -> None:
+    """Have all that `run` records go to `names` too; a run resumed at step `start` goes on where it was.
+
+    Args:
+        config: recipe keys by dotted path.
+        run_id: of this run, the same whenever it is resumed.
+
+    Raises:
+        RunError: a tracker does not start, for want of a login say.
+    """
+    arguments: dict[str, dict[str, Any]] = {
+        "tensorboard": {"logging_dir": str(run.path / "tensorboard"), "purge_step": start + 1},
+        "wandb": {"dir": str(run.path), "id": run_id, "name": run.path.name, "resume": "allow"},
+    }
+    plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()}
+    try:
+        accelerator.log_with = [LOGGER_TYPE_TO_CLASS[name](PROJECT, **arguments[name]) for name in names]
+        accelerator.init_trackers(PROJECT, config=plain)
+    except Exception as error:  # each service has errors of its own
+        cause = str(error).strip().splitlines()[0]
+        hint = "log in, or set WANDB_MODE=offline" if "wandb" in names else "see the message"
+        raise RunError(f"a tracker does not start: {cause}", where="output.trackers", hint=hint) from None
+    run.listeners.append(lambda step, figures: accelerator.log(_named(figures), step=step))
+
+
+def _named(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Figures by the names that trackers group by: `train/loss`, `eval/accuracy`."""
+    named = {f"train/{name}": value for name, value in figures.items() if not isinstance(value, Mapping)}
+    return named | {f"eval/{name}": value for name, value in figures.get("eval", {}).items()}
