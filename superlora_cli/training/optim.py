@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import OptimizerSection, SchedulerSection
 
 
+UNUSABLE = {
+    "LBFGS": "a closure that evaluates the loss again, which this loop does not give",
+    "SparseAdam": "sparse gradients, which no adapter has",
+    "ReduceLROnPlateau": "a metric at every step, which this loop does not give",
+}
+
+
 def make_optimizer(
     section: OptimizerSection, body: list[nn.Parameter], head: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
@@ -28,6 +35,9 @@ def make_optimizer(
     if kind is None or not issubclass(kind, Optimizer) or kind is Optimizer:
         hint = did_you_mean(section.name, known) or "a class of torch.optim"
         raise UsageError(f"unknown optimizer '{section.name}'", where="train.optimizer.name", hint=hint)
+    if section.name in UNUSABLE:
+        message = f"{section.name} needs {UNUSABLE[section.name]}"
+        raise UsageError(message, where="train.optimizer.name", hint="AdamW, SGD, …")
     groups: list[dict[str, Any]] = [{"params": body, "lr": section.lr}]
     if head:
         groups.append({"params": head, "lr": section.lr if section.head_lr is None else section.head_lr})
@@ -48,6 +58,9 @@ def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: in
     Raises:
         UsageError: no such schedule, or keywords that it refuses.
     """
+    if section.name in UNUSABLE:
+        message = f"{section.name} needs {UNUSABLE[section.name]}"
+        raise UsageError(message, where="train.scheduler.name", hint="OneCycleLR, CosineAnnealingLR, …")
     keywords = section.keywords
     length = max(1, steps - section.warmup)
     if section.name == "OneCycleLR":

@@ -288,7 +288,10 @@ def test_a_full_disk_leaves_the_file_that_was_to_be_overwritten(
 
 def test_a_full_disk_is_named_whichever_file_it_hits(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    for path, write in ((run.metrics, lambda: run.record(1, {"loss": 0.5})), (tmp_path / "log.txt", lambda: run.log("x"))):
+    for path, write in (
+        (run.metrics, lambda: run.record(1, {"loss": 0.5})),
+        (tmp_path / "log.txt", lambda: run.log("x")),
+    ):
         path.symlink_to("/dev/full")
         with pytest.raises(RunError, match=f"{path}: the disk is full"):
             write()
