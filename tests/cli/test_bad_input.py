@@ -312,7 +312,7 @@ def test_an_exploding_run_names_step_rate_and_the_last_good_checkpoint(cli: Cli)
         if words != ("train.checkpoint_every=1",):
             assert contents(Path("run/checkpoints")) == kept
     (last,) = Path("run/checkpoints").iterdir()
-    weights = load_state(last)["weights"]
+    weights = load_state(last)["tensors"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 

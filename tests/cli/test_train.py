@@ -25,15 +25,14 @@ from superlora_cli.recipe.load import shipped_recipes
 from superlora_cli.recipe.yaml import read_yaml
 from superlora_cli.tasks.classification import Classification
 from superlora_cli.training.checkpoints import load_state
-from tests.conftest import QUICK, Cli, contents, environment, run_cli
+from tests.conftest import QUICK, Cli, contents, environment, metrics, run_cli
 
 DROPOUT = ("model.kwargs.drop_rate=0.2", "model.kwargs.proj_drop_rate=0.2")  # draws from the model's random numbers
 AUGMENTED = ("data.augment=crop_flip",)
 
 
 def steps_of(folder: Path, kind: str) -> list[int]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if kind in line]
+    return [line["step"] for line in metrics(folder) if kind in line]
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
@@ -250,7 +249,7 @@ def test_metrics_torn_by_a_crash_are_mended(trained: Path, cli: Cli) -> None:
     lines = Path("run/metrics.jsonl").read_text()
     Path("run/metrics.jsonl").write_text(lines + '{"step": 7, "lo')
     assert cli("train", *QUICK, "--resume", "run").code == 0
-    assert Path("run/metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert metrics(Path("run")) == metrics(trained)
 
 
 def test_a_changed_recipe_is_named_key_by_key_and_takes_effect(trained: Path, cli: Cli) -> None:
@@ -264,7 +263,7 @@ def test_a_changed_recipe_is_named_key_by_key_and_takes_effect(trained: Path, cl
         "train.scheduler.name: OneCycleLR → constant",
     ):
         assert f"resuming with a changed recipe: {line}" in result.err
-    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-2])
+    last = metrics(Path("run"))[-2]
     assert last == {"step": 8, "loss": last["loss"], "lr": 0.002}
     assert read_yaml("run/recipe.yaml").data["train"]["steps"] == 8
 
@@ -300,7 +299,7 @@ def test_the_best_step_is_kept_not_the_last(cli: Cli, monkeypatch: pytest.Monkey
     result = cli("train", *QUICK, "--json").json()
     assert result["metrics"]["best_step"] == 3
     kept = load_file(result["adapter"])
-    third = load_state(Path("runs/quickstart/checkpoints/step-000003"))["weights"]
+    third = load_state(Path("runs/quickstart/checkpoints/step-000003"))["tensors"]
     assert all(torch.equal(kept[name], third[name]) for name in kept)
 
 

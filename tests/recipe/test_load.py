@@ -128,7 +128,7 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
          "4: model.head: expected 'new', 'frozen' or {select: …}, got 'nwe' (did you mean 'new'?)"),
         ("head: new", "head: {slect: [1]}", "4: model.head.slect: unknown key 'slect' (did you mean 'select'?)"),
         ("head: new", "head: {select: [1, a]}", "4: model.head.select.1: expected a whole number, got 'a'"),
-        ("jsonl", "jsonl, csv", "16: output.trackers.1: expected 'jsonl', got 'csv'"),
+        ("jsonl", "jsonl, csv", "16: output.trackers.1: expected 'jsonl', 'tensorboard' or 'wandb', got 'csv'"),
     ],
 )  # fmt: skip
 def test_one_problem_is_one_line(problems: Problems, old: str, new: str, line: str) -> None:
