@@ -3,9 +3,9 @@
     python benchmarks/kill.py                      # 20 kills of each kind, a quarter of an hour
     python benchmarks/kill.py --only sigterm --kills 5
 
-Each is the quickstart with a checkpoint every 20 steps. It is started, killed at a random moment (while it starts,
-trains or writes) and started again with `--resume auto`, until it has been killed often enough; then it is let
-finish. SIGTERM goes to the whole group of processes, loader workers included, SIGKILL to the training process.
+Each is the quickstart with a checkpoint every 20 steps. It is started, killed at a random moment (three times in ten
+while it starts, else while it trains or writes) and started again with `--resume auto`, until it has been killed often
+enough; then it is let finish. SIGTERM goes to the whole group of processes, loader workers included, SIGKILL to the training process.
 Exit code 1 if any run ends with another adapter.safetensors, eval.json or list of files than the one left alone.
 """
 
@@ -77,6 +77,12 @@ def newest(folder: Path) -> str:
     return str(int(steps[-1].removeprefix("step-"))) if steps else "–"
 
 
+def changed(folder: Path) -> int:
+    """When run.json was last written, which happens when training begins."""
+    file = folder / "run.json"
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 def torment(kind: str, kills: int, draw: random.Random) -> Outcome:
     """Kill a run `kills` times, let it finish, and compare it with one left alone."""
     number, words = KINDS[kind]
@@ -86,8 +92,14 @@ def torment(kind: str, kills: int, draw: random.Random) -> Outcome:
         whole = finish(alone, words)
         startup = finish(alone, words)  # a finished run that is resumed: all but the training
         while len(outcome.kills) < kills:
+            before = changed(killed)
             process = start(killed, words)
-            time.sleep(draw.uniform(0, startup + 2 * (whole - startup) / kills))
+            if draw.random() < 0.3:
+                time.sleep(draw.uniform(0, startup))
+            else:
+                while changed(killed) == before and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 2.5 * (whole - startup) / kills))
             if process.poll() is not None:
                 continue
             if number == signal.SIGKILL:
@@ -100,7 +112,7 @@ def torment(kind: str, kills: int, draw: random.Random) -> Outcome:
             outcome.kills.append(newest(killed))
             early = -number  # before Python took over, a signal is the system's
             if process.returncode not in (EXPECTED[number], early) or "Traceback" in errors:
-                print(f"{kind}: exit code {process.returncode}\n{errors}")
+                print(f"{kind}: exit code {process.returncode}\n{errors}", flush=True)
         finish(killed, words)
         outcome.same = result(alone) == result(killed)
     return outcome
