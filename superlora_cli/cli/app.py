@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = ("train", "eval", "count-params", "merge", "ls", "validate", "schema", "inspect")
+COMMANDS = ("train", "eval", "count-params", "merge", "ls", "validate", "schema", "inspect", "init")
 
 for name in COMMANDS:
     module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")
@@ -70,6 +70,9 @@ def main() -> None:
         report(error, as_json=as_json)
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
+        exec(
+            ""
+        )  # CPython remembers an interrupt inside of another exec, as in `dataclass`, and would die of it at exit
         report(InterruptedRunError("interrupted"), as_json=as_json)
         sys.exit(130)
     except BrokenPipeError:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from superlora_cli.data.splits import Sample
+from superlora_cli.data.source import Sample
 from superlora_cli.errors import SuperLoraError, UsageError
 
 Key = tuple[int, int]  # (epoch, index)
@@ -145,11 +145,15 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
     generator = torch.Generator().manual_seed(0)
     loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=_leave_signals, **how)
+    iterator: Any = iter(loader)
     try:
-        yield from loader
+        yield from iterator
     except SuperLoraError as error:
         *traceback, last = error.message.strip().splitlines()
         raise type(error)(last.partition(": ")[2]) if traceback else error from None
+    finally:
+        if workers := getattr(iterator, "_shutdown_workers", None):
+            workers()  # an error's traceback holds the iterator, and so the workers, which an exit would wait for
 
 
 def _leave_signals(worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ class Learner:
         self.average: dict[str, Tensor] | None = None  # of parameters alone
         if train.ema is not None:
             self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
-            self.average |= (state or {}).get("average") or {}
+            for name, value in ((state or {}).get("average") or {}).items():
+                self.average[name].copy_(value)
             self._mix = get_ema_multi_avg_fn(train.ema)
         self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.steps, start=start)
         if state:
@@ -71,6 +73,12 @@ class Learner:
     def gradients(self) -> list[Tensor]:
         """Those that the backward passes left."""
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics, which every process gathers over its own share of the images."""
+        return [
+            value for name, value in self.tensors.items() if name not in self.parameters and value.is_floating_point()
+        ]
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`."""
@@ -92,7 +100,9 @@ class Learner:
             with torch.no_grad():
                 self._mix(list(self.average.values()), list(self.parameters.values()), 0)
         if not last:
-            self.scheduler.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, after a first fp16 step that was skipped
+                self.scheduler.step()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -111,8 +111,8 @@ def fit(
 
     def save() -> None:
         random = processes.random_states()
+        state = {"progress": vars(at), "random": random, **learner.state()}
         with learner.averaged():
-            state = {"progress": vars(at), "random": random, **learner.state()}
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
@@ -140,6 +140,8 @@ def fit(
             saves = last or stop or due or at.step in train.checkpoint_at
             if not (logs or scores or saves):
                 continue
+            if scores or saves:
+                processes.average(learner.statistics(), stop=False)
             figures = meter.look()
             finite(figures.bad_step, lr, thoroughly=scores or saves)
             if logs:

@@ -83,7 +83,7 @@ def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: in
         except KeyError:
             hint = did_you_mean(section.name, ["constant", *kinds]) or "a class of torch.optim.lr_scheduler"
             raise UsageError(f"unknown schedule '{section.name}'", where="train.scheduler.name", hint=hint) from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise UsageError(f"{section.name} refuses its arguments: {error}", where="train.scheduler") from None
         for _ in range(start):
             schedule.step()

@@ -72,11 +72,12 @@ class Processes:
         try:
             yield
         except SuperLoraError as error:
-            error.process = self.index
+            if self.count > 1:
+                error.process = self.index
             raise
 
     def average(self, gradients: Sequence[Tensor], stop: bool) -> bool:
-        """Replace gradients by their means over the processes, in one exchange; True if any process is to `stop`."""
+        """Replace tensors by their means over the processes, in one exchange; True if any process is to `stop`."""
         if self.count == 1:
             return stop
         flag = torch.tensor([float(stop)], device=self.device)

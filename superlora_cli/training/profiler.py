@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,17 +20,20 @@ WAIT, WARM_UP, RECORDED = 5, 1, 3  # steps
 def traced(run: RunFolder, train: TrainSection, start: int) -> Iterator[Callable[[], None]]:
     """Where `train.profile` asks for it, records a few steps to OUT/trace.json.gz; call what it gives after every step.
 
-    Of a run too short for all of them, the last steps are recorded.
+    Of a run too short for all of them, the last steps are recorded; of one with nothing left to do, none.
     """
-    if not (train.profile and run.writes):
+    left = train.steps - start
+    if not (train.profile and run.writes and left):
         yield lambda: None
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it tells of every GPU that is not there
     from torch import profiler
 
-    left = train.steps - start
-    schedule = profiler.schedule(
-        wait=min(WAIT, max(0, left - WARM_UP - RECORDED)), warmup=min(WARM_UP, left - 1), active=RECORDED, repeat=1
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a single step, that it cannot warm up
+        schedule = profiler.schedule(
+            wait=min(WAIT, max(0, left - WARM_UP - RECORDED)), warmup=min(WARM_UP, left - 1), active=RECORDED, repeat=1
+        )
     path = run.path / "trace.json.gz"
     with profiler.profile(
         schedule=schedule,

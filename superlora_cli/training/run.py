@@ -81,6 +81,7 @@ class RunFolder:
         with system_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = lock_file.open("a")
+        os.register_at_fork(after_in_child=lock.close)  # a loader worker that outlives its run must not hold it
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -113,7 +113,6 @@ def test_every_shipped_recipe_dry_runs_without_network_or_data(name: str, cli: C
     assert plan["steps"] > 0
     recipe = read_yaml(shipped_recipes()[name]).data
     assert (plan["params"]["adapter"] > 0) == ("adapter" in recipe)
-    assert cli("train", name, "--dry-run").code == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -304,19 +303,26 @@ def test_the_best_step_is_kept_not_the_last(cli: Cli, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
-    words = ("train.steps=60", "eval.every=10", "train.checkpoint_every=5")
+@pytest.mark.parametrize(
+    "extra", [(), ("train.accumulate=2", "train.batch_size=32", "data.workers=2")], ids=["plain", "accumulated"]
+)
+def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_same_bytes(
+    extra: tuple[str, ...], cli: Cli, tmp_path: Path
+) -> None:
+    words = ("train.steps=60", "eval.every=10", "train.checkpoint_every=5", *extra)
     command = [sys.executable, "-m", "superlora_cli", "train", *QUICK, *words, "--out", "run", "--resume", "auto"]
     draw = random.Random(0)
     with uninterrupted(tmp_path / "run", *words):
-        for kill in range(4):
-            process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+        for kill in range(3):
+            # to a file: loader workers outlive the command by seconds, and would hold a pipe open
+            with Path("err.txt").open("w") as err:
+                process = subprocess.Popen(command, env=environment(), stdout=err, stderr=err)
             deadline = time.monotonic() + 120
             while not Path("run/recipe.yaml").exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            # the first kills come as soon as training has begun, the others at a moment of it
-            time.sleep(draw.uniform(0, 0.2) if kill < 2 else draw.uniform(0, 1.5))
+            # the first kill comes as soon as training has begun, the others at a moment of it
+            time.sleep(draw.uniform(0, 0.2) if kill == 0 else draw.uniform(0, 1.5))
             process.kill()
-            assert process.wait() in (-signal.SIGKILL, 0)
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+            assert process.wait() in (-signal.SIGKILL, 0), Path("err.txt").read_text()
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr

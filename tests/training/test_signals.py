@@ -1,0 +1,129 @@
+"""Signals that reach a whole group of processes, at any moment, leave no process behind and lose nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cli.test_train import DROPOUT, uninterrupted
+from tests.conftest import QUICK, Cli, Result, environment
+from tests.test_data import FOLDER, write_images
+from tests.training.launching import ended, spoken, start, wait_for
+
+pytestmark = pytest.mark.slow
+
+LONG = ("train.steps=400", "eval.every=400", "train.checkpoint_every=400", "train.batch_size=16", "data.workers=2")
+
+
+def one_line(result: Result) -> str:
+    (line,) = spoken(result)
+    assert "Traceback" not in result.err + result.out
+    return line
+
+
+def survivors(group: int) -> list[psutil.Process]:
+    """Living processes of a group, two seconds later at the latest."""
+    found: list[psutil.Process] = []
+    for _ in range(20):
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+def began(folder: str) -> bool:
+    """Whether the run in `folder` is training."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((Path(folder) / "run.json").read_text())["status"] == "running"
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_with_loader_workers_saves_and_loses_nothing(
+    number: signal.Signals, cli: Cli, tmp_path: Path
+) -> None:
+    words = (*LONG, *DROPOUT)
+    with uninterrupted(tmp_path / "run", *words):
+        process = start("train", *QUICK, *words, "--out", "run", two=False, start_new_session=True)
+        wait_for(lambda: began("run"), process)
+        time.sleep(1)
+        os.killpg(process.pid, number)
+        stopped = ended(process)
+        assert stopped.code == 130, stopped.err
+        line = one_line(stopped)
+        assert "stopped at step" in line
+        assert "saved" in line
+        assert 0 < int(line.partition("stopped at step ")[2].partition(",")[0]) < 400
+        assert survivors(process.pid) == []
+        assert cli("train", *QUICK, *words, "--resume", "run").code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_loading_leaves_no_folder(number: signal.Signals, cli: Cli) -> None:
+    process = start("train", *QUICK, "--out", "run", two=False, start_new_session=True)
+    wait_for(Path("run/.lock").exists, process)
+    os.killpg(process.pid, number)
+    result = ended(process)
+    assert result.code == 130, result.err
+    assert one_line(result) == "superlora: interrupted"
+    assert not Path("run").exists()
+
+
+def test_a_loader_worker_that_is_killed_ends_the_run_with_one_line(cli: Cli) -> None:
+    process = start("train", *QUICK, *LONG, "--out", "run", two=False, start_new_session=True)
+    children = psutil.Process(process.pid).children
+    wait_for(lambda: began("run") and len(children()) == 2, process)
+    time.sleep(0.5)
+    children()[0].kill()
+    result = ended(process)
+    assert result.code in (1, 2)
+    assert "worker" in one_line(result).lower()
+    assert json.loads(Path("run/run.json").read_text())["status"] == "failed"
+    assert survivors(process.pid) == []
+
+
+def test_an_error_in_a_loader_worker_ends_the_command_and_its_workers(cli: Cli) -> None:
+    write_images(Path("pets"), count=6)
+    broken = Path("pets/b/3.png")
+    broken.write_bytes(broken.read_bytes()[:200])
+    process = start("train", "quickstart", "data.name=pets", *FOLDER, "data.workers=2", "--out", "run", two=False,
+                    start_new_session=True)  # fmt: skip
+    result = ended(process)
+    assert result.code == 2
+    assert "pets/b/3.png: no image that can be read" in one_line(result)
+    assert survivors(process.pid) == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_command_and_its_workers(cli: Cli) -> None:
+    words = ("train.optimizer.lr=1e30", "train.scheduler={name: constant}", "data.workers=2")
+    result = ended(start("train", *QUICK, *words, "--out", "run", two=False, start_new_session=True))
+    assert result.code == 1
+    assert "is NaN or Inf at step" in one_line(result)
+
+
+def test_a_command_that_is_killed_leaves_no_loader_workers(cli: Cli) -> None:
+    process = start("train", *QUICK, *LONG, "--out", "run", two=False, start_new_session=True)
+    wait_for(lambda: began("run") and len(psutil.Process(process.pid).children()) == 2, process)
+    process.kill()
+    ended(process)
+    deadline = time.monotonic() + 15  # torch's workers look for their parent every 5 seconds
+    while survivors(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert survivors(process.pid) == []
+    command = [sys.executable, "-m", "superlora_cli", "train", *QUICK, "--out", "run", "--force", "--quiet"]
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr  # the lock did not outlive the command
