@@ -1,62 +1,100 @@
-"""A folder of one's own images: a sub-folder per class, in `train`, `val` and `test` or all in one."""
+"""A folder of one's own images: a sub-folder per class, in `train`, `val` and `test` or all in one.
+
+Images that cannot be read are left out, and named. A class folder without images gets no class number: there is
+nothing to learn from it. A class of which no training image can be read is an error: its number would be empty.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from superlora_cli.data.images import SUFFIXES, open_rgb
+from superlora_cli.data.scan import scan
+from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
 from superlora_cli.errors import UsageError
 
-TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",)
 Labelled = tuple[str, int]  # a file and its class
+NAMED = 3  # files that a note names
 
 
-class FolderImages(Dataset[tuple[Tensor, int]]):
-    """Image files, decoded and transformed when they are read: ((3, S, S) float32, class)."""
+class FolderImages(Pictures):
+    """Image files and their classes."""
 
-    def __init__(self, files: Sequence[Labelled], transform: Callable[[Image.Image], Tensor]) -> None:
-        self.files, self.transform = files, transform
+    def __init__(self, files: Sequence[Labelled]) -> None:
+        self.files = files
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def picture(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.files[index]
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            cause = str(error).splitlines()[0]
-            raise UsageError(f"no image that can be read: {cause}", where=path, hint="replace or remove it") from None
-        return self.transform(rgb), label
+        return open_rgb(path), label
 
 
-def read_folder(root: Path) -> tuple[dict[str, int], list[Labelled], list[Labelled] | None, list[Labelled] | None]:
-    """What lies in a folder of images.
+def folder_classes(root: Path) -> tuple[str, ...]:
+    """The names of the classes, in natural order: of the folders that hold training images.
 
-    Returns:
-        The classes by name, in natural order, and the files for training, for validation and for test; None where
-        they are to be held out of the training images. A lone validation folder is the test split, as in ImageNet.
+    Raises:
+        UsageError: as `list_folder`.
+    """
+    return tuple(list_folder(root)[0])
+
+
+def read_folder(root: Path) -> Source:
+    """The images in a folder, all of which have been decoded once.
+
+    Raises:
+        UsageError: as `list_folder`, or a class or split of which nothing can be read.
+    """
+    classes, parts = list_folder(root)
+    names, train = tuple(classes), parts[0]
+    checked = scan(root, [_name(root, path) for files in parts if files for path, _ in files])
+    digest, bad = hashlib.sha256(), []
+    kept: list[FolderImages | None] = []
+    for files in parts:
+        good = []
+        for path, label in files or []:
+            name = _name(root, path)
+            size, cause = checked[name].size, checked[name].cause
+            if cause is None:
+                good.append((path, label))
+                digest.update(f"{name}\0{size}\0{names[label]}\0".encode(errors="surrogateescape"))
+            else:
+                bad.append(Unreadable(path, cause))
+        if files and not good:
+            raise UsageError(f"none of {len(files)} images can be read: {bad[-1].cause}", where=bad[-1].path)
+        kept.append(None if files is None else FolderImages(good))
+    images, validation, test = kept
+    assert train is not None
+    assert images is not None
+    for label in set(range(len(names))) - {label for _, label in images.files}:
+        count = sum(label == other for _, other in train)
+        hint = "replace them, or remove the folder"
+        raise UsageError(f"class '{names[label]}': none of {count} images can be read", where=str(root), hint=hint)
+    notes = _notes(root, [path for path, _ in train], bad, len(checked))
+    return Source(images, validation, test, names, digest.hexdigest(), tuple(bad), tuple(notes))
+
+
+def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
+    """The classes by name, and the files for training, validation and test; None where there is no such folder.
 
     Raises:
         UsageError: no images, images outside of a class, or a class without training images.
     """
-    train = _existing(root, TRAIN)
-    validation, test = _existing(root, VALIDATION), _existing(root, TEST)
-    if test is None:
-        validation, test = None, validation
+    train, validation, test = three_parts(lambda names: _existing(root, names))
     if train is None and test is not None:
         raise UsageError(f"holds {test.name}, but no train", where=str(root), hint="or class folders, without either")
-    files, classes = find_images_and_targets(str(train or root))
+    files, classes = find_images_and_targets(str(train or root), types=SUFFIXES)
     if not files or "" in classes:
         found = f"{sum(label == classes[''] for _, label in files)} images outside of a class" if files else "no images"
         raise UsageError(f"holds {found}", where=str(train or root), hint="a sub-folder of images per class")
-    return classes, files, _labelled(validation, classes), _labelled(test, classes)
+    return classes, (files, _labelled(validation, classes), _labelled(test, classes))
 
 
 def _existing(root: Path, names: Sequence[str]) -> Path | None:
@@ -67,8 +105,31 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
     """The files of a split, labelled by the classes of the training images."""
     if folder is None:
         return None
-    _, own = find_images_and_targets(str(folder))
+    files, own = find_images_and_targets(str(folder), types=SUFFIXES)
     for name in own.keys() - classes.keys():
         raise UsageError(f"class '{name}' has no training images", where=str(folder), hint="add some, or remove it")
-    files, _ = find_images_and_targets(str(folder), class_to_idx=classes)
-    return files
+    if not files:
+        raise UsageError("holds no images", where=str(folder), hint="add some, or remove the folder")
+    names = list(own)
+    return [(path, classes[names[label]]) for path, label in files]
+
+
+def _name(root: Path, path: str) -> str:
+    """A path below `root`, as the walk through it made it, relative to it."""
+    return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
+
+
+def _notes(root: Path, train: Sequence[str], bad: Sequence[Unreadable], total: int) -> Iterator[str]:
+    """On class folders without images, and on files that are left out."""
+    folder = _existing(root, TRAIN) or root
+    used = {_name(folder, path).partition("/")[0] for path in train}
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if empty := [str(path) for path in folders if path.name not in used]:
+        yield f"class folders without images get no class number: {_some(empty)}"
+    if bad:
+        named = _some([f"{file.path} ({file.cause})" for file in bad])
+        yield f"left out {len(bad):,} of {total:,} images, which cannot be read: {named}"
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:NAMED]) + (", …" if len(words) > NAMED else "")

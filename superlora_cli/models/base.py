@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import read_safetensors
+from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -143,19 +145,26 @@ def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch
     if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
         hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
         raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
+    remote = fetch or architecture.startswith("hf-hub:")
+    reachable = True
     try:
-        with torch.device("meta" if meta else "cpu"):
+        with (
+            cache_if_unreachable() if remote else nullcontext(True) as reachable,
+            torch.device("meta" if meta else "cpu"),
+        ):
             model: nn.Module = timm.create_model(architecture, pretrained=fetch, **arguments)
     except TypeError as error:
         raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
-        if fetch:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(
-                f"no pretrained weights of {architecture}: {cause}",
-                where="model.pretrained",
-                hint="go online once, fill the Hugging Face cache, or set model.checkpoint to a local file",
-            ) from None
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if architecture.startswith("local-dir:"):
+            hint = "a folder with config.json and model.safetensors, as timm saves them"
+            raise UsageError(cause, where=f"model.name={name}", hint=hint) from None
+        if not reachable:
+            cause = f"not in the cache {cache_folder()}, and the hub cannot be reached"
+        if remote:
+            hint = "go online once, copy a cache that has it (HF_HOME), or set model.checkpoint=FILE"
+            raise UsageError(f"{architecture}: {cause}", where="model.name", hint=hint) from None
         raise UsageError(f"cannot build {architecture}: {error}", where="model.kwargs") from None
     return model
 

@@ -74,13 +74,14 @@ class DataSection(Section):
 
     name: str = Field(
         min_length=1,
-        description="`digits`, `glyphs`, a name of timm's dataset factory (`torch/cifar100`), or a folder.",
+        description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face), "
+        "`wds/PATH` (webdataset shards), `digits` or `glyphs`.",
     )
-    root: str = Field("data", description="Folder that holds the dataset.")
+    root: str = Field("data", description="Folder that holds a set of torchvision.")
     image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
     validation: float = Field(0.1, ge=0, lt=1, description="Part of the training images held out for validation.")
-    download: bool = Field(False, description="Download the dataset where it is missing.")
-    num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the dataset says.")
+    download: bool = Field(False, description="Download a set of torchvision or Hugging Face where it is missing.")
+    num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
     workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")

@@ -1,0 +1,61 @@
+"""The embedded sets, in memory: real handwritten digits, and rendered printed ones."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from superlora_cli.data.digits import load_digits_split
+from superlora_cli.data.glyphs import render_glyphs
+from superlora_cli.data.source import Look, Sample
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import DataSection
+
+GLYPH_IMAGES = (20_000, 2_000)  # training, and validation and test each, where a recipe says nothing
+
+
+class Images(Dataset[Sample]):
+    """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when they are read.
+
+    `shift` moves an image by up to that many pixels in each direction, at random, repeating its border.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, look: Look, *, shift: int = 0) -> None:
+        self.images, self.labels, self.shift = images, labels, shift
+        self.mean = torch.tensor(look.mean).view(3, 1, 1) * 255
+        self.std = torch.tensor(look.std).view(3, 1, 1) * 255
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = (self.images[index] - self.mean) / self.std
+        if self.shift:
+            side, pad = image.shape[-1], (self.shift,) * 4
+            top, left = torch.randint(2 * self.shift + 1, (2,)).tolist()
+            image = functional.pad(image, pad, mode="replicate")[:, top : top + side, left : left + side]
+        return image, int(self.labels[index])
+
+
+def load_embedded(section: DataSection, look: Look, *, seed: int) -> tuple[list[Images], str]:
+    """`digits` or `glyphs`: training, validation and test images, and the SHA-256 of them all."""
+    digest, sets = hashlib.sha256(), []
+    parts: tuple[Any, ...] = ("train", "validation", "test")
+    for split in parts:
+        if section.name == "digits":
+            images, labels = load_digits_split(split, look.size)
+        else:
+            asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
+            number = 0 if split == "train" else 1
+            images, labels = render_glyphs(split, asked[number] or usual[number], look.size, seed=seed)
+        digest.update(images.numpy().tobytes())
+        digest.update(labels.numpy().tobytes())
+        shift = 1 if split == "train" and section.augment == "shift" else 0  # pixels
+        sets.append(Images(images, labels, look, shift=shift))
+    return sets, digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Hugging Face data sets (`hfds/NAME`): a folder that `datasets` reads or saved, one from its cache, or from the hub.
+
+Directly by that library rather than through timm's reader, which neither reads what `save_to_disk` wrote nor says
+which splits there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from superlora_cli.data.images import open_rgb
+from superlora_cli.data.source import Pictures, Source, three_parts
+from superlora_cli.errors import UsageError
+from superlora_cli.launch import speaks
+
+TIMEOUT = 5  # seconds for the hub to answer at all
+
+
+class HubImages(Pictures):
+    """A split: the column of encoded images, and the classes."""
+
+    def __init__(self, name: str, images: Any, labels: Sequence[int]) -> None:
+        self.name, self.images, self.labels = name, images, labels
+        (self.column,) = images.column_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        found = self.images[index][self.column] or {"bytes": b"", "path": None}
+        file = found["path"] if found["bytes"] is None else io.BytesIO(found["bytes"])
+        return open_rgb(file, name=f"image {index} of {self.name}"), self.labels[index]
+
+
+def hub_classes(name: str, *, download: bool) -> tuple[str, ...]:
+    """The names of the classes.
+
+    Raises:
+        UsageError: as `read_hub`.
+    """
+    return _classes(name, _open(name, download))[1]
+
+
+def read_hub(name: str, *, download: bool) -> Source:
+    """A set whose splits have a column of images and one of classes.
+
+    Args:
+        name: of the set on the hub, or a folder.
+        download: fetch it where it is neither a folder nor in the cache.
+
+    Raises:
+        UsageError: `datasets` is not installed, the set is not there, or it lacks such columns or a training split.
+    """
+    datasets, splits = _library(), _open(name, download)
+    label, names, values = _classes(name, splits)
+    numbers = {value: number for number, value in enumerate(values)}
+    image = next((key for key, kind in _features(splits).items() if isinstance(kind, datasets.Image)), None)
+    if image is None:
+        raise UsageError(f"no column of images among {_list(_features(splits))}", where=name)
+    digest, notes = hashlib.sha256(json.dumps(names).encode()), []
+    parts: dict[str, HubImages] = {}
+    for split, dataset in splits.items():
+        found = dataset[label][:] if label in dataset.column_names else [None]
+        if not numbers.keys() >= set(found):  # None or −1: test images whose classes are kept secret
+            notes.append(f"{name}: split '{split}' has images without a class and is not used")
+            continue
+        images = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        labels = [numbers[value] for value in found]
+        parts[split] = HubImages(f"{name}, {split}", images, labels)
+        digest.update(json.dumps([split, labels]).encode())
+    train, validation, test = three_parts(lambda called: next((parts[n] for n in called if n in parts), None))
+    if train is None:
+        raise UsageError(f"no split 'train' among {_list(splits)}", where=name)
+    return Source(train, validation, test, names, digest.hexdigest(), notes=tuple(notes))
+
+
+def _library() -> Any:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError:
+        hint = "pip install 'superlora-cli[datasets]'"
+        raise UsageError("Hugging Face data sets need the library `datasets`", where="data.name", hint=hint) from None
+    return datasets
+
+
+def _open(name: str, download: bool) -> dict[str, Any]:
+    """The splits of a set, by name."""
+    datasets, path = _library(), Path(name)
+    with _quiet(datasets), _one_line(name):
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+            return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+        if path.is_dir():
+            return dict(datasets.load_dataset(name))
+        with contextlib.suppress(ValueError):  # not in the cache
+            from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
+
+            return dict(Cache(dataset_name=path.name, repo_id=name, version="auto", hash="auto").as_dataset())
+    if not download:
+        hint = "the name of a folder, or data.download=true where there is a network"
+        message = f"no folder '{name}', and no such Hugging Face data set in the cache"
+        raise UsageError(message, where="data.name", hint=hint)
+    with _quiet(datasets), _one_line(name):
+        from huggingface_hub import HfApi
+
+        HfApi().dataset_info(name, timeout=TIMEOUT)  # without a network `load_dataset` tries for half a minute
+        return dict(datasets.load_dataset(name))
+
+
+def _classes(name: str, splits: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Sequence[Any]]:
+    """The column of classes, their names, and what stands in the column for each."""
+    features = _features(splits)
+    named = [key for key, kind in features.items() if isinstance(kind, _library().ClassLabel)]
+    column = "label" if "label" in features else next(iter(named), None)
+    if column is None:
+        raise UsageError(f"no column 'label' among {_list(features)}", where=name)
+    if column in named:
+        names = features[column].names
+        return column, tuple(names), range(len(names))
+    train = three_parts(lambda called: next((splits[n] for n in called if n in splits), None))[0]
+    values = sorted(set(train[column][:]) - {None}) if train is not None else []
+    return column, tuple(map(str, values)), values
+
+
+def _features(splits: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(next(iter(splits.values())).features)
+
+
+def _list(names: Mapping[str, Any]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What the library and the network raise is of many kinds; it means that the set cannot be had."""
+    try:
+        yield
+    except Exception as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        hint = "name a folder that holds it, or see to the network"
+        raise UsageError(f"cannot read data set 'hfds/{name}': {cause}", where="data", hint=hint) from None
+
+
+@contextlib.contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Its bars on a terminal only, its warnings not at all."""
+    shown, level = datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity()
+    if not (sys.stderr.isatty() and speaks()):
+        datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)
+        if not shown:
+            datasets.enable_progress_bars()

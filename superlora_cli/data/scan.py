@@ -1,0 +1,129 @@
+"""Which image files can be read to their end: found out once, before training, and remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import PIL
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from superlora_cli.data.images import why_unreadable
+from superlora_cli.errors import SuperLoraError
+from superlora_cli.files import write_atomic
+from superlora_cli.launch import speaks
+
+DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
+PATIENCE = 2.0  # seconds before a bar is shown
+AT_ONCE = 512  # files handed to the threads together; what they found is remembered even where the rest is interrupted
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file that was looked at.
+
+    Attributes:
+        size: in bytes.
+        mtime_ns: when it was last changed.
+        cause: why it cannot be read; None where it can.
+    """
+
+    size: int
+    mtime_ns: int
+    cause: str | None
+
+
+def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
+    """Decode every file to its end, but for those that were before and have the same size and time since.
+
+    To the end, because a truncated JPEG has a good header, and would end a training in its first epoch.
+
+    Args:
+        root: the folder.
+        names: files below it, relative to it.
+
+    Returns:
+        What was found, by name, in the order of `names`.
+    """
+    memory, found = _memory(root), {name: _changed(os.path.join(root, name)) for name in names}
+    for name, was in _recall(memory).items():
+        if name in found and (found[name].size, found[name].mtime_ns) == (was.size, was.mtime_ns):
+            found[name] = was
+    new = [name for name, file in found.items() if file.cause == UNKNOWN]
+    try:
+        for name, cause in _decoded(root, new):
+            found[name] = Checked(found[name].size, found[name].mtime_ns, cause)
+    finally:
+        if new:
+            _remember(memory, {name: file for name, file in found.items() if file.cause != UNKNOWN})
+    return found
+
+
+UNKNOWN = "not looked at"
+
+
+def _changed(path: str) -> Checked:
+    try:
+        stat = os.stat(path)
+    except OSError as error:  # a link into nowhere, say
+        return Checked(0, 0, error.strerror)
+    return Checked(stat.st_size, stat.st_mtime_ns, UNKNOWN)
+
+
+def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Why each file cannot be read, with a bar on a terminal if it takes long."""
+    bar = Progress(
+        TextColumn("looking at the images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task, begun, shown = bar.add_task("", total=len(names)), time.monotonic(), False
+    with contextlib.ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        for start in range(0, len(names), AT_ONCE):
+            part = names[start : start + AT_ONCE]
+            yield from zip(part, threads.map(why_unreadable, [root / name for name in part]), strict=True)
+            bar.advance(task, len(part))
+            if not shown and time.monotonic() - begun > PATIENCE and sys.stderr.isatty() and speaks():
+                shown = True
+                stack.enter_context(bar)
+
+
+def _memory(root: Path) -> Path | None:
+    """The file that remembers what was found in a folder, for this user; None where there is no place for it."""
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return caches / "superlora" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
+    except (OSError, RuntimeError):
+        return None
+
+
+def _recall(memory: Path | None) -> dict[str, Checked]:
+    if memory is None:
+        return {}
+    try:
+        stored = json.loads(memory.read_bytes())
+        return {name: Checked(*file) for name, file in stored[DECODER].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, damaged, or of another Pillow
+        return {}
+
+
+def _remember(memory: Path | None, found: Mapping[str, Checked]) -> None:
+    """Write it down if that is possible: without it the next run is slower, and nothing else."""
+    if memory is None:
+        return
+    with contextlib.suppress(OSError, SuperLoraError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(memory, json.dumps({DECODER: {name: astuple(file) for name, file in found.items()}}))

@@ -1,0 +1,159 @@
+"""WebDataset shards (`wds/PATH`): tar files whose members `KEY.jpg` and `KEY.cls` are an image and its class.
+
+The shards of a split are what `_info.json` lists (as timm writes it: `{"splits": {"train": {"filenames": [...]}}}`),
+else `train/*.tar` or `train-*.tar`, and so for `val` and `test`; else all `*.tar` are training images. Names of
+classes come from `class_names` in `_info.json` or from `classes.txt`, one per line.
+
+An index over the tar headers gives the images in any order: the library's own reader is a stream, which cannot be
+resumed at a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from superlora_cli.data.images import open_rgb
+from superlora_cli.data.source import Pictures, Source, three_parts
+from superlora_cli.errors import UsageError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+INFO, CLASSES = ("_info.json", "info.json"), "classes.txt"
+
+
+class Entry(NamedTuple):
+    """An image in a shard: where its bytes are, and its class."""
+
+    shard: str
+    key: str
+    offset: int
+    size: int
+    label: int
+
+
+class ShardImages(Pictures):
+    """Images inside uncompressed tar files."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        entry = self.entries[index]
+        try:
+            with open(entry.shard, "rb") as file:
+                file.seek(entry.offset)
+                content = file.read(entry.size)
+        except OSError as error:
+            raise UsageError(f"cannot be read: {error.strerror}", where=entry.shard) from None
+        return open_rgb(io.BytesIO(content), name=f"{entry.shard}: {entry.key}"), entry.label
+
+
+def shard_classes(root: Path) -> tuple[str, ...] | None:
+    """The names of the classes; None where the files beside the shards do not say.
+
+    Raises:
+        UsageError: no such folder, or such a file that cannot be understood.
+    """
+    if not root.is_dir():
+        raise UsageError("no such folder of shards", where=str(root), hint="wds/PATH, with PATH/train/*.tar")
+    names = _info(root).get("class_names")
+    if names is None and (root / CLASSES).is_file():
+        names = (root / CLASSES).read_text(encoding="utf-8").splitlines()
+    return tuple(str(name) for name in names) if names else None
+
+
+def read_shards(root: Path, *, classes: int | None) -> Source:
+    """All images of the shards in a folder.
+
+    Args:
+        root: the folder.
+        classes: how many, where no file says it.
+
+    Raises:
+        UsageError: no shards, shards that cannot be read, samples without class, or the number of classes is unknown.
+    """
+    names = shard_classes(root) or tuple(map(str, range(classes or 0)))
+    if not names:
+        hint = f"set it, or write the names of the classes into {root / CLASSES}, one per line"
+        raise UsageError("the number of classes is not known", where="data.num_classes", hint=hint)
+    train, validation, test = three_parts(lambda split: _shards(root, split))
+    if train is None and test is None:
+        train = sorted(root.glob("*.tar"))
+    if not train:
+        raise UsageError("holds no shards for training", where=str(root), hint="train/*.tar, or an _info.json")
+    digest = hashlib.sha256()
+    parts = []
+    for shards in (train, validation, test):
+        entries = [entry for shard in shards or [] for entry in _entries(shard, len(names))]
+        for entry in entries:
+            digest.update(f"{Path(entry.shard).relative_to(root)}\0{entry}\0".encode(errors="surrogateescape"))
+        parts.append(ShardImages(entries) if shards is not None else None)
+    images, held_out, tested = parts
+    assert images is not None
+    return Source(images, held_out, tested, names, digest.hexdigest())
+
+
+def _info(root: Path) -> dict[str, Any]:
+    path = next((root / name for name in INFO if (root / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        return dict(info)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"no JSON object: {error}", where=str(path), hint="mend or remove it") from None
+
+
+def _shards(root: Path, names: Sequence[str]) -> list[Path] | None:
+    """The shards of the split that goes by one of `names`."""
+    splits = _info(root).get("splits", {})
+    for name in names:
+        if name in splits:
+            return [root / file for file in splits[name].get("filenames", [])]
+        if found := sorted(root.glob(f"{name}/*.tar")) or sorted(root.glob(f"{name}-*.tar")):
+            return found
+    return None
+
+
+def _entries(shard: Path, classes: int) -> list[Entry]:
+    """The images in a shard, in its order."""
+    samples: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, bytes] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, file = member.name.rpartition("/")
+                base, _, suffix = file.partition(".")
+                key = f"{folder}/{base}".lstrip("/")
+                if suffix.lower() == "cls":
+                    labels[key] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                elif suffix.lower() in IMAGES:
+                    samples[key] = member
+    except (tarfile.TarError, OSError) as error:
+        raise UsageError(f"no shard that can be read: {error}", where=str(shard), hint="an uncompressed tar") from None
+    return [
+        Entry(str(shard), key, member.offset_data, member.size, _label(labels.get(key), classes, f"{shard}: {key}"))
+        for key, member in samples.items()
+    ]
+
+
+def _label(content: bytes | None, classes: int, where: str) -> int:
+    if content is None:
+        raise UsageError("an image without class", where=where, hint="KEY.cls beside it, with a number")
+    try:
+        label = int(content)
+    except ValueError:
+        raise UsageError(f"no class: {content[:20]!r}", where=where, hint="a number") from None
+    if not 0 <= label < classes:
+        raise UsageError(f"class {label} of {classes}", where=where, hint="0 is the first")
+    return label

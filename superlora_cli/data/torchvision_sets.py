@@ -1,0 +1,89 @@
+"""torchvision's own data sets, by timm's names (`torch/cifar100`): read where they lie, or downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+from timm.data import create_dataset
+from torchvision import datasets
+
+from superlora_cli.data.images import to_rgb
+from superlora_cli.data.source import Pictures, Source
+from superlora_cli.errors import UsageError
+
+TIMEOUT = 15  # seconds without an answer
+
+
+class TorchvisionImages(Pictures):
+    """A split of such a set."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self.name, self.dataset = name, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        try:
+            image, label = self.dataset[index]
+        except (OSError, SyntaxError, ValueError) as error:  # of the sets that are files in folders
+            raise UsageError(f"no image that can be read: {error}", where=f"image {index} of {self.name}") from None
+        return to_rgb(image), int(label)
+
+
+def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> Source:
+    """A set's training images and its test (or validation) images.
+
+    Args:
+        name: as `torch/cifar100`.
+        root: folder that holds it.
+        download: fetch it where it is missing.
+        classes: how many it has.
+
+    Raises:
+        UsageError: it is not there, is damaged, or cannot be downloaded.
+    """
+    try:
+        with _patient_for(TIMEOUT), contextlib.redirect_stdout(sys.stderr):  # older versions print
+            train, test = (_open(name, root, split, download) for split in ("train", "validation"))
+    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        cause = re.sub(r"\W+you can (use|set) download=True.*", "", cause, flags=re.IGNORECASE).rstrip(".:")
+        hint = f"put the data under '{root}', or set data.download=true where there is a network"
+        if download:
+            hint = f"put the data under '{root}', or see to the network"
+        raise UsageError(f"cannot read data set '{name}': {cause}", where="data", hint=hint) from None
+    fingerprint = hashlib.sha256(f"{name} {len(train)} {len(test)}".encode()).hexdigest()
+    parts = TorchvisionImages(name, train), None, TorchvisionImages(name, test)
+    return Source(*parts, class_names=_class_names(train, classes), fingerprint=fingerprint)
+
+
+def _open(name: str, root: str, split: str, download: bool) -> Any:
+    if name == "torch/svhn":  # timm's factory does not know it
+        return datasets.SVHN(root, split="train" if split == "train" else "test", download=download)
+    return create_dataset(name, root=root, split=split, download=download)
+
+
+def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
+    """As the set calls them, else their numbers. A name may be several ("great white shark", …), or "0 - zero"."""
+    found = getattr(dataset, "classes", None) or range(count)
+    names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in found]
+    return tuple(name.partition(" - ")[0] for name in names)
+
+
+@contextlib.contextmanager
+def _patient_for(seconds: float) -> Iterator[None]:
+    """A limit on waiting for the network, of which torchvision sets none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

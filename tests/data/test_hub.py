@@ -1,0 +1,182 @@
+"""Hugging Face data sets: from folders, from the cache, and a clear line where they are not."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import DataSection
+from tests.conftest import Cli
+from tests.data.conftest import QUICK, labels, picture, sizes, splits_of, write_folder
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's cache in a folder of this test, which is the current one."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("huggingface")))
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+
+
+def table(n: int, *, start: int = 0, classes: Any = ("cat", "dog"), image: str = "image", label: str = "label") -> Any:
+    """Images and their classes; `classes` as names, as "text" or as numbers."""
+    kind = datasets.ClassLabel(names=list(classes)) if isinstance(classes, tuple) else datasets.Value(classes)
+    numbers = [i % 2 for i in range(n)]
+    images = []
+    for i in range(n):
+        stream = io.BytesIO()
+        picture(start + i).save(stream, "png")
+        images.append({"bytes": stream.getvalue(), "path": None})
+    content = {image: images, label: [f"kind {i}" for i in numbers] if classes == "string" else numbers}
+    return datasets.Dataset.from_dict(content, datasets.Features({image: datasets.Image(), label: kind}))
+
+
+def saved(path: Path, parts: dict[str, int], how: str, **kind: Any) -> None:
+    """A set on disk, as the library writes it."""
+    sets = {name: table(n, start=100 * i, **kind) for i, (name, n) in enumerate(parts.items())}
+    if how == "disk":
+        datasets.DatasetDict(sets).save_to_disk(path)
+        return
+    (path / "data").mkdir(parents=True)
+    for name, dataset in sets.items():
+        dataset.to_parquet(path / "data" / f"{name}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("how", ["disk", "parquet"])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"train": 8, "validation": 4, "test": 2}, (8, 4, 2)),
+        ({"train": 8, "test": 2}, (6, 2, 2)),
+        ({"train": 8, "validation": 4}, (6, 2, 4)),
+        ({"train": 8}, (4, 2, 2)),
+    ],
+)
+def test_a_saved_set_gives_three_splits(how: str, parts: dict[str, int], expected: tuple[int, ...]) -> None:
+    saved(Path("pets"), parts, how)
+    splits = splits_of("hfds/pets", validation=0.25)
+    assert sizes(splits) == expected
+    assert splits.class_names == ("cat", "dog")
+    assert splits.train[0][0].shape == (3, 16, 16)
+    assert set(labels(splits.test)) <= {0, 1}
+    assert class_count(DataSection(name="hfds/pets")) == 2
+    assert splits.fingerprint == splits_of("hfds/pets").fingerprint
+
+
+def test_one_split_saved_on_its_own_is_for_training() -> None:
+    table(8).save_to_disk("pets")
+    assert sizes(splits_of("hfds/pets", validation=0.25)) == (4, 2, 2)
+
+
+def test_a_folder_of_images() -> None:
+    write_folder(Path("pets/train"))
+    write_folder(Path("pets/test"), count=2)
+    splits = splits_of("hfds/pets", validation=0.25)
+    assert splits.class_names == ("a", "b", "c")
+    assert sizes(splits) == (9, 3, 6)
+    assert labels(splits.test) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("kind", "names"), [("string", ("kind 0", "kind 1")), ("int64", ("0", "1"))])
+def test_classes_that_have_no_feature_of_their_own(kind: str, names: tuple[str, ...]) -> None:
+    saved(Path("pets"), {"train": 8, "test": 4}, "parquet", classes=kind)
+    splits = splits_of("hfds/pets")
+    assert splits.class_names == names
+    assert labels(splits.test) == [0, 1, 0, 1]
+
+
+def test_columns_are_found_by_what_they_hold() -> None:
+    saved(Path("pets"), {"train": 8}, "disk", image="img", label="fine_label")
+    assert splits_of("hfds/pets").class_names == ("cat", "dog")
+
+
+def test_images_whose_classes_are_kept_secret_are_not_used() -> None:
+    sets = {name: table(4, start=10 * i) for i, name in enumerate(("train", "validation", "test"))}
+    sets["test"] = sets["test"].remove_columns("label").add_column("label", [-1] * 4)
+    sets["test"] = sets["test"].cast_column("label", sets["train"].features["label"])
+    datasets.DatasetDict(sets).save_to_disk("pets")
+    splits = splits_of("hfds/pets")
+    assert splits.notes == ("pets: split 'test' has images without a class and is not used",)
+    assert len(splits.test) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: saved(Path("pets"), {"other": 4}, "disk"), "pets: no split 'train' among 'other'"),
+        (lambda: table(4).remove_columns("label").save_to_disk("pets"), "pets: no column 'label' among 'image'"),
+        (lambda: table(4).remove_columns("image").save_to_disk("pets"), "pets: no column of images among 'label'"),
+        (lambda: Path("pets").mkdir(), "cannot read data set 'hfds/pets': "),
+    ],
+)
+def test_a_set_that_cannot_be_understood_is_refused(make: Any, says: str) -> None:
+    make()
+    with pytest.raises(UsageError, match=says) as caught:
+        splits_of("hfds/pets")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_cannot_be_read_is_named() -> None:
+    broken = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    images = [{"bytes": b"no image", "path": None}] * 4
+    datasets.Dataset.from_dict({"image": images, "label": [0] * 4}, broken).save_to_disk("pets")
+    with pytest.raises(UsageError, match=r"^image \d of pets, train: no image that can be read"):
+        splits_of("hfds/pets").train[0]
+
+
+@pytest.mark.parametrize("name", ["beans", "farm/beans"])
+def test_a_set_in_the_cache_needs_no_network(name: str) -> None:
+    table(8).to_parquet("rows.parquet")
+    datasets.load_dataset("parquet", data_files="rows.parquet")
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    (made,) = cache.glob("parquet/*/*/*/")
+    place = cache / name.replace("/", "___") / "default" / "0.0.0" / "0123456789abcdef"  # as a set of the hub
+    place.parent.mkdir(parents=True)
+    made.rename(place)
+    (place / "parquet-train.arrow").rename(place / "beans-train.arrow")
+    splits = splits_of(f"hfds/{name}", download=True)
+    assert splits.class_names == ("cat", "dog")
+    assert sum(sizes(splits)) == 8
+
+
+def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        splits_of("hfds/beans")
+    assert str(caught.value) == (
+        "data.name: no folder 'beans', and no such Hugging Face data set in the cache "
+        "(the name of a folder, or data.download=true where there is a network)"
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(UsageError) as caught:
+        splits_of("hfds/beans", download=True)
+    assert str(caught.value) == (
+        "data: cannot read data set 'hfds/beans': Name or service not known "
+        "(name a folder that holds it, or see to the network)"
+    )
+    assert time.monotonic() - started < 10
+
+
+def refuse(self: Any, name: str, timeout: float) -> None:
+    raise ConnectionError("Name or service not known\nwhile asking")
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"need the library `datasets` \(pip install 'superlora-cli\[datasets\]'\)"):
+        splits_of("hfds/pets")
+
+
+def test_training_on_a_saved_set(cli: Cli) -> None:
+    saved(Path("pets"), {"train": 8, "test": 4}, "parquet")
+    result = cli("train", "quickstart", "data.name=hfds/pets", *QUICK)
+    assert result.code == 0, result.err
+    assert result.json()["params"]["head"] == 2 * 64 + 2

@@ -1,0 +1,158 @@
+"""Well-known sets are read in their own formats on disk, and say in one line what is missing."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import time
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets as tv
+from scipy.io import savemat
+
+from superlora_cli.data.splits import CLASSES, class_count
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import DataSection
+from tests.conftest import Cli
+from tests.data.conftest import QUICK, labels, sizes, splits_of
+
+
+def colours(n: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (n, *shape)).astype(np.uint8)
+
+
+def write_cifar(root: Path, fine: bool) -> None:
+    """CIFAR's pickles: rows of 3,072 bytes, the classes beside them, the names in the meta file."""
+    folder = root / ("cifar-100-python" if fine else "cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    count = 100 if fine else 10
+    files = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    for number, name in enumerate(files):
+        numbers = [i % count for i in range(count)]
+        content = {"data": colours(count, 3072, seed=number), "fine_labels" if fine else "labels": numbers}
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = [f"thing {i}" for i in range(count)]
+    meta = {"fine_label_names" if fine else "label_names": names}
+    (folder / ("meta" if fine else "batches.meta")).write_bytes(pickle.dumps(meta))
+
+
+def write_mnist(root: Path, folder: str = "MNIST") -> None:
+    """MNIST's idx files: a magic number, the sizes, the bytes."""
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    for split, n in (("train", 20), ("t10k", 10)):
+        head = [np.array(words, ">i4").tobytes() for words in ([2051, n, 28, 28], [2049, n])]
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(head[0] + colours(n, 28, 28).tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(head[1] + bytes(i % 10 for i in range(n)))
+
+
+def write_svhn(root: Path) -> None:
+    """SVHN's MATLAB files, in which 10 stands for the digit 0."""
+    for split, n in (("train", 20), ("test", 10)):
+        x = colours(32, 32, 3, n)
+        savemat(root / f"{split}_32x32.mat", {"X": x, "y": np.array([[i % 10 + 1] for i in range(n)])})
+
+
+@pytest.fixture(autouse=True)
+def no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are small ones of the same format."""
+    for module in (tv.cifar, tv.svhn):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: Path(path).is_file())
+
+
+@pytest.mark.parametrize(("fine", "name", "n"), [(False, "torch/cifar10", 50), (True, "torch/cifar100", 100)])
+def test_cifar(fine: bool, name: str, n: int, tmp_path: Path) -> None:
+    write_cifar(tmp_path, fine)
+    splits = splits_of(name, root=str(tmp_path), validation=0.1, augment="none")
+    classes = CLASSES[name]
+    assert splits.class_names == tuple(f"thing {i}" for i in range(classes))
+    assert splits.classes == classes
+    assert sizes(splits) == (n - n // 10, n // 10, classes)
+    assert labels(splits.test) == list(range(classes))
+    raw = colours(classes, 3072, seed=1 if fine else 5)[3].reshape(3, 32, 32)
+    mean = torch.from_numpy(raw).float().view(3, 16, 2, 16, 2).mean((2, 4)) / 127.5 - 1
+    assert (splits.test[3][0] - mean).abs().mean() < 0.2  # 32 → 16 pixels, by another filter
+
+
+def test_held_out_images_are_not_trained_on_and_the_same_every_time(tmp_path: Path) -> None:
+    write_cifar(tmp_path, fine=False)
+    first, second = (splits_of("torch/cifar10", root=str(tmp_path), validation=0.2) for _ in range(2))
+    train, held_out = (set(part.indices) for part in (first.train, first.validation))  # type: ignore[attr-defined]
+    assert not train & held_out
+    assert train | held_out == set(range(50))
+    assert held_out == set(second.validation.indices)  # type: ignore[attr-defined]
+    assert first.fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "names"),
+    [("mnist", "MNIST", tuple("0123456789")), ("kmnist", "KMNIST", tuple(tv.KMNIST.classes)),
+     ("fashion_mnist", "FashionMNIST", tuple(tv.FashionMNIST.classes))],
+)  # fmt: skip
+def test_grey_sets_have_three_channels_and_names(name: str, folder: str, names: Any, tmp_path: Path) -> None:
+    write_mnist(tmp_path, folder)
+    splits = splits_of(f"torch/{name}", root=str(tmp_path))
+    assert splits.class_names == names
+    assert sizes(splits) == (18, 2, 10)
+    image, label = splits.test[7]
+    assert image.shape == (3, 16, 16)
+    assert torch.equal(image[0], image[2])
+    assert label == 7
+
+
+def test_svhn(tmp_path: Path) -> None:
+    write_svhn(tmp_path)
+    splits = splits_of("torch/svhn", root=str(tmp_path))
+    assert splits.class_names == tuple("0123456789")
+    assert labels(splits.test) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_training_on_cifar100(cli: Cli, tmp_path: Path) -> None:
+    write_cifar(tmp_path / "data", fine=True)
+    result = cli("train", "quickstart", "data.name=torch/cifar100", *QUICK)
+    assert result.code == 0, result.err
+    assert result.json()["params"]["head"] == 100 * 64 + 100
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("torch/")])
+def test_what_is_missing_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+    assert class_count(DataSection(name=name)) == CLASSES[name]
+    with pytest.raises(UsageError) as caught:
+        splits_of(name, root=str(tmp_path))
+    line = str(caught.value)
+    assert line.startswith(f"data: cannot read data set '{name}': ")
+    assert line.endswith(f"(put the data under '{tmp_path}', or set data.download=true where there is a network)")
+    assert "\n" not in line
+    assert "download=True" not in line
+
+
+@pytest.mark.parametrize("name", ["torch/cifar100", "torch/svhn", "torch/mnist"])
+def test_without_a_network_a_download_ends_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        limits.append(socket.getdefaulttimeout())
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    started = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        splits_of(name, root=str(tmp_path), download=True)
+    assert time.monotonic() - started < 10
+    assert set(limits) == {15}
+    assert socket.getdefaulttimeout() is None
+    assert str(caught.value).endswith(f"(put the data under '{tmp_path}', or see to the network)")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["torch/cifar1000", "pets/none", "hfids/beans", "tfds/mnist"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown data set '{name}'"):
+        splits_of(name)
