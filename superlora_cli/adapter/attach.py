@@ -96,8 +96,10 @@ class SuperLora(nn.Module):
 
     def current(self) -> list[Update]:
         """The updates for the forward in progress: held, cached, or made now."""
+        if self._held and self._updates is not None:
+            return self._updates
         state = self._state()
-        if self._updates is None or not (self._held or state == self._made_from):
+        if self._updates is None or state != self._made_from:
             self._updates, self._made_from = self._make(), state
         return self._updates
 

@@ -39,6 +39,11 @@ def _block(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return hadamard(bits, dtype=dtype, device=device)
 
 
+def forget_blocks() -> None:
+    """Make the blocks anew from now on: those that are kept may have been made without values."""
+    _block.cache_clear()
+
+
 def transform(x: Tensor) -> Tensor:
     """x H along the last axis, (*b, 2^N) → (*b, 2^N), without a gradient; bfloat16 is computed in float32.
 

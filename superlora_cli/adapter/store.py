@@ -40,6 +40,7 @@ class StoredAdapter:
         metrics: final metrics of the run.
         factors: the trained tensors by name.
         head: trained tensors outside the adapter, by their name in the model.
+        classes: what the model's outputs stand for, in their order; () where they are just numbered.
     """
 
     config: AdapterConfig
@@ -50,6 +51,7 @@ class StoredAdapter:
     metrics: Mapping[str, Any]
     factors: Mapping[str, Tensor]
     head: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def to_bytes(self) -> bytes:
         """The file, canonical."""
@@ -65,6 +67,7 @@ class StoredAdapter:
             "superlora.recipe": _json(self.recipe),
             "superlora.metrics": _json(self.metrics),
             "superlora.checksum": digest_tensors(tensors),
+            **classes_metadata(self.classes),
         }
         return safetensors_bytes(tensors, metadata)
 
@@ -97,12 +100,28 @@ def load(path: Path) -> StoredAdapter:
             metrics=json.loads(metadata["superlora.metrics"]),
             factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
+            classes=read_classes(metadata),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
     if metadata.get("superlora.checksum") != digest_tensors(tensors):
         raise UsageError("the checksum does not match the factors", where=str(path), hint="the file was altered")
     return stored
+
+
+def classes_metadata(names: Sequence[str]) -> dict[str, str]:
+    """The header's entry for class names, {} where they are just the numbers 0, 1, …"""
+    numbered = list(names) == [str(number) for number in range(len(names))]
+    return {} if numbered else {"superlora.classes": json.dumps(list(names), ensure_ascii=False)}
+
+
+def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Class names from a header, () where it has none.
+
+    Raises:
+        ValueError, TypeError: no list.
+    """
+    return tuple(str(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
 
 
 def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
