@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ def command(
         "config": json.loads(stored.config.to_json()),
         "targets": list(stored.patterns),
         "base": dict(stored.base),
+        "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
         "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.head}.items()},
         "recipe": dict(stored.recipe),
@@ -43,11 +45,16 @@ def command(
         ("parameters", f"{about['params']['adapter']:,} adapter, {about['params']['head']:,} head"),
         ("base", f"{stored.base['name']}  sha256 {stored.base['sha256'][:16]}…  {stored.base['dtype']}"),
         ("targets", ", ".join(stored.patterns)),
+        *([("classes", _few(stored.classes))] if stored.classes else []),
         ("knobs", ", ".join(f"{knob} {value}" for knob, value in _set_knobs(about["config"]).items())),
         *((name, " × ".join(map(str, shape))) for name, shape in about["tensors"].items()),
         *((name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in metrics),
     ]
     print_pairs(f"{path}  {about['bytes']:,} bytes", rows)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])}, … {names[-1]} ({len(names)})"
 
 
 def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:

@@ -126,5 +126,18 @@ def _show_plan(summary: dict[str, Any]) -> None:
             rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} parameters each"))
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
+    rows.append(("memory, estimated", _memory_in_words(summary["memory"])))
     rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
     print_pairs("dry run: nothing was trained", rows)
+
+
+def _memory_in_words(memory: dict[str, int]) -> str:
+    """`6.53 GiB (activations 5.80, base 0.32, …)`, the largest part first.
+
+    >>> _memory_in_words({"base": 3 * 2**20, "activations": 5 * 2**20, "total": 9 * 2**20})
+    '9.00 MiB (activations 5.00, base 3.00)'
+    """
+    scale, unit = (2**30, "GiB") if memory["total"] >= 2**30 else (2**20, "MiB")
+    parts = sorted(((size, name) for name, size in memory.items() if name != "total"), reverse=True)
+    named = ", ".join(f"{name} {size / scale:.2f}" for size, name in parts if size / scale >= 0.005)
+    return f"{memory['total'] / scale:.2f} {unit} ({named})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,12 +31,14 @@ class Built:
     Attributes:
         adapter: None where the recipe trains the base itself.
         base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to.
+        class_names: what the outputs stand for, as the file says; () where it is for the data to say.
     """
 
     recipe: Recipe
     base: Base
     adapter: SuperLora | None
     base_digest: tuple[str, str]
+    class_names: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -109,12 +111,14 @@ def build_from_file(
     """
     _, metadata = read_safetensors(path)
     if "superlora.model_recipe" in metadata:
-        return _build_model(path, metadata["superlora.model_recipe"], overrides)
+        return _build_model(path, metadata, overrides)
     stored = store.load(path)
     recipe = recipe_from_dict(dict(stored.recipe), str(path), overrides)
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    classes = len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
+    classes = len(stored.classes) or (
+        len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
+    )
     made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch:
@@ -124,12 +128,13 @@ def build_from_file(
     with torch.no_grad():
         for name, tensor in stored.head.items():
             made.model.get_parameter(name).copy_(tensor)
-    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]))
+    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
 
 
-def _build_model(path: Path, recipe_json: str, overrides: Sequence[str]) -> Built:
-    recipe = recipe_from_dict(json.loads(recipe_json), str(path), overrides)
+def _build_model(path: Path, metadata: Mapping[str, str], overrides: Sequence[str]) -> Built:
+    recipe = recipe_from_dict(json.loads(metadata["superlora.model_recipe"]), str(path), overrides)
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
-    base = build(section, classes=class_count(recipe.data), image_size=recipe.data.image_size)
+    names = store.read_classes(metadata)
+    base = build(section, classes=len(names) or class_count(recipe.data), image_size=recipe.data.image_size)
     load_weights(base.model, path)
-    return Built(recipe, base, None, ("", ""))
+    return Built(recipe, base, None, ("", ""), names)

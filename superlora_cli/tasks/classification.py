@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
+from superlora_cli.analysis.confusion import confusion_matrix
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.files import safetensors_bytes
 from superlora_cli.tasks.build import ADAPTER_FILE, MODEL_FILE, Built
 from superlora_cli.training.processes import Processes
@@ -37,10 +38,33 @@ class Classification:
             hint = "model.head: new, or rows of the pretrained one for every class"
             message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {outputs} outputs of the model"
             raise UsageError(message, where="model.head", hint=hint)
+        self.class_names = built.class_names or self.splits.class_names
+        self._relabel = self._numbers_of(self.splits.class_names)
         self.frozen_statistics = [
             module for module in self.model.modules() if built.adapter and isinstance(module, _BatchNorm)
         ]
+        self.in_training = False
         self._place()
+
+    @property
+    def output_names(self) -> list[str]:
+        """A name for every output of the model: numbers beyond the known classes."""
+        outputs: Any = self.model.num_classes
+        return [*self.class_names, *map(str, range(len(self.class_names), outputs))]
+
+    def _numbers_of(self, names: Sequence[str]) -> Tensor | None:
+        """The model's number of every class of the data, None where they are numbered alike.
+
+        Raises:
+            UsageError: the data have a class that the model does not know.
+        """
+        if tuple(names) == self.class_names:
+            return None
+        for name in names:
+            if name not in self.class_names:
+                hint = did_you_mean(name, self.class_names) or f"it knows {', '.join(self.class_names[:8])}, …"
+                raise UsageError(f"the model knows no class '{name}'", where=self.recipe.data.name, hint=hint)
+        return torch.tensor([self.class_names.index(name) for name in names])
 
     def _place(self) -> None:
         """Put the model on the device, as the recipe's `train` section wants it."""
@@ -54,12 +78,18 @@ class Classification:
         else:
             self.model.to(self.processes.device)
         if train.compile:
-            self.model.compile(**(train.compile if isinstance(train.compile, dict) else {}))
+            keywords = train.compile if isinstance(train.compile, dict) else {}
+            known = torch._dynamo.list_backends(exclude_tags=None)
+            if keywords.get("backend", "inductor") not in known:
+                hint = did_you_mean(str(keywords["backend"]), known) or f"one of {', '.join(known)}"
+                raise UsageError(f"unknown backend '{keywords['backend']}'", where="train.compile", hint=hint)
+            self.model.compile(**keywords)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Training mode, but for the running statistics of a frozen base; ΔW is built once per optimizer step."""
-        if not self.model.training:
+        if not self.in_training:
+            self.in_training = True
             self.model.train()
             for module in self.frozen_statistics:
                 module.eval()
@@ -122,11 +152,17 @@ class Classification:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""
+        return self.judge(split)[0]
+
+    def judge(self, split: str) -> tuple[dict[str, float], Tensor]:
+        """The metrics of `evaluate`, and the confusion matrix (outputs, outputs) int64."""
         logits, labels = self.predict(split)
-        return {
-            "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
+        predicted = logits.argmax(-1)
+        metrics = {
+            "accuracy": (predicted == labels).double().mean().item(),
             "loss": functional.cross_entropy(logits, labels).item(),
         }
+        return metrics, confusion_matrix(predicted, labels, logits.shape[1])
 
     @torch.no_grad()
     def predict(self, split: str) -> Batch:
@@ -138,6 +174,7 @@ class Classification:
         images: Any = self.splits.named(split)
         if not len(images):
             raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold some images out")
+        self.in_training = False
         self.model.eval()
         pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
         share = images if self.processes.count == 1 else Subset(images, self.processes.share(len(images)))
@@ -147,7 +184,8 @@ class Classification:
             with self.processes.autocast():
                 found.append((self.model(inputs).float(), labels))
         logits, labels = (self.processes.gather(torch.cat(parts), len(images)) for parts in zip(*found, strict=True))
-        return logits.cpu(), labels.cpu()
+        logits, labels = logits.cpu(), labels.cpu()
+        return logits, labels if self._relabel is None else self._relabel[labels]
 
     def not_finite(self) -> str | None:
         """ΔW of a target with NaN or Inf."""
@@ -168,6 +206,7 @@ class Classification:
                 "format": "pt",
                 "superlora.model_recipe": recipe.to_json(),
                 "superlora.metrics": json.dumps(dict(metrics), sort_keys=True),
+                **store.classes_metadata(self.class_names),
             }
             return {MODEL_FILE: safetensors_bytes(state, metadata)}
         assert recipe.adapter is not None
@@ -181,6 +220,7 @@ class Classification:
             metrics=metrics,
             factors=dict(adapter.factors.items()),
             head=self.head(),
+            classes=self.class_names,
         )
         return {ADAPTER_FILE: stored.to_bytes()}
 

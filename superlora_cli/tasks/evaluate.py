@@ -11,6 +11,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.merge import merged_state
+from superlora_cli.analysis.confusion import draw, per_class
 from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import safetensors_bytes, write_atomic
@@ -22,19 +23,33 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}  # largest difference of outputs
 
 
-def evaluate(path: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False) -> dict[str, Any]:
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False, plot: Path | None = None
+) -> dict[str, Any]:
     """Metrics of a run or adapter on the test split of its recipe's data.
 
+    Args:
+        plot: picture of the confusion matrix to write.
+
     Returns:
-        task, metrics, n, and what was evaluated.
+        task, metrics, n, per_class, and what was evaluated.
+
+    Raises:
+        UsageError: a class of the data that the model does not know, or a picture that cannot be written.
     """
+    if plot is not None and not plot.parent.is_dir():
+        raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
     processes = join(built.recipe.train)
     try:
         task = Classification(built, processes)
+        metrics, matrix = task.judge("test")
+        if plot is not None and processes.is_main:
+            _draw(matrix, task.output_names, plot)
         return {
             "task": built.recipe.task,
-            "metrics": task.evaluate("test"),
+            "metrics": metrics,
+            "per_class": per_class(matrix, task.output_names),
             "n": len(task.splits.test),  # type: ignore[arg-type]
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
@@ -42,6 +57,15 @@ def evaluate(path: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool 
         }
     finally:
         processes.end()
+
+
+def _draw(matrix: Tensor, names: Sequence[str], plot: Path) -> None:
+    try:
+        draw(matrix, names, plot)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot write the picture: {error}", where=str(plot), hint="a .svg, .png or .pdf file"
+        ) from None
 
 
 def merge(

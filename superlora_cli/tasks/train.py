@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
+from torch.nn import functional
 
+from superlora_cli.analysis.memory import step_memory
+from superlora_cli.data.batches import Batch
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
 from superlora_cli.recipe.schema import Recipe
@@ -18,16 +23,17 @@ from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.classification import Classification
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
+from superlora_cli.training.optim import make_optimizer
 from superlora_cli.training.processes import Processes
 from superlora_cli.training.run import RunFolder, environment
 from superlora_cli.training.trackers import check_trackers, start_trackers
 
 
 def dry_run(recipe: Recipe) -> dict[str, Any]:
-    """What a run would train, without weights, data or memory.
+    """What a run would train and what memory it would need, without weights, data or that memory.
 
     Raises:
-        UsageError: whatever is wrong with model, targets and knobs together.
+        UsageError: whatever is wrong with model, targets, knobs, size of the images and optimizer together.
     """
     built = build_for_training(recipe, weights=False)
     train = recipe.train
@@ -51,7 +57,27 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
             for bucket in plan.buckets
             for unit in bucket.shape.units
         ]
+    summary["memory"] = _memory(built)  # the last: the model is of no use after it
     return summary
+
+
+def _memory(built: Built) -> dict[str, int]:
+    """Bytes of one training step, by what they are needed for."""
+    train, size = built.recipe.train, built.base.image_size
+
+    def batch() -> Batch:
+        return torch.empty(train.batch_size, 3, size, size), torch.empty(train.batch_size, dtype=torch.long)
+
+    def loss(batch: Batch) -> Tensor:
+        return functional.cross_entropy(built.model(batch[0]).float(), batch[1], label_smoothing=train.label_smoothing)
+
+    try:
+        return step_memory(
+            built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
+        )
+    except AssertionError as error:  # timm's way to refuse a size
+        message = f"the model refuses images of {size} × {size}: {error}"
+        raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
 
 
 def train_run(
@@ -133,6 +159,9 @@ def _train(
         start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
         run.log(start_line)
         display.say(start_line)
+        for note in task.splits.notes:
+            run.log(note)
+            display.say(note)
         return display
 
     at, meter = fit(task, recipe.train, recipe.eval, run, processes, begin=begin, resume=resume)

@@ -1,0 +1,46 @@
+"""`superlora init`: a starting recipe for one's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superlora_cli.cli.console import print_json, print_pairs
+from superlora_cli.errors import UsageError
+
+
+def command(
+    data: Annotated[Path, typer.Option(help="Folder of images: a sub-folder per class, or train and test of such.")],
+    model: Annotated[
+        str, typer.Option(help="A timm model (superlora ls models), or hf-hub:NAME, or local-dir:FOLDER.")
+    ] = "vit_base_patch16_224.orig_in21k",
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; default: the folder's name.yaml.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start from pretrained weights.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Write a recipe that fine-tunes a model on a folder of images, to start from."""
+    file = out or Path(f"{data.resolve().name}.yaml")
+    if file.exists() and not force:
+        raise UsageError("the file exists", where=str(file), hint="--force overwrites it, --out names another")
+    if not file.parent.is_dir():
+        raise UsageError("no such folder", where=str(file.parent), hint="make it first")
+
+    from superlora_cli.files import write_atomic
+    from superlora_cli.tasks.start import starting_recipe
+
+    start = starting_recipe(model, data, file, pretrained=pretrained)
+    write_atomic(file, start.text)
+    if as_json:
+        params = {"adapter": start.adapter, "head": start.head}
+        print_json({"recipe": str(file), "classes": start.classes, "images": start.images, "params": params})
+        return
+    rows = [
+        ("classes, training images", f"{start.classes:,}, {start.images:,}"),
+        ("parameters", f"{start.adapter:,} adapter, {start.head:,} head"),
+        ("check it", f"superlora train {file} --dry-run"),
+        ("train it", f"superlora train {file}"),
+    ]
+    print_pairs(f"wrote {file}", rows)

@@ -1,0 +1,82 @@
+"""The classes of images that nobody has labelled."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import natural_key
+
+from superlora_cli.data.batches import evaluation_batches
+from superlora_cli.data.folder import FolderImages
+from superlora_cli.data.images import SUFFIXES
+from superlora_cli.data.scan import scan
+from superlora_cli.data.splits import Look, evaluation_transform
+from superlora_cli.errors import UsageError
+from superlora_cli.files import write_atomic
+from superlora_cli.tasks.build import build_from_file, resolve_result
+from superlora_cli.training.processes import join
+
+COLUMNS = ("file", "class", "probability", "second", "second_probability")
+
+
+@torch.no_grad()
+def predict(
+    path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
+) -> dict[str, Any]:
+    """Write the two likeliest classes of every image below `folder`, in natural order, to the CSV file `out`.
+
+    Returns:
+        task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
+
+    Raises:
+        UsageError: there is no image that can be read, or `out` cannot be written.
+    """
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(folder), hint="a folder of images, at any depth")
+    if not out.parent.is_dir():
+        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    names = sorted(files, key=natural_key)
+    if not names:
+        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+    checked = scan(folder, names)
+    readable = [name for name in names if checked[name].cause is None]
+    unreadable = [{"path": name, "cause": checked[name].cause} for name in names if checked[name].cause is not None]
+    if not readable:
+        raise UsageError(f"none of {len(names)} images can be read", where=str(folder), hint=unreadable[0]["cause"])
+
+    built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
+    recipe, base = built.recipe, built.base
+    processes = join(recipe.train)
+    model = built.model.to(processes.device).eval()
+    look = Look(base.image_size, base.mean, base.std)
+    images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
+    found = []
+    for batch, _ in evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False):
+        with processes.autocast():
+            found.append(model(batch.to(processes.device)).float().softmax(-1).topk(2))
+    processes.end()
+    likely = torch.cat([top.values for top in found]).tolist()
+    numbers = torch.cat([top.indices for top in found]).tolist()
+    classes = Counter(_named(built.class_names, first) for first, _ in numbers)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for name, (one, other), (first, second) in zip(readable, likely, numbers, strict=True):
+        row = name, _named(built.class_names, first), f"{one:.6f}", _named(built.class_names, second), f"{other:.6f}"
+        writer.writerow(row)
+    write_atomic(out, text.getvalue())
+    counts = dict(classes.most_common())
+    task = recipe.task
+    return {"task": task, "predictions": str(out), "n": len(readable), "classes": counts, "unreadable": unreadable}
+
+
+def _named(names: Sequence[str], number: int) -> str:
+    """What an output stands for: its number, where no name is known."""
+    return names[number] if number < len(names) else str(number)
