@@ -41,7 +41,7 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, title=Text(title), title_justify="left")
+    table = Table(show_header=False, title=Text(title), title_justify="left", min_width=min(len(title), 78))
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     print_table(table)
