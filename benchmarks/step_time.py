@@ -279,7 +279,7 @@ def main() -> None:
     table = Table(title=f"{title}: {setting(device)}, {asked.repeats} rounds")
     for column in ("variant", "path"):
         table.add_column(column, no_wrap=True)
-    for column in ("trained", "ms", "× frozen", "quartiles", "× PEFT LoRA", "held MiB", "peak MiB"):
+    for column in ("trained", "ms", "images/s", "× frozen", "quartiles", "× PEFT LoRA", "held MiB", "peak MiB"):
         table.add_column(column, justify="right", no_wrap=True)
     rows: dict[str, Figures] = {}
     for name, variant in variants.items():
@@ -290,7 +290,8 @@ def main() -> None:
         rows[name] |= {"held_bytes": variant.held, "peak_bytes": variant.peak}
         ratios = f"{cost.median:.3f}", f"{cost.low:.3f}–{cost.high:.3f}", f"{peer.median:.3f}" if peer else ""
         memory = f"{variant.held / 2**20:.1f}", f"{variant.peak / 2**20:.1f}"
-        table.add_row(name, variant.path, f"{variant.trained:,}", f"{1e3 * took.median:.1f}", *ratios, *memory)
+        speed = f"{1e3 * took.median:.1f}", f"{asked.batch / took.median:,.1f}"
+        table.add_row(name, variant.path, f"{variant.trained:,}", *speed, *ratios, *memory)
     found = criteria(variants, times)
     lines, projection = [str(one) for one in found], None
     if asked.projection:

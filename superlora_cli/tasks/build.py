@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_safetensors
+from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -113,7 +115,7 @@ def build_from_file(
     if "superlora.model_recipe" in metadata:
         return _build_model(path, metadata, overrides)
     stored = store.load(path)
-    recipe = recipe_from_dict(dict(stored.recipe), str(path), overrides)
+    recipe = _for_use(recipe_from_dict(dict(stored.recipe), str(path), overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
     classes = len(stored.classes) or (
@@ -131,8 +133,16 @@ def build_from_file(
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
 
 
+def _for_use(recipe: Recipe) -> Recipe:
+    """A stored recipe without what only a training wants of the model."""
+    unwanted: dict[str, Any] = {"compile": None, "profile": None, "gradient_checkpointing": False}
+    if launched() == 1:
+        unwanted["shard_base"] = None
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=unwanted)})
+
+
 def _build_model(path: Path, metadata: Mapping[str, str], overrides: Sequence[str]) -> Built:
-    recipe = recipe_from_dict(json.loads(metadata["superlora.model_recipe"]), str(path), overrides)
+    recipe = _for_use(recipe_from_dict(json.loads(metadata["superlora.model_recipe"]), str(path), overrides))
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     names = store.read_classes(metadata)
     base = build(section, classes=len(names) or class_count(recipe.data), image_size=recipe.data.image_size)

@@ -54,5 +54,5 @@ class Display:
     def say(self, line: str) -> None:
         """A line above the bar."""
         if not self.quiet:
-            self.progress.console.print(line, highlight=False, markup=False)
+            self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
             sys.stderr.flush()

@@ -209,3 +209,9 @@ def test_the_version_is_printed(cli: Cli) -> None:
     from superlora_cli import __version__
 
     assert cli("--version").out == f"superlora {__version__}\n"
+
+
+def test_what_only_training_wants_of_the_model_is_no_matter_afterwards(trained: Path, cli: Cli) -> None:
+    words = ("train.shard_base=true", "train.compile=true", "train.profile=true", "train.gradient_checkpointing=true")
+    plain = cli("eval", trained, "--json").json()
+    assert cli("eval", trained, *words, "--json").json() == plain
