@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ def start(*words: str | Path, module: str = "superlora_cli", two: bool = True, *
     """`superlora WORDS...` (or another module) in two processes, or in one, in the current folder."""
     command = [*(LAUNCH if two else (sys.executable, "-m")), module, *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background would hand down SIG_IGN
     return subprocess.Popen(command, env=environment(), **{**pipes, **how})
 
 

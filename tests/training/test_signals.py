@@ -16,7 +16,8 @@ import pytest
 
 from tests.cli.test_train import DROPOUT, uninterrupted
 from tests.conftest import QUICK, Cli, Result, environment
-from tests.test_data import FOLDER, write_images
+from tests.data.test_shards import write_shard
+from tests.test_data import FOLDER
 from tests.training.launching import ended, spoken, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -97,14 +98,14 @@ def test_a_loader_worker_that_is_killed_ends_the_run_with_one_line(cli: Cli) -> 
 
 
 def test_an_error_in_a_loader_worker_ends_the_command_and_its_workers(cli: Cli) -> None:
-    write_images(Path("pets"), count=6)
-    broken = Path("pets/b/3.png")
-    broken.write_bytes(broken.read_bytes()[:200])
-    process = start("train", "quickstart", "data.name=pets", *FOLDER, "data.workers=2", "--out", "run", two=False,
-                    start_new_session=True)  # fmt: skip
+    shard = Path("pets/train/000000.tar")  # unlike a folder's, the images of shards are first decoded in training
+    write_shard(shard, [(number, number % 2) for number in range(12)])
+    shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"DATA"))
+    words = ("data.name=wds/pets", "data.num_classes=2", *FOLDER, "data.workers=2", "--out", "run")
+    process = start("train", "quickstart", *words, two=False, start_new_session=True)
     result = ended(process)
     assert result.code == 2
-    assert "pets/b/3.png: no image that can be read" in one_line(result)
+    assert "no image that can be read" in one_line(result)
     assert survivors(process.pid) == []
 
 
