@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "vit_base_patch16_224"
 DEFAULT_TARGETS = ("q", "v")
 CLASSES = {  # classes of the data sets that a recipe may name without saying
-    **dict.fromkeys(("digits", "glyphs", "torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
+    **dict.fromkeys(("digits", "glyphs", "digits+glyphs"), 10),
+    **dict.fromkeys(("torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
     **{"torch/cifar100": 100, "torch/imagenet": 1000, "torch/places365": 365},
 }
 

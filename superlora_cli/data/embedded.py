@@ -44,18 +44,23 @@ class Images(Dataset[Sample]):
 
 
 def load_embedded(section: DataSection, look: Look, *, seed: int) -> tuple[list[Images], str]:
-    """`digits` or `glyphs`: training, validation and test images, and the SHA-256 of them all."""
+    """`digits`, `glyphs` or both: training, validation and test images, and the SHA-256 of them all."""
     digest, sets = hashlib.sha256(), []
     parts: tuple[Any, ...] = ("train", "validation", "test")
     for split in parts:
-        if section.name == "digits":
-            images, labels = load_digits_split(split, look.size)
-        else:
-            asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
-            number = 0 if split == "train" else 1
-            images, labels = render_glyphs(split, asked[number] or usual[number], look.size, seed=seed)
+        found = [_load(name, split, section, look.size, seed) for name in section.name.split("+")]
+        images, labels = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
         shift = 1 if split == "train" and section.augment == "shift" else 0  # pixels
         sets.append(Images(images, labels, look, shift=shift))
     return sets, digest.hexdigest()
+
+
+def _load(name: str, split: Any, section: DataSection, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """One split of one set: uint8 (n, 3, S, S) and labels (n,)."""
+    if name == "digits":
+        return load_digits_split(split, size)
+    asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
+    number = 0 if split == "train" else 1
+    return render_glyphs(split, asked[number] or usual[number], size, seed=seed)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
 DIGITS = tuple("0123456789")
-CLASSES = {"digits": 10, "glyphs": 10, "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10, "torch/svhn": 10,
-           "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
+EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
+CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10),
+           "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10, "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
            "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def class_names(section: DataSection) -> tuple[str, ...] | None:
         from superlora_cli.data.shards import shard_classes
 
         return shard_classes(Path(name))
-    return DIGITS if section.name in ("digits", "glyphs") else None
+    return DIGITS if section.name in EMBEDDED_SETS else None
 
 
 def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
@@ -94,7 +95,7 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
     Raises:
         UsageError: an unknown name, or data that are not there; says how to provide them.
     """
-    if section.name in ("digits", "glyphs"):
+    if section.name in EMBEDDED_SETS:
         from superlora_cli.data.embedded import load_embedded
 
         (train, validation, test), fingerprint = load_embedded(section, look, seed=seed)

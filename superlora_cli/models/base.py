@@ -31,6 +31,7 @@ class Embedded:
     arguments: Mapping[str, Any]
     classes: int
     weights: str
+    image_size: int = 16  # S, the side in pixels
 
 
 EMBEDDED = {
@@ -39,6 +40,12 @@ EMBEDDED = {
         {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4},
         classes=10,
         weights="glyphs_vit.safetensors",
+    ),
+    "digits_classifier": Embedded(
+        "resnet18",
+        {"layers": (1, 1, 1, 1), "channels": (32, 48, 64, 96), "stem_type": "deep", "stem_width": 16},
+        classes=10,
+        weights="digits_classifier.safetensors",
     ),
 }
 
@@ -100,7 +107,8 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         _select_rows(model, section.head.select)
         arguments["num_classes"] = len(section.head.select)
     config = resolve_data_config(model=model)
-    size = image_size or arguments.get("img_size") or config["input_size"][-1]
+    usual = embedded.image_size if embedded else config["input_size"][-1]
+    size = image_size or arguments.get("img_size") or usual
     new = classifier_parameters(model) if section.head == "new" else ()
     return Base(model, architecture, arguments, int(size), tuple(config["mean"]), tuple(config["std"]), new)
 

@@ -111,7 +111,7 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
         entry = json.loads(line)
         if tag in entry["classes"] or not tag:
             return _base(name, entry, tag or next(iter(entry["classes"])))
-    elif architecture in ("glyphs_vit", *DESCRIPTIONS):
+    elif architecture in ("glyphs_vit", "digits_classifier", *DESCRIPTIONS):
         raise UsageError(f"{architecture} has no variants", where="model", hint=f"the plain name {architecture}")
     return _built(name, dict(kwargs or {}))
 

@@ -75,7 +75,7 @@ class DataSection(Section):
     name: str = Field(
         min_length=1,
         description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face), "
-        "`wds/PATH` (webdataset shards), `digits` or `glyphs`.",
+        "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
     )
     root: str = Field("data", description="Folder that holds a set of torchvision.")
     image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.merge import merged_state
 from superlora_cli.analysis.confusion import draw, per_class
-from superlora_cli.data.splits import Look, load_splits
+from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import safetensors_bytes, write_atomic
 from superlora_cli.tasks.build import Built, build_from_file, resolve_result
@@ -133,7 +133,7 @@ def merge(
 def _verification_images(built: Built) -> Tensor:
     """The whole test split of an embedded data set, else 64 images of fixed noise: (n, 3, S, S)."""
     base, data = built.base, built.recipe.data
-    if data.name in ("digits", "glyphs"):
+    if data.name in EMBEDDED_SETS:
         look = Look(base.image_size, base.mean, base.std)
         test = load_splits(data, look, seed=0).test
         return torch.stack([test[i][0] for i in range(len(test))])  # type: ignore[arg-type]
