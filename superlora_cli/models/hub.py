@@ -20,11 +20,11 @@ def cache_if_unreachable() -> Iterator[bool]:
 
     Gives whether the hub can be reached, as far as that can be told quickly (through a proxy it is taken for granted).
     """
-    reachable = not constants.HF_HUB_OFFLINE and (any(map(os.environ.get, PROXIES)) or _answers(constants.ENDPOINT))
+    answers = not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not reachable
+    constants.HF_HUB_OFFLINE = before or not answers
     try:
-        yield reachable
+        yield answers
     finally:
         constants.HF_HUB_OFFLINE = before
 
@@ -34,8 +34,13 @@ def cache_folder() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _answers(endpoint: str) -> bool:
-    parts = urlsplit(endpoint)
+def reachable(address: str) -> bool:
+    """Whether the host of a web address answers; through a proxy that is taken for granted."""
+    return any(map(os.environ.get, PROXIES)) or _answers(address)
+
+
+def _answers(address: str) -> bool:
+    parts = urlsplit(address)
     port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
         socket.create_connection((parts.hostname or "", port), timeout=PATIENCE).close()
