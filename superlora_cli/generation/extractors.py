@@ -1,0 +1,183 @@
+"""The networks whose features images are compared by: Inception of 2015, and the shipped classifier of digits.
+
+Each is a feature extractor of torch-fidelity, so that `torch_fidelity.calculate_metrics(feature_extractor=...)` can use
+ours too: importing this module registers it as `superlora-digits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+import urllib.error
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
+
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.models import hub
+from superlora_cli.models.base import ASSETS, EMBEDDED, build
+from superlora_cli.recipe.schema import ModelSection
+
+CLASSIFIER = "digits_classifier"
+OURS = "superlora-digits"  # its name in torch-fidelity
+INCEPTION_HASH = URL_INCEPTION_V3.rpartition("-")[2].removesuffix(".pth")  # how the SHA-256 of the only weights begins
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network and the two of its layers that metrics are made from.
+
+    Attributes:
+        name: `inception` or `digits`.
+        module: uint8 (B, 3, H, W) → (logits (B, C), features (B, d)), float32.
+        weights: SHA-256 of the file of weights.
+        logits, features: names of the layers: for the inception score, and for everything else.
+        classes: what the logits stand for; () where no class of a data set is meant.
+    """
+
+    name: str
+    module: FeatureExtractorBase
+    weights: str
+    logits: str
+    features: str
+    classes: tuple[str, ...] = ()
+
+
+class DigitsFeatures(FeatureExtractorBase):
+    """The shipped digit classifier on 8-bit RGB images of any size, seen at 16×16.
+
+    Layers: `logits` (B, 10); `pooled` (B, 96), what the classifier's last, linear layer sees.
+    """
+
+    def __init__(self, name: str, features_list: Sequence[str], **ignored: Any) -> None:
+        super().__init__(name, features_list)
+        base = build(ModelSection(name=CLASSIFIER, head="frozen"), classes=None)
+        self.model, self.side = base.model, base.image_size
+        self.register_buffer("mean", torch.tensor(base.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(base.std).view(3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """Names of the layers."""
+        return "logits", "pooled"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The layer a metric of torch-fidelity takes."""
+        return "logits" if metric == "isc" else "pooled"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Whether `torch.compile` may wrap it."""
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        """An input to compile it with."""
+        return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The asked-for layers, in the asked order."""
+        x = images.float() / 255  # (B, 3, H, W) in [0, 1]
+        x = functional.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
+        model: Any = self.model
+        pooled = model.forward_head(model.forward_features((x - self.mean) / self.std), pre_logits=True)  # (B, 96)
+        layers = {"pooled": pooled, "logits": model.get_classifier()(pooled)}
+        return tuple(layers[name] for name in self.features_list)
+
+
+if OURS not in FEATURE_EXTRACTORS_REGISTRY:
+    register_feature_extractor(OURS, DigitsFeatures)
+
+
+def load_extractor(name: str, weights: Path | None = None) -> Extractor:
+    """The extractor `inception` or `digits`, on the CPU, ready to be used.
+
+    Args:
+        weights: file of Inception's weights; default: torch hub's cache, filled once where the net is there.
+
+    Raises:
+        UsageError: an unknown name, or weights that are not there or are others; says where to put them.
+    """
+    if name not in EXTRACTORS:
+        hint = did_you_mean(name, EXTRACTORS) or f"one of {', '.join(EXTRACTORS)}"
+        raise UsageError(f"unknown extractor '{name}'", where="--extractor", hint=hint)
+    return EXTRACTORS[name](weights)
+
+
+def _digits(weights: Path | None) -> Extractor:
+    if weights is not None:
+        hint = "leave it out, or --extractor inception"
+        raise UsageError("the digit classifier's weights are shipped", where="--weights", hint=hint)
+    module = create_feature_extractor(OURS, ["logits", "pooled"], cuda=False, verbose=False)
+    sha256 = _sha256(ASSETS / EMBEDDED[CLASSIFIER].weights)
+    return Extractor("digits", module, sha256, "logits", "pooled", classes=tuple("0123456789"))
+
+
+def _inception(weights: Path | None) -> Extractor:
+    path = weights or _downloaded(Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name))
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), hint=f"download {URL_INCEPTION_V3}")
+    sha256 = _sha256(path)
+    if not sha256.startswith(INCEPTION_HASH):
+        message = f"not the weights of Inception: SHA-256 {sha256[:8]}…, expected {INCEPTION_HASH}…"
+        raise UsageError(message, where=str(path), hint=f"download {URL_INCEPTION_V3}")
+    logits, features = "logits_unbiased", "2048"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run code in the file
+        module = create_feature_extractor(
+            "inception-v3-compat",
+            [logits, features],
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=str(path),
+        )
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise UsageError(f"no weights of Inception: {cause}", where=str(path)) from None
+    return Extractor("inception", module, sha256, logits, features)
+
+
+EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"inception": _inception, "digits": _digits}
+
+
+def _downloaded(path: Path) -> Path:
+    """The file in the cache, fetched if it is missing and can be."""
+    if path.is_file():
+        return path
+    cause = "the net cannot be reached"
+    if hub.reachable(URL_INCEPTION_V3):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            hash_prefix, visible = INCEPTION_HASH, sys.stderr.isatty()
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix, progress=visible)
+            return path
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            cause = str(error)
+    message = f"Inception's weights are not there, and {cause}"
+    hint = f"put {URL_INCEPTION_V3} there, or name the file with --weights, or use --extractor digits"
+    raise UsageError(message, where=str(path), hint=hint)
+
+
+@cache
+def _hashed(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _hashed(path, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,104 @@
+"""The features of a set of images: extracted once, remembered by what the images and the weights are."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch_fidelity.utils import get_featuresdict_from_dataset
+
+from superlora_cli.errors import SuperLoraError
+from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.generation.extractors import Extractor
+from superlora_cli.generation.image_sets import ImageSet
+from superlora_cli.launch import speaks
+
+VERSION = "1"  # of how images become features; another one makes what is remembered void
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in a set of images.
+
+    Attributes:
+        logits: (n, C) float32.
+        pooled: (n, d) float32.
+        digest: SHA-256 of the images.
+    """
+
+    logits: Tensor
+    pooled: Tensor
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+
+def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, device: str = "auto") -> Features:
+    """The features of all images, from the user's cache if they are there.
+
+    Raises:
+        UsageError: images of different sizes.
+    """
+    digest = images.digest()
+    layers = (extractor.logits, extractor.features)
+    key = hashlib.sha256("\0".join([VERSION, digest, extractor.name, extractor.weights, *layers]).encode()).hexdigest()
+    place = _cache_folder()
+    found = None if place is None else _recall(place / f"{key}.safetensors", layers, len(images))
+    if found is None:
+        found = _forward(images, extractor, batch_size, device)
+        if place is not None:
+            _remember(place / f"{key}.safetensors", found)
+    return Features(found[extractor.logits], found[extractor.features], digest)
+
+
+def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: str) -> dict[str, Tensor]:
+    """Every layer, (n, ·) float32 on the CPU, with a bar on a terminal."""
+    cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    extractor.module.to("cuda" if cuda else "cpu")
+    visible = sys.stderr.isatty() and speaks()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU, to 1e-5
+        # save_cpu_ram: in this process, without workers
+        found: dict[str, Tensor] = get_featuresdict_from_dataset(
+            images, extractor.module, batch_size, cuda, save_cpu_ram=True, verbose=visible
+        )
+    return found
+
+
+def _cache_folder() -> Path | None:
+    """Where features are kept for this user; None where there is no place for them."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superlora" / "features"
+    except RuntimeError:  # no home
+        return None
+
+
+def _recall(path: Path, layers: tuple[str, ...], count: int) -> dict[str, Tensor] | None:
+    """What is remembered; None where that is nothing, or damaged."""
+    try:
+        tensors, metadata = read_safetensors(path)
+    except SuperLoraError:
+        return None
+    whole = all(name in tensors and len(tensors[name]) == count for name in layers)
+    return tensors if whole and metadata.get("sha256") == _checksum(tensors) else None
+
+
+def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
+    """Write it down if that is possible: without it the next time is slower, and nothing else."""
+    with contextlib.suppress(OSError, SuperLoraError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    for name in sorted(tensors):
+        sha256.update(tensors[name].contiguous().numpy().tobytes())
+    return sha256.hexdigest()

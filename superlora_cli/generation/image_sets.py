@@ -1,0 +1,190 @@
+"""Sets of images that are compared: a folder of them, or a split of a data set; uint8, one size, read when needed.
+
+Nothing is held in memory but what a data set holds itself: a set is read once for its digest, and once more where its
+features are not known yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from timm.utils import natural_key
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from superlora_cli.data.images import SUFFIXES, open_rgb
+from superlora_cli.data.scan import scan
+from superlora_cli.data.source import Look, Sample
+from superlora_cli.data.splits import CLASSES, EMBEDDED_SETS, load_splits
+from superlora_cli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import DataSection
+
+GRID = "grid.png"  # the overview that lies beside generated images
+MANIFEST = "manifest.csv"  # columns `file` and `class`, where the files' names do not say the class
+NAMED = re.compile(r"\d+_(.+)")  # as `superlora generate` names an image: 00017_3.png is the 18th, of class 3
+PARTS = ("train", "validation", "test")
+DATA_SEED = 0  # of held-out parts and rendered images, as in training
+
+
+@dataclass(frozen=True)
+class ImageSet(Dataset[Tensor]):
+    """Images as uint8 (3, H, W) by index, all of one size.
+
+    Attributes:
+        name: what a user calls it: a folder, or `digits:test`.
+        images: files, or a data set of (3, S, S) float32 in [0, 1].
+        classes: the class of every image, by name; None where they are not known.
+    """
+
+    name: str
+    images: Sequence[Path] | Dataset[Sample]
+    classes: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Tensor:
+        item: Any = self.images[index]
+        if isinstance(item, Path):
+            return torch.from_numpy(np.array(open_rgb(item))).permute(2, 0, 1).contiguous()
+        return item[0].mul(255).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, of the first image."""
+        _, height, width = self[0].shape
+        return height, width
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels of all images, in order.
+
+        Raises:
+            UsageError: an image of another size than the first.
+        """
+        size, sha256 = self.size, hashlib.sha256()
+        sha256.update(f"uint8 {len(self)} 3 {size[0]} {size[1]}".encode())
+        for index in range(len(self)):
+            image = self[index]
+            if (found := (image.shape[1], image.shape[2])) != size:
+                message = f"{in_words(found)} pixels, the first image has {in_words(size)}"
+                raise UsageError(message, where=str(self.images[index]), hint="images of one size")
+            sha256.update(image.numpy().tobytes())
+        return sha256.hexdigest()
+
+
+def in_words(size: tuple[int, int]) -> str:
+    """A size as people write it.
+
+    >>> in_words((16, 24))
+    '24×16'
+    """
+    return f"{size[1]}×{size[0]}"
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def read_images(folder: Path) -> ImageSet:
+    """The images directly in a folder, in natural order of their names, without an overview `grid.png`.
+
+    Raises:
+        UsageError: no folder, no images, or one that cannot be read: metrics without it would be those of another set.
+    """
+    if not folder.is_dir():
+        raise UsageError("no such folder", where=str(folder), hint="a folder of images")
+    files = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != GRID)
+    names = sorted(files, key=natural_key)
+    if not names:
+        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+    bad = [(name, file.cause) for name, file in scan(folder, names).items() if file.cause is not None]
+    if bad:
+        others = f" ({len(bad)} of {len(names)} such files)" if len(bad) > 1 else ""
+        message = f"cannot be read: {bad[0][1]}{others}"
+        raise UsageError(message, where=str(folder / bad[0][0]), hint="replace or remove it")
+    return ImageSet(str(folder), [folder / name for name in names], _classes(folder, names))
+
+
+def read_split(data: DataSection, split: str, size: tuple[int, int]) -> ImageSet:
+    """A split of a data set, as a model of that image size sees it in evaluation.
+
+    Args:
+        size: of the images it is compared with, H and W.
+
+    Raises:
+        UsageError: unknown or missing data, or images that are not square.
+    """
+    name = f"{data.name}:{split}"
+    if size[0] != size[1]:
+        message = f"its images are made square, the others are {in_words(size)}"
+        raise UsageError(message, where=name, hint="a folder of images of that size")
+    look = Look(size[0], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    rendered = {} if split == "train" else {"train_images": 1}  # the rest of them is not looked at
+    splits = load_splits(data.model_copy(update={"augment": "none", **rendered}), look, seed=DATA_SEED)
+    images: Any = splits.named(split)
+    if not len(images):
+        raise UsageError(f"the {split} split is empty", where=name, hint="another split")
+    labels = getattr(images, "labels", None)  # known without decoding an image for embedded sets alone
+    classes = None if labels is None else tuple(splits.class_names[label] for label in labels.tolist())
+    return ImageSet(name, images, classes)
+
+
+def parse_reference(text: str) -> tuple[str, str] | Path:
+    """What `--against` says: data set and split, or a folder that images lie directly in.
+
+    Raises:
+        UsageError: neither.
+
+    >>> parse_reference("torch/svhn:train"), parse_reference("digits")
+    (('torch/svhn', 'train'), ('digits', 'test'))
+    """
+    if holds_images(Path(text)):
+        return Path(text)
+    name, colon, split = text.rpartition(":") if ":" in text else (text, "", "test")
+    if split not in PARTS:
+        hint = did_you_mean(split, PARTS) or f"one of {', '.join(PARTS)}"
+        raise UsageError(f"unknown split '{split}'", where=f"--against {text}", hint=hint)
+    if not colon and Path(name).is_dir() and not any(path.is_dir() for path in Path(name).iterdir()):
+        raise UsageError("holds no images", where=name, hint="a folder of images, or a data set as digits:test")
+    if not Path(name).is_dir() and "/" not in name and name not in CLASSES:
+        hint = did_you_mean(name, CLASSES) or f"{EMBEDDED_SETS[0]}:test, torch/svhn:test, or a folder of images"
+        raise UsageError(f"unknown data set '{name}'", where=f"--against {text}", hint=hint)
+    return name, split
+
+
+def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The class of every file: as the manifest says, else as the names do; None where one is not known."""
+    told = _manifest(folder / MANIFEST)
+    found = [told.get(name) if told else _from_name(name) for name in names]
+    return None if any(one is None for one in found) else tuple(str(one) for one in found)
+
+
+def _from_name(name: str) -> str | None:
+    match = NAMED.fullmatch(Path(name).stem)
+    return match[1] if match else None
+
+
+def _manifest(path: Path) -> dict[str, str]:
+    """File → class; empty where there is no manifest.
+
+    Raises:
+        UsageError: it has other columns.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["file"]: row["class"] for row in csv.DictReader(file)}
+    except (KeyError, ValueError, csv.Error):
+        raise UsageError("no table of files and classes", where=str(path), hint="columns: file,class") from None

@@ -1,0 +1,85 @@
+"""The multi-scale intrinsic distance of two sets of features (Tsitsulin et al. 2020, arXiv:1905.11141), by piq.
+
+It compares the heat traces of two graphs of nearest neighbours, each estimated from random vectors. The traces depend
+on the number of points: 300 and 1,200 images of one distribution were eight times as far apart as two times 700. So
+both sets are cut to the same number. What is left is noisy, and says something only as a mean over seeds, beside the
+distance of two halves of one set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from piq.msid import NORMALIZATION, _build_graph, _normalize_msid, _slq_red_var
+from torch import Tensor
+
+K = 5  # neighbours in the graph
+STEPS, VECTORS = 10, 100  # of Lanczos' method
+LEAST = 2 * (STEPS + 2)  # images, so that a half of them is enough for Lanczos
+TEMPERATURES = np.logspace(-1, 1, 256, dtype=np.float32)
+
+
+def msid(one: Tensor, other: Tensor, seeds: Sequence[int], most: int) -> tuple[float, float]:
+    """MSID of as many of each, at most `most`: mean and standard deviation over seeds, each of which cuts anew.
+
+    Sets that need no cut give what `piq.MSID()` does after `numpy.random.seed(seed)`, for every seed.
+
+    Args:
+        one, other: features (n, d) and (m, d).
+    """
+    count = min(len(one), len(other), most)
+    graphs = [_graphs(features, count) for features in (one, other)]
+    found = [_distance([graph(seed) for graph in graphs], seed) for seed in seeds]
+    return float(np.mean(found)), float(np.std(found))
+
+
+def noise_floor(features: Tensor, seeds: Sequence[int], count: int) -> tuple[float, float]:
+    """MSID of two disjoint random parts of one set (n, d), mean and standard deviation: what no difference amounts to.
+
+    Args:
+        count: images in each part; n/2 if there are not so many.
+    """
+    count, found = min(count, len(features) // 2), []
+    for seed in seeds:
+        order = np.random.RandomState(seed).permutation(len(features))
+        parts = order[:count], order[count : 2 * count]
+        found.append(_distance([_build_graph(features[part].numpy(), K) for part in parts], seed))
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _graphs(features: Tensor, count: int) -> Callable[[int], Any]:
+    """From a seed to the graph of `count` points; the whole set's graph is built once."""
+    if len(features) == count:
+        graph = _build_graph(features.numpy(), K)
+        return lambda seed: graph
+    return lambda seed: _build_graph(
+        features[np.random.RandomState(seed).choice(len(features), count, replace=False)].numpy(), K
+    )
+
+
+def _distance(graphs: Sequence[Any], seed: int) -> float:
+    with _seeded(seed), np.errstate(all="ignore"):  # a graph of equal images has no spectrum: the result is not finite
+        one, other = (_descriptor(graph) for graph in graphs)
+        weight = np.exp(-2 * (TEMPERATURES + 1 / TEMPERATURES))
+        return float(np.amax(weight * np.abs(one - other)))
+
+
+def _descriptor(laplacian: Any) -> np.ndarray:
+    """The normalised heat trace at every temperature, (256,)."""
+    trace = _slq_red_var(laplacian, STEPS, VECTORS, TEMPERATURES, False)
+    normalised: np.ndarray = _normalize_msid(trace, "empty", laplacian.shape[0], K, TEMPERATURES) * NORMALIZATION
+    return normalised
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """piq draws from numpy's global generator, which is left as it was."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
