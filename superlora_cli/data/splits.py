@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 DIGITS = tuple("0123456789")
 EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
-CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10),
-           "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10, "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
+CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10), "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10,
+           "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
            "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
 
 

@@ -1,0 +1,132 @@
+"""Measure generated images against real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import UsageError
+from superlora_cli.generation.extractors import load_extractor
+from superlora_cli.generation.features import extract
+from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
+from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
+from superlora_cli.generation.metrics import measure as measure_features
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import DataSection
+
+STANDARD = Knobs()
+KEYS = ("data.", "eval.batch_size", "train.device")  # of a recipe, that mean something without a model
+
+
+def measure_folder(
+    images: Path,
+    against: str,
+    overrides: Sequence[str] = (),
+    *,
+    extractor: str = "inception",
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """`measure`, as the command line asks for it.
+
+    Args:
+        against: `digits:test`, `torch/svhn:train`, `FOLDER:test` (class folders), or a folder of images.
+        overrides: KEY=VALUE on the keys of a recipe's `data` section, `eval.batch_size` and `train.device`.
+    """
+    for text in overrides:
+        if not text.startswith(KEYS):
+            hint = "keys of data, eval.batch_size and train.device"
+            raise UsageError("says nothing of a folder of images", where=text, hint=hint)
+    parsed = parse_reference(against)
+    plain = {
+        "task": "diffusion",
+        "model": {"name": "none"},
+        "data": {"name": "none" if isinstance(parsed, Path) else parsed[0]},
+        "train": {"steps": 1, "optimizer": {"lr": 0.0}},
+        "eval": {"batch_size": 64},
+    }
+    recipe = recipe_from_dict(plain, "eval", overrides)
+    return measure(
+        images,
+        parsed if isinstance(parsed, Path) else (recipe.data, parsed[1]),
+        extractor=extractor,
+        weights=weights,
+        batch_size=recipe.eval.batch_size,
+        device=recipe.train.device,
+    )
+
+
+def measure(
+    images: Path,
+    against: tuple[DataSection, str] | Path,
+    *,
+    extractor: str = "inception",
+    weights: Path | None = None,
+    knobs: Knobs = STANDARD,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """The metrics of a folder of generated images.
+
+    Args:
+        images: the folder; the images' names, or its manifest, say which class each was to be.
+        against: data set and split, or a folder of real images of the same size.
+        extractor: `inception` or `digits`.
+        weights: file of Inception's weights.
+
+    Returns:
+        task, metrics, n (of generated images), images, reference (name, n), settings (all that the numbers depend
+        on: extractor, weights, layers, k, subset size, seed …, digests of the images), notes.
+
+    Raises:
+        UsageError: images, data or weights that are missing or do not fit.
+    """
+    made = read_images(images)
+    if not isinstance(against, Path):
+        class_count(against[0])  # an unknown set is told before anything is loaded
+    network = load_extractor(extractor, weights)
+    generated = extract(made, network, batch_size=batch_size, device=device)
+    real = _reference(against, made)
+    reference = extract(real, network, batch_size=batch_size, device=device)
+
+    metrics, used = measure_features(generated, reference, knobs)
+    for name, features, asked in (
+        ("class_accuracy", generated, made.classes),
+        ("class_accuracy_reference", reference, real.classes),
+    ):
+        if asked is not None and network.classes:
+            metrics[name] = class_accuracy(features.logits, asked, network.classes)
+    settings = {
+        "extractor": network.name,
+        "weights": network.weights,
+        "layers": [network.logits, network.features],
+        "images_sha256": generated.digest,
+        "reference_sha256": reference.digest,
+        **used,
+    }
+    return {
+        "task": "diffusion",
+        "metrics": metrics,
+        "n": len(made),
+        "images": str(images),
+        "reference": {"name": real.name, "n": len(real)},
+        "settings": settings,
+        "notes": notes(generated, reference, used, knobs),
+    }
+
+
+def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> ImageSet:
+    """The real images, in the size of the generated ones.
+
+    Raises:
+        UsageError: a folder of images of another size.
+    """
+    size = made.size
+    if not isinstance(against, Path):
+        return read_split(*against, size)
+    real = read_images(against)
+    if real.size != size:
+        message = f"images of {in_words(real.size)} pixels, those in {made.name} have {in_words(size)}"
+        raise UsageError(message, where=real.name, hint="images of one size")
+    return real
