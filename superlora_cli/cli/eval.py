@@ -52,7 +52,8 @@ def command(
 ) -> None:
     """Evaluate a run or an adapter file on the test split of its recipe's data, or predict the classes of images.
 
-    With --against, measure how near a folder of generated images is to real ones (FID, IS, KID, MSID, precision, recall).
+    With --against, measure how near the generated images in a folder are to real ones: FID, IS, KID, MSID, precision
+    and recall.
     """
     if against is not None:
         for option, value in (("--predict", predict), ("--plot", plot), ("--out", out)):

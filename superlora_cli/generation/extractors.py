@@ -145,7 +145,7 @@ def _inception(weights: Path | None) -> Extractor:
             verbose=False,
             feature_extractor_weights_path=str(path),
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
         cause = str(error).strip().splitlines()[0]
         raise UsageError(f"no weights of Inception: {cause}", where=str(path)) from None
     return Extractor("inception", module, sha256, logits, features)

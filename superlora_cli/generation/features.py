@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
-from superlora_cli.errors import SuperLoraError
+from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
 from superlora_cli.generation.extractors import Extractor
 from superlora_cli.generation.image_sets import ImageSet
@@ -45,7 +45,7 @@ def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, dev
     """The features of all images, from the user's cache if they are there.
 
     Raises:
-        UsageError: images of different sizes.
+        UsageError: images of different sizes, or no such device.
     """
     digest = images.digest()
     layers = (extractor.logits, extractor.features)
@@ -61,6 +61,8 @@ def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, dev
 
 def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: str) -> dict[str, Tensor]:
     """Every layer, (n, ·) float32 on the CPU, with a bar on a terminal."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no GPU here", where="train.device", hint="train.device=auto")
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     extractor.module.to("cuda" if cuda else "cpu")
     visible = sys.stderr.isatty() and speaks()

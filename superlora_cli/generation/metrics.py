@@ -58,7 +58,8 @@ def measure(generated: Features, reference: Features, knobs: Knobs) -> tuple[dic
 
     Returns:
         fid; is, is_std, is_reference, is_l1 (|IS − IS of the reference|), is_l1_pooled (the same over the pooled
-        features); kid, kid_std; msid, msid_std, msid_floor, msid_floor_std; precision, recall. None where there is no finite value.
+        features); kid, kid_std; msid, msid_std, msid_floor, msid_floor_std; precision, recall. None where there is no
+        finite value.
 
     Raises:
         UsageError: too few images; says how many are needed.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
 from superlora_cli.generation.extractors import load_extractor
 from superlora_cli.generation.features import extract
@@ -83,11 +82,9 @@ def measure(
         UsageError: images, data or weights that are missing or do not fit.
     """
     made = read_images(images)
-    if not isinstance(against, Path):
-        class_count(against[0])  # an unknown set is told before anything is loaded
     network = load_extractor(extractor, weights)
-    generated = extract(made, network, batch_size=batch_size, device=device)
     real = _reference(against, made)
+    generated = extract(made, network, batch_size=batch_size, device=device)
     reference = extract(real, network, batch_size=batch_size, device=device)
 
     metrics, used = measure_features(generated, reference, knobs)
