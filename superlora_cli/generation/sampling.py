@@ -23,7 +23,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from superlora_cli.errors import RunError, UsageError
+from superlora_cli.errors import RunError, UsageError, did_you_mean
 
 Sampler = Literal["ddpm", "ddim", "dpm++"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -70,28 +70,42 @@ class NoiseSchedule:
             return next(n for n in range(min(50, self.steps), 0, -1) if self.steps % n == 0)
         return max(1, min(25, self.steps - 1))
 
-    def check(self, sampler: str, steps: int) -> None:
-        """Refuse an unknown sampler, and numbers of steps that it cannot take.
+    def checked_steps(self, sampler: str, steps: int | None) -> int:
+        """`steps`, or the sampler's default.
 
         Raises:
-            UsageError: with the nearest numbers that it can take.
+            UsageError: an unknown sampler, or a number of steps that it cannot take; names the nearest that it can.
         """
         if sampler not in SAMPLERS:
-            raise UsageError(f"unknown sampler '{sampler}'", where="--sampler", hint="one of " + ", ".join(SAMPLERS))
-        if steps < 1:
-            raise UsageError(f"{steps} steps", where="--steps", hint="1 or more")
-        if steps > self.steps:
-            message = f"{steps} steps, but the noise has {self.steps}"
-            raise UsageError(message, where="--steps", hint=f"at most {self.steps}")
+            hint = did_you_mean(sampler, SAMPLERS) or "one of " + ", ".join(SAMPLERS)
+            raise UsageError(f"unknown sampler '{sampler}'", where="--sampler", hint=hint)
+        if steps is None:
+            return self.default_steps(sampler)
+        if not 1 <= steps <= self.steps:
+            message = f"{steps} steps of noise that has {self.steps}"
+            raise UsageError(message, where="--steps", hint=f"1 to {self.steps}")
         if sampler == "dpm++":
             if steps == self.steps:  # two of its steps would fall on the same noise, and it divides by the difference
                 hint = f"at most {self.steps - 1}; 20 to 50 are enough"
                 raise UsageError(f"dpm++ skips steps, it cannot take all {steps}", where="--steps", hint=hint)
         elif self.steps % steps:
-            below, above = (next(n for n in way if self.steps % n == 0)
-                            for way in (range(steps, 0, -1), range(steps, self.steps + 1)))  # fmt: skip
+            divisors = [n for n in range(1, self.steps + 1) if self.steps % n == 0]
+            below, above = max(n for n in divisors if n < steps), min(n for n in divisors if n > steps)
             message = f"{sampler} takes equal steps, and {steps} does not divide {self.steps}"
             raise UsageError(message, where="--steps", hint=f"{below} or {above}; dpm++ takes any number")
+        return steps
+
+
+def check_amounts(guidance: float, batch_size: int) -> None:
+    """Refuse what is no weight of guidance or no batch size.
+
+    Raises:
+        UsageError: names the option.
+    """
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise UsageError(f"guidance {guidance}", where="--guidance", hint="0 or more; 0 is none")
+    if batch_size < 1:
+        raise UsageError(f"batches of {batch_size} images", where="--batch-size", hint="1 or more")
 
 
 def pass_size(device: torch.device) -> int:
@@ -149,7 +163,7 @@ def sample_batches(
     Args:
         model: in eval mode, on the device and in the dtype to sample with.
         classes: (N,) from 0, without the shift for the null class.
-        sampler, steps: as `NoiseSchedule.check` allows; default: `NoiseSchedule.default_steps`.
+        sampler, steps: as `NoiseSchedule.checked_steps` allows.
         guidance: w ≥ 0.
         batch_size: images that go through all steps together and are given together, rounded up to whole passes; they
             do not depend on it.
@@ -159,12 +173,8 @@ def sample_batches(
         UsageError: settings that do not go together. RunError: the model gives NaN or Inf.
     """
     schedule = schedule or NoiseSchedule()
-    steps = schedule.default_steps(sampler) if steps is None else steps
-    schedule.check(sampler, steps)
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise UsageError(f"guidance {guidance}", where="--guidance", hint="0 or more; 0 is none")
-    if batch_size < 1:
-        raise UsageError(f"batches of {batch_size} images", where="--batch-size", hint="1 or more")
+    steps = schedule.checked_steps(sampler, steps)
+    check_amounts(guidance, batch_size)
     first = next(model.parameters())
     device, dtype, together = first.device, first.dtype, pass_size(first.device)
     wanted = torch.as_tensor(classes, dtype=torch.int64)

@@ -153,7 +153,8 @@ def test_batches_come_one_after_the_other() -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_default_steps_are_steps_that_the_sampler_can_take(sampler: Sampler) -> None:
     for schedule in (NoiseSchedule(), SHORT, NoiseSchedule(steps=97)):
-        schedule.check(sampler, schedule.default_steps(sampler))
+        steps = schedule.default_steps(sampler)
+        assert schedule.checked_steps(sampler, None) == schedule.checked_steps(sampler, steps) == steps
     assert NoiseSchedule().default_steps(sampler) == {"ddpm": 1000, "ddim": 50, "dpm++": 25}[sampler]
 
 
@@ -161,8 +162,8 @@ def test_default_steps_are_steps_that_the_sampler_can_take(sampler: Sampler) -> 
     ("settings", "where", "words"),
     [
         ({"sampler": "euler"}, "--sampler", "ddpm, ddim, dpm++"),
-        ({"steps": 0}, "--steps", "1 or more"),
-        ({"steps": 21}, "--steps", "at most 20"),
+        ({"steps": 0}, "--steps", "1 to 20"),
+        ({"steps": 21}, "--steps", "1 to 20"),
         ({"steps": 7}, "--steps", "5 or 10"),
         ({"steps": 20, "sampler": "dpm++"}, "--steps", "at most 19"),
         ({"guidance": -1.0}, "--guidance", "0 or more"),

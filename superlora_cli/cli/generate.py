@@ -1,0 +1,78 @@
+"""`superlora generate`: a diffusion run, adapter or base in, images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superlora_cli.cli.console import print_json, print_pairs, stderr_console
+
+
+def command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ADAPTER", help="A run's folder, an adapter file, or the name of a shipped base."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: train.device=cpu")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 100,
+    classes: Annotated[
+        str | None, typer.Option(metavar="0,3,7", help="Classes by name or number; default: all of them.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(metavar="ddpm|ddim|dpm++", help="From noise to image.")] = "ddim",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler; default: ddpm all, ddim 50, dpm++ 25.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Weight w of (1+w)·conditional − w·unconditional; 0: none; default 1.8.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed; with the index, an image's own.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Images made together and then written; they do not depend on it.")
+    ] = 64,
+    force: Annotated[bool, typer.Option("--force", help="Replace the generated images in the folder.")] = False,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Draw images with a diffusion model and its adapter."""
+    from superlora_cli.generation.folder import ImagesFolder
+
+    ImagesFolder(out).check(force=force)  # before torch, which takes seconds to load
+    console = stderr_console()
+    with console.status("loading torch and diffusers"):
+        from superlora_cli.tasks.generate import generate
+
+    done = generate(
+        source,
+        out,
+        console,
+        overrides or (),
+        num=num,
+        classes=classes,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch_size,
+        force=force,
+        allow_mismatch=allow_base_mismatch,
+    )
+    if as_json:
+        print_json(done)
+        return
+    rows = [
+        ("images", f"{done['num']:,} of {len(done['classes'])} classes, {done['seconds']:.0f} s"),
+        ("grid", done["grid"]),
+        ("model", done["model"]),
+        ("adapter parameters", f"{done['params']:,}"),
+        ("sampler", f"{done['sampler']}, {done['steps']} steps, guidance {done['guidance']:g}, seed {done['seed']}"),
+    ]
+    print_pairs(f"wrote {done['images']}", rows)
