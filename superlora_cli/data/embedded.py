@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
 GLYPH_IMAGES = (20_000, 2_000)  # training, and validation and test each, where a recipe says nothing
+GLYPH_NOISE = 0.02  # likewise
 
 
 class Images(Dataset[Sample]):
@@ -63,4 +64,5 @@ def _load(name: str, split: Any, section: DataSection, size: int, seed: int) -> 
         return load_digits_split(split, size)
     asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
     number = 0 if split == "train" else 1
-    return render_glyphs(split, asked[number] or usual[number], size, seed=seed)
+    noise = GLYPH_NOISE if section.pixel_noise is None else section.pixel_noise
+    return render_glyphs(split, asked[number] or usual[number], size, seed, noise)

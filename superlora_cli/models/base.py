@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import timm
 import torch
@@ -20,12 +20,13 @@ from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
 
+UNETS = ("cfg_unet", "diffusers")  # bases that predict noise
 ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A shipped base: a timm architecture, the arguments that size it, and its weights in the package."""
+    """A shipped base: an architecture, the arguments that size it, and its weights in the package."""
 
     architecture: str
     arguments: Mapping[str, Any]
@@ -47,6 +48,12 @@ EMBEDDED = {
         classes=10,
         weights="digits_classifier.safetensors",
     ),
+    "glyphs_unet": Embedded(
+        "cfg_unet",
+        {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "image_size": 16, "groups": 8},
+        classes=10,
+        weights="glyphs_unet.safetensors",
+    ),
 }
 
 
@@ -56,9 +63,11 @@ class Base:
 
     Attributes:
         model: the module, in training precision, on the CPU.
-        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module.
+        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module, or for a
+            U-Net the class `architecture(**arguments)`.
         image_size: side in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
         trained_head: parameter names of a new classifier, which is trained beside the adapter.
+        task: what it can do.
     """
 
     model: nn.Module
@@ -68,12 +77,21 @@ class Base:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained_head: tuple[str, ...] = field(default=())
+    task: Literal["classification", "diffusion"] = "classification"
 
     @property
     def call(self) -> str:
-        """The line of Python that builds this model in timm."""
-        words = [repr(self.architecture), *(f"{key}={value!r}" for key, value in self.arguments.items())]
-        return f"timm.create_model({', '.join(words)})"
+        """The line of Python that builds this model."""
+        words = [f"{key}={value!r}" for key, value in self.arguments.items()]
+        if self.task == "diffusion":
+            return f"{self.architecture}({', '.join(words)})"
+        return f"timm.create_model({', '.join([repr(self.architecture), *words])})"
+
+    def loading(self, weights: Path) -> str:
+        """The Python that builds it with the weights of a safetensors file."""
+        if self.task == "diffusion":
+            return f"model = {self.call}; model.load_state_dict(safetensors.torch.load_file({str(weights)!r}))"
+        return f"{self.call[:-1]}, checkpoint_path={str(weights)!r})"
 
 
 def build(section: ModelSection, *, classes: int | None, image_size: int | None = None, weights: bool = True) -> Base:
@@ -86,9 +104,13 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError: unknown name, arguments that timm refuses, weights that cannot be had.
+        UsageError: unknown name, arguments that timm (or a U-Net) refuses, weights that cannot be had.
     """
     embedded = EMBEDDED.get(section.name)
+    if section.name in UNETS or (embedded and embedded.architecture in UNETS):
+        from superlora_cli.models.unets import build_unet
+
+        return build_unet(section, image_size=image_size, weights=weights)
     architecture = embedded.architecture if embedded else section.name
     arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
     if section.head == "new":

@@ -111,7 +111,7 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
         entry = json.loads(line)
         if tag in entry["classes"] or not tag:
             return _base(name, entry, tag or next(iter(entry["classes"])))
-    elif architecture in ("glyphs_vit", "digits_classifier", *DESCRIPTIONS):
+    elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b"):
         raise UsageError(f"{architecture} has no variants", where="model", hint=f"the plain name {architecture}")
     return _built(name, dict(kwargs or {}))
 
@@ -138,7 +138,11 @@ def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
 
 
 def _built(name: str, kwargs: dict[str, Any]) -> Base:
-    sys.stderr.write(f"not in the catalogue: building {' '.join([name, *kwargs])} with timm\n")
+    unet = name in ("cfg_unet", "diffusers", "glyphs_unet")
+    library = "torch" if unet else "timm"
+    sys.stderr.write(f"not in the catalogue: building {' '.join([name, *kwargs])} with {library}\n")
+    if unet:
+        return _built_unet(name, kwargs)
     import timm
 
     if ":" not in name and not timm.is_model(name):
@@ -156,19 +160,29 @@ def _built(name: str, kwargs: dict[str, Any]) -> Base:
     return Base(name, params, weights, classifiers)
 
 
+def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
+    from superlora_cli.models.base import build
+    from superlora_cli.models.targets import weights_of
+    from superlora_cli.recipe.schema import ModelSection
+
+    model = build(ModelSection(name=name, pretrained=False, kwargs=kwargs), classes=None, weights=False).model
+    return Base(name, _params(model), weights_of(model), {})
+
+
 # The generator.
 
 
 def write() -> None:
     """Rebuild the data file from timm and from the descriptions below."""
-    from superlora_cli.models.base import EMBEDDED
+    from superlora_cli.models.base import EMBEDDED, build
+    from superlora_cli.recipe.schema import ModelSection
 
     lines = []
     for name in ARCHITECTURES:
         lines.append(_entry(name, _create(name), _tags(name)))
     for name, embedded in EMBEDDED.items():
-        model = _create(embedded.architecture, **embedded.arguments, num_classes=embedded.classes)
-        lines.append(_entry(name, model, {"": embedded.classes}))
+        base = build(ModelSection(name=name, head="frozen"), classes=None, weights=False)
+        lines.append(_entry(name, base.model, {"": embedded.classes if base.task == "classification" else 0}))
     for name, describe in DESCRIPTIONS.items():
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]
@@ -209,6 +223,8 @@ def _shapes(model: Any) -> Shapes:
     """Shapes of the weights, with 0 rows for the classifier, which a model that has none is given first."""
     from superlora_cli.models.targets import weights_of
 
+    if not hasattr(model, "get_classifier"):
+        return [(name, weight.shape) for name, weight in weights_of(model).items()]
     if not model.num_classes:
         import torch
 

@@ -84,6 +84,9 @@ class DataSection(Section):
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
+    pixel_noise: float | None = Field(
+        None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
+    )
     workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")
     augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
@@ -197,6 +200,17 @@ class TrainSection(Section):
     )
 
 
+class DiffusionSection(Section):
+    """How the task `diffusion` adds noise."""
+
+    steps: int = Field(1000, ge=2, description="Time steps T from an image to noise.")
+    beta_start: float = Field(1e-4, gt=0, lt=1, description="Variance β of the noise that the first step adds.")
+    beta_end: float = Field(0.02, gt=0, lt=1, description="And of the last; linear in between.")
+    class_dropout: float = Field(
+        0.1, ge=0, le=1, description="Part of the images whose class is not told, so that guidance has both."
+    )
+
+
 class EvalSection(Section):
     """Evaluation during and after training."""
 
@@ -222,6 +236,7 @@ class Recipe(Section):
     model: ModelSection = Field(description="The base model.")
     data: DataSection = Field(description="The images.")
     adapter: AdapterSection | None = Field(None, description="The adapter; without it the base itself is trained.")
+    diffusion: DiffusionSection | None = Field(None, description="Noise, where the task is `diffusion`.")
     train: TrainSection = Field(description="The training loop.")
     eval: EvalSection = Field(EvalSection(), description="Evaluation.")
     output: OutputSection = Field(OutputSection(), description="What the run leaves behind.")
