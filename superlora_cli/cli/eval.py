@@ -96,7 +96,7 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
         ("adapter parameters", f"{found['params']:,}"),
         *((name, f"{value:.4f}") for name, value in found["metrics"].items()),
     ]
-    classes = sorted(found["per_class"], key=lambda row: row["accuracy"])
+    classes = sorted(found.get("per_class", ()), key=lambda row: row["accuracy"])
     if len(classes) > SHOWN:
         rows.append(("classes", f"the {SHOWN} worst of {len(classes)}; --json has all"))
     for row in classes[:SHOWN]:

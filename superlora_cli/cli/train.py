@@ -96,11 +96,12 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 def _show_result(result: dict[str, Any]) -> None:
     metrics, params = result["metrics"], result["params"]
+    measure = "accuracy" if "accuracy" in metrics else "loss"
     rows = []
-    if "accuracy_before" in metrics:
-        rows.append(("test accuracy before", f"{metrics['accuracy_before']:.4f}"))
-    rows.append(("test accuracy", f"{metrics['accuracy']:.4f}"))
-    rows.append(("validation accuracy", f"{metrics['val_accuracy']:.4f} (best, step {metrics['best_step']})"))
+    if f"{measure}_before" in metrics:
+        rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
+    rows.append((f"test {measure}", f"{metrics[measure]:.4f}"))
+    rows.append((f"validation {measure}", f"{metrics[f'val_{measure}']:.4f} (best, step {metrics['best_step']})"))
     if "adapter" in result:
         share = params["adapter"] / params["base"]
         rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))

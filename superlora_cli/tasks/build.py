@@ -70,6 +70,7 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     """
     torch.manual_seed(recipe.seed)
     base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size, weights=weights)
+    check_task(recipe, base)
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
     targets = expand(base.model, recipe.adapter.targets)
@@ -78,6 +79,19 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     for name in base.trained_head:
         base.model.get_parameter(name).requires_grad_(True)
     return Built(recipe, base, adapter, digest)
+
+
+def check_task(recipe: Recipe, base: Base) -> None:
+    """Refuse a task that the base is not made for.
+
+    Raises:
+        UsageError: names the one it is made for.
+    """
+    if recipe.task != base.task:
+        message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
+        raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
+    if recipe.diffusion and recipe.task != "diffusion":
+        raise UsageError(f"means nothing to the task {recipe.task}", where="diffusion", hint="leave it out")
 
 
 def resolve_result(path: Path) -> Path:
@@ -122,6 +136,7 @@ def build_from_file(
         len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
     )
     made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
+    check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch:
         store.check_base(made.model, targets, stored, where=str(path))
@@ -146,5 +161,6 @@ def _build_model(path: Path, metadata: Mapping[str, str], overrides: Sequence[st
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     names = store.read_classes(metadata)
     base = build(section, classes=len(names) or class_count(recipe.data), image_size=recipe.data.image_size)
+    check_task(recipe, base)
     load_weights(base.model, path)
     return Built(recipe, base, None, ("", ""), names)

@@ -15,7 +15,9 @@ from superlora_cli.analysis.confusion import draw, per_class
 from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import safetensors_bytes, write_atomic
+from superlora_cli.recipe.schema import DiffusionSection
 from superlora_cli.tasks.build import Built, build_from_file, resolve_result
+from superlora_cli.tasks.choose import task_of
 from superlora_cli.tasks.classification import Classification
 from superlora_cli.training.processes import join
 
@@ -32,7 +34,7 @@ def evaluate(
         plot: picture of the confusion matrix to write.
 
     Returns:
-        task, metrics, n, per_class, and what was evaluated.
+        task, metrics, n, for classification per_class, and what was evaluated.
 
     Raises:
         UsageError: a class of the data that the model does not know, or a picture that cannot be written.
@@ -40,16 +42,21 @@ def evaluate(
     if plot is not None and not plot.parent.is_dir():
         raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
+    if plot is not None and built.recipe.task != "classification":
+        raise UsageError(f"the task {built.recipe.task} has no classes to confuse", where="--plot", hint="leave it out")
     processes = join(built.recipe.train)
     try:
-        task = Classification(built, processes)
-        metrics, matrix = task.judge("test")
-        if plot is not None and processes.is_main:
-            _draw(matrix, task.output_names, plot)
+        task = task_of(built.recipe)(built, processes)
+        found: dict[str, Any] = {"task": built.recipe.task}
+        if isinstance(task, Classification):
+            found["metrics"], matrix = task.judge("test")
+            found["per_class"] = per_class(matrix, task.output_names)
+            if plot is not None and processes.is_main:
+                _draw(matrix, task.output_names, plot)
+        else:
+            found["metrics"] = task.evaluate("test")
         return {
-            "task": built.recipe.task,
-            "metrics": metrics,
-            "per_class": per_class(matrix, task.output_names),
+            **found,
             "n": len(task.splits.test),  # type: ignore[arg-type]
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
@@ -79,7 +86,7 @@ def merge(
     force: bool = False,
     allow_mismatch: bool = False,
 ) -> dict[str, Any]:
-    """Write the base's weights with ΔW added, as `timm.create_model(..., checkpoint_path=...)` loads them.
+    """Write the base's weights with ΔW added, under the base's own names: `load` says how to use them.
 
     Args:
         base: the weights to merge into; default: the recipe's base.
@@ -126,7 +133,7 @@ def merge(
         "max_abs_error": error,
         "verified": error is not None,
         "verified_on": verified_on,
-        "load": built.base.call[:-1] + f", checkpoint_path={str(out)!r})",
+        "load": built.base.loading(out),
     }
 
 
@@ -145,8 +152,23 @@ def _largest_difference(built: Built, state: dict[str, Tensor], images: Tensor) 
     """Largest difference of merged and adapted outputs; takes the adapter off the model."""
     model = built.model.eval()
     images = images.to(next(model.parameters()).dtype)
-    adapted = torch.cat([model(batch).float() for batch in images.split(64)])
+
+    def outputs() -> Tensor:
+        return torch.cat([_output(built, batch).float() for batch in images.split(64)])
+
+    adapted = outputs()
     detach(model)
     model.load_state_dict(state)
-    merged = torch.cat([model(batch).float() for batch in images.split(64)])
-    return (adapted - merged).abs().max().item()
+    return (adapted - outputs()).abs().max().item()
+
+
+def _output(built: Built, images: Tensor) -> Tensor:
+    """Of the model on a batch; a U-Net is asked at time steps and for classes all over their range."""
+    if built.base.task == "classification":
+        scores: Tensor = built.model(images)
+        return scores
+    number = torch.arange(len(images))
+    settings = built.recipe.diffusion or DiffusionSection()
+    labels = (built.model.classes or 0) + 1  # type: ignore[operator]
+    noise: Tensor = built.model(images, number * settings.steps // len(images), number % labels)
+    return noise

@@ -53,6 +53,8 @@ def predict(
 
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
     recipe, base = built.recipe, built.base
+    if base.task != "classification":
+        raise UsageError(f"a base for {base.task} predicts no classes", where=str(path), hint="a classifier's run")
     processes = join(recipe.train)
     model = built.model.to(processes.device).eval()
     look = Look(base.image_size, base.mean, base.std)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
 from superlora_cli.analysis.memory import step_memory
 from superlora_cli.data.batches import Batch
@@ -20,7 +19,7 @@ from superlora_cli.files import json_text
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks.build import Built, build_for_training
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.choose import task_of
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.optim import make_optimizer
@@ -64,12 +63,13 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def _memory(built: Built) -> dict[str, int]:
     """Bytes of one training step, by what they are needed for."""
     train, size = built.recipe.train, built.base.image_size
+    objective = task_of(built.recipe).objective
 
     def batch() -> Batch:
         return torch.empty(train.batch_size, 3, size, size), torch.empty(train.batch_size, dtype=torch.long)
 
     def loss(batch: Batch) -> Tensor:
-        return functional.cross_entropy(built.model(batch[0]).float(), batch[1], label_smoothing=train.label_smoothing)
+        return objective(built.model, built.recipe, batch)
 
     try:
         return step_memory(
@@ -128,16 +128,14 @@ def _train(
     resume: Path | None,
     quiet: bool,
 ) -> dict[str, Any]:
-    if recipe.task != "classification":
-        raise UsageError(f"no task '{recipe.task}' in this version", where="task", hint="classification")
     started = time.monotonic()
     trackers = check_trackers(recipe.output.trackers)
     built = build_for_training(recipe)
     processes.seed(recipe.seed)
     params = _params(built)
-    task = Classification(built, processes)
+    task = task_of(recipe)(built, processes)
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
-    before = task.evaluate("test")["accuracy"] if recipe.model.head != "new" and built.adapter else None
+    before = task.evaluate("test")[task.measure] if built.adapter and not built.head else None
 
     def begin(start: int) -> Display:
         display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet or not processes.is_main)
@@ -166,9 +164,9 @@ def _train(
 
     at, meter = fit(task, recipe.train, recipe.eval, run, processes, begin=begin, resume=resume)
     test = task.evaluate("test")
-    metrics: dict[str, Any] = {"accuracy": test["accuracy"], "loss": test["loss"]}
-    metrics |= {"accuracy_before": before} if before is not None else {}
-    metrics |= {"val_accuracy": at.best["accuracy"], "best_step": at.best_step}
+    metrics: dict[str, Any] = dict(test)
+    metrics |= {f"{task.measure}_before": before} if before is not None else {}
+    metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
     evaluated = {"task": recipe.task, "metrics": test, "n": len(task.splits.test)}  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""What tasks on images share: data, device, batches, the files of a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Subset
+
+from superlora_cli.adapter import store
+from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
+from superlora_cli.data.splits import Look, Splits, load_splits
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.files import safetensors_bytes
+from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.build import ADAPTER_FILE, MODEL_FILE, Built
+from superlora_cli.training.processes import Processes
+
+DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
+
+
+class ImageTask:
+    """A task as the training loop sees it, but for its loss and its score.
+
+    Attributes:
+        measure: the metric that is reported first and chosen by.
+        splits: the data.
+        class_names: what the model's outputs, or the labels that it is told, stand for.
+    """
+
+    measure: ClassVar[str]
+
+    def __init__(self, built: Built, processes: Processes) -> None:
+        self.built, self.recipe, self.processes = built, built.recipe, processes
+        self.model, base = built.model, built.base
+        look = Look(base.image_size, base.mean, base.std)
+        self.splits: Splits = load_splits(self.data(), look, seed=DATA_SEED)
+        self.check_classes()
+        self.class_names = built.class_names or self.splits.class_names
+        self._relabel = self._numbers_of(self.splits.class_names)
+        self.frozen_statistics = [
+            module for module in self.model.modules() if built.adapter and isinstance(module, _BatchNorm)
+        ]
+        self.in_training = False
+        self._place()
+
+    def data(self) -> DataSection:
+        """The recipe's, with what the task has other defaults for."""
+        return self.recipe.data
+
+    def check_classes(self) -> None:
+        """Refuse data with classes that the model has no place for.
+
+        Raises:
+            UsageError: there are more than that.
+        """
+        raise NotImplementedError
+
+    def _numbers_of(self, names: Sequence[str]) -> Tensor | None:
+        """The model's number of every class of the data, None where they are numbered alike.
+
+        Raises:
+            UsageError: the data have a class that the model does not know.
+        """
+        if tuple(names) == self.class_names:
+            return None
+        for name in names:
+            if name not in self.class_names:
+                hint = did_you_mean(name, self.class_names) or f"it knows {', '.join(self.class_names[:8])}, …"
+                raise UsageError(f"the model knows no class '{name}'", where=self.recipe.data.name, hint=hint)
+        return torch.tensor([self.class_names.index(name) for name in names])
+
+    def _place(self) -> None:
+        """Put the model on the device, as the recipe's `train` section wants it."""
+        train = self.recipe.train
+        if train.gradient_checkpointing:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+        if train.shard_base:
+            if self.built.adapter is None:
+                raise UsageError("without an adapter there is no frozen base", where="train.shard_base")
+            self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
+        else:
+            self.model.to(self.processes.device)
+        if train.compile:
+            keywords = train.compile if isinstance(train.compile, dict) else {}
+            known = torch._dynamo.list_backends(exclude_tags=None)
+            if keywords.get("backend", "inductor") not in known:
+                hint = did_you_mean(str(keywords["backend"]), known) or f"one of {', '.join(known)}"
+                raise UsageError(f"unknown backend '{keywords['backend']}'", where="train.compile", hint=hint)
+            self.model.compile(**keywords)
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Training mode, but for the running statistics of a frozen base; ΔW is built once per optimizer step."""
+        if not self.in_training:
+            self.in_training = True
+            self.model.train()
+            for module in self.frozen_statistics:
+                module.eval()
+        if self.built.adapter is None:
+            yield
+            return
+        with self.built.adapter.one_step():
+            yield
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The factors, or every parameter of the base."""
+        if self.built.adapter is None:
+            return dict(self.model.named_parameters())
+        return dict(self.built.adapter.factors.items())
+
+    def head(self) -> dict[str, nn.Parameter]:
+        """The new classifier beside an adapter."""
+        return self.built.head
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Running statistics of a base that is trained."""
+        if self.built.adapter:
+            return {}
+        stored = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """This process's batches of steps `start` ... `stop` − 1, of the shuffled training split."""
+        train, data, processes = self.recipe.train, self.recipe.data, self.processes
+        return training_batches(
+            self.splits.train,
+            train.batch_size,
+            seed=self.recipe.seed,
+            start=start,
+            stop=stop,
+            workers=data.workers,
+            pin=processes.device.type == "cuda",
+            keyed=self.splits.augmented,
+            share=Share(train.accumulate, processes.index, processes.count),
+        )
+
+    def images_in(self, batch: Batch) -> int:
+        """B."""
+        return len(batch[1])
+
+    @staticmethod
+    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+        """The mean loss of `model` on a batch that is on its device, a scalar."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch."""
+        return self.objective(self.model, self.recipe, self.to_device(batch))
+
+    def score(self) -> dict[str, float]:
+        """Metrics on the split that selects."""
+        return self.evaluate(self.recipe.eval.select)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics on a whole split."""
+        raise NotImplementedError
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether `new` metrics beat `old` ones."""
+        raise NotImplementedError
+
+    def batches_of(self, split: str) -> Iterator[Batch]:
+        """This process's share of a whole split, in order, on the device, for the model in evaluation mode.
+
+        Raises:
+            UsageError: the split has no image.
+        """
+        images: Any = self.splits.named(split)
+        if not len(images):
+            raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold some images out")
+        self.in_training = False
+        self.model.eval()
+        pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
+        share = images if self.processes.count == 1 else Subset(images, self.processes.share(len(images)))
+        for batch in evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin):
+            yield self.to_device(batch)
+
+    def numbers(self, labels: Tensor) -> Tensor:
+        """Class numbers of the data → the model's."""
+        return labels if self._relabel is None else self._relabel.to(labels.device)[labels]
+
+    def not_finite(self) -> str | None:
+        """ΔW of a target with NaN or Inf."""
+        if self.built.adapter is None:
+            return None
+        with torch.no_grad():
+            made = self.built.adapter.compute()
+        bad = torch.stack([~torch.isfinite(delta).all() for delta in made]).tolist()
+        names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
+        return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
+
+    def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+        """adapter.safetensors, or model.safetensors where the base itself is trained."""
+        recipe, adapter = self.recipe, self.built.adapter
+        if adapter is None:
+            state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+            metadata = {
+                "format": "pt",
+                "superlora.model_recipe": recipe.to_json(),
+                "superlora.metrics": json.dumps(dict(metrics), sort_keys=True),
+                **store.classes_metadata(self.class_names),
+            }
+            return {MODEL_FILE: safetensors_bytes(state, metadata)}
+        assert recipe.adapter is not None
+        sha256, dtype = self.built.base_digest
+        stored = store.StoredAdapter(
+            config=adapter.config,
+            patterns=tuple(recipe.adapter.targets),
+            targets_digest=store.digest_targets(adapter.targets),
+            base={"name": recipe.model.name, "sha256": sha256, "dtype": dtype},
+            recipe=recipe.to_dict(),
+            metrics=metrics,
+            factors=dict(adapter.factors.items()),
+            head=self.head(),
+            classes=self.class_names,
+        )
+        return {ADAPTER_FILE: stored.to_bytes()}
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Images and labels, where the model is."""
+        device = self.processes.device
+        return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
