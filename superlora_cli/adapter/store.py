@@ -155,7 +155,7 @@ def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
         assert weight is not None
         rows = weight.detach()[target.start : target.stop].cpu().contiguous()
         digest.update(f"{target.name}{list(target.shape)}".encode())
-        digest.update(rows.view(torch.uint8).numpy().tobytes())
+        digest.update(rows.flatten().view(torch.uint8).numpy().tobytes())
         dtypes.append(str(weight.dtype).removeprefix("torch."))
     return digest.hexdigest(), "+".join(sorted(set(dtypes)))
 
