@@ -15,6 +15,7 @@ from tests.conftest import run_cli
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "recipes").glob("vit_cifar*.yaml"))
+GENERATION = sorted((ROOT / "recipes").glob("unet_*_to_*.yaml"))
 LINE = re.compile(
     r"(?:for (?P<name>\w+) in (?P<values>[^;]+); do )?"
     r"superlora (?P<command>(?:train|count-params) [^#`;\n]*\S)(?:; done)? +# (?P<counts>[\d, ]+)"
@@ -48,7 +49,7 @@ def claims(text: str) -> list[Claim]:
 
 
 ON_THE_PAGE = claims(PAGE)
-IN_RECIPES = [claim for path in RECIPES for claim in claims(path.read_text(encoding="utf-8"))]
+IN_RECIPES = [claim for path in (*RECIPES, *GENERATION) for claim in claims(path.read_text(encoding="utf-8"))]
 
 
 def check(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,7 @@ def test_no_command_escapes_the_check() -> None:
     without = ("superlora count-params --plot",)
     lines = [line for line in PAGE.splitlines() if re.search(r"superlora (train|count-params) ", line)]
     assert [line for line in lines if not claims(line) and not line.startswith(without)] == []
-    for path in RECIPES:
+    for path in (*RECIPES, *GENERATION):
         assert claims(path.read_text(encoding="utf-8")), path
     for path in RECIPES:
         assert any(claim.words.split()[1] == path.stem for claim in ON_THE_PAGE), path

@@ -58,7 +58,10 @@ class HeadRows(Section):
 class ModelSection(Section):
     """The base model."""
 
-    name: str = Field(min_length=1, description="A timm model, `cfg_unet`, or a shipped base (`superlora ls models`).")
+    name: str = Field(
+        min_length=1,
+        description="A timm model, a U-Net (`cfg_unet`, `diffusers`), or a shipped base (`superlora ls models`).",
+    )
     pretrained: bool = Field(True, description="Start from pretrained weights.")
     head: Literal["new", "frozen"] | HeadRows = Field(
         "new",
@@ -66,7 +69,11 @@ class ModelSection(Section):
         "`{select: [404, …]}`: those rows of the pretrained one, frozen.",
     )
     checkpoint: str | None = Field(None, description="File of local weights for the base.")
-    kwargs: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`, such as `img_size`.")
+    kwargs: dict[str, Any] = Field(
+        {},
+        description="Further arguments of `timm.create_model`, such as `img_size`, or of the U-Net; "
+        "`{path: FOLDER}` is a U-Net that diffusers saved.",
+    )
 
 
 class DataSection(Section):
@@ -91,7 +98,7 @@ class DataSection(Section):
     augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
         description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "
-        "moved by up to a pixel. Default: `crop_flip`, for embedded sets `none`.",
+        "moved by up to a pixel. Default: `crop_flip`, for embedded sets and diffusion `none`.",
     )
 
 

@@ -15,7 +15,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, DiffusionSection, Recipe
 from superlora_cli.tasks.images import ImageTask
 
-DRAWS = 1000  # of noise and time step that an evaluation takes at least, or its mean would say little
+DRAWS, MOST = 1000, 10  # of noise and time step: in a whole split at least, or its mean says little; per image at most
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly however many there are
 
 
@@ -82,7 +82,7 @@ class Diffusion(ImageTask):
         """
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         own, seen, found = self.processes.share(count), 0, []
-        passes = -(-DRAWS // max(1, count))
+        passes = min(MOST, -(-DRAWS // max(1, count)))
         for images, classes in self.batches_of(split):
             indices, seen = own[seen : seen + len(images)], seen + len(images)
             labels, total = self.numbers(classes) + 1, torch.zeros(len(images), device=images.device)
