@@ -27,6 +27,7 @@ def test_every_key_is_described() -> None:
 
 def test_the_json_schema_covers_the_top_level_and_forbids_the_rest() -> None:
     schema = json_schema()
-    assert set(schema["properties"]) == {"task", "model", "data", "adapter", "train", "eval", "output", "seed"}
+    sections = {"model", "data", "adapter", "diffusion", "train", "eval", "output"}
+    assert set(schema["properties"]) == {"task", "seed"} | sections
     assert schema["additionalProperties"] is False
     assert json.loads(json.dumps(schema)) == schema

@@ -111,7 +111,7 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("steps: 5000", "stepz: 5", "8: train.stepz: unknown key 'stepz' (did you mean 'steps'?)"),
         ("  steps: 5000\n", "", "7: train.steps: missing, expected a whole number ≥ 1"),
         ("keep: 2", "lr: 2", "14: train.lr: unknown key 'lr' (belongs under train.optimizer:)"),
-        ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under train:)"),
+        ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under diffusion: or under train:)"),
         ("seed: 0", "zzzz: 0", "3: zzzz: unknown key 'zzzz'"),
         ("seed: 0", "seed: -1", "3: seed: expected a whole number ≥ 0 and ≤ 4,294,967,295, got -1"),
         ("bf16", "off", "10: train.precision: expected 'fp32', 'bf16' or 'fp16', got 'off'"),
