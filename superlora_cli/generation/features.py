@@ -47,6 +47,8 @@ def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, dev
     Raises:
         UsageError: images of different sizes, or no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no GPU here", where="train.device", hint="train.device=auto")
     digest = images.digest()
     layers = (extractor.logits, extractor.features)
     key = hashlib.sha256("\0".join([VERSION, digest, extractor.name, extractor.weights, *layers]).encode()).hexdigest()
@@ -61,8 +63,6 @@ def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, dev
 
 def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: str) -> dict[str, Tensor]:
     """Every layer, (n, ·) float32 on the CPU, with a bar on a terminal."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no GPU here", where="train.device", hint="train.device=auto")
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     extractor.module.to("cuda" if cuda else "cpu")
     visible = sys.stderr.isatty() and speaks()
