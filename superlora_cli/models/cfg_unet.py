@@ -85,6 +85,7 @@ class ConditionalUNet(nn.Module):
         self.norm_out = nn.GroupNorm(groups, now)
         self.conv_out = nn.Conv2d(now, 3, 3, padding=1)
         self.grad_checkpointing = False
+        _keep_lengths(self)
         self.to(memory_format=torch.channels_last)  # a third faster, on a CPU too
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -204,6 +205,18 @@ def sinusoids(steps: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(torch.arange(half, device=steps.device) * (-math.log(10_000) / half))
     angles = steps[:, None].float() * frequencies  # (B, width/2)
     return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def _keep_lengths(model: nn.Module) -> None:
+    """Start the linear layers, all of which carry time or class, so that vectors keep their length through them.
+
+    torch's own start leaves a third of the variance in each, and a class passes five of them: after 2,400 steps it
+    still changed next to nothing.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
 
 
 def _flat(levels: nn.ModuleList) -> list[nn.Module]:

@@ -98,6 +98,13 @@ def test_the_null_class_is_a_label_of_its_own_beside_every_class() -> None:
         model(images, steps, torch.tensor([4]))  # class 3 of 3
 
 
+def test_a_fresh_model_already_tells_classes_and_time_steps_apart() -> None:
+    model = unet("glyphs_unet").model
+    assert isinstance(model, ConditionalUNet)
+    assert model.label(torch.arange(11)).std(dim=0).mean() > 0.5  # 0.03 with torch's own initial weights
+    assert model.time(sinusoids(torch.arange(0, 1000, 50), 32)).std(dim=0).mean() > 0.3
+
+
 def test_images_time_steps_and_labels_of_a_batch_do_not_mix() -> None:
     model = tiny()
     images, steps, labels = inputs()
