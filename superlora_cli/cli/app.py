@@ -57,8 +57,9 @@ def main() -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     as_json = "--json" in words
+    before = None
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
     try:
         code = app(words, standalone_mode=False) or 0
         if code == InterruptedRunError.code:  # what the parser makes of Ctrl-C, without a word
@@ -83,6 +84,9 @@ def main() -> None:
         failure = _as_usage_error(error)
         report(failure, as_json=as_json)
         sys.exit(failure.code)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _as_usage_error(error: Exception) -> SuperLoraError:

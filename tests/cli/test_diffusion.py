@@ -21,6 +21,8 @@ from superlora_cli.tasks.diffusion import Diffusion, noise_schedule
 from tests.conftest import QUICK, Cli, contents, metrics, run_cli
 from tests.data.test_torchvision_sets import write_mnist, write_svhn
 
+pytestmark = pytest.mark.slow
+
 SIZES = "channels: 8, multipliers: [1, 2], blocks: 1, image_size: 8, groups: 4"
 BASE = f"""\
 task: diffusion

@@ -15,6 +15,8 @@ from superlora_cli.tasks.build import build_for_training
 from superlora_cli.training.learner import Learner
 from tests.conftest import Cli, run_cli
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINTED = "train.gradient_checkpointing=true"
 
 

@@ -21,6 +21,8 @@ from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.recipe.yaml import read_yaml
 from tests.conftest import Cli, run_cli
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("zero", "one", "two", "three")
 WORDS = ("model.pretrained=true", "train.steps=150", "train.threads=1", "data.augment=none", "data.workers=0",
          "train.optimizer={name: AdamW, lr: 0.02}", "train.scheduler={name: OneCycleLR}")  # fmt: skip

@@ -106,6 +106,7 @@ def test_quiet_says_the_result_alone(cli: Cli) -> None:
     assert "adapter parameters" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_dry_runs_without_network_or_data(name: str, cli: Cli, tmp_path: Path) -> None:
     plan = cli("train", name, "--dry-run", "--json").json()

@@ -23,6 +23,8 @@ from tests.cli.test_train import DROPOUT, lose_power, send, stop_at, uninterrupt
 from tests.conftest import QUICK, Cli, metrics
 from tests.test_data import write_images
 
+pytestmark = pytest.mark.slow
+
 EMA = ("train.ema=0.7",)
 
 

@@ -20,6 +20,8 @@ from superlora_cli.training.meter import Figures
 from tests.cli.test_train import lose_power, stop_at
 from tests.conftest import QUICK, Cli, contents
 
+pytestmark = pytest.mark.slow
+
 LOGGED = (*QUICK, "train.log_every=2")
 TENSORBOARD = (*LOGGED, "output.trackers=[tensorboard]")
 WANDB = (*LOGGED, "output.trackers=[wandb]")
