@@ -123,6 +123,13 @@ def test_bf16_trains_on_a_cpu(cli: Cli) -> None:
     assert all(map(torch.isfinite, map(torch.tensor, metrics.values())))
 
 
+@pytest.mark.slow
+def test_bf16_trains_the_whole_quickstart_as_well_as_float32(cli: Cli) -> None:
+    words = ("train", "quickstart", "train.threads=1", "--quiet", "--json")
+    whole, half = (cli(*words, f"train.precision={name}").json()["metrics"]["accuracy"] for name in ("fp32", "bf16"))
+    assert half > whole - 0.02
+
+
 def test_a_base_without_adapter_is_trained_whole_and_loads_in_timm(cli: Cli) -> None:
     words = ("pretrain_glyphs_vit", "train.steps=4", "data.train_images=200", "data.eval_images=50", "eval.every=2")
     result = cli("train", *words, "--json").json()
