@@ -70,7 +70,7 @@ def test_the_embedded_one_is_small() -> None:
     assert sum(parameter.numel() for parameter in base.model.parameters()) == 1_273_805
     assert sum(target.flat.elements for target in expand(base.model, ["q", "v"])) == 63_488
     assert (base.image_size, base.mean, base.std) == (16, (0.5,) * 3, (0.5,) * 3)
-    assert set(EMBEDDED) == {"glyphs_vit", "glyphs_unet"}
+    assert "glyphs_unet" in EMBEDDED
 
 
 @pytest.mark.parametrize(

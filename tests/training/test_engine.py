@@ -13,7 +13,7 @@ from torch import Tensor
 
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks import train as tasks
+from superlora_cli.tasks import classification
 from superlora_cli.tasks.build import build_for_training
 from superlora_cli.tasks.classification import Classification
 from superlora_cli.training.checkpoints import load_state
@@ -171,7 +171,7 @@ def test_an_adapter_leaves_a_bases_running_statistics_alone(cli: Cli, monkeypatc
             super().__init__(*arguments)
             made.append((self, statistics(self.model.state_dict())))
 
-    monkeypatch.setattr(tasks, "Classification", Watched)
+    monkeypatch.setattr(classification, "Classification", Watched)
     write_images(Path("pets"), count=6)
     result = cli("train", "quickstart", *ADAPTED)
     assert result.code == 0, result.err
