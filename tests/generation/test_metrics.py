@@ -215,8 +215,8 @@ def test_bad_folders_are_told_in_one_line(cli: Cli, made: Path, folder: Folder) 
     assert "00099_1.png: 24×24" in message
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_told(cli: Cli, made: Path) -> None:
+def test_a_device_that_is_not_there_is_told(cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = cli("eval", made, "--against", made, "--extractor", "digits", "train.device=cuda")
     assert "train.device: there is no GPU here" in result.message
 
