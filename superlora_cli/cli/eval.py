@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs
+from superlora_cli.cli import options
+from superlora_cli.cli.console import print_json, print_pairs, stderr_console
 from superlora_cli.errors import UsageError
 
 SHOWN = 12  # classes in the table, the worst
+SAMPLING = ("num", "sampler", "steps", "guidance", "seed")  # options of the images that --against makes
 
 
 def command(
+    context: typer.Context,
     result: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file; with --against, a folder of images."
+            metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file; with --against, also a folder of images."
         ),
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: eval.batch_size=64")
-    ] = None,
+    overrides: options.Overrides = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix as a picture (.svg, .png, .pdf).")
     ] = None,
@@ -30,7 +32,12 @@ def command(
         Path | None, typer.Option(metavar="FOLDER", help="Predict the classes of the images in a folder instead.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The CSV file of --predict; default: the folder's name.csv.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The CSV file of --predict; default: the folder's name.csv. "
+            "With --against, the folder for a run's images; default: samples in the run's.",
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -44,29 +51,37 @@ def command(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of Inception; default: torch hub's cache.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the CSV file.")] = False,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    num: Annotated[int, typer.Option(help="Number of images that --against makes of a run.")] = 1000,
+    sampler: options.Sampler = "ddim",
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the CSV file, or the images in --out.")] = False,
+    allow_base_mismatch: options.AllowBaseMismatch = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a run or an adapter file on the test split of its recipe's data, or predict the classes of images.
 
-    With --against, measure how near the generated images in a folder are to real ones: FID, IS, KID, MSID, precision
-    and recall.
+    With --against, measure how near generated images are to real ones: FID, IS, KID, MSID, precision and recall. The
+    images are those in a folder, or are made by a diffusion run.
     """
+    given = {name: value for name, value in context.params.items() if _is_given(context, name)}
     if against is not None:
-        for option, value in (("--predict", predict), ("--plot", plot), ("--out", out)):
-            if value is not None:
-                raise UsageError("does not go with --against", where=option, hint="leave out one of the two")
-        _measure(result, against, overrides or [], extractor or "inception", weights, as_json)
+        _refuse(given, ("predict", "plot"), "does not go with --against", "leave out one of the two")
+        by = {"extractor": extractor or "inception", "weights": weights}
+        if _is_run(result):
+            taken = {name: context.params[name] for name in SAMPLING}
+            found = _measure_run(
+                str(result), against, overrides, out=out, force=force, allow_mismatch=allow_base_mismatch, **by, **taken
+            )
+        else:
+            _refuse(given, (*SAMPLING, "out", "force"), "the images are there already", "leave it out, or name a run")
+            found = _measure(result, against, overrides, **by)
+        print_json(found) if as_json else _show_measures(found)
         return
-    for option, asked in (("--extractor", extractor), ("--weights", weights)):
-        if asked is not None:
-            raise UsageError("measures images against real ones", where=option, hint="--against digits:test")
+    _refuse(given, ("extractor", "weights", *SAMPLING), "measures images against real ones", "--against digits:test")
     if predict is None:
-        if out is not None:
-            raise UsageError("--out is the file of --predict", where="--out", hint="--plot FILE draws a picture")
+        _refuse(given, ("out",), "is the file of --predict", "--plot FILE draws a picture")
         _evaluate(result, overrides or [], plot, allow_base_mismatch, as_json)
         return
     if plot is not None:
@@ -79,6 +94,24 @@ def command(
 
     found = run(result, predict, file, overrides or (), allow_mismatch=allow_base_mismatch)
     print_json(found) if as_json else _show_predictions(found)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse(given: Collection[str], names: Collection[str], message: str, hint: str) -> None:
+    for name in names:
+        if name in given:
+            raise UsageError(message, where=f"--{name}", hint=hint)
+
+
+def _is_run(result: Path) -> bool:
+    """Whether images are to be made: of a run's folder, a file, or a shipped base."""
+    if result.is_dir():
+        return any((result / name).exists() for name in ("recipe.yaml", "adapter.safetensors", "model.safetensors"))
+    return result.exists() or result.name == str(result)
 
 
 def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool, as_json: bool) -> None:
@@ -107,20 +140,28 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
     print_pairs(str(result), rows)
 
 
-def _measure(
-    images: Path, against: str, overrides: list[str], extractor: str, weights: Path | None, as_json: bool
-) -> None:
+def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any) -> dict[str, Any]:
     from superlora_cli.tasks.measure import measure_folder
 
-    found = measure_folder(images, against, overrides, extractor=extractor, weights=weights)
-    print_json(found) if as_json else _show_measures(found)
+    return measure_folder(images, against, overrides or (), **by)
+
+
+def _measure_run(source: str, against: str, overrides: list[str] | None, **settings: Any) -> dict[str, Any]:
+    console = stderr_console()
+    with console.status("loading torch and diffusers"):
+        from superlora_cli.tasks.measure import measure_run
+
+    return measure_run(source, against, console, overrides or (), **settings)
 
 
 def _show_measures(found: dict[str, Any]) -> None:
     values = {name: "not finite" if value is None else f"{value:.4g}" for name, value in found["metrics"].items()}
     settings, reference = found["settings"], found["reference"]
-    rows = [
-        ("images", f"{found['n']:,} against {reference['n']:,} of {reference['name']}"),
+    rows = [("images", f"{found['n']:,} against {reference['n']:,} of {reference['name']}")]
+    if made := found.get("generated"):
+        taken = f"{made['sampler']}, {made['steps']} steps, guidance {made['guidance']:g}, seed {made['seed']}"
+        rows += [("made by", f"{made['model']}, {made['params']:,} adapter parameters; {taken}")]
+    rows += [
         ("extractor", f"{settings['extractor']}, layers {' and '.join(settings['layers'])}"),
         ("FID", values["fid"]),
         ("IS", f"{values['is']} ± {values['is_std']}; the reference's {values['is_reference']}"),

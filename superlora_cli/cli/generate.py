@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from superlora_cli.cli import options
 from superlora_cli.cli.console import print_json, print_pairs, stderr_console
 
 
@@ -18,29 +19,21 @@ def command(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: train.device=cpu")
-    ] = None,
+    overrides: options.Overrides = None,
     num: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 100,
     classes: Annotated[
         str | None, typer.Option(metavar="0,3,7", help="Classes by name or number; default: all of them.")
     ] = None,
-    sampler: Annotated[str, typer.Option(metavar="ddpm|ddim|dpm++", help="From noise to image.")] = "ddim",
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler; default: ddpm all, ddim 50, dpm++ 25.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Weight w of (1+w)·conditional − w·unconditional; 0: none; default 1.8.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed; with the index, an image's own.")] = 0,
+    sampler: options.Sampler = "ddim",
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
     batch_size: Annotated[
         int, typer.Option(help="Images made together and then written; they do not depend on it.")
     ] = 64,
     force: Annotated[bool, typer.Option("--force", help="Replace the generated images in the folder.")] = False,
-    allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    allow_base_mismatch: options.AllowBaseMismatch = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw images with a diffusion model and its adapter."""
     from superlora_cli.generation.folder import ImagesFolder

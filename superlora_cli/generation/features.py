@@ -20,6 +20,7 @@ from superlora_cli.generation.extractors import Extractor
 from superlora_cli.generation.image_sets import ImageSet
 from superlora_cli.launch import speaks
 
+ROOM = 2**30  # bytes of features that are kept; the longest unused go first
 VERSION = "1"  # of how images become features; another one makes what is remembered void
 
 
@@ -88,6 +89,8 @@ def _recall(path: Path, layers: tuple[str, ...], count: int) -> dict[str, Tensor
         tensors, metadata = read_safetensors(path)
     except SuperLoraError:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now
     whole = all(name in tensors and len(tensors[name]) == count for name in layers)
     return tensors if whole and metadata.get("sha256") == _checksum(tensors) else None
 
@@ -97,6 +100,16 @@ def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
     with contextlib.suppress(OSError, SuperLoraError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}))
+        _make_room(path.parent)
+
+
+def _make_room(folder: Path) -> None:
+    """Remove the features that were not used for the longest time, until the others fit."""
+    used = 0
+    for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
+        used += path.stat().st_size
+        if used > ROOM:
+            path.unlink(missing_ok=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

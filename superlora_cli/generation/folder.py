@@ -65,6 +65,16 @@ class ImagesFolder:
             self.grid.unlink(missing_ok=True)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": False})
 
+    def holds(self, settings: Mapping[str, Any], images: Mapping[str, str]) -> bool:
+        """Whether all these images, made with these very settings, are there already, and no others."""
+        try:
+            listed = json.loads(self.manifest.read_text())
+        except (OSError, ValueError):
+            return False
+        wanted = json.loads(json.dumps({**settings, "images": dict(images), "complete": True}))
+        there = {path.name for path in self.path.iterdir() if IMAGE.fullmatch(path.name)}
+        return bool(listed == wanted and there == set(images))
+
     def write(self, name: str, content: bytes) -> None:
         """An image, whole or not at all."""
         write_atomic(self.path / name, content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
 from superlora_cli.data.splits import CLASSES, EMBEDDED_SETS, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.generation.folder import GRID, MANIFEST
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
-GRID = "grid.png"  # the overview that lies beside generated images
-MANIFEST = "manifest.csv"  # columns `file` and `class`, where the files' names do not say the class
+TABLE = "manifest.csv"  # columns `file` and `class`, where neither `superlora generate` nor the files' names say them
 NAMED = re.compile(r"\d+_(.+)")  # as `superlora generate` names an image: 00017_3.png is the 18th, of class 3
 PARTS = ("train", "validation", "test")
 DATA_SEED = 0  # of held-out parts and rendered images, as in training
@@ -164,8 +165,8 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
 
 
 def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The class of every file: as the manifest says, else as the names do; None where one is not known."""
-    told = _manifest(folder / MANIFEST)
+    """The class of every file: as a manifest says, else as the names do; None where one is not known."""
+    told = _generated(folder / MANIFEST, names) or _table(folder / TABLE)
     found = [told.get(name) if told else _from_name(name) for name in names]
     return None if any(one is None for one in found) else tuple(str(one) for one in found)
 
@@ -175,8 +176,25 @@ def _from_name(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _manifest(path: Path) -> dict[str, str]:
-    """File → class; empty where there is no manifest.
+def _generated(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """File → class, as `superlora generate` left it beside its images; empty where it did not.
+
+    Raises:
+        UsageError: some of its images are missing: it was interrupted, or they were removed.
+    """
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["images"]
+        told = {str(name): str(shown) for name, shown in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    if missing := len(told.keys() - set(names)):
+        hint = f"generate them again with --force, or remove {path.name} to measure what is there"
+        raise UsageError(f"{missing} of {len(told)} images are missing", where=str(path.parent), hint=hint)
+    return told
+
+
+def _table(path: Path) -> dict[str, str]:
+    """File → class; empty where there is no table.
 
     Raises:
         UsageError: it has other columns.

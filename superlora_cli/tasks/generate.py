@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 import superlora_cli
+from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
-from superlora_cli.adapter.store import digest_tensors
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
 from superlora_cli.files import read_safetensors
@@ -48,6 +48,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     force: bool = False,
+    reuse: bool = False,
     allow_mismatch: bool = False,
 ) -> dict[str, Any]:
     """Write `num` images, a grid of them and a manifest to the folder `out`.
@@ -59,6 +60,8 @@ def generate(
         source: a run's folder, an adapter or model file, or the name of a shipped diffusion base.
         classes: names or numbers with commas between; image i shows the class i modulo their number. Default: all.
         guidance: default 1.8; 0 for a model that knows no classes.
+        force: replace generated images that are there.
+        reuse: leave them, if these very settings made them.
 
     Returns:
         images (the folder), grid (the file), num, seed, sampler, steps, guidance, classes, model, adapter parameters,
@@ -91,7 +94,7 @@ def generate(
     processes = join(built.recipe.train)
     settings = {
         **about,
-        "weights_sha256": digest_tensors(model.state_dict()),
+        "weights_sha256": store.digest_tensors(model.state_dict()),
         "num": num,
         "classes": [names[number] for number in chosen],
         "seed": seed,
@@ -103,6 +106,15 @@ def generate(
         "precision": built.recipe.train.precision,
         "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
     }
+    told = {
+        "images": str(out),
+        "grid": str(folder.grid),
+        **{key: settings[key] for key in ("num", "seed", "sampler", "steps", "guidance", "classes", "model")},
+        "params": about["adapter"]["params"] if about["adapter"] else 0,
+    }
+    if reuse and folder.holds(settings, images):
+        processes.end()
+        return {**told, "seconds": 0.0}
     display = SamplingDisplay(console, images=num, steps=taken)
     batches = sample_batches(
         model.to(processes.device).eval(),
@@ -131,29 +143,42 @@ def generate(
         raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
     finally:
         processes.end()
-    return {
-        "images": str(out),
-        "grid": str(folder.grid),
-        **{key: settings[key] for key in ("num", "seed", "sampler", "steps", "guidance", "classes", "model")},
-        "params": about["adapter"]["params"] if about["adapter"] else 0,
-        "seconds": time.monotonic() - started,
-    }
+    return {**told, "seconds": time.monotonic() - started}
+
+
+def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of what can generate: a run's folder, an adapter or model file, or a shipped diffusion base.
+
+    Raises:
+        UsageError: there is none, or it is of another task.
+    """
+    path = Path(source)
+    if path.exists():
+        file, kind = resolve_result(path), "run"
+        _, metadata = read_safetensors(file)
+        model = metadata.get("superlora.model_recipe")
+        data = json.loads(model) if model else dict(store.load(file).recipe)  # which says what the file is instead
+    elif source in EMBEDDED:
+        data, kind = _provenance(source)["recipe"], "base"
+    else:
+        hint = did_you_mean(source, EMBEDDED) or "a run's folder, an adapter.safetensors, or a shipped base"
+        raise UsageError("no such run, adapter or base", where=source, hint=hint)
+    task = data.get("task") if isinstance(data, dict) else None
+    if task != "diffusion":
+        message = f"a {task} {kind} generates nothing"
+        raise UsageError(message, where=source, hint=f"a {kind} with task: diffusion")
+    if kind == "base":
+        data["model"] |= {"pretrained": True}
+    return recipe_from_dict(data, source, overrides)
 
 
 def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
     """The model with its adapter, and what the manifest says of both."""
-    path = Path(source)
-    if not path.exists():
-        if source in EMBEDDED:
-            built = _bare(source, overrides)
-            return built, {"model": source, "adapter": None}
-        hint = did_you_mean(source, EMBEDDED) or "a run's folder, an adapter.safetensors, or a shipped base"
-        raise UsageError("no such run, adapter or base", where=source, hint=hint)
+    recipe, path = recipe_of(source, overrides), Path(source)
+    if not path.exists():  # a shipped base as it is
+        base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
+        return Built(recipe, base, None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)
-    _, metadata = read_safetensors(file)
-    stored = metadata.get("superlora.recipe") or metadata.get("superlora.model_recipe")
-    if stored:  # else the next line says what the file is instead
-        _refuse_other_tasks(json.loads(stored), str(path), "run")
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     if built.adapter is None:
@@ -162,22 +187,10 @@ def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[
     return built, {"model": built.recipe.model.name, "adapter": adapter}
 
 
-def _bare(name: str, overrides: Sequence[str]) -> Built:
-    """A shipped base as it is, with the recipe that made it."""
-    provenance = (ASSETS / EMBEDDED[name].weights).with_suffix(".json")
-    data = json.loads(provenance.read_text())["recipe"]
-    _refuse_other_tasks(data, name, "base")
-    data["model"] |= {"pretrained": True}
-    recipe = recipe_from_dict(data, name, overrides)
-    base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
-    return Built(recipe, base, None, ("", ""))
-
-
-def _refuse_other_tasks(recipe: Any, where: str, kind: str) -> None:
-    task = recipe.get("task") if isinstance(recipe, dict) else None
-    if task != "diffusion":
-        message = f"a {task} {kind} generates nothing"
-        raise UsageError(message, where=where, hint=f"a {kind} with task: diffusion")
+def _provenance(name: str) -> dict[str, Any]:
+    """What made a shipped base."""
+    found: dict[str, Any] = json.loads((ASSETS / EMBEDDED[name].weights).with_suffix(".json").read_text())
+    return found
 
 
 def _class_names(built: Built) -> list[str]:

@@ -1,21 +1,28 @@
-"""Measure generated images against real ones."""
+"""Measure generated images, or those that a run generates, against real ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from superlora_cli.errors import UsageError
+from superlora_cli.files import write_json
 from superlora_cli.generation.extractors import load_extractor
 from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
 from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
 from superlora_cli.generation.metrics import measure as measure_features
 from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.recipe.schema import DataSection
+from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.generate import generate, recipe_of
 
 STANDARD = Knobs()
+SAMPLES = "samples"  # in a run's folder: the images it was measured by
 KEYS = ("data.", "eval.batch_size", "train.device")  # of a recipe, that mean something without a model
 
 
@@ -54,6 +61,80 @@ def measure_folder(
         batch_size=recipe.eval.batch_size,
         device=recipe.train.device,
     )
+
+
+def measure_run(
+    source: str,
+    against: str,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    extractor: str = "inception",
+    weights: Path | None = None,
+    allow_mismatch: bool = False,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Generate images from a run, an adapter or a shipped base, and `measure` them.
+
+    Images that are there already, made with these very settings, are not made again.
+
+    Args:
+        against: as for `measure_folder`; the run's own data set is found where its recipe says.
+        overrides: KEY=VALUE on the run's recipe.
+        out: folder for the images; default: `samples` in a run's folder, else none is kept.
+        force: replace generated images in `out`.
+        sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `tasks.generate.generate`.
+
+    Returns:
+        as `measure`, and `generated`: what `generate` says.
+    """
+    parsed = parse_reference(against)
+    recipe = recipe_of(source, overrides)
+    load_extractor(extractor, weights)  # whatever is missing is told before images are made
+    real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
+    with _place(Path(source), out) as (folder, ours):
+        made = generate(
+            source,
+            folder,
+            console,
+            overrides,
+            force=ours or force,
+            reuse=True,
+            allow_mismatch=allow_mismatch,
+            **sampling,
+        )
+        found = measure(
+            folder,
+            real,
+            extractor=extractor,
+            weights=weights,
+            batch_size=recipe.eval.batch_size,
+            device=recipe.train.device,
+        )
+        if out is None and not Path(source).is_dir():  # they go with the folder
+            made = {key: value for key, value in made.items() if key not in ("images", "grid")}
+        found |= {"images": source, "generated": made}
+        write_json(folder / "metrics.json", found)
+    return found
+
+
+@contextmanager
+def _place(source: Path, out: Path | None) -> Iterator[tuple[Path, bool]]:
+    """Where the images go, and whether that place is ours to clear."""
+    if out is not None:
+        yield out, False
+    elif source.is_dir():
+        yield source / SAMPLES, True
+    else:
+        with tempfile.TemporaryDirectory(prefix="superlora-") as folder:
+            yield Path(folder), True
+
+
+def _section(recipe: Recipe, name: str) -> DataSection:
+    """Of a reference: the run's own where that is meant, so that its root and all else holds."""
+    return recipe.data if recipe.data.name == name else DataSection(name=name, root=recipe.data.root)
 
 
 def measure(

@@ -3,6 +3,7 @@
 OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
 OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
 OUT/checkpoints/step-000500/
+OUT/samples/                                     of a diffusion run, by `superlora eval --against`
 OUT/trace.json.gz  tensorboard/  wandb/, where the recipe asks for them
 
 Of several processes that train together, one writes. The others have the same folder and the same calls, which do
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors",
+OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors", "samples",
              "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard", "wandb", ".lock")  # fmt: skip
 
 

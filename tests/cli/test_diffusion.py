@@ -93,6 +93,42 @@ def test_the_file_alone_evaluates_to_the_same_loss_and_can_be_inspected(recipes:
     assert about["recipe"]["task"] == "diffusion"
 
 
+def test_a_run_is_measured_by_images_that_it_makes_once(recipes: Path, cli: Cli) -> None:
+    run = Path(shutil.copytree(recipes / "adapter", "run"))
+    words = ("--against", "digits:test", "--extractor", "digits", "--num", 30, "--steps", 2, "--json")
+    found = cli("eval", run, *words).json()
+    assert (found["n"], found["images"], found["reference"]["name"]) == (30, str(run), "digits:test")
+    assert found["generated"]["params"] == result_of(recipes, "adapter")["params"]["adapter"]
+    assert 0 <= found["metrics"]["class_accuracy"] <= 1
+    assert json.loads((run / "samples" / "metrics.json").read_text()) == found
+    images = contents(run / "samples")
+    assert len([name for name in images if name[0].isdigit()]) == 30
+
+    again = cli("eval", run, *words).json()
+    assert again["generated"]["seconds"] == 0
+    assert again["metrics"] == found["metrics"]
+    assert cli("eval", run / "adapter.safetensors", *words).json()["metrics"] == found["metrics"]
+    assert cli("eval", run / "samples", *words[:4], "--json").json()["metrics"] == found["metrics"]
+
+    other = cli("eval", run, *words, "--seed", 1).json()
+    assert other["generated"]["seconds"] > 0
+    assert other["metrics"]["fid"] != found["metrics"]["fid"]
+    assert "made by" in cli("eval", run, *words[:-1]).out
+
+
+def test_what_a_run_is_measured_by_goes_where_it_is_told(recipes: Path, cli: Cli) -> None:
+    words = ("--against", "digits", "--extractor", "digits", "--num", 24, "--steps", 1)
+    assert cli("eval", recipes / "adapter", *words, "--out", "made").code == 0
+    assert len(list(Path("made").glob("0*.png"))) == 24
+    assert not (recipes / "adapter" / "samples").exists()
+    full = cli("eval", recipes / "adapter", *words, "--out", "made", "--seed", 2)
+    assert "--force" in full.message
+    assert "the images are there already" in cli("eval", "made", *words[:4], "--num", 3).message
+    assert "--against digits:test" in cli("eval", recipes / "adapter", "--num", 3).message
+    missing = cli("eval", recipes / "adapter", *words[:2], "--num", 24)  # Inception, told before images are made
+    assert "--extractor digits" in missing.message
+
+
 def test_merged_is_adapted(recipes: Path, cli: Cli) -> None:
     merged = cli("merge", recipes / "adapter", "--out", "merged.safetensors", "--json").json()
     assert merged["verified"]

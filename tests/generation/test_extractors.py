@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from superlora_cli.data.digits import load_digits_split
 from superlora_cli.data.glyphs import render_glyphs
 from superlora_cli.errors import UsageError
-from superlora_cli.generation import extractors
+from superlora_cli.generation import extractors, features
 from superlora_cli.generation.extractors import CLASSIFIER, load_extractor
 from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import parse_reference, read_images, read_split
@@ -129,6 +130,38 @@ def test_damaged_features_are_made_anew(folder: Folder, passes: list[int], empty
 def test_a_cache_that_cannot_be_written_is_done_without(folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     assert len(extract(read_images(folder("one", 30)), load_extractor("digits"))) == 30
+
+
+def test_the_features_that_were_longest_unused_make_room(
+    folder: Folder, passes: list[int], empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, sets = load_extractor("digits"), [read_images(folder(str(seed), 30, seed=seed)) for seed in range(3)]
+    for age, images in ((2, sets[0]), (1, sets[1])):
+        extract(images, network)
+        newest = max(empty_cache.iterdir(), key=lambda path: path.stat().st_mtime)
+        os.utime(newest, (time.time() - 1000 * age,) * 2)
+    extract(sets[0], network)  # now the second is the one longest unused
+    assert len(passes) == 2
+    monkeypatch.setattr(features, "ROOM", 2.5 * newest.stat().st_size)
+    extract(sets[2], network)
+    assert len(list(empty_cache.iterdir())) == 2
+    extract(sets[0], network)
+    assert len(passes) == 3
+    extract(sets[1], network)
+    assert len(passes) == 4
+
+
+def test_a_generated_folder_says_the_classes_itself(folder: Folder) -> None:
+    one = folder("one", 4)
+    names = sorted(path.name for path in one.iterdir())
+    shown = ["Siamese cat", "dog", "Siamese cat", "1"]
+    (one / "manifest.json").write_text(json.dumps({"images": dict(zip(names, shown, strict=True)), "complete": True}))
+    assert read_images(one).classes == tuple(shown)
+    (one / names[2]).unlink()
+    with pytest.raises(UsageError, match="1 of 4 images are missing"):
+        read_images(one)
+    (one / "manifest.json").write_text('{"name": "somebody else\'s"}')
+    assert read_images(one).classes == tuple(Path(name).stem[6:] for name in names if (one / name).exists())
 
 
 def test_images_come_in_natural_order_with_their_classes(folder: Folder) -> None:

@@ -200,7 +200,7 @@ def test_bad_folders_are_told_in_one_line(cli: Cli, made: Path, folder: Folder) 
     against = ("--against", "digits", "--extractor", "digits")
     Path("empty").mkdir()
     assert "holds no images" in cli("eval", "empty", *against).message
-    assert "no such folder" in cli("eval", "missing", *against).message
+    assert "no such run, adapter or base" in cli("eval", "missing", *against).message
     broken = folder("broken", 30)
     name = next(broken.glob("00007_*"))
     name.write_bytes(name.read_bytes()[:200])
