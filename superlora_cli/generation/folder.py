@@ -1,8 +1,8 @@
 """A folder of generated images: what is written there, and what of it may be replaced.
 
-DIR/00000_3.png  00001_7.png  …    index and class
-DIR/grid.png                       all at a glance
-DIR/manifest.json                  the settings, and the class of every file; `complete` once all are there
+DIR/images/00000_3.png  00001_7.png  …    index and class; nothing else: any tool can take the folder
+DIR/grid.png                              all at a glance
+DIR/manifest.json                         the settings, and the class of every image; `complete` once all are there
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from superlora_cli.errors import UsageError
 from superlora_cli.files import system_errors, write_atomic, write_json
 
-GRID, MANIFEST = "grid.png", "manifest.json"
+IMAGES, GRID, MANIFEST = "images", "grid.png", "manifest.json"
 IMAGE = re.compile(r"\d{5,}_[^/\\\0]+\.png")
 LONGEST = 60  # letters of a class in a file's name: few enough for any file system
 
@@ -35,7 +35,7 @@ class ImagesFolder:
     """Where images go."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.grid = path, path / GRID
+        self.path, self.images, self.grid = path, path / IMAGES, path / GRID
         self.manifest = path / MANIFEST
 
     def check(self, *, force: bool) -> None:
@@ -59,9 +59,9 @@ class ImagesFolder:
             images: file name → class.
         """
         with system_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.images.mkdir(parents=True, exist_ok=True)
             for name in self._images_of_before():
-                (self.path / name).unlink(missing_ok=True)
+                (self.images / name).unlink(missing_ok=True)
             self.grid.unlink(missing_ok=True)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": False})
 
@@ -72,12 +72,12 @@ class ImagesFolder:
         except (OSError, ValueError):
             return False
         wanted = json.loads(json.dumps({**settings, "images": dict(images), "complete": True}))
-        there = {path.name for path in self.path.iterdir() if IMAGE.fullmatch(path.name)}
+        there = {path.name for path in self.images.iterdir()} if self.images.is_dir() else set()
         return bool(listed == wanted and there == set(images))
 
     def write(self, name: str, content: bytes) -> None:
         """An image, whole or not at all."""
-        write_atomic(self.path / name, content)
+        write_atomic(self.images / name, content)
 
     def finish(self, settings: Mapping[str, Any], images: Mapping[str, str], grid: bytes) -> None:
         """The grid, and a manifest that says that everything is there."""

@@ -26,7 +26,7 @@ from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
 from superlora_cli.data.splits import CLASSES, EMBEDDED_SETS, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.generation.folder import GRID, MANIFEST
+from superlora_cli.generation.folder import IMAGES, MANIFEST
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
@@ -98,14 +98,16 @@ def holds_images(folder: Path) -> bool:
 
 
 def read_images(folder: Path) -> ImageSet:
-    """The images directly in a folder, in natural order of their names, without an overview `grid.png`.
+    """The images directly in a folder, in natural order of their names; or those that `superlora generate` left there.
 
     Raises:
         UsageError: no folder, no images, or one that cannot be read: metrics without it would be those of another set.
     """
     if not folder.is_dir():
         raise UsageError("no such folder", where=str(folder), hint="a folder of images")
-    files = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != GRID)
+    if (folder / MANIFEST).is_file() and (folder / IMAGES).is_dir():
+        folder /= IMAGES
+    files = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     names = sorted(files, key=natural_key)
     if not names:
         raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
@@ -166,7 +168,7 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
 
 def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
     """The class of every file: as a manifest says, else as the names do; None where one is not known."""
-    told = _generated(folder / MANIFEST, names) or _table(folder / TABLE)
+    told = _generated(folder.parent / MANIFEST, names) if folder.name == IMAGES else _table(folder / TABLE)
     found = [told.get(name) if told else _from_name(name) for name in names]
     return None if any(one is None for one in found) else tuple(str(one) for one in found)
 

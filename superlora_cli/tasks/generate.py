@@ -64,7 +64,7 @@ def generate(
         reuse: leave them, if these very settings made them.
 
     Returns:
-        images (the folder), grid (the file), num, seed, sampler, steps, guidance, classes, model, adapter parameters,
+        images (their folder), grid (the file), num, seed, sampler, steps, guidance, classes, model, adapter parameters,
         seconds.
 
     Raises:
@@ -107,7 +107,7 @@ def generate(
         "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
     }
     told = {
-        "images": str(out),
+        "images": str(folder.images),
         "grid": str(folder.grid),
         **{key: settings[key] for key in ("num", "seed", "sampler", "steps", "guidance", "classes", "model")},
         "params": about["adapter"]["params"] if about["adapter"] else 0,

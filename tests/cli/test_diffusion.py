@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch_fidelity
 import torchvision.datasets as tv
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from superlora_cli.data.glyphs import render_glyphs
+from superlora_cli.generation.extractors import OURS
 from superlora_cli.models.cfg_unet import ConditionalUNet
 from superlora_cli.models.unets import build_unet
 from superlora_cli.recipe.load import load_recipe, recipe_from_dict
@@ -59,6 +62,13 @@ def result_of(recipes: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def write_digits(folder: Path, count: int) -> None:
+    """Printed digits as PNG files, 8×8."""
+    folder.mkdir()
+    for index, image in enumerate(render_glyphs("test", count, 8)[0]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:05d}.png")
+
+
 # The run
 
 
@@ -101,8 +111,16 @@ def test_a_run_is_measured_by_images_that_it_makes_once(recipes: Path, cli: Cli)
     assert found["generated"]["params"] == result_of(recipes, "adapter")["params"]["adapter"]
     assert 0 <= found["metrics"]["class_accuracy"] <= 1
     assert json.loads((run / "samples" / "metrics.json").read_text()) == found
-    images = contents(run / "samples")
-    assert len([name for name in images if name[0].isdigit()]) == 30
+    assert len(contents(run / "samples" / "images")) == 30
+
+    write_digits(Path("real"), 40)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(run / "samples" / "images"), input2="real", feature_extractor=OURS, cuda=False, save_cpu_ram=True,
+        cache=False, verbose=False, fid=True, kid=True, kid_subset_size=30,
+    )  # fmt: skip
+    ours = cli("eval", run / "samples", "--against", "real", "--extractor", "digits", "--json").json()["metrics"]
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4, abs=1e-6)
 
     again = cli("eval", run, *words).json()
     assert again["generated"]["seconds"] == 0
@@ -119,7 +137,7 @@ def test_a_run_is_measured_by_images_that_it_makes_once(recipes: Path, cli: Cli)
 def test_what_a_run_is_measured_by_goes_where_it_is_told(recipes: Path, cli: Cli) -> None:
     words = ("--against", "digits", "--extractor", "digits", "--num", 24, "--steps", 1)
     assert cli("eval", recipes / "adapter", *words, "--out", "made").code == 0
-    assert len(list(Path("made").glob("0*.png"))) == 24
+    assert len(list(Path("made/images").glob("0*.png"))) == 24
     assert not (recipes / "adapter" / "samples").exists()
     full = cli("eval", recipes / "adapter", *words, "--out", "made", "--seed", 2)
     assert "--force" in full.message

@@ -84,28 +84,28 @@ def file(models: Models, cli: Cli) -> Path:
 
 
 def pngs(folder: Path | str) -> dict[str, bytes]:
-    return {name: data for name, data in contents(Path(folder)).items() if name[0].isdigit()}
+    return contents(Path(folder, "images"))
 
 
 def test_images_are_named_by_index_and_class_and_spread_evenly(file: Path, cli: Cli) -> None:
-    done = cli("generate", file, "--out", "images", *FAST, "--classes", "0,3,7", "--json").json()
+    done = cli("generate", file, "--out", "out", *FAST, "--classes", "0,3,7", "--json").json()
     assert done.keys() >= {"images", "grid", "num", "seed"}
-    assert (done["images"], done["grid"], done["num"], done["seed"]) == ("images", "images/grid.png", 7, 0)
-    assert [path.name for path in sorted(Path("images").iterdir())] == [
-        *(f"0000{i}_{[0, 3, 7][i % 3]}.png" for i in range(7)), "grid.png", "manifest.json"]  # fmt: skip
-    for name in pngs("images"):
-        image = Image.open(Path("images", name))
+    assert (done["images"], done["grid"], done["num"], done["seed"]) == ("out/images", "out/grid.png", 7, 0)
+    assert {path.name for path in Path("out").iterdir()} == {"images", "grid.png", "manifest.json"}
+    assert sorted(pngs("out")) == [f"0000{i}_{[0, 3, 7][i % 3]}.png" for i in range(7)]
+    for name in pngs("out"):
+        image = Image.open(Path("out/images", name))
         assert (image.size, image.mode) == ((8, 8), "RGB")
 
 
 def test_the_manifest_says_how_to_make_the_images_again(file: Path, cli: Cli) -> None:
     words = ("--sampler", "dpm++", "--guidance", "0.5", "--seed", "4")
-    cli("generate", file, "--out", "images", *FAST, *words)
-    manifest = json.loads(Path("images/manifest.json").read_text())
+    cli("generate", file, "--out", "out", *FAST, *words)
+    manifest = json.loads(Path("out/manifest.json").read_text())
     expected = {"sampler": "dpm++", "guidance": 0.5, "seed": 4, "num": 7, "steps": 2, "complete": True}
     assert {key: manifest[key] for key in expected} == expected
     assert manifest["adapter"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert manifest["images"] == {name: name[6:-4] for name in pngs("images")}
+    assert manifest["images"] == {name: name[6:-4] for name in pngs("out")}
     assert manifest["classes"] == [str(number) for number in range(10)]
     assert manifest["noise"] == {"steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
     assert str(Path.cwd()) not in json.dumps(manifest)
@@ -119,8 +119,9 @@ def test_the_same_seed_is_the_same_bytes_whatever_the_batch_size(sampler: str, f
 
     one = made("one")
     assert made("again") == made("small", "--batch-size", 3) == one
-    other = made("other", "--seed", 1)
-    assert all(other[name] != one[name] for name in pngs("one"))
+    made("other", "--seed", 1)
+    other, one = pngs("other"), pngs("one")
+    assert all(other[name] != one[name] for name in one)
 
 
 def test_fewer_images_are_the_first_of_more(file: Path, cli: Cli) -> None:
@@ -130,7 +131,7 @@ def test_fewer_images_are_the_first_of_more(file: Path, cli: Cli) -> None:
 
 
 def test_sampling_takes_merged_weights(models: Models, file: Path, cli: Cli) -> None:
-    cli("generate", file, "--out", "images", *FAST)
+    cli("generate", file, "--out", "out", *FAST)
     (model,) = models
     plain = stand_in()
     assert not hasattr(model, "superlora")
@@ -138,11 +139,11 @@ def test_sampling_takes_merged_weights(models: Models, file: Path, cli: Cli) -> 
     assert not torch.equal(model.q.weight, plain.q.weight)
     assert torch.equal(model.k.weight, plain.k.weight)
     cli("generate", write_adapter(Path("other.safetensors"), scale=0.3), "--out", "other", *FAST)
-    assert pngs("images") != pngs("other")
+    assert pngs("out") != pngs("other")
 
 
 def test_every_image_is_asked_for_by_its_class_plus_1(models: Models, file: Path, cli: Cli) -> None:
-    cli("generate", file, "--out", "images", *FAST, "--classes", "9,2", "--guidance", 0)
+    cli("generate", file, "--out", "out", *FAST, "--classes", "9,2", "--guidance", 0)
     assert models[0].calls[0][2][:7] == [10, 3, 10, 3, 10, 3, 10]
 
 
@@ -159,34 +160,34 @@ def test_classes_have_the_names_of_the_data(models: Models, cli: Cli) -> None:
 def test_the_folder_is_a_run_too(file: Path, cli: Cli) -> None:
     Path("run").mkdir()
     file.rename("run/adapter.safetensors")
-    shown = cli("generate", "run", "--out", "images", *FAST)
+    shown = cli("generate", "run", "--out", "out", *FAST)
     assert shown.code == 0
-    for words in ("wrote images", "images/grid.png", "glyphs_unet", "ddim, 2 steps, guidance 1.8, seed 0"):
+    for words in ("wrote out/images", "out/grid.png", "glyphs_unet", "ddim, 2 steps, guidance 1.8, seed 0"):
         assert words in shown.out
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(file: Path, cli: Cli) -> None:
-    Path("images").mkdir()
-    Path("images/mine.txt").write_text("mine")
-    result = cli("generate", file, "--out", "images", *FAST)
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    result = cli("generate", file, "--out", "out", *FAST)
     assert result.code == 2
     assert "--force" in result.message
-    assert contents(Path("images")) == {"mine.txt": b"mine"}
+    assert contents(Path("out")) == {"mine.txt": b"mine"}
     error = cli("generate", file, "--out", file, *FAST, "--json").json()["error"]
     assert (error["code"], error["message"]) == (2, "is no folder")
 
 
 def test_force_replaces_generated_images_and_nothing_else(file: Path, cli: Cli) -> None:
-    cli("generate", file, "--out", "images", "--num", 12, "--steps", 2)
+    cli("generate", file, "--out", "out", "--num", 12, "--steps", 2)
     for mine in ("99999_mine.png", "mine.txt"):
-        Path("images", mine).write_bytes(b"mine")
-    listed = json.loads(Path("images/manifest.json").read_text())
+        Path("out/images", mine).write_bytes(b"mine")
+    listed = json.loads(Path("out/manifest.json").read_text())
     listed["images"] |= {"../adapter.safetensors": "0", "mine.txt": "0"}  # a manifest cannot be made to delete those
-    Path("images/manifest.json").write_text(json.dumps(listed))
-    assert cli("generate", file, "--out", "images", *FAST, "--seed", 3, "--force").code == 0
+    Path("out/manifest.json").write_text(json.dumps(listed))
+    assert cli("generate", file, "--out", "out", *FAST, "--seed", 3, "--force").code == 0
     cli("generate", file, "--out", "fresh", *FAST, "--seed", 3)
-    mine = {"99999_mine.png": b"mine", "mine.txt": b"mine"}
-    assert contents(Path("images")) == contents(Path("fresh")) | mine
+    assert pngs("out") == pngs("fresh") | {"99999_mine.png": b"mine", "mine.txt": b"mine"}
+    assert contents(Path("out"))["grid.png"] == contents(Path("fresh"))["grid.png"]
     assert file.exists()
 
 
@@ -203,19 +204,19 @@ def test_a_bare_base_generates_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
         return Base(stand_in(), "standin", {}, 8, (0.5,) * 3, (0.5,) * 3)
 
     monkeypatch.setattr(task, "build", build)
-    done = cli("generate", "some_unet", "--out", "images", *FAST, "--json").json()
+    done = cli("generate", "some_unet", "--out", "out", *FAST, "--json").json()
     assert (done["model"], done["params"]) == ("some_unet", 0)
     assert asked[0].pretrained
-    assert json.loads(Path("images/manifest.json").read_text())["adapter"] is None
+    assert json.loads(Path("out/manifest.json").read_text())["adapter"] is None
 
 
 def test_classification_generates_nothing(trained: Path, cli: Cli) -> None:
     for source in (trained, trained / "adapter.safetensors"):
-        result = cli("generate", source, "--out", "images")
+        result = cli("generate", source, "--out", "out")
         assert result.code == 2
         assert "a classification run generates nothing" in result.message
-    assert "a classification base generates nothing" in cli("generate", "glyphs_vit", "--out", "images").message
-    assert not Path("images").exists()
+    assert "a classification base generates nothing" in cli("generate", "glyphs_vit", "--out", "out").message
+    assert not Path("out").exists()
 
 
 def test_a_base_without_classes_draws_without_them(models: Models, file: Path, cli: Cli) -> None:
@@ -227,9 +228,9 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StandIn, "__init__", without_classes)
-        done = cli("generate", file, "--out", "images", *FAST, "--json").json()
+        done = cli("generate", file, "--out", "out", *FAST, "--json").json()
         assert (done["guidance"], done["classes"]) == (0.0, ["any"])
-        assert "00000_any.png" in pngs("images")
+        assert "00000_any.png" in pngs("out")
         assert "no classes" in cli("generate", file, "--out", "more", *FAST, "--guidance", 1).message
 
 
@@ -250,17 +251,17 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
 def test_bad_settings_are_one_line_and_nothing_is_written(
     words: tuple[str, ...], expected: str, file: Path, cli: Cli
 ) -> None:
-    result = cli("generate", file, *words, "--out", "images")
+    result = cli("generate", file, *words, "--out", "out")
     assert result.code == 2
     assert expected in result.message
-    assert not Path("images").exists()
+    assert not Path("out").exists()
 
 
 def test_a_source_that_is_none_is_told(cli: Cli) -> None:
-    assert "did you mean 'glyphs_vit'?" in cli("generate", "glyph_vit", "--out", "images").message
+    assert "did you mean 'glyphs_vit'?" in cli("generate", "glyph_vit", "--out", "out").message
     Path("other.safetensors").write_bytes(safetensors_bytes({"a": torch.zeros(1)}, {}))
-    assert "no superlora adapter" in cli("generate", "other.safetensors", "--out", "images").message
-    assert not Path("images").exists()
+    assert "no superlora adapter" in cli("generate", "other.safetensors", "--out", "out").message
+    assert not Path("out").exists()
 
 
 def test_another_base_is_exit_3(file: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,8 +269,8 @@ def test_another_base_is_exit_3(file: Path, cli: Cli, monkeypatch: pytest.Monkey
         raise MismatchError("not the base the adapter was trained on")
 
     monkeypatch.setattr(store, "check_base", refuse)
-    assert cli("generate", file, "--out", "images", *FAST).code == 3
-    assert cli("generate", file, "--out", "images", *FAST, "--allow-base-mismatch").code == 0
+    assert cli("generate", file, "--out", "out", *FAST).code == 3
+    assert cli("generate", file, "--out", "out", *FAST, "--allow-base-mismatch").code == 0
 
 
 @pytest.mark.parametrize("when", [1, 2])
@@ -287,13 +288,13 @@ def test_an_interrupt_leaves_whole_images_and_says_so(
         return forward(self, *words)
 
     monkeypatch.setattr(StandIn, "forward", interrupted)
-    words = ("generate", file, "--out", "images", "--num", 40, "--steps", 2, "--batch-size", 16)
+    words = ("generate", file, "--out", "out", "--num", 40, "--steps", 2, "--batch-size", 16)
     result = cli(*words)
     assert result.code == 130
     assert f"{16 * when} of 40 images are there" in result.message
-    assert len(pngs("images")) == 16 * when
-    for name in pngs("images"):
-        assert np.asarray(Image.open(Path("images", name))).shape == (8, 8, 3)
-    assert not Path("images/grid.png").exists()
-    assert json.loads(Path("images/manifest.json").read_text())["complete"] is False
+    assert len(pngs("out")) == 16 * when
+    for name in pngs("out"):
+        assert np.asarray(Image.open(Path("out/images", name))).shape == (8, 8, 3)
+    assert not Path("out/grid.png").exists()
+    assert json.loads(Path("out/manifest.json").read_text())["complete"] is False
     monkeypatch.undo()

@@ -1,0 +1,169 @@
+"""From printed to handwritten digits, drawn: the table and the picture of docs/generation.md (an embedded Fig. 8-10).
+
+    python benchmarks/generation.py             # trains what is missing (3 seeds a recipe), writes table and picture
+    python benchmarks/generation.py --only digits_unet_lora digits_unet_dense
+
+Every run is `superlora train RECIPE seed=S train.threads=1`, then `superlora eval RUN --against digits:test --extractor
+digits --num 500 --sampler dpm++ --seed S`. The runs lie in runs/generation; results are kept in
+benchmarks/generation.jsonl, one run a line, and a run that is there already for the same recipe and the same base is
+not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from superlora_cli.models.base import ASSETS, EMBEDDED
+from superlora_cli.recipe.load import load_recipe, shipped_recipes
+from superlora_cli.tasks.measure import measure_run
+from superlora_cli.tasks.train import train_run
+from superlora_cli.training.processes import join
+from superlora_cli.training.run import RunFolder
+
+HERE = Path(__file__).parent
+RESULTS, RUNS = HERE / "generation.jsonl", HERE.parent / "runs" / "generation"
+PAGE, PICTURE = HERE.parent / "docs" / "generation.md", HERE.parent / "docs" / "generation.png"
+START, END = "<!-- results -->\n", "<!-- results end -->\n"
+SEEDS = (0, 1, 2)
+BASE = "glyphs_unet"
+AGAINST = "digits:test"
+SAMPLING: dict[str, Any] = {"num": 500, "sampler": "dpm++"}
+QUIET = Console(file=io.StringIO())
+SHOWN = (BASE, "digits_unet_lorta5d", "digits_unet_lorta3d", "digits_unet_lora", "digits_unet_dense")
+ACROSS, SCALE = 4, 3  # images of a class in the picture, and how often a pixel is repeated
+COLUMNS = {"loss": "noise loss", "fid": "FID", "kid": "KID", "is_l1": "IS-l1", "msid": "MSID", "precision": "precision",
+           "recall": "recall", "class_accuracy": "class accuracy"}  # fmt: skip
+
+
+def names() -> list[str]:
+    """The base, which is not trained, and the recipes that adapt it."""
+    return [BASE, *(name for name in shipped_recipes() if name.startswith("digits_unet_"))]
+
+
+def digest(name: str) -> str:
+    """Of the base's weights and of everything in a recipe but its comments."""
+    recipe = "" if name == BASE else load_recipe(name).to_json()
+    weights = (ASSETS / EMBEDDED[BASE].weights).read_bytes()
+    return hashlib.sha256(weights + recipe.encode()).hexdigest()[:12]
+
+
+def load() -> list[dict[str, Any]]:
+    """The results that are known, of recipes and of the base as they are now."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    current = {name: digest(name) for name in names()}
+    return [row for row in rows if current.get(row["name"]) == row["digest"]]
+
+
+def folder_of(name: str, seed: int) -> Path:
+    """Where a run and its images lie."""
+    return RUNS / f"{name}-{seed}-{digest(name)}"
+
+
+def work(name: str, seed: int) -> dict[str, Any]:
+    """One run, trained and measured."""
+    folder = folder_of(name, seed)
+    row = {"name": name, "digest": digest(name), "seed": seed, "parameters": 0, "seconds": 0.0, "loss": None}
+    source, samples = BASE, folder / "samples"
+    if name != BASE:
+        recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
+        with RunFolder(folder).opened() as run:
+            run.clear()
+            result = train_run(recipe, run, QUIET, join(recipe.train), quiet=True)
+        row |= {"parameters": result["params"]["adapter"], "seconds": result["seconds"], "bytes": result["bytes"]}
+        row |= {key: result["metrics"][key] for key in ("loss", "loss_before")}
+        source = str(folder)
+    found = measure_run(
+        source, AGAINST, QUIET, ["train.threads=1"], out=samples, force=True, extractor="digits", seed=seed, **SAMPLING
+    )
+    return row | {"sampling": found["generated"]["seconds"], "metrics": found["metrics"]}
+
+
+def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per setting, by number of parameters: mean, least and most of every figure over the seeds."""
+    before = next(row["loss_before"] for row in rows if row["name"] != BASE)
+    found = []
+    for name in names():
+        own = list({row["seed"]: row for row in rows if row["name"] == name}.values())
+        if not own:
+            continue
+        figures = {}
+        for key in COLUMNS:
+            values = [row["metrics"].get(key, before if name == BASE else row["loss"]) for row in own]
+            figures[key] = (statistics.mean(values), min(values), max(values))
+        floor = statistics.mean(row["metrics"]["msid_floor"] for row in own)
+        found.append({"name": name, "parameters": own[0]["parameters"], "seeds": len(own), "floor": floor} | figures)
+    return sorted(found, key=lambda row: row["parameters"])
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """In Markdown: means, and the spread of FID and of class accuracy."""
+    lines = ["| | parameters | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * (len(COLUMNS) + 1)]
+    for row in found:
+        cells = []
+        for key in COLUMNS:
+            mean, low, high = row[key]
+            spread = f" ({low:.3g}–{high:.3g})" if key in ("fid", "class_accuracy") else ""
+            cells.append(f"{mean:.3g}{spread}")
+        title = f"the base `{row['name']}`" if row["name"] == BASE else f"`{row['name']}`"
+        lines.append(f"| {title} | {row['parameters']:,} | " + " | ".join(cells) + " |")
+    count = f"{SAMPLING['num']} images each, dpm++ with 25 steps, guidance 1.8, means of {len(SEEDS)} seeds"
+    note = f"{count}, in brackets the least and the most. MSID's noise floor is {found[0]['floor']:.2g}.\n"
+    return "\n".join(lines) + f"\n\n{note}Made by `python benchmarks/generation.py`.\n"
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    """The images of seed 0 side by side: a row per class, four across for every setting."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["savefig.dpi"] = 110
+    rows = {row["name"]: row for row in found}
+    figure = Figure(figsize=(13, 7.2), layout="constrained")
+    panels = figure.subplots(1, len(SHOWN))
+    for panel, name in zip(panels, SHOWN, strict=True):
+        files = sorted((folder_of(name, SEEDS[0]) / "samples" / "images").glob("0*.png"))[: 10 * ACROSS]
+        cells = np.stack([np.asarray(Image.open(file)) for file in files])  # image i is of class i modulo 10
+        cells = cells.reshape(ACROSS, 10, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)  # (10, S, ACROSS, S, 3)
+        sheet = cells.reshape(10 * cells.shape[1], -1, 3).repeat(SCALE, 0).repeat(SCALE, 1)
+        panel.imshow(sheet, interpolation="nearest")
+        label = "unadapted" if name == BASE else name.removeprefix("digits_unet_")
+        mean, _, _ = rows[name]["fid"]
+        panel.set_title(f"{label}\n{rows[name]['parameters']:,} parameters\nFID {mean:.3g}", fontsize=11)
+        panel.set_axis_off()
+    figure.savefig(PICTURE, metadata={"Software": None})
+
+
+def main() -> None:
+    """Train and measure what is missing; write table and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names(), default=names(), help="what to train and measure")
+    only: list[str] = parser.parse_args().only
+    for seed in SEEDS:
+        for name in only:
+            known = any(row["name"] == name and row["seed"] == seed for row in load())
+            if known and (seed != SEEDS[0] or name not in SHOWN or (folder_of(name, seed) / "samples").is_dir()):
+                continue
+            row = work(name, seed)
+            print(json.dumps(row), flush=True)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    found = summaries(load())
+    if set(SHOWN) <= {row["name"] for row in found}:
+        draw(found)
+    text = PAGE.read_text()
+    PAGE.write_text(text.partition(START)[0] + START + table(found) + END + text.rpartition(END)[2])
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
