@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several tests run at once, one thread each
 QUICK = ("quickstart", "train.steps=6", "eval.every=3", "train.checkpoint_every=3", "train.threads=1")
 
 
