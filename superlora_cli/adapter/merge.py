@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.attach import SuperLora, splice
+from superlora_cli.adapter.layers import splice
+from superlora_cli.adapter.module import SuperLora
 from superlora_cli.errors import RunError
 
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from superlora_cli.adapter.attach import adapters_of
 from superlora_cli.adapter.hadamard import forget_blocks
 from superlora_cli.adapter.prng import undrawn
 
@@ -53,7 +54,8 @@ def step_memory(
         activations: what one forward pass keeps for its backward pass.
         total: the most that is alive at one time, the batch included.
     """
-    adapter: Any = getattr(model, "superlora", None)
+    adapters = adapters_of(model)
+    adapter = adapters.get() if adapters else None
     if train.gradient_checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     with _without_values() as ledger:
