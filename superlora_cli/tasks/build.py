@@ -129,6 +129,9 @@ def build_from_file(
     if "superlora.model_recipe" in metadata:
         return _build_model(path, metadata, overrides)
     stored = store.load(path)
+    if not stored.recipe:
+        hint = "from Python: superlora_cli.load(model, FILE)"
+        raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
     recipe = _for_use(recipe_from_dict(dict(stored.recipe), str(path), overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
