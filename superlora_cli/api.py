@@ -22,6 +22,7 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import DEFAULT, activate, detach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layers import stored_parameter
+from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.targets import expand
@@ -117,6 +118,7 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     stored, where = store.load(file), str(file)
     targets = expand(model, stored.patterns)
     store.check_targets(targets, stored, where=where)
+    store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
     if not allow_base_mismatch:
         store.check_base(model, targets, stored, where=where)
     known = dict(model.named_parameters())

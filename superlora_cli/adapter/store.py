@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.layout import Plan
 from superlora_cli.adapter.prng import GENERATOR
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
@@ -125,32 +125,40 @@ def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(str(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
 
 
-def check_targets(targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
-    """Refuse targets that are not the ones that were adapted, and tensors that do not fit the knobs.
-
-    Raises:
-        MismatchError: the targets that the patterns give on this base are not the ones trained.
-    """
-    if digest_targets(targets) != stored.targets_digest:
-        raise MismatchError("the adapter's targets are not the ones of this base", where=where,
-                            hint=f"it was trained on {stored.base.get('name')}")  # fmt: skip
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored.factors.items()}
-    planned = plan(stored.config, [target.flat for target in targets]).tensors
-    if shapes != planned:
-        wrong = sorted(set(shapes.items()) ^ set(planned.items()))[0]
-        raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
-
-
 def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     """Copy stored factors into an attached adapter.
 
     Raises:
-        MismatchError: as `check_targets`.
+        MismatchError: the targets that the patterns give on this base are not the ones trained.
     """
     check_targets(adapter.targets, stored, where=where)
+    check_factors(adapter.plan, stored, where=where)
     with torch.no_grad():
         for name, tensor in stored.factors.items():
             adapter.factors[name].copy_(tensor)
+
+
+def check_targets(targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
+    """Refuse targets that are not, by name, rows and shape, the ones that were adapted.
+
+    Raises:
+        MismatchError: names the base that the adapter was trained on.
+    """
+    if digest_targets(targets) != stored.targets_digest:
+        raise MismatchError("the adapter's targets are not the ones of this base", where=where,
+                            hint=f"it was trained on {stored.base.get('name')}")  # fmt: skip
+
+
+def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
+    """Refuse stored factors that have not the shapes that the knobs give on these targets.
+
+    Raises:
+        MismatchError: names the first.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored.factors.items()}
+    if shapes != plan.tensors:
+        wrong = sorted(set(shapes.items()) ^ set(plan.tensors.items()))[0]
+        raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
 
 
 def digest_targets(targets: Sequence[Target]) -> str:
