@@ -42,9 +42,25 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_the_python_of_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_readme_runs(
+    code: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert int(capsys.readouterr().out) > 0
+
+
+def python_blocks(*, with_peers: bool) -> list[str]:
+    """The Python of docs/python.md: what needs transformers or PEFT, or what does not."""
+    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    return [block for block in blocks if bool(re.search(r"^from (peft|transformers)", block, flags=re.M)) == with_peers]
+
+
+@pytest.mark.parametrize("code", python_blocks(with_peers=False))
+def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/python.md", "exec"), {})
 
 
 def test_the_docs_table_of_keys_is_the_schemas() -> None:

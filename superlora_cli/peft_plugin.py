@@ -1,0 +1,216 @@
+"""SuperLoRA as a method of Hugging Face's PEFT: importing this module registers it.
+
+    from superlora_cli.peft_plugin import SuperLoraConfig
+    model = get_peft_model(model, SuperLoraConfig(target_modules=["q_proj", "v_proj"], method="lorta", rank=2))
+
+PEFT's own methods wrap each target layer in a tuner layer with parameters of its own. A Tucker unit crosses layers, so
+here one tuner layer holds the factors of all targets, and `adapter.attach` adapts the target layers in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn, cast
+
+import torch
+from peft import PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import register_peft_method, set_additional_trainable_modules
+from torch import Tensor, nn
+
+from superlora_cli.adapter.attach import activate, attach, detach
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.errors import UsageError
+from superlora_cli.models.patterns import SHORT_NAMES
+from superlora_cli.models.targets import expand, weights_of
+
+NAME = "superlora"
+LAYER = f"peft_{NAME}"  # of the child of a model; PEFT does not look into names that begin with the method's
+
+
+def _add_type(name: str) -> None:
+    """Give PEFT's enumeration of methods a member: `register_peft_method` asks for one, and offers no way to add it."""
+    if name not in PeftType.__members__:
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+        type.__setattr__(PeftType, name, member)
+
+
+_add_type(NAME.upper())
+
+
+@dataclass
+class SuperLoraConfig(PeftConfig):
+    """What PEFT saves as adapter_config.json; a knob that is None is one not given, as in a recipe's `adapter` section.
+
+    Attributes:
+        target_modules: as PEFT understands them, ends of module names or, as one string, a regular expression or
+            `all-linear`; or as recipes write them: q k v o mlp, globs, slices like `blocks.*.attn.qkv[q]`.
+        modules_to_save: modules, like a new head, that are trained as a whole and saved beside the factors.
+        method: a preset: lora, lokr, lonkr, krona, loha, lotr, lorta, dense.
+
+    Raises:
+        UsageError: the knobs are not possible together.
+    """
+
+    target_modules: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    method: str | None = None
+    groups: int | str | None = None
+    order: int | None = None
+    rank: int | list[int | str] | None = None
+    core: str | None = None
+    splits: int | None = None
+    split_dim: int | None = None
+    combine: str | None = None
+    left: str | None = None
+    terms: int | None = None
+    fold: str | None = None
+    align: int | None = None
+    projection: str | None = None
+    ratio: float | None = None
+    rescale: bool | None = None
+    alpha: float | None = None
+    scaling: str | None = None
+    init: str | None = None
+    execution: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType(NAME.upper())
+        if isinstance(self.target_modules, set | tuple):
+            self.target_modules = sorted(self.target_modules)
+        self.adapter_config()
+
+    def adapter_config(self) -> AdapterConfig:
+        """The knobs of Eq. 2."""
+        knobs = {knob.name: getattr(self, knob.name) for knob in fields(AdapterConfig)}
+        return AdapterConfig.from_knobs(self.method, **knobs)
+
+
+class SharedFactors(nn.Module, BaseTunerLayer):
+    """The factors of all adapters on a model: the one tuner layer that PEFT's functions find in it."""
+
+    adapter_layer_names = (f"{NAME}_factors",)
+    adapted: nn.Module
+    active_adapters: list[str]
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.superlora_factors = nn.ModuleDict()  # name → the tensors of that adapter
+        self.__dict__["adapted"] = model  # which this is a child of
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The identity, for an `nn.Sequential` that carries it."""
+        return input
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Let the model compute with one adapter, trainable unless `inference_mode`.
+
+        Raises:
+            UsageError: several are named.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if len(names) > 1:
+            raise UsageError(f"{len(names)} adapters at once", where="superlora in PEFT", hint="one at a time")
+        activate(self.adapted, names[0] if names and not self._disable_adapters else None)
+        super().set_adapter(names, inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """With the active adapter, or as the plain base."""
+        super().enable_adapters(enabled)
+        activate(self.adapted, self.active_adapters[0] if enabled and self.active_adapters else None)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; PEFT chooses the one that is active then."""
+        detach(self.adapted, adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: ΔW is never kept beside the weights that it was added to.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("no merging in place", where="superlora in PEFT", hint="merge_and_unload() merges for good")
+
+    unmerge = merge
+
+
+class SuperLoraModel(BaseTuner):
+    """A model with SuperLoRA adapters by name, of which one at most is active."""
+
+    prefix = f"{NAME}_"
+    tuner_layer_cls = SharedFactors
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+    uses_shared_state = True
+    targeted_module_names: list[str]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Attach a new adapter to `model`. One that is added to others is not active yet.
+
+        Raises:
+            UsageError: a target that matches nothing, knobs that do not fit the targets, or low_cpu_mem_usage.
+        """
+        if nn.ParameterList([nn.Parameter(torch.zeros(()))])[0].is_meta:  # PEFT makes parameters without values
+            raise UsageError("not with superlora", where="low_cpu_mem_usage", hint="leave it out: the factors are few")
+        config: SuperLoraConfig = self.peft_config[adapter_name]
+        targets = expand(model, _patterns(config.target_modules, weights_of(model)))
+        adapter = attach(model, targets, config.adapter_config(), name=adapter_name)
+        if LAYER not in model._modules:
+            model.add_module(LAYER, SharedFactors(model))
+        cast(SharedFactors, model.get_submodule(LAYER)).superlora_factors[adapter_name] = adapter.factors
+        self.targeted_module_names = sorted({*self.targeted_module_names, *(target.module for target in targets)})
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        set_additional_trainable_modules(
+            model=model,
+            peft_config=config,
+            model_config=BaseTuner.get_model_config(self),
+            adapter_name=adapter_name,
+            activate_adapter=adapter_name in self.active_adapters,
+        )
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """Plain layers again, merged only where all is finite; PEFT then unwraps the modules_to_save."""
+        names = list(adapter_names or self.active_adapters)
+        if merge and len(names) != 1:
+            raise UsageError(f"{len(names)} adapters to merge", where="superlora in PEFT", hint="adapter_names=[one]")
+        detach(self.model, names[0] if merge else None, merge=merge)
+        delattr(self.model, LAYER)
+        plain: nn.Module = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, names)
+        return plain
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """PEFT's way in, layer by layer, which `inject_adapter` replaces."""
+        raise NotImplementedError("superlora adapts all target layers at once")
+
+
+def _patterns(wanted: Iterable[str] | str | None, known: Iterable[str]) -> list[str]:
+    """Target patterns from PEFT's `target_modules`.
+
+    >>> _patterns(["q", "v_proj", "*.qkv[v]"], ["layers.0.v_proj"]), _patterns(r".*\\.v_proj", [])
+    (['q', '*.v_proj', '*.qkv[v]'], ['re:.*\\\\.v_proj'])
+    """
+    if not wanted:
+        raise UsageError("no target", where="target_modules", hint='names like ["q_proj", "v_proj"], or ["q", "v"]')
+    if isinstance(wanted, str):
+        return [wanted if wanted in SHORT_NAMES or wanted.startswith("re:") else f"re:{wanted}"]
+    known = set(known)
+    patterns: list[str] = []
+    for name in wanted:
+        as_it_is = name in SHORT_NAMES or name in known or name.startswith("re:") or any(sign in name for sign in "*?[")
+        patterns.append(name if as_it_is else f"*.{name}")
+    return patterns
+
+
+register_peft_method(name=NAME, config_cls=SuperLoraConfig, model_cls=SuperLoraModel)

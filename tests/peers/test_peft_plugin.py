@@ -1,0 +1,223 @@
+"""SuperLoRA through PEFT's own functions."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import io
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, inject_adapter_in_model
+from torch import nn
+
+from superlora_cli import peft_plugin
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.errors import UsageError
+from superlora_cli.peft_plugin import SuperLoraConfig
+from tests.peers.test_transformers import batch, build
+from tests.test_readme import python_blocks
+
+KNOBS = {
+    "lora": {"method": "lora", "rank": 2},
+    "lorta": {"method": "lorta", "rank": 2, "groups": 2},
+    "lokr": {"method": "lokr", "rank": 2, "split_dim": 4},
+    "linear_v2": {"order": 2, "rank": 2, "projection": "linear_v2", "ratio": 0.5},
+}
+VARIANTS = pytest.mark.parametrize("name", KNOBS)
+INPUTS = batch("llama")
+
+
+def config(name: str = "lorta", **more: object) -> SuperLoraConfig:
+    return SuperLoraConfig(target_modules=["q_proj", "v_proj"], task_type=TaskType.CAUSAL_LM, **KNOBS[name], **more)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**INPUTS).logits
+
+
+def train(model: nn.Module, steps: int = 10) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
+    losses = []
+    for _ in range(steps):
+        loss = model(**INPUTS).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+@VARIANTS
+def test_trained_saved_loaded_and_merged(name: str, tmp_path: Path) -> None:
+    before = logits(build("llama"))
+    model = get_peft_model(build("llama"), config(name))
+    assert torch.equal(logits(model), before)
+    adapter = model.base_model.model.superlora.named["default"]
+    trainable, total = model.get_nb_trainable_parameters()
+    assert trainable == adapter.plan.params
+    assert total == trainable + sum(p.numel() for p in build("llama").parameters())
+    losses = train(model)
+    assert losses[-1] < 0.98 * losses[0]
+    adapted = logits(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    assert torch.equal(logits(model), adapted)
+    assert model.get_nb_trainable_parameters()[0] == trainable
+
+    model.save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).adapter_config() == config(name).adapter_config()
+    loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert torch.equal(logits(loaded), adapted)
+    assert loaded.get_nb_trainable_parameters()[0] == 0
+
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(logits(merged), adapted, rtol=0, atol=1e-5)
+    assert merged.state_dict().keys() == build("llama").state_dict().keys()
+    assert not hasattr(merged, "peft_config")
+
+
+def test_unload_gives_the_base_back() -> None:
+    model = get_peft_model(build("llama"), config())
+    train(model)
+    base = model.unload()
+    assert torch.equal(logits(base), logits(build("llama")))
+    assert type(base.model.layers[0].self_attn.q_proj) is nn.Linear
+
+
+def test_adapters_by_name(tmp_path: Path) -> None:
+    model = get_peft_model(build("llama"), config("lorta"), adapter_name="pets")
+    train(model)
+    pets = logits(model)
+    model.add_adapter("cars", config("lora"))
+    assert torch.equal(logits(model), pets)
+    model.set_adapter("cars")
+    assert torch.equal(logits(model), logits(build("llama")))
+    train(model)
+    cars = logits(model)
+    assert not torch.allclose(cars, pets, atol=1e-3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build("llama"), tmp_path / "pets", adapter_name="pets", is_trainable=True)
+    loaded.load_adapter(tmp_path / "cars", adapter_name="cars")
+    assert torch.equal(logits(loaded), pets)
+    loaded.set_adapter("cars")
+    assert torch.equal(logits(loaded), cars)
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded), logits(build("llama")))
+    assert torch.equal(logits(loaded), cars)
+    assert loaded.get_model_status().active_adapters == ["cars"]
+    with pytest.warns(UserWarning, match="Setting active adapter to pets"):
+        loaded.delete_adapter("cars")
+    assert torch.equal(logits(loaded), pets)
+    assert list(loaded.peft_config) == ["pets"]
+
+
+def test_a_head_is_saved_with_the_adapter(tmp_path: Path) -> None:
+    config = SuperLoraConfig(target_modules=["q", "v"], method="lorta", rank=2, modules_to_save=["classifier"])
+    model, inputs = get_peft_model(build("vit"), config), batch("vit")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**inputs).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        adapted = model(**inputs).logits
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(build("vit"), tmp_path)
+        assert torch.equal(loaded(**inputs).logits, adapted)
+        merged = loaded.merge_and_unload()
+        torch.testing.assert_close(merged(**inputs).logits, adapted, rtol=0, atol=1e-5)
+    assert merged.state_dict().keys() == build("vit").state_dict().keys()
+
+
+def test_rows_of_a_fused_weight_are_targets() -> None:
+    torch.manual_seed(0)
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    base = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size)
+    keys = base.blocks[0].attn.qkv.weight[32:64].clone()
+    config = SuperLoraConfig(target_modules=["*.qkv[q]", "*.qkv[v]"], method="lorta", rank=2)
+    model = get_peft_model(base, config)
+    images = torch.randn(2, 3, 16, 16)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(images).square().sum().backward()
+        optimizer.step()
+    adapted = model(images)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(images), adapted, rtol=0, atol=1e-5)
+    assert torch.equal(merged.blocks[0].attn.qkv.weight[32:64], keys)
+
+
+def test_a_half_precision_base_keeps_float32_factors() -> None:
+    model = get_peft_model(build("llama").bfloat16(), config("lora"))
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert logits(model).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*\.(q|v)_proj", ["q", "v"], ["*.q_proj", "*.v_proj"]])
+def test_targets_are_written_as_in_peft_or_as_in_recipes(targets: list[str] | str) -> None:
+    model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=targets, method="lora", rank=2))
+    wanted = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"]
+    assert model.base_model.targeted_module_names == wanted
+
+
+def test_the_config_has_every_knob() -> None:
+    own = {field.name for field in fields(SuperLoraConfig)} - {field.name for field in fields(PeftConfig)}
+    assert own == {field.name for field in fields(AdapterConfig)} | {"method", "target_modules", "modules_to_save"}
+
+
+def test_copies_and_pickles_are_models_of_their_own() -> None:
+    model = get_peft_model(build("llama"), config())
+    train(model, steps=2)
+    adapted, stream = logits(model), io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        assert torch.equal(logits(other), adapted)
+        train(other, steps=2)
+        assert not torch.equal(logits(other), adapted)
+        with other.disable_adapter():
+            assert torch.equal(logits(other), logits(build("llama")))
+        assert torch.equal(logits(model), adapted)
+
+
+def test_the_examples_in_the_plugin_hold() -> None:
+    found = doctest.testmod(peft_plugin)
+    assert (found.attempted, found.failed) == (1, 0)
+
+
+@pytest.mark.parametrize("code", python_blocks(with_peers=True))
+def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/python.md", "exec"), {})
+
+
+def test_where_it_stops_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="rank 2 with order 1"):
+        SuperLoraConfig(target_modules=["q"], order=1, rank=2)
+    with pytest.raises(UsageError, match="matches no weight"):
+        get_peft_model(build("llama"), SuperLoraConfig(target_modules=["nowhere"]))
+    with pytest.raises(UsageError, match="no target"):
+        get_peft_model(build("llama"), SuperLoraConfig())
+    model = get_peft_model(build("llama"), config())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="low_cpu_mem_usage: not with superlora"):
+        PeftModel.from_pretrained(build("llama"), tmp_path, low_cpu_mem_usage=True)
+    model.add_adapter("other", config("lora"))
+    with pytest.raises(UsageError, match="2 adapters at once"):
+        model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(UsageError, match="2 adapters to merge"):
+        model.merge_and_unload(adapter_names=["default", "other"])
+    with pytest.raises(UsageError, match="no merging in place"):
+        model.merge_adapter()
+    with pytest.raises(ValueError, match=r"one PEFT type|same type|(?i:combine)"):
+        model.add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"(?i)shared"):
+        inject_adapter_in_model(config(), build("llama"))
