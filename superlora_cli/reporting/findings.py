@@ -1,0 +1,92 @@
+"""What a reader wants to know of a section: how small ρ may be, and which order and rank a budget should go to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superlora_cli.reporting.sections import Measure, Row, Section
+
+
+@dataclass(frozen=True)
+class SmallestRatio:
+    """Of runs that differ only in ρ: the smallest that is as good as the largest, within a tolerance."""
+
+    measure: Measure
+    row: Row
+    reference: Row
+    tried: int
+
+
+@dataclass(frozen=True)
+class BestWithin:
+    """The best row of at most `budget` parameters."""
+
+    measure: Measure
+    budget: int
+    row: Row
+
+
+def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:
+    """For every family of rows that differ only in ρ, and every measure that two of them have.
+
+    Args:
+        tolerance: how much worse than at the largest ρ a metric may be, as `metrics.Metric.holds` takes it.
+    """
+    families: dict[str, list[Row]] = defaultdict(list)
+    for row in section.rows:
+        if row.config is not None:
+            families[_without_ratio(row)].append(row)
+    found = []
+    for measure in section.measures:
+        for family in families.values():
+            known = sorted((row for row in family if row.number in measure.values), key=_ratio)
+            if len({_ratio(row) for row in known}) > 1:
+                reference = known[-1]
+                wanted = measure.values[reference.number].mean
+                holding = (r for r in known if measure.metric.holds(measure.values[r.number].mean, wanted, tolerance))
+                found.append(SmallestRatio(measure, next(holding), reference, len(known)))
+    return found
+
+
+def best_within(section: Section, budgets: Sequence[int] = ()) -> list[BestWithin]:
+    """For every measure and budget the best adapter; of equal ones the smaller.
+
+    Args:
+        budgets: numbers of parameters; none: the powers of ten about those that there are.
+    """
+    found = []
+    for measure in section.measures:
+        rows = [row for row in section.rows if row.config is not None and row.number in measure.values]
+        sign = -1 if measure.metric.higher else 1
+        for budget in budgets or _decades([row.params for row in rows]):
+            within = [row for row in rows if row.params <= budget]
+            if within:
+                best = min(within, key=lambda row: (sign * measure.values[row.number].mean, row.params))
+                found.append(BestWithin(measure, budget, best))
+    return found
+
+
+def _decades(params: Sequence[int]) -> list[int]:
+    """The powers of ten from the first that has something below it to the first that has everything.
+
+    >>> _decades([46, 90, 1776]), _decades([100])
+    ([100, 1000, 10000], [100])
+    """
+    if not params:
+        return []
+    first, last = (math.ceil(math.log10(max(1, edge))) for edge in (min(params), max(params)))
+    return [10**power for power in range(first, last + 1)]
+
+
+def _ratio(row: Row) -> float:
+    assert row.config is not None
+    return row.config.ratio
+
+
+def _without_ratio(row: Row) -> str:
+    setting = row.runs[0].setting
+    return json.dumps({**setting, "adapter": {**setting["adapter"], "ratio": None}}, sort_keys=True)

@@ -1,0 +1,75 @@
+"""The name of a method, from the adapter's knobs: the preset that they are, and the projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from superlora_cli.adapter.config import PRESETS, AdapterConfig
+from superlora_cli.errors import UsageError
+
+# Of a preset: what it is called, and the knobs that may be turned without its becoming another method.
+NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dense": ("dense", ()),
+    "krona": ("KronA", ("split_dim", "terms")),
+    "lora": ("LoRA", ("rank",)),
+    "loha": ("LoHa", ("rank",)),
+    "lokr": ("LoKr", ("rank", "split_dim", "left", "terms")),
+    "lotr": ("LoTR", ("groups", "rank")),
+    "lonkr": ("LoNKr", ("groups", "rank", "splits", "split_dim", "left", "terms")),
+    "lorta": ("LoRTA {order}D", ("groups", "order", "rank")),
+}
+WHOLE = "whole model"  # a run without an adapter
+
+
+def method_name(config: AdapterConfig | None) -> str:
+    """What a reader calls these knobs; any have a name.
+
+    >>> method_name(AdapterConfig.from_knobs("lorta", order=4, rank=2, groups=3))
+    'LoRTA 4D'
+    >>> method_name(AdapterConfig(projection="linear_v2", ratio=0.1))
+    '2D reshaped, linear_v2'
+    >>> method_name(AdapterConfig(order=3, core="diagonal"))
+    'CP 3D'
+    """
+    if config is None:
+        return WHOLE
+    plain = next((name.format(order=config.order) for key, (name, free) in NAMES.items() if _is(config, key, free)), "")
+    return (plain or _described(config)) + (f", {config.projection}" if config.projection != "identity" else "")
+
+
+def _is(config: AdapterConfig, preset: str, free: tuple[str, ...]) -> bool:
+    """Whether the knobs that shape the units are the preset's, but for the free ones."""
+    knobs = PRESETS[preset].knobs
+    if isinstance(knobs["groups"], int) != isinstance(config.groups, int) or ("splits" in knobs) != (config.splits > 1):
+        return False
+    try:
+        made = AdapterConfig.from_knobs(preset, **{knob: getattr(config, knob) for knob in free})
+    except UsageError:
+        return False
+    return _shape(made) == _shape(config)
+
+
+def _shape(config: AdapterConfig) -> tuple[Any, ...]:
+    """The knobs that shape a unit and mean something together with the others."""
+    kronecker = config.splits > 1 and config.combine == "kronecker"
+    return (
+        config.groups,
+        config.order,
+        config.order == 1 or (config.ranks, config.core_kind, config.fold),
+        config.splits > 1 and (config.splits, config.combine),
+        kronecker and (config.split_dim, config.left, config.terms),
+    )
+
+
+def _described(config: AdapterConfig) -> str:
+    """Knobs that are no preset: `2D reshaped`, `CP 3D`, `2D Kronecker of 3`."""
+    name = f"{config.order}D"
+    if config.order > 2 and config.core_kind != "dense":
+        name = f"CP {name}"
+    elif config.order == 2 and config.fold == "regular":
+        name += " reshaped"
+    if config.order == 1:
+        name = "dense"
+    if config.splits > 1:
+        name += f" {config.combine.capitalize()} of {config.splits}"
+    return name

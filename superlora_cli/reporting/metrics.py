@@ -1,0 +1,93 @@
+"""The metrics that a report knows, and the mean and spread of one over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from superlora_cli.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number measures.
+
+    Attributes:
+        higher: whether higher is better.
+        part: whether it is a part of all images, in [0, 1]: a loss of quality then is a difference, else a ratio.
+        of_images: whether it is measured on generated images.
+    """
+
+    name: str
+    label: str
+    higher: bool = False
+    part: bool = False
+    of_images: bool = True
+
+    def holds(self, value: float, reference: float, tolerance: float) -> bool:
+        """Whether `value` is at most `tolerance` worse than `reference`: absolutely for parts, else relatively.
+
+        >>> METRICS["accuracy"].holds(0.97, 0.98, 0.01), METRICS["fid"].holds(10.2, 10.0, 0.01)
+        (True, False)
+        """
+        worse = reference - value if self.higher else value - reference
+        return worse <= tolerance * (1 if self.part else abs(reference)) + 1e-12  # 0.98 − 0.97 is 0.01
+
+    def text(self, value: float) -> str:
+        """The number for people.
+
+        >>> METRICS["accuracy"].text(0.97), METRICS["fid"].text(12.3456)
+        ('0.970', '12.35')
+        """
+        return f"{value:.3f}" if self.part else f"{value:.4g}"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "test accuracy", higher=True, part=True, of_images=False),
+        Metric("loss", "test loss", of_images=False),
+        Metric("fid", "FID"),
+        Metric("is_l1", "IS-l1"),
+        Metric("is_l1_pooled", "IS-l1, pooled features"),
+        Metric("kid", "KID"),
+        Metric("msid", "MSID"),
+        Metric("precision", "precision", higher=True, part=True),
+        Metric("recall", "recall", higher=True, part=True),
+        Metric("class_accuracy", "class accuracy", higher=True, part=True),
+    )
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        UsageError: there is none; the hint names the nearest.
+    """
+    if name not in METRICS:
+        hint = did_you_mean(name, METRICS) or "one of " + ", ".join(METRICS)
+        raise UsageError(f"unknown metric '{name}'", where="--metric", hint=hint)
+    return METRICS[name]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over seeds; `std` is the sample's standard deviation, 0 of one value."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread | None:
+        """Of those values that are finite; None where none is."""
+        finite = [value for value in values if math.isfinite(value)]
+        if not finite:
+            return None
+        std = statistics.stdev(finite) if len(finite) > 1 else 0.0
+        return cls(statistics.fmean(finite), std, min(finite), max(finite), len(finite))

@@ -1,0 +1,198 @@
+"""The finished runs below some folders: what each was, and what it came to. Reads JSON, loads no weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.errors import UsageError
+
+RESULTS = ("adapter.safetensors", "model.safetensors")
+# Keys of a recipe on which no result depends, or whose change makes a repetition and not another setting.
+INCIDENTAL = ("seed", "output", "adapter.seed", "data.root", "data.workers", "data.download", "eval.batch_size",
+              "train.device", "train.threads", "train.keep", "train.checkpoint_every", "train.checkpoint_at",
+              "train.log_every", "train.profile", "adapter.execution")  # fmt: skip
+
+
+class Skipped(NamedTuple):
+    """A run that is not reported, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated images of a run as `superlora eval --against` measured them; `settings` as in its metrics.json."""
+
+    metrics: Mapping[str, float]
+    settings: Mapping[str, Any]
+    reference: str
+    made: Mapping[str, Any]
+    grid: Path | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        result: its adapter.safetensors or model.safetensors.
+        config: the adapter's knobs, None where the model itself was trained.
+        setting: the recipe without what is incidental, the knobs written out; equal for repetitions.
+        seeds: of the recipe, and of the adapter where it has its own.
+        params, head: trained parameters of the adapter (else of the model), and of a new head beside it.
+        metrics: of the test split, by name; not finite where a run has no number. `before`: of the unadapted base.
+    """
+
+    path: Path
+    result: Path
+    recipe: Mapping[str, Any]
+    config: AdapterConfig | None
+    setting: Mapping[str, Any]
+    seeds: tuple[int, int | None]
+    params: int
+    head: int
+    bytes: int
+    metrics: Mapping[str, float]
+    before: Mapping[str, float]
+    samples: Samples | None
+
+    @property
+    def subject(self) -> tuple[str, str, str]:
+        """Task, base model and data set: runs that differ in one of these cannot be compared."""
+        return self.recipe["task"], self.recipe["model"]["name"], self.recipe["data"]["name"]
+
+
+def collect(folders: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
+    """All runs at or below the folders, by path, each once; and those that are not finished, or damaged.
+
+    Raises:
+        UsageError: a folder is missing, or there is no finished run.
+    """
+    runs, skipped = [], []
+    for path in run_folders(folders):
+        try:
+            runs.append(read_run(path))
+        except _UnfitError as problem:
+            skipped.append(Skipped(str(path), str(problem)))
+    if not runs:
+        where = ", ".join(map(str, folders))
+        if skipped:
+            first = skipped[0]
+            hint = f"{first.path}: {first.why}" + (f"; {len(skipped) - 1} more" if len(skipped) > 1 else "")
+            raise UsageError("no finished run", where=where, hint=hint)
+        raise UsageError("no run found", where=where, hint="a folder that holds runs of `superlora train`")
+    return runs, skipped
+
+
+def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
+    """Every folder with a recipe.yaml and a run.json, at or below `folders`, once; none inside of another."""
+    seen = set()
+    for top in folders:
+        if not top.is_dir():
+            raise UsageError("no such folder", where=str(top), hint="a run, or a folder that holds runs")
+        for name, below, files in os.walk(top):
+            below.sort()
+            if "run.json" in files and "recipe.yaml" in files:
+                below.clear()
+                if (real := os.path.realpath(name)) not in seen:
+                    seen.add(real)
+                    yield Path(name)
+
+
+class _UnfitError(Exception):
+    """Why a run cannot be reported."""
+
+
+def read_run(path: Path) -> Run:
+    """The run in a folder."""
+    about = _json(path / "run.json")
+    status = about.get("status")
+    if status != "completed":
+        raise _UnfitError(f"{status}: not finished" if isinstance(status, str) else "run.json has no status")
+    result = next((path / name for name in RESULTS if (path / name).is_file()), None)
+    if result is None:
+        raise _UnfitError("holds no " + " and no ".join(RESULTS))
+    evaluated = _json(path / "eval.json")
+    try:
+        recipe, params = about["recipe"], about["params"]
+        adapter = recipe.get("adapter")
+        config = _config(adapter) if adapter is not None else None
+        return Run(
+            path=path,
+            result=result,
+            recipe=recipe,
+            config=config,
+            setting=setting(recipe, config),
+            seeds=(recipe["seed"], (adapter or {}).get("seed")),
+            params=int(params["adapter"] if config else params["base"]),
+            head=int(params["head"]),
+            bytes=result.stat().st_size,
+            metrics=_numbers(evaluated["metrics"]),
+            before={k.removesuffix("_before"): v for k, v in _numbers(about["metrics"]).items() if "_before" in k},
+            samples=_samples(path / "samples"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _UnfitError(f"damaged: {type(error).__name__} {error}") from None
+    except UsageError as error:
+        raise _UnfitError(str(error)) from None
+
+
+def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str, Any]:
+    """What a run's result depends on beside its seed: the recipe, with the knobs of its preset written out."""
+    kept = deepcopy(dict(recipe))
+    if config is not None:
+        knobs = asdict(config)
+        knobs |= {"rank": list(config.ranks), "core": config.core_kind, "alpha": config.scale * config.scale_rank}
+        kept["adapter"] = {"targets": recipe["adapter"].get("targets"), **knobs}
+    for key in INCIDENTAL:
+        *sections, name = key.split(".")
+        place: Any = kept
+        for section in sections:
+            place = place.get(section) or {}
+        place.pop(name, None)
+    return kept
+
+
+def _config(adapter: Mapping[str, Any]) -> AdapterConfig:
+    knobs = {key: value for key, value in adapter.items() if key not in ("method", "targets")}
+    return AdapterConfig.from_knobs(adapter.get("method"), **knobs)
+
+
+def _samples(folder: Path) -> Samples | None:
+    if not (folder / "metrics.json").is_file():
+        return None
+    found = _json(folder / "metrics.json")
+    grid = folder / "grid.png"
+    return Samples(
+        metrics=_numbers(found["metrics"]),
+        settings=dict(found["settings"]),
+        reference=str(found["reference"]["name"]),
+        made=dict(found.get("generated", {})),
+        grid=grid if grid.is_file() else None,
+    )
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Every metric as a float; what is none (a metric without a finite value) is not a number."""
+    return {name: math.nan if value is None else float(value) for name, value in metrics.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _UnfitError(f"holds no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise _UnfitError(f"{path.name} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise _UnfitError(f"{path.name} is no JSON object")
+    return content

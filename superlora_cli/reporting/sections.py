@@ -1,0 +1,226 @@
+"""From runs to what is reported: a section per task, base and data set; in it a row per setting, over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.reporting.methods import method_name
+from superlora_cli.reporting.metrics import METRICS, Metric, Spread
+from superlora_cli.reporting.pareto import front
+from superlora_cli.reporting.runs import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting: its runs with different seeds. `knobs` says in what it differs from others of its method."""
+
+    number: int
+    method: str
+    knobs: str
+    runs: tuple[Run, ...]
+
+    @property
+    def params(self) -> int:
+        """Trained parameters, without a new head."""
+        return self.runs[0].params
+
+    @property
+    def config(self) -> AdapterConfig | None:
+        """The adapter's knobs."""
+        return self.runs[0].config
+
+    @property
+    def name(self) -> str:
+        """Method and knobs."""
+        return f"{self.method}, {self.knobs}" if self.knobs else self.method
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric of the rows, measured in one way.
+
+    Attributes:
+        by: for metrics of generated images extractor and reference, where there are several ways; else "".
+        values: by the row's number; rows without a finite value are missing.
+        before: the unadapted base's value, where runs say it.
+    """
+
+    metric: Metric
+    by: str
+    values: Mapping[int, Spread]
+    before: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The metric's name, and how it was measured."""
+        return f"{self.metric.label} ({self.by})" if self.by else self.metric.label
+
+    def front(self, rows: Iterable[Row]) -> list[Row]:
+        """Those of the rows that are on their Pareto front, by parameters."""
+        known = [row for row in rows if row.number in self.values]
+        costs, means = [float(row.params) for row in known], [self.values[row.number].mean for row in known]
+        return [known[index] for index in front(costs, means, higher=self.metric.higher)]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What can be compared: runs of one task, on one base and data set. Rows are by number of parameters."""
+
+    task: str
+    model: str
+    data: str
+    rows: tuple[Row, ...]
+    measures: tuple[Measure, ...]
+
+    @property
+    def title(self) -> str:
+        """`classification: glyphs_vit on digits`."""
+        return f"{self.task}: {self.model} on {self.data}"
+
+
+def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Section], list[str]]:
+    """The sections by title, and what a reader should know.
+
+    Args:
+        metric: the only one to report.
+
+    Raises:
+        UsageError: no run has that metric.
+    """
+    notes: list[str] = []
+    by_subject: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        by_subject[run.subject].append(run)
+    found, had = [], set()
+    for subject, own in sorted(by_subject.items()):
+        rows = _rows(own, notes)
+        measures = _measures(rows, notes)
+        had |= {measure.metric.name for measure in measures}
+        measures = [measure for measure in measures if metric in (None, measure.metric)]
+        if measures or metric is None:
+            found.append(Section(*subject, tuple(rows), tuple(measures)))
+    if not found:
+        hint = "they have " + ", ".join(sorted(had)) if had else "measure them by superlora eval"
+        raise UsageError(f"no run has the metric '{metric.name if metric else ''}'", where="--metric", hint=hint)
+    return found, notes
+
+
+def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
+    """A row per setting, with the first run of each seed."""
+    settings: dict[str, dict[Hashable, Run]] = defaultdict(dict)
+    for run in runs:
+        seen = settings[json.dumps(run.setting, sort_keys=True)]
+        if run.seeds in seen:
+            notes.append(f"{run.path} repeats {seen[run.seeds].path}, seed included: left out")
+        seen.setdefault(run.seeds, run)
+    groups = [tuple(seen.values()) for seen in settings.values()]
+    named = [(method_name(own[0].config), _main_knobs(own[0].config), own) for own in groups]
+    alike: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for method, knobs, own in named:
+        alike[method, knobs].append(own[0])
+    made = [
+        (method, " · ".join(filter(None, (knobs, *_differences(own[0], alike[method, knobs])))), own)
+        for method, knobs, own in named
+    ]
+    made.sort(key=lambda row: (row[2][0].params, row[0], row[1]))
+    return [Row(number, *row) for number, row in enumerate(made)]
+
+
+def _main_knobs(config: AdapterConfig | None) -> str:
+    """The knobs that everybody asks for: `G 4 · rank 2 · ρ 0.1`."""
+    if config is None:
+        return ""
+    words = []
+    if isinstance(config.groups, int):
+        words.append(f"G {config.groups}")
+    if config.order > 1:
+        ranks = config.ranks
+        words.append(f"rank {ranks[0] if len(set(ranks)) == 1 else ','.join(map(str, ranks))}")
+    if config.splits > 1:
+        words.append(f"K {config.splits}" + (f" · f {config.split_dim}" if config.combine == "kronecker" else ""))
+    if config.ratio != 1:
+        words.append(f"ρ {config.ratio:g}")
+    return " · ".join(words)
+
+
+def _differences(run: Run, others: Sequence[Run]) -> list[str]:
+    """`alpha 2`, `train.steps 300`: the keys in which runs that are called the same differ."""
+    flat = [_flat(other.setting) for other in others]
+    own, keys = _flat(run.setting), sorted({key for one in flat for key in one})
+    return [
+        f"{key.removeprefix('adapter.')} {own.get(key, '(default)')}"
+        for key in keys
+        if len({json.dumps(one.get(key)) for one in flat}) > 1
+    ]
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:
+    """Every metric that some run has, once for each way in which it was measured."""
+    runs = [run for row in rows for run in row.runs]
+    ways = _ways([run for run in runs if run.samples])
+    found = []
+    for metric in METRICS.values():
+        groups = ways if metric.of_images else [("", runs)]
+        for by, group in groups:
+            numbers = {id(run): _number(run, metric) for run in group}
+            for run in group:
+                if (number := numbers[id(run)]) is not None and number != number:
+                    notes.append(f"{run.path}: {metric.label} is not a number: left out")
+            values = {
+                row.number: spread
+                for row in rows
+                if (spread := Spread.of(v for run in row.runs if (v := numbers.get(id(run))) is not None))
+            }
+            before = next((r.before[metric.name] for r in group if metric.name in r.before), None)
+            if values:
+                found.append(Measure(metric, by, values, before))
+    return found
+
+
+def _number(run: Run, metric: Metric) -> float | None:
+    """None where the run was not measured so; not a number where it has none."""
+    if metric.of_images:
+        return run.samples.metrics.get(metric.name) if run.samples else None
+    return run.metrics.get(metric.name)
+
+
+def _ways(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs whose images were measured in the same way, with that way's name: "" where there is but one."""
+    if not runs:
+        return []
+    from superlora_cli.generation.metrics import check_comparable
+
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            try:
+                check_comparable(_samples(group[0]).settings, _samples(run).settings)
+            except MismatchError:
+                continue
+            group.append(run)
+            break
+        else:
+            groups.append([run])
+    if len(groups) == 1:
+        return [("", groups[0])]
+    names = [f"{_samples(group[0]).settings.get('extractor')}, {_samples(group[0]).reference}" for group in groups]
+    return [
+        (name if names.count(name) == 1 else f"{name}, way {names[: i + 1].count(name)}", group)
+        for i, (name, group) in enumerate(zip(names, groups, strict=True))
+    ]
+
+
+def _samples(run: Run) -> Any:
+    return run.samples
