@@ -43,7 +43,7 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
     table = Table(show_header=False, title=Text(title), title_justify="left", min_width=min(len(title), 78))
     for name, value in rows:
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(name), Text(value, overflow="fold"))
     print_table(table)
 
 

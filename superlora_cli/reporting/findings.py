@@ -19,6 +19,20 @@ class SmallestRatio:
     row: Row
     reference: Row
     tried: int
+    tolerance: float
+
+    def words(self) -> str:
+        """The finding for people."""
+        measure, row, reference = self.measure, self.row, self.reference
+        within = f"{measure.label} within {self.tolerance:g}" + ("" if measure.metric.part else " of its value")
+        values = [measure.metric.text(measure.values[one.number].mean) for one in (row, reference)]
+        wanted = f"{values[1]} with {reference.params:,} parameters"
+        if row is reference:
+            return f"{reference.name}: no smaller ρ of {self.tried} holds {within} ({wanted})"
+        return (
+            f"{reference.name}: ρ {_ratio(row):g} is the smallest of {self.tried} that holds {within}, "
+            f"{values[0]} with {row.params:,} parameters for {wanted}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,16 @@ class BestWithin:
     measure: Measure
     budget: int
     row: Row
+
+    def words(self) -> str:
+        """The finding for people."""
+        config, value = self.row.config, self.measure.values[self.row.number].mean
+        assert config is not None
+        rank = "" if config.order == 1 else f", r {config.scale_rank}"
+        return (
+            f"{self.measure.label} with at most {self.budget:,} parameters: M {config.order}{rank} is best, "
+            f"{self.measure.metric.text(value)} with {self.row.params:,} ({self.row.name})"
+        )
 
 
 def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:
@@ -48,7 +72,7 @@ def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:
                 reference = known[-1]
                 wanted = measure.values[reference.number].mean
                 holding = (r for r in known if measure.metric.holds(measure.values[r.number].mean, wanted, tolerance))
-                found.append(SmallestRatio(measure, next(holding), reference, len(known)))
+                found.append(SmallestRatio(measure, next(holding), reference, len(known), tolerance))
     return found
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRINCIPAL = 5  # singular vectors that the paper compares
 
@@ -55,6 +55,8 @@ class Spectrum:
         Of an update of a rank below k there are no more singular vectors than that: those of singular values that are
         zero, as far as ΔW's own precision goes, are arbitrary and say nothing.
         """
+        import torch  # here: a report without geometry does not wait for it
+
         matrix = delta.detach().flatten(1).to("cpu", torch.float64)
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         precision = torch.finfo(delta.dtype).eps * max(matrix.shape)

@@ -39,8 +39,7 @@ def method_name(config: AdapterConfig | None) -> str:
 
 def _is(config: AdapterConfig, preset: str, free: tuple[str, ...]) -> bool:
     """Whether the knobs that shape the units are the preset's, but for the free ones."""
-    knobs = PRESETS[preset].knobs
-    if isinstance(knobs["groups"], int) != isinstance(config.groups, int) or ("splits" in knobs) != (config.splits > 1):
+    if ("splits" in PRESETS[preset].knobs) != (config.splits > 1):
         return False
     try:
         made = AdapterConfig.from_knobs(preset, **{knob: getattr(config, knob) for knob in free})

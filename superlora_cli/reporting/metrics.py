@@ -41,7 +41,7 @@ class Metric:
         >>> METRICS["accuracy"].text(0.97), METRICS["fid"].text(12.3456)
         ('0.970', '12.35')
         """
-        return f"{value:.3f}" if self.part else f"{value:.4g}"
+        return f"{value:.3f}" if self.part else f"{value:#.4g}".removesuffix(".")
 
 
 METRICS = {

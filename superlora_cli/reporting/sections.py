@@ -15,6 +15,8 @@ from superlora_cli.reporting.metrics import METRICS, Metric, Spread
 from superlora_cli.reporting.pareto import front
 from superlora_cli.reporting.runs import Run
 
+MAKING = ("num", "sampler", "steps", "guidance")  # of images: what their metrics depend on beside the model
+
 
 @dataclass(frozen=True)
 class Row:
@@ -81,7 +83,7 @@ class Section:
     @property
     def title(self) -> str:
         """`classification: glyphs_vit on digits`."""
-        return f"{self.task}: {self.model} on {self.data}"
+        return _title(self.task, self.model, self.data)
 
 
 def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Section], list[str]]:
@@ -101,6 +103,7 @@ def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Se
     for subject, own in sorted(by_subject.items()):
         rows = _rows(own, notes)
         measures = _measures(rows, notes)
+        notes += [f"the images of {_title(*subject)} differ in {words}" for words in _unlike(own)]
         had |= {measure.metric.name for measure in measures}
         measures = [measure for measure in measures if metric in (None, measure.metric)]
         if measures or metric is None:
@@ -109,6 +112,10 @@ def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Se
         hint = "they have " + ", ".join(sorted(had)) if had else "measure them by superlora eval"
         raise UsageError(f"no run has the metric '{metric.name if metric else ''}'", where="--metric", hint=hint)
     return found, notes
+
+
+def _title(task: str, model: str, data: str) -> str:
+    return f"{task}: {model} on {data}"
 
 
 def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
@@ -137,7 +144,7 @@ def _main_knobs(config: AdapterConfig | None) -> str:
     if config is None:
         return ""
     words = []
-    if isinstance(config.groups, int):
+    if isinstance(config.groups, int) or (config.order > 1 and config.fold != "none"):
         words.append(f"G {config.groups}")
     if config.order > 1:
         ranks = config.ranks
@@ -189,6 +196,13 @@ def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:
     return found
 
 
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """In what the making of images differs from run to run: `steps: 25 and 50`."""
+    made = [run.samples.made for run in runs if run.samples]
+    values = {key: sorted({str(one.get(key)) for one in made}) for key in MAKING}
+    return [f"{key}: {' and '.join(words)}" for key, words in values.items() if len(words) > 1]
+
+
 def _number(run: Run, metric: Metric) -> float | None:
     """None where the run was not measured so; not a number where it has none."""
     if metric.of_images:
@@ -216,10 +230,11 @@ def _ways(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     if len(groups) == 1:
         return [("", groups[0])]
     names = [f"{_samples(group[0]).settings.get('extractor')}, {_samples(group[0]).reference}" for group in groups]
-    return [
+    named = [
         (name if names.count(name) == 1 else f"{name}, way {names[: i + 1].count(name)}", group)
         for i, (name, group) in enumerate(zip(names, groups, strict=True))
     ]
+    return sorted(named, key=lambda pair: pair[0])
 
 
 def _samples(run: Run) -> Any:

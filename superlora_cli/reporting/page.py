@@ -1,0 +1,177 @@
+"""The report as one HTML page that needs nothing beside it: pictures, tables, images and configurations inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.recipe.yaml import dump_yaml
+from superlora_cli.reporting.geometry import PRINCIPAL, at_random
+from superlora_cli.reporting.nearness import MEASURES, Nearness
+from superlora_cli.reporting.plots import looks_of, to_page
+from superlora_cli.reporting.sections import Measure, Row, Section
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture: the name of its file, its SVG, and a line of words."""
+
+    file: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of a section."""
+
+    section: Section
+    plots: Sequence[Plot]
+    findings: Sequence[str]
+    nearness: Nearness | None = None
+    geometry: Sequence[Plot] = ()
+
+
+def page(title: str, views: Sequence[View], notes: Sequence[str]) -> str:
+    """The page.
+
+    Args:
+        notes: what a reader should know of runs that are not in it, a line each.
+    """
+    runs = sum(len(row.runs) for view in views for row in view.section.rows)
+    settings = sum(len(view.section.rows) for view in views)
+    return _template().render(
+        title=title,
+        summary=f"{runs:,} runs of {settings:,} configurations",
+        figures=[plot.file for view in views for plot in (*view.plots, *view.geometry)],
+        sections=[_section(view, f"s{number}") for number, view in enumerate(views)],
+        notes=notes,
+    )
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment
+
+    text = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True).from_string(text)
+
+
+def _section(view: View, prefix: str) -> dict[str, Any]:
+    section, nearness = view.section, view.nearness
+    colours = {name: look["color"] for name, look in looks_of(row.method for row in section.rows).items()}
+    fronts = [{row.number for row in measure.front(section.rows)} for measure in section.measures]
+    head = any(run.head for row in section.rows for run in row.runs)
+    heads = [_head("method", False), _head("configuration", False), _head("parameters")]
+    heads += [_head("head")] if head else []
+    heads += [_head("bytes"), _head("seeds")]
+    heads += [_head(measure.label) for measure in section.measures]
+    heads += [_head(label) for label in MEASURES.values()] if nearness else []
+    rows = []
+    for row in section.rows:
+        cells = [
+            _text(row.method, colour=colours[row.method]),
+            _text(row.knobs),
+            _number(row.params, f"{row.params:,}"),
+        ]
+        cells += [_number(row.runs[0].head, f"{row.runs[0].head:,}")] if head else []
+        size = round(sum(run.bytes for run in row.runs) / len(row.runs))
+        cells += [_number(size, f"{size:,}"), _number(len(row.runs), str(len(row.runs)))]
+        for measure, front in zip(section.measures, fronts, strict=True):
+            cells.append(_measured(measure, row) | {"front": row.number in front})
+        for key in MEASURES if nearness else ():
+            mean = nearness.mean(row.number, key) if nearness else None
+            cells.append(_number(mean.mean, f"{mean.mean:.3f}") if mean else _number(None, "—"))
+        rows.append(cells)
+    legend = "Means over seeds, ± their standard deviation; in colour what is on the Pareto front."
+    if head:
+        legend += " A head trained beside the adapter is not among its parameters."
+    return {
+        "title": section.title,
+        "plots": _plots(view.plots, prefix),
+        "findings": view.findings,
+        "heads": heads,
+        "rows": rows,
+        "legend": legend + (" d_L, d_R and d_E are means over the weights." if nearness else ""),
+        "geometry": _geometry(view, nearness, f"{prefix}g") if nearness else None,
+        "grids": [grid for row in section.rows if (grid := _grid(section, row))],
+        "configurations": [
+            {
+                "name": f"{row.name}, {row.params:,} parameters",
+                "runs": ", ".join(str(run.path) for run in row.runs),
+                "yaml": dump_yaml(row.runs[0].recipe),
+            }
+            for row in section.rows
+        ],
+    }
+
+
+def _geometry(view: View, nearness: Nearness, prefix: str) -> dict[str, Any]:
+    names = {row.number: row.name for row in view.section.rows}
+    rows = []
+    for number, runs in nearness.found.items():
+        for row, similarities in zip([names[number]] * len(runs), runs, strict=True):
+            for weight, one in similarities.items():
+                values = [getattr(one, key) for key in MEASURES]
+                cells = [_number(value, "—" if value is None else f"{value:.3f}") for value in values]
+                rows.append([_text(row), _text(weight), *cells, _number(one.vectors, str(one.vectors))])
+    words = (
+        f"d_L and d_R: how far the principal {PRINCIPAL} left and right singular vectors span the same subspace, 1 if "
+        "they do; of an update of a lower rank as many as there are. d_E: the distance of the updates by the size of "
+        "the one compared with. (Appendix A.4 of the paper, Eq. 5 to 7.)"
+    )
+    if nearness.shape:
+        out, width = nearness.shape
+        left, right = at_random(out, min(PRINCIPAL, out)), at_random(width, min(PRINCIPAL, width))
+        words += f" Dotted: unrelated subspaces, d_L {left:.3f} and d_R {right:.3f}."
+    heads = [_head("configuration", False), _head("weight", False), *map(_head, (*MEASURES.values(), "vectors"))]
+    plots = _plots(view.geometry, prefix)
+    return {"against": nearness.against, "words": words, "plots": plots, "heads": heads, "rows": rows}
+
+
+def _plots(plots: Sequence[Plot], prefix: str) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    return [
+        {"svg": Markup(to_page(plot.svg, f"{prefix}p{number}", plot.caption)), "caption": plot.caption}
+        for number, plot in enumerate(plots)
+    ]
+
+
+def _grid(section: Section, row: Row) -> Mapping[str, str] | None:
+    """The first run's images that are there, with the numbers that were measured of them."""
+    for run in row.runs:
+        if run.samples and run.samples.grid:
+            measured = [
+                f"{measure.label} {measure.metric.text(value)}"
+                for measure in section.measures
+                if measure.metric.of_images and row.number in measure.values
+                if (value := run.samples.metrics.get(measure.metric.name)) is not None
+            ]
+            caption = "; ".join([f"{row.name}, {row.params:,} parameters", *measured[:3]])
+            return {"png": base64.b64encode(run.samples.grid.read_bytes()).decode(), "caption": caption}
+    return None
+
+
+def _head(text: str, number: bool = True) -> dict[str, Any]:
+    return {"text": text, "number": number}
+
+
+def _text(text: str, **more: Any) -> dict[str, Any]:
+    return {"text": text, "value": text, "number": False, **more}
+
+
+def _number(value: float | None, text: str, **more: Any) -> dict[str, Any]:
+    return {"text": text, "value": "" if value is None else repr(value), "number": True, **more}
+
+
+def _measured(measure: Measure, row: Row) -> dict[str, Any]:
+    spread = measure.values.get(row.number)
+    if spread is None:
+        return _number(None, "—")
+    beside = f"± {spread.std:.2g}" if spread.count > 1 else ""
+    return _number(spread.mean, measure.metric.text(spread.mean), beside=beside)
