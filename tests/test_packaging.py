@@ -55,7 +55,7 @@ def superlora(installed: Path, cwd: Path, *words: str) -> dict[str, Any]:
 def test_the_wheel_holds_the_package_the_recipes_and_the_base_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = ROOT / "superlora_cli"
-    data = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors", ".jsonl")]
+    data = [path for path in package.rglob("*") if path.suffix in (".py", ".safetensors", ".jsonl", ".jinja")]
     assert {f"superlora_cli/{path.relative_to(package).as_posix()}" for path in data} <= names
     assert {f"superlora_cli/recipe/shipped/{name}.yaml" for name in shipped_recipes()} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or "__pycache__" in name]
