@@ -29,7 +29,7 @@ CLASSIFIERS: dict[str, list[str]] = {
     "digits_linear_v2_25": ["digits_linear_v2", "adapter.ratio=0.25"],
     "digits_linear_v2_05": ["digits_linear_v2", "adapter.ratio=0.05"],
 }
-GENERATORS = ("digits_unet_dense", "digits_unet_lora", "digits_unet_linear_v2", "digits_unet_lorta3d")
+GENERATORS = ("digits_unet_dense", "digits_unet_lora", "digits_unet_lorta3d")
 MEASURING = ("--against", "digits:test", "--extractor", "digits", "--num", "250", "--steps", "25")
 
 

@@ -44,14 +44,21 @@ class BestWithin:
     row: Row
 
     def words(self) -> str:
-        """The finding for people."""
+        """The finding for people, after the measure's name."""
         config, value = self.row.config, self.measure.values[self.row.number].mean
         assert config is not None
-        rank = "" if config.order == 1 else f", r {config.scale_rank}"
-        return (
-            f"{self.measure.label} with at most {self.budget:,} parameters: M {config.order}{rank} is best, "
-            f"{self.measure.metric.text(value)} with {self.row.params:,} ({self.row.name})"
-        )
+        setting = f"M {config.order}" if config.order == 1 else f"M {config.order}, r {config.scale_rank}"
+        text = self.measure.metric.text(value)
+        return f"for {self.budget:,}: {setting} ({self.row.method}, {text} with {self.row.params:,})"
+
+
+def in_words(ratios: Sequence[SmallestRatio], budgets: Sequence[BestWithin]) -> list[str]:
+    """A line for every smallest ρ, and one for every measure with the best of all budgets."""
+    by_measure: dict[str, list[str]] = defaultdict(list)
+    for one in budgets:
+        by_measure[one.measure.label].append(one.words())
+    lines = [f"best {label} of at most so many parameters, {'; '.join(words)}" for label, words in by_measure.items()]
+    return [one.words() for one in ratios] + lines
 
 
 def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:

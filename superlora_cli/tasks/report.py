@@ -10,7 +10,7 @@ from typing import Any
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.reporting import place
 from superlora_cli.reporting.facts import facts
-from superlora_cli.reporting.findings import best_within, smallest_ratios
+from superlora_cli.reporting.findings import best_within, in_words, smallest_ratios
 from superlora_cli.reporting.metrics import find_metric
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.page import Plot, View, page
@@ -63,10 +63,9 @@ def report(
     for section in made:
         ratios, budgeted = smallest_ratios(section, tolerance), best_within(section, budgets)
         near = nearnesses.get(section.title)
-        words = [one.words() for one in ratios] + [one.words() for one in budgeted]
         prefix = f"{_slug(section.title)}-" if len(made) > 1 else ""
         say(f"drawing {section.title}")
-        views.append(_view(section, words, near, prefix))
+        views.append(_view(section, in_words(ratios, budgeted), near, prefix))
         told.append(facts(section, ratios, budgeted, near))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     skips = [f"{one.path}: {one.why}" for one in skipped]

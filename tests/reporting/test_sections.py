@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from superlora_cli.reporting.findings import best_within, smallest_ratios
+from superlora_cli.reporting.findings import best_within, in_words, smallest_ratios
 from superlora_cli.reporting.metrics import METRICS, Spread
 from superlora_cli.reporting.runs import collect
 from superlora_cli.reporting.sections import Section, sections
@@ -132,6 +132,11 @@ def test_the_best_order_and_rank_of_a_budget(tmp_path: Path) -> None:
     section = only(tmp_path)
     found = [one for one in best_within(section) if one.measure.metric.name == "accuracy"]
     assert [(one.budget, one.row.params) for one in found] == [(100, 46), (1000, 500), (10_000, 500), (100_000, 500)]
+    (line, _) = in_words([], best_within(section, [100, 1000]))
+    assert line == (
+        "best test accuracy of at most so many parameters, for 100: M 5, r 1 (LoRTA 5D, 0.700 with 46); "
+        "for 1,000: M 3, r 4 (LoRTA 3D, 0.900 with 500)"
+    )
     given = [one for one in best_within(section, [10, 46]) if one.measure.metric.name == "accuracy"]
     assert [(one.budget, one.row.params) for one in given] == [(46, 46)]
 
