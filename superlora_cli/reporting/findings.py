@@ -49,7 +49,7 @@ class BestWithin:
         assert config is not None
         setting = f"M {config.order}" if config.order == 1 else f"M {config.order}, r {config.scale_rank}"
         text = self.measure.metric.text(value)
-        return f"for {self.budget:,}: {setting} ({self.row.method}, {text} with {self.row.params:,})"
+        return f"within {self.budget:,} parameters {setting} ({self.row.method}, {text} with {self.row.params:,})"
 
 
 def in_words(ratios: Sequence[SmallestRatio], budgets: Sequence[BestWithin]) -> list[str]:
@@ -57,7 +57,7 @@ def in_words(ratios: Sequence[SmallestRatio], budgets: Sequence[BestWithin]) -> 
     by_measure: dict[str, list[str]] = defaultdict(list)
     for one in budgets:
         by_measure[one.measure.label].append(one.words())
-    lines = [f"best {label} of at most so many parameters, {'; '.join(words)}" for label, words in by_measure.items()]
+    lines = [f"best {label}: {'; '.join(words)}" for label, words in by_measure.items()]
     return [one.words() for one in ratios] + lines
 
 

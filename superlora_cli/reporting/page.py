@@ -15,6 +15,8 @@ from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.plots import looks_of, to_page
 from superlora_cli.reporting.sections import Measure, Row, Section
 
+CAPTIONED = ("fid", "is_l1", "class_accuracy")  # metrics that stand under generated images
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -149,10 +151,10 @@ def _grid(section: Section, row: Row) -> Mapping[str, str] | None:
             measured = [
                 f"{measure.label} {measure.metric.text(value)}"
                 for measure in section.measures
-                if measure.metric.of_images and row.number in measure.values
+                if measure.metric.name in CAPTIONED and row.number in measure.values
                 if (value := run.samples.metrics.get(measure.metric.name)) is not None
             ]
-            caption = "; ".join([f"{row.name}, {row.params:,} parameters", *measured[:3]])
+            caption = "; ".join([f"{row.name}, {row.params:,} parameters", *measured])
             return {"png": base64.b64encode(run.samples.grid.read_bytes()).decode(), "caption": caption}
     return None
 

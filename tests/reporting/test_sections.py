@@ -134,8 +134,8 @@ def test_the_best_order_and_rank_of_a_budget(tmp_path: Path) -> None:
     assert [(one.budget, one.row.params) for one in found] == [(100, 46), (1000, 500), (10_000, 500), (100_000, 500)]
     (line, _) = in_words([], best_within(section, [100, 1000]))
     assert line == (
-        "best test accuracy of at most so many parameters, for 100: M 5, r 1 (LoRTA 5D, 0.700 with 46); "
-        "for 1,000: M 3, r 4 (LoRTA 3D, 0.900 with 500)"
+        "best test accuracy: within 100 parameters M 5, r 1 (LoRTA 5D, 0.700 with 46); "
+        "within 1,000 parameters M 3, r 4 (LoRTA 3D, 0.900 with 500)"
     )
     given = [one for one in best_within(section, [10, 46]) if one.measure.metric.name == "accuracy"]
     assert [(one.budget, one.row.params) for one in given] == [(46, 46)]
