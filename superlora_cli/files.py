@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,40 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files so that it appears whole; in one that is there, each file is replaced whole.
+
+    Raises:
+        RunError: the disk is full. UsageError: the folder cannot be written.
+    """
+    with system_errors(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            for name, content in files.items():
+                write_atomic(temporary / name, content)
+            if path.is_dir():
+                for name in files:
+                    os.replace(temporary / name, path / name)
+            else:
+                os.chmod(temporary, 0o777 & ~_umask())
+                os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse early an output that is there already, or whose folder is not; an empty folder is free.
+
+    Raises:
+        UsageError: says what `--force` would do.
+    """
+    if not path.parent.is_dir():
+        raise UsageError("no such folder", where=str(path.parent), hint="make it first")
+    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"the {'folder' if path.is_dir() else 'file'} exists", where=str(path),
+                         hint="--force overwrites it")  # fmt: skip
 
 
 def _umask() -> int:

@@ -42,6 +42,7 @@ class StoredAdapter:
         factors: the trained tensors by name.
         head: trained tensors outside the adapter, by their name in the model.
         classes: what the model's outputs stand for, in their order; () where they are just numbered.
+        origin: how an adapter that no run trained was made: from what, and the relative error of every target.
     """
 
     config: AdapterConfig
@@ -53,6 +54,7 @@ class StoredAdapter:
     factors: Mapping[str, Tensor]
     head: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The file, canonical."""
@@ -69,6 +71,7 @@ class StoredAdapter:
             "superlora.metrics": _json(self.metrics),
             "superlora.checksum": digest_tensors(tensors),
             **classes_metadata(self.classes),
+            **({"superlora.origin": _json(self.origin)} if self.origin else {}),
         }
         return safetensors_bytes(tensors, metadata)
 
@@ -102,6 +105,7 @@ def load(path: Path) -> StoredAdapter:
             factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
             classes=read_classes(metadata),
+            origin=json.loads(metadata.get("superlora.origin", "{}")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None

@@ -26,7 +26,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = ("train", "eval", "count-params", "merge", "generate", "ls", "validate", "schema", "inspect", "init")
+COMMANDS = (
+    *("train", "eval", "count-params", "merge", "export", "generate"),
+    *("ls", "validate", "schema", "inspect", "init"),
+)
 
 for name in COMMANDS:
     module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")

@@ -135,10 +135,7 @@ def build_from_file(
     recipe = _for_use(recipe_from_dict(dict(stored.recipe), str(path), overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    classes = len(stored.classes) or (
-        len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
-    )
-    made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
+    made = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch:
@@ -149,6 +146,13 @@ def build_from_file(
         for name, tensor in stored.head.items():
             made.model.get_parameter(name).copy_(tensor)
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
+
+
+def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
+    """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
+    if stored.classes or stored.head:
+        return len(stored.classes) or len(next(iter(stored.head.values())))
+    return class_count(recipe.data) if recipe.model.head == "new" else None
 
 
 def _for_use(recipe: Recipe) -> Recipe:

@@ -1,0 +1,100 @@
+"""Write what an adapter file changes in the form of another library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from superlora_cli.adapter.lowrank import approximate, check_limits, whole_error
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.files import check_output, write_atomic, write_folder
+from superlora_cli.formats.delta import delta_file
+from superlora_cli.formats.diffusers_lora import PREFIX, diffusers_file
+from superlora_cli.formats.peft_lora import peft_files
+from superlora_cli.formats.whole import by_module, loras
+from superlora_cli.models.base import build, classifier_parameters
+from superlora_cli.tasks.stored import Stored, read_adapter
+
+FORMATS = ("timm", "peft-lora", "diffusers-lora", "delta")
+
+
+def export(
+    path: Path, out: Path, *, to: str, rank: int | None = None, energy: float | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Write a run's or file's adapter as `to`.
+
+    Args:
+        to: one of `FORMATS`: a merged file for timm, a folder for PEFT, a file for diffusers, or ΔW itself.
+        rank, energy: limits of the two LoRA formats, see `adapter.lowrank.approximate`.
+        force: overwrite `out`.
+
+    Returns:
+        output, to, bytes and load; for the LoRA formats also weights (name, rank, error of each) and error (of all).
+
+    Raises:
+        UsageError: an unknown format, an output that exists, limits where there is nothing to limit, a base that the
+            other library does not know. RunError: ΔW is not finite.
+    """
+    if to not in FORMATS:
+        hint = did_you_mean(to, FORMATS) or "one of " + ", ".join(FORMATS)
+        raise UsageError(f"unknown format '{to}'", where="--to", hint=hint)
+    check_limits(rank, energy)
+    check_output(out, force=force)
+    if out.exists() and out.is_dir() != (to == "peft-lora"):
+        kind = "a folder" if to == "peft-lora" else "a file"
+        raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
+    if to.endswith("-lora"):
+        return _export_lora(read_adapter(path), out, to, rank, energy)
+    for option, value in (("--rank", rank), ("--energy", energy)):
+        if value is not None:
+            raise UsageError(f"{to} holds the update whole", where=option, hint="--to peft-lora")
+    if to == "timm":
+        from superlora_cli.tasks.evaluate import merge
+
+        return {"to": to, **merge(path, out, force=force), "bytes": out.stat().st_size}
+    adapter = read_adapter(path)
+    write_atomic(out, delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base))
+    load = f"delta = safetensors.torch.load_file({str(out)!r})"
+    return {"to": to, "output": str(out), "bytes": out.stat().st_size, "load": load}
+
+
+def _export_lora(adapter: Stored, out: Path, to: str, rank: int | None, energy: float | None) -> dict[str, Any]:
+    if to == "diffusers-lora" and adapter.recipe.model.name != "diffusers":
+        message = f"{adapter.recipe.model.name} is no model of diffusers"
+        raise UsageError(message, where="--to", hint="--to peft-lora adapts any torch module")
+    found = [approximate(update, rank=rank, energy=energy) for update in adapter.updates()]
+    made = loras(adapter.targets, found, adapter.modules)
+    errors = {
+        name: whole_error((found[index].norm, found[index].error) for index in indices)
+        for name, indices in by_module(adapter.targets).items()
+    }
+    if to == "peft-lora":
+        name = adapter.recipe.model.name
+        files = peft_files(made, modules=adapter.modules, base=name, head=_head(adapter), errors=errors)
+        write_folder(out, files)
+        size = sum(map(len, files.values()))
+        load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
+    else:
+        content = diffusers_file(made, modules=adapter.modules, errors=errors)
+        write_atomic(out, content)
+        size, load = len(content), f"model.load_lora_adapter({str(out)!r}, prefix={PREFIX!r})"
+    return {
+        "to": to,
+        "output": str(out),
+        "bytes": size,
+        "weights": [{"name": name, "rank": made[name].rank, "error": error} for name, error in errors.items()],
+        "error": whole_error((one.norm, one.error) for one in found),
+        "load": load,
+    }
+
+
+def _head(adapter: Stored) -> dict[str, Tensor]:
+    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one."""
+    head = dict(adapter.stored.head)
+    section = adapter.recipe.model
+    if not isinstance(section.head, str):
+        model = build(section, classes=None, image_size=adapter.recipe.data.image_size).model
+        head |= {name: model.get_parameter(name).detach() for name in classifier_parameters(model)}
+    return head
