@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *("train", "eval", "count-params", "merge", "export", "generate"),
+    *("train", "eval", "count-params", "merge", "export", "combine", "generate"),
     *("ls", "validate", "schema", "inspect", "init"),
 )
 

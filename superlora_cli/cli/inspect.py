@@ -34,6 +34,7 @@ def command(
         "base": dict(stored.base),
         "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
+        "origin": dict(stored.origin),
         "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.head}.items()},
         "recipe": dict(stored.recipe),
     }
