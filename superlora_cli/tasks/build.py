@@ -22,6 +22,7 @@ from superlora_cli.models.base import Base, build, load_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.weights.foreign import recognise_folder
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 
@@ -104,6 +105,9 @@ def resolve_result(path: Path) -> Path:
         for name in (ADAPTER_FILE, MODEL_FILE):
             if (path / name).is_file():
                 return path / name
+        foreign = recognise_folder(path)
+        if foreign:
+            raise UsageError(f"{foreign[0]}, no superlora adapter", where=str(path), hint=foreign[1])
         hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
         raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
     if not path.is_file():

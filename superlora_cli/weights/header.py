@@ -39,6 +39,11 @@ class Entry:
         """How many it fills."""
         return self.stop - self.start
 
+    @property
+    def row(self) -> int:
+        """How many bytes one row of the first axis fills."""
+        return self.bytes // self.shape[0] if self.shape and self.shape[0] else self.bytes
+
 
 @dataclass(frozen=True)
 class Header:

@@ -88,12 +88,21 @@ class Weights:
         Raises:
             UsageError: torch has no dtype like its own, or the file has become shorter.
         """
-        entry, shard, dtype = self.entry(name), self.shard(name), self.dtype(name)
-        raw = torch.empty(entry.bytes, dtype=torch.uint8)
-        shard.file.seek(entry.start)
+        entry = self.entry(name)
+        return self._read(name, entry.start, entry.bytes).view(entry.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start`..`stop` of a tensor, freshly read: (stop − start, ...). Raises as `tensor`."""
+        entry = self.entry(name)
+        return self._read(name, entry.start + start * entry.row, (stop - start) * entry.row).view(-1, *entry.shape[1:])
+
+    def _read(self, name: str, start: int, size: int) -> Tensor:
+        shard, dtype = self.shard(name), self.dtype(name)
+        raw = torch.empty(size, dtype=torch.uint8)
+        shard.file.seek(start)
         if not fill(shard.file, raw.numpy().data):
             raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
-        return raw.view(dtype).view(entry.shape)
+        return raw.view(dtype)
 
 
 def fill(file: RawIOBase, space: memoryview) -> bool:
