@@ -115,24 +115,18 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files so that it appears whole; in one that is there, each file is replaced whole.
+    """Write a folder of files so that it appears whole; in one that is there, each file is replaced and others stay.
 
     Raises:
         RunError: the disk is full. UsageError: the folder cannot be written.
     """
-    with system_errors(path):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        try:
-            for name, content in files.items():
-                write_atomic(temporary / name, content)
-            if path.is_dir():
-                for name in files:
-                    os.replace(temporary / name, path / name)
-            else:
-                os.chmod(temporary, 0o777 & ~_umask())
-                os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    if path.is_dir() and any(path.iterdir()):
+        for name, content in files.items():
+            write_atomic(path / name, content)
+        return
+    with replacing_folder(path) as folder:
+        for name, content in files.items():
+            write_atomic(folder / name, content)
 
 
 def check_output(path: Path, *, force: bool) -> None:
