@@ -15,7 +15,7 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
@@ -150,6 +150,19 @@ def build_from_file(
         for name, tensor in stored.head.items():
             made.model.get_parameter(name).copy_(tensor)
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
+
+
+def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
+    """The recipe of an adapter and its base as shapes only, on the meta device: no weights, no memory.
+
+    None where the file has no recipe for a base that can be built here.
+    """
+    try:
+        recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
+        size = recipe.data.image_size
+        return recipe, build(recipe.model, classes=classes_of(stored, recipe), image_size=size, weights=False)
+    except SuperLoraError:
+        return None
 
 
 def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
