@@ -32,8 +32,9 @@ def write_adapter(path: Path | str, recipe: str, *overrides: str, scale: float =
             for t in built.adapter.targets
         )
         now = sum(delta.square().sum() for delta in built.adapter.compute())
-        last = list(built.adapter.factors.values())[-1]
-        last.mul_(scale * (base / now) ** 0.5)
+        last = {name.partition("_")[0]: factor for name, factor in built.adapter.factors.items()}
+        for factor in last.values():  # ΔW is linear in one factor of every bucket
+            factor.mul_(scale * (base / now) ** 0.5)
     head = {name: tensor + 0.01 for name, tensor in built.head.items()}
     sha256, dtype = built.base_digest
     store.StoredAdapter(

@@ -35,6 +35,7 @@ def command(
     if as_json:
         print_json(done)
         return
-    print_pairs(to, [("output", f"{done['output']}  {done['bytes']:,} bytes"), ("load it with", done["load"])])
+    size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
+    print_pairs(to, [("output", done["output"] + size), ("load it with", done["load"])])
     if "weights" in done:
         print_errors(done["weights"], done["error"])

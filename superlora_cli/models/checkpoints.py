@@ -29,13 +29,8 @@ def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], d
     Raises:
         MismatchError: a pattern matches no weight, or what they match has not the adapter's names, slices and shapes.
     """
-    weights = {
-        name.removesuffix(WEIGHT): Weight(shape)
-        for name, shape in shapes.items()
-        if name.endswith(WEIGHT) and len(shape) >= 2 and "embed" not in name.split(".")[-2]
-    }
     try:
-        found = expand(weights, patterns)
+        found = expand(weights_in(shapes), patterns)
     except UsageError as error:
         raise MismatchError(error.message, where=where, hint=error.hint) from None
     for key in islice(_orders([target.module for target in found]), TRIED):
@@ -47,6 +42,19 @@ def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], d
         where=where,
         hint="a checkpoint of the same architecture, with the names that its modules have",
     )
+
+
+def weights_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
+    """The matrices and kernels among the tensors of a checkpoint, by module name, without embeddings.
+
+    >>> weights_in({"token_embed.weight": (9, 4), "q.weight": (4, 4), "q.bias": (4,)})
+    {'q': Weight(shape=(4, 4), mixed='')}
+    """
+    return {
+        name.removesuffix(WEIGHT): Weight(shape)
+        for name, shape in shapes.items()
+        if name.endswith(WEIGHT) and len(shape) >= 2 and "embed" not in name.split(".")[-2]
+    }
 
 
 Key = Callable[[str], tuple[object, ...]]

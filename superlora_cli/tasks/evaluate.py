@@ -10,9 +10,10 @@ from torch import Tensor
 
 from superlora_cli.analysis.confusion import draw, per_class
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.build import build_from_file, resolve_result
+from superlora_cli.tasks.build import build_from_file
 from superlora_cli.tasks.choose import task_of
 from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.results import resolve_result
 from superlora_cli.training.processes import join
 
 

@@ -15,6 +15,7 @@ from superlora_cli.formats.diffusers_lora import PREFIX, diffusers_file
 from superlora_cli.formats.peft_lora import peft_files
 from superlora_cli.formats.whole import by_module, loras
 from superlora_cli.models.base import build, classifier_parameters
+from superlora_cli.tasks.merge import merge
 from superlora_cli.tasks.stored import Stored, read_adapter
 
 FORMATS = ("timm", "peft-lora", "diffusers-lora", "delta")
@@ -31,7 +32,8 @@ def export(
         force: overwrite `out`.
 
     Returns:
-        output, to, bytes and load; for the LoRA formats also weights (name, rank, error of each) and error (of all).
+        output, to and load; bytes but for timm; for the LoRA formats also weights (name, rank, error of each) and error
+        (of all).
 
     Raises:
         UsageError: an unknown format, an output that exists, limits where there is nothing to limit, a base that the
@@ -41,19 +43,18 @@ def export(
         hint = did_you_mean(to, FORMATS) or "one of " + ", ".join(FORMATS)
         raise UsageError(f"unknown format '{to}'", where="--to", hint=hint)
     check_limits(rank, energy)
+    if not to.endswith("-lora"):
+        for option, value in (("--rank", rank), ("--energy", energy)):
+            if value is not None:
+                raise UsageError(f"{to} holds the update whole", where=option, hint="--to peft-lora")
+    if to == "timm":
+        return {"to": to, **merge(path, out, force=force)}
     check_output(out, force=force)
     if out.exists() and out.is_dir() != (to == "peft-lora"):
         kind = "a folder" if to == "peft-lora" else "a file"
         raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
     if to.endswith("-lora"):
         return _export_lora(read_adapter(path), out, to, rank, energy)
-    for option, value in (("--rank", rank), ("--energy", energy)):
-        if value is not None:
-            raise UsageError(f"{to} holds the update whole", where=option, hint="--to peft-lora")
-    if to == "timm":
-        from superlora_cli.tasks.evaluate import merge
-
-        return {"to": to, **merge(path, out, force=force), "bytes": out.stat().st_size}
     adapter = read_adapter(path)
     write_atomic(out, delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base))
     load = f"delta = safetensors.torch.load_file({str(out)!r})"

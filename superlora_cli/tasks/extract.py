@@ -21,7 +21,7 @@ from superlora_cli.data.splits import class_count
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build, classifier_parameters
-from superlora_cli.models.patterns import Weight
+from superlora_cli.models.checkpoints import weights_in
 from superlora_cli.models.patterns import expand as expand_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -111,7 +111,11 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
         tuned = opened.enter_context(open_weights(wanted.tuned))
-        targets = expand(shapes.model, patterns) if shapes else _targets(base, patterns)
+        targets = (
+            expand(shapes.model, patterns)
+            if shapes
+            else expand_weights(weights_in({name: base.shape(name) for name in base.names}), patterns)
+        )
         made = plan(config, [target.flat for target in targets])
         digest = BaseDigest()
         goal = _differences(base, tuned, targets, digest, wanted.tuned)
@@ -194,17 +198,6 @@ def _open_base(section: ModelSection | None, wanted: Wanted, opened: ExitStack) 
         return opened.enter_context(open_weights(file)), section.name
     frozen = section.model_copy(update={"head": "frozen"})
     return InMemory(build(frozen, classes=None).model.state_dict()), section.name
-
-
-def _targets(base: Tensors, patterns: Sequence[str]) -> list[Target]:
-    """The rows that patterns name among the matrices and kernels of files, in the files' order."""
-    shapes = {name: base.shape(name) for name in base.names if name.endswith(".weight")}
-    weights = {
-        name.removesuffix(".weight"): Weight(shape)
-        for name, shape in shapes.items()
-        if len(shape) >= 2 and "embed" not in name.split(".")[-2]
-    }
-    return expand_weights(weights, patterns)
 
 
 def _differences(

@@ -19,9 +19,9 @@ from superlora_cli.errors import RunError, UsageError
 from superlora_cli.files import read_safetensors
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.targets import expand
-from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.build import check_task, classes_of, resolve_result
+from superlora_cli.tasks.build import check_task, classes_of, recipe_of
+from superlora_cli.tasks.results import resolve_result
 
 
 @dataclass
@@ -93,7 +93,7 @@ def read_adapter(path: Path) -> Stored:
     if "superlora.model_recipe" in read_safetensors(path)[1]:
         raise UsageError("a base without adapter", where=str(path), hint="its weights are in it as they are")
     stored = store.load(path)
-    recipe = recipe_from_dict(dict(stored.recipe), str(path))
+    recipe = recipe_of(stored, path)
     base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)
     check_task(recipe, base)
     adapter = SuperLora(stored.config, expand(base.model, stored.patterns))

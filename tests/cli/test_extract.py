@@ -75,7 +75,12 @@ def test_checkpoints_may_be_folders_of_shards_and_need_no_architecture(tuned: Pa
     done = cli("extract", *words, "--out", "files.safetensors", "--json").json()
     assert done["error"] < 1e-5
     assert cli("inspect", "files.safetensors", "--json").json()["base"]["name"] == "old"
-    assert cli("eval", "files.safetensors").code == 2
+    refused = cli("eval", "files.safetensors")
+    assert refused.code == 2
+    assert "how its base is built" in refused.message
+    assert cli("merge", "files.safetensors", "--base", BASE, "--out", "merged.safetensors").code == 0
+    found, wanted = load_file("merged.safetensors"), load_file(tuned)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
     named = ("--model", "glyphs_vit", "--base", BASE, "--tuned", tuned, "--method", "lora")
     assert cli("extract", *named, "--out", "named.safetensors").code == 0
     assert cli("eval", "named.safetensors").code == 0
