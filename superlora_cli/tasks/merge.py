@@ -194,8 +194,9 @@ def _verify(job: Job, place: Path, base: Path | None) -> Found:
     if job.shapes is not None:
         built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
         return compare_outputs(built, place)
+    assert isinstance(job.source, FromFiles)
     with open_weights(place) as merged:
-        return compare_tensors(job.targets, job.deltas(), job.source.rows, merged)
+        return compare_tensors(job.targets, job.deltas(), job.source, merged)
 
 
 def _loading(job: Job, out: Path) -> str:

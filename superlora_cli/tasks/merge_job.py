@@ -108,9 +108,9 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
     else:
         recipe, made = known
         own = {name: tuple(tensor.shape) for name, tensor in made.model.state_dict().items()}
-        if not isinstance(recipe.model.head, str):
+        if not isinstance(recipe.model.head, str) and not keep_head:
             for name in classifier_parameters(made.model):
-                if name in shapes and shapes[name] != own[name] and shapes[name][0] > max(recipe.model.head.select):
+                if name in shapes and shapes[name][0] > max(recipe.model.head.select):
                     replaced[name] = weights.tensor(name)[recipe.model.head.select]
         theirs = shapes | {name: tuple(tensor.shape) for name, tensor in replaced.items()}
         check_shapes(own, theirs, where=where)

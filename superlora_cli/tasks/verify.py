@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
-from superlora_cli.adapter.merge import Read, merged_rows
+from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.recipe.schema import DiffusionSection
 from superlora_cli.tasks.build import Built
+from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}  # largest difference of outputs
@@ -78,27 +79,36 @@ def _output(built: Built, images: Tensor) -> Tensor:
     return noise
 
 
-def compare_tensors(
-    targets: Sequence[Target], deltas: Iterator[Tensor], read: Read, merged: Weights, *, sign: int = 1
-) -> Found:
-    """Largest |merged − base ∓ ΔW| in float32, where no model can be built.
+def compare_tensors(targets: Sequence[Target], deltas: Iterator[Tensor], source: FromFiles, merged: Weights) -> Found:
+    """Largest |merged − base − ΔW| in float32, where no model can be built; tensors without a target are as they were.
 
     Args:
-        targets, deltas, read, sign: as of `adapter.merge.merged_rows`.
+        targets, deltas: as of `adapter.merge.merged_rows`.
+        source: the base.
+        merged: what was written.
 
     Raises:
         MismatchError: a difference is more than one rounding to the stored dtype.
     """
     largest = 0.0
-    for change in merged_rows(targets, deltas, read, sign=sign, dtype=torch.float32):
+    for change in merged_rows(targets, deltas, source.rows, dtype=torch.float32):
         stored = merged.rows(change.name, change.row, change.row + len(change.after))
         off = (stored.float() - change.after).abs()
         allowed = half_ulp(stored.dtype) * change.after.abs() + smallest(stored.dtype)
         if not (off <= allowed).all():
-            where = int((off - allowed).flatten(1).amax(1).argmax()) + change.row
-            raise MismatchError(f"row {where} is off by {off.max():.3g}", where=change.name, hint="nothing was written")
+            message = f"off by {off.max():.3g} from row {change.row} on"
+            raise MismatchError(message, where=change.name, hint="nothing was written")
         largest = max(largest, off.max().item())
+    changed = {f"{target.module}.weight" for target in targets}
+    for name in merged.names:
+        if name not in changed and not _same(merged.tensor(name), source.tensor(name)):
+            raise MismatchError("not what was to be written", where=name, hint="nothing was written")
     return Found(largest, "of tensors", f"{len(targets):,} targets")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit, so that what is not a number is like itself too."""
+    return one.dtype == other.dtype and torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
 def half_ulp(dtype: torch.dtype) -> float:

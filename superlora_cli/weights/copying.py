@@ -55,6 +55,11 @@ class FromFiles:
         """Rows of the source."""
         return self.weights.rows(name, start, stop)
 
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the copy."""
+        replaced = self.replaced.get(name)
+        return _cast(name, self.weights.tensor(name), self.dtype) if replaced is None else replaced
+
     def write(self, draft: Draft, place: Path, skip: Spans) -> None:
         """Write into `place`, an empty file or for shards a folder, all but the rows in `skip`.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from superlora_cli.errors import UsageError
 from superlora_cli.weights import header
 from superlora_cli.weights.reading import open_weights
-from tests.weights.conftest import save_shards
+from tests.weights.checkpoints import save_shards
 
 TENSORS = {
     "b.weight": torch.arange(12.0).view(3, 4),
