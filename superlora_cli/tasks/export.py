@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from superlora_cli.adapter.lowrank import approximate, check_limits, whole_error
@@ -67,6 +68,7 @@ def _export_lora(adapter: Stored, out: Path, to: str, rank: int | None, energy: 
         raise UsageError(message, where="--to", hint="--to peft-lora adapts any torch module")
     found = [approximate(update, rank=rank, energy=energy) for update in adapter.updates()]
     made = loras(adapter.targets, found, adapter.modules)
+    _check_called(adapter)
     errors = {
         name: whole_error((found[index].norm, found[index].error) for index in indices)
         for name, indices in by_module(adapter.targets).items()
@@ -99,3 +101,31 @@ def _head(adapter: Stored) -> dict[str, Tensor]:
         model = build(section, classes=None, image_size=adapter.recipe.data.image_size).model
         head |= {name: model.get_parameter(name).detach() for name in classifier_parameters(model)}
     return head
+
+
+@torch.no_grad()
+def _check_called(adapter: Stored) -> None:
+    """Run the base on shapes alone, to see that each adapted layer is called: LoRA sits beside a layer's own call.
+
+    Raises:
+        UsageError: a model reads a layer's weight itself, as timm's BEiT does, and would never meet its LoRA.
+    """
+    called: set[str] = set()
+    names = by_module(adapter.targets)
+    hooks = [
+        adapter.modules[name].register_forward_pre_hook(lambda module, inputs, name=name: called.add(name))
+        for name in names
+    ]
+    size = adapter.base.image_size
+    images, numbers = torch.empty(1, 3, size, size, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    try:
+        adapter.base.model.eval()(*([images] if adapter.base.task == "classification" else [images, numbers, numbers]))
+    except Exception:  # whatever a model cannot do on shapes alone: then it is not known
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in names:
+        if name not in called:
+            message = "the model reads its weight without calling the layer, so that LoRA beside it has no effect"
+            raise UsageError(message, where=name, hint="--to timm or --to delta")

@@ -175,6 +175,18 @@ def test_a_layer_whose_lora_would_be_another_update_is_refused(layer: nn.Module)
     check_plain("layer", nn.Conv2d(4, 4, 3, stride=2, padding=1))
 
 
+def test_a_model_that_never_calls_its_layer_is_refused(cli: Cli) -> None:
+    sizes = "{img_size: 16, patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2, num_classes: 10}"
+    model = f"model={{name: beit_base_patch16_224, pretrained: false, head: frozen, kwargs: {sizes}}}"
+    file = write_adapter("beit.safetensors", "digits_lora", model, "adapter.rank=2")
+    result = cli("export", file, "--to", "peft-lora", "--out", "peft")
+    assert result.code == 2
+    assert "blocks.0.attn.qkv: the model reads its weight" in result.message
+    assert not Path("peft").exists()
+    other = write_adapter("proj.safetensors", "digits_lora", model, "adapter.rank=2", "adapter.targets=[o]")
+    assert cli("export", other, "--to", "peft-lora", "--out", "peft").code == 0
+
+
 def test_an_export_does_not_depend_on_anything_but_the_adapter(lora: Path, cli: Cli) -> None:
     for folder in ("one", "two"):
         assert cli("export", lora, "--to", "peft-lora", "--rank", "3", "--out", folder).code == 0
