@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -38,19 +40,106 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         RunError: the disk is full. UsageError: the folder cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as temporary, system_errors(path):
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty temporary file beside `path`, to be written; then it takes the place of `path`, in one moment.
+
+    Whatever is raised inside leaves the old file as it was, and no temporary one.
+
+    Raises:
+        RunError: the disk is full. UsageError: the folder cannot be written.
+    """
     with system_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+    try:
+        yield Path(name)
+        with system_errors(path):
+            sync(Path(name))
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder beside `path`, to be filled with files; then it takes the place of `path`.
+
+    Whatever is raised inside leaves the old folder as it was, and no temporary one. Where the system cannot exchange
+    two folders in one moment, for that moment there is none of the name.
+
+    Raises:
+        RunError: the disk is full. UsageError: the folder cannot be written.
+    """
+    with system_errors(path):
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield folder
+        with system_errors(path):
+            for file in folder.iterdir():
+                sync(file)
+            os.chmod(folder, 0o777 & ~_umask())
+            if path.exists():
+                _exchange(folder, path)
+            else:
+                os.rename(folder, path)
+    finally:  # what is left under the temporary name: an unfinished folder, or the one that was replaced
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two folders change names, by Linux' renameat2 where there is one."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    if call and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return
+    aside = one.with_name(f"{one.name}.old")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files so that it appears whole; in one that is there, each file is replaced and others stay.
+
+    Raises:
+        RunError: the disk is full. UsageError: the folder cannot be written.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        for name, content in files.items():
+            write_atomic(path / name, content)
+        return
+    with replacing_folder(path) as folder:
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse early an output that is there already, or whose folder is not; an empty folder is free.
+
+    Raises:
+        UsageError: says what `--force` would do.
+    """
+    if not path.parent.is_dir():
+        raise UsageError("no such folder", where=str(path.parent), hint="make it first")
+    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"the {'folder' if path.is_dir() else 'file'} exists", where=str(path),
+                         hint="--force overwrites it")  # fmt: skip
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +18,14 @@ class Frozen:
     Made again from the seed wherever it is needed; never stored.
     """
 
-    def __init__(self, plan: Plan, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        start: bool = True,
+    ) -> None:
         config = plan.config
         self.nonlinear = projections.is_nonlinear(config.projection)
         self.maps: dict[tuple[int, int], projections.Project] = {}
@@ -29,10 +36,10 @@ class Frozen:
                     config.projection, size, config.seed, device=torch.device(device), dtype=dtype
                 )
         self.starts: list[Tensor] = []
-        if self.nonlinear:
-            start = {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()}
+        if self.nonlinear and start:
+            values = {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()}
             with torch.no_grad():
-                self.starts = [self.project(b.shape, _folded(plan, i, b, start)) for i, b in enumerate(plan.buckets)]
+                self.starts = [self.project(b.shape, _folded(plan, i, b, values)) for i, b in enumerate(plan.buckets)]
 
     def project(self, shape: GroupShape, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""
@@ -55,20 +62,57 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], frozen: Frozen) -> list[Ten
     return [piece.view(t.rows, t.columns) for piece, t in zip(pieces, plan.targets, strict=True)]
 
 
-def _outputs(plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], frozen: Frozen) -> Tensor:
-    """One bucket's ΔW: (groups, n_out)."""
+def deltas_in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """ΔW of one target after the other, as `deltas` gives all of them: without gradients, and in little memory.
+
+    A group is made when its first weight is asked for. What is held is one group's ΔW, and of a weight that it shares
+    with the group before, the part that lay there; the caller lets a ΔW go before it asks for the next.
+    """
+    groups = _groups_in_turn(plan, params)
+    ahead = torch.empty(0)  # of the last group made: what no target has had yet
+    for target in plan.targets:
+        own, ahead = ahead[: target.elements], ahead[target.elements :]
+        while missing := target.elements - len(own):
+            own, ahead = own.clone(), torch.empty(0)  # lets that group go before the next is made
+            ahead = next(groups)
+            own, ahead = torch.cat([own, ahead[:missing]]) if len(own) else ahead[:missing], ahead[missing:]
+        yield own.view(target.rows, target.columns)
+
+
+def _groups_in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """ΔW of one group after the other, in vector order: (n_out,)."""
+    params = {name: tensor.detach() for name, tensor in params.items()}
+    one = next(iter(params.values()))
+    frozen = Frozen(plan, device=one.device, dtype=one.dtype, start=False)
+    start = {name: tensor.to(one) for name, tensor in initial(plan).items()} if frozen.nonlinear else {}
+    places = [(group, index, row) for index, b in enumerate(plan.buckets) for row, group in enumerate(b.members)]
+    for _, index, row in sorted(places):
+        bucket = plan.buckets[index]
+        if start:
+            frozen.starts = [frozen.project(bucket.shape, _folded(plan, index, bucket, start, row=row))]
+        yield _outputs(plan, index, bucket, params, frozen, row=row).flatten()
+
+
+def _outputs(
+    plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], frozen: Frozen, row: int | None = None
+) -> Tensor:
+    """One bucket's ΔW: (groups, n_out); of its group number `row` alone, (1, n_out)."""
     scale = plan.config.scale
     if frozen.nonlinear:
-        moved = frozen.project(bucket.shape, _folded(plan, index, bucket, params)) - frozen.starts[index]
+        start = frozen.starts[index if row is None else 0]
+        moved = frozen.project(bucket.shape, _folded(plan, index, bucket, params, row=row)) - start
         return moved * scale if scale != 1 else moved
-    return frozen.project(bucket.shape, _folded(plan, index, bucket, params, scale))
+    return frozen.project(bucket.shape, _folded(plan, index, bucket, params, scale, row))
 
 
-def _folded(plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], scale: float = 1) -> Tensor:
+def _folded(
+    plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], scale: float = 1, row: int | None = None
+) -> Tensor:
     """One bucket's units, combined, cropped and flattened, times `scale`: (groups, n_in)."""
     shape, units = bucket.shape, []
+    rows = slice(None) if row is None else slice(row, row + 1)
     for k, unit in enumerate(shape.units, 1):
-        tensors = {name: params[f"b{index}_k{k}_{name}"] for name in unit.tensors}
+        tensors = {name: params[f"b{index}_k{k}_{name}"][rows] for name in unit.tensors}
         if k == 1 and scale != 1:  # the result is linear in each tensor: scale a small one, not N elements
             first = next(iter(tensors))
             tensors[first] = tensors[first] * scale

@@ -1,15 +1,74 @@
-"""ΔW into the base's weights, and out of them again."""
+"""ΔW into the base's weights, and out of them again: some rows after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.layers import splice
 from superlora_cli.adapter.module import SuperLora
-from superlora_cli.errors import RunError
+from superlora_cli.adapter.targets import Target
+from superlora_cli.errors import RunError, UsageError
+
+ELEMENTS = 2**20  # added at once
+
+Read = Callable[[str, int, int], Tensor]  # (tensor name, first row, last + 1) → those rows of the base
+
+
+@dataclass(frozen=True)
+class Change:
+    """Rows of one weight, from row `row` on: as they were, and with ΔW added."""
+
+    target: Target
+    row: int
+    before: Tensor
+    after: Tensor
+
+    @property
+    def name(self) -> str:
+        """The weight's name in the state dict."""
+        return f"{self.target.module}.weight"
+
+
+def merged_rows(
+    targets: Sequence[Target],
+    deltas: Iterator[Tensor],
+    read: Read,
+    *,
+    sign: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Change]:
+    """Every target's rows with ΔW added (subtracted with sign −1), about `ELEMENTS` at a time, in the targets' order.
+
+    Added in float32 at least and cast once, to `dtype` or the dtype they had.
+
+    Args:
+        deltas: ΔW of one target after the other; the next is asked for when the last has been let go.
+
+    Raises:
+        RunError: a merged weight is not finite. UsageError: a weight is quantised.
+    """
+    for target in targets:
+        delta = next(deltas).view(target.shape)
+        step = max(1, ELEMENTS // max(1, math.prod(target.shape[1:])))
+        for start in range(target.start, target.stop, step):
+            stop = min(start + step, target.stop)
+            before = read(f"{target.module}.weight", start, stop)
+            if not before.is_floating_point():
+                hint = "merge into the base it was quantised from"
+                raise UsageError(f"stored as {before.dtype}, which takes no update", where=target.name, hint=hint)
+            wide = before.to(torch.promote_types(before.dtype, delta.dtype))
+            part = delta[start - target.start : stop - target.start]
+            after = torch.add(wide, part, alpha=sign).to(dtype or before.dtype)
+            del wide, part
+            if not torch.isfinite(after).all():
+                where, hint = f"{target.module}.weight", "train again at a lower rate"
+                raise RunError("the merged weight is not finite", where=where, hint=hint)
+            yield Change(target, start, before, after)
+        del delta
 
 
 def merged_state(
@@ -17,7 +76,7 @@ def merged_state(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict of the plain model with ΔW added to (or, with sign −1, subtracted from) its targets.
 
-    Added in float32 at least and cast once. Rows that no target covers keep their bits, unless `dtype` casts all.
+    Rows that no target covers keep their bits, unless `dtype` casts all.
 
     Returns:
         (name → tensor without the adapter's own, the names that were changed).
@@ -25,18 +84,22 @@ def merged_state(
     Raises:
         RunError: a merged weight is not finite.
     """
+    plain = {name: tensor.detach() for name, tensor in plain_state(model).items()}
+    changed = {f"{target.module}.weight" for target in adapter.targets}
+    state = {
+        name: tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=name in changed)
+        for name, tensor in plain.items()
+    }
     with torch.no_grad():
-        updates: dict[str, list[tuple[int, Tensor]]] = {}
-        for target, delta in zip(adapter.targets, adapter.compute(), strict=True):
-            updates.setdefault(f"{target.module}.weight", []).append((target.start, sign * delta))
-        state: dict[str, Tensor] = {}
-        for name, tensor in plain_state(model).items():
-            pieces = sorted(updates.get(name, ()), key=lambda piece: piece[0])
-            whole = splice(tensor.detach(), pieces, dtype=dtype) if pieces else tensor.detach()
-            state[name] = whole.to(dtype) if dtype and whole.is_floating_point() else whole
-            if not torch.isfinite(state[name]).all():
-                raise RunError("the merged weight is not finite", where=name, hint="train again at a lower rate")
-    return state, sorted(updates)
+        made = iter(adapter.compute())
+        for change in merged_rows(adapter.targets, made, rows_of(plain), sign=sign, dtype=dtype):
+            state[change.name][change.row : change.row + len(change.after)] = change.after
+    return state, sorted(changed)
+
+
+def rows_of(state: Mapping[str, Tensor]) -> Read:
+    """What reads rows of a state dict."""
+    return lambda name, start, stop: state[name][start:stop]
 
 
 def plain_state(model: nn.Module) -> Mapping[str, Tensor]:

@@ -23,6 +23,7 @@ from superlora_cli.adapter.prng import GENERATOR
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.weights.foreign import recognise
 
 FORMAT_VERSION = "1"
 HEAD = "head."
@@ -42,6 +43,7 @@ class StoredAdapter:
         factors: the trained tensors by name.
         head: trained tensors outside the adapter, by their name in the model.
         classes: what the model's outputs stand for, in their order; () where they are just numbered.
+        origin: how an adapter that no run trained was made: from what, and the relative error of every target.
     """
 
     config: AdapterConfig
@@ -53,6 +55,7 @@ class StoredAdapter:
     factors: Mapping[str, Tensor]
     head: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """The file, canonical."""
@@ -69,6 +72,7 @@ class StoredAdapter:
             "superlora.metrics": _json(self.metrics),
             "superlora.checksum": digest_tensors(tensors),
             **classes_metadata(self.classes),
+            **({"superlora.origin": _json(self.origin)} if self.origin else {}),
         }
         return safetensors_bytes(tensors, metadata)
 
@@ -85,7 +89,9 @@ def load(path: Path) -> StoredAdapter:
     """
     tensors, metadata = read_safetensors(path)
     if "superlora.format_version" not in metadata:
-        raise UsageError("a safetensors file, but no superlora adapter", where=str(path), hint=_foreign(tensors))
+        what, hint = recognise(tensors, metadata) or ("", "an adapter.safetensors that superlora train wrote")
+        message = f"{what}, no superlora adapter" if what else "a safetensors file, but no superlora adapter"
+        raise UsageError(message, where=str(path), hint=hint)
     if metadata["superlora.format_version"] != FORMAT_VERSION:
         version = metadata["superlora.format_version"]
         raise UsageError(f"adapter format {version}, this version reads {FORMAT_VERSION}", where=str(path),
@@ -102,6 +108,7 @@ def load(path: Path) -> StoredAdapter:
             factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
             classes=read_classes(metadata),
+            origin=json.loads(metadata.get("superlora.origin", "{}")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
@@ -166,26 +173,47 @@ def digest_targets(targets: Sequence[Target]) -> str:
     return hashlib.sha256(_json([[t.module, t.start, t.stop, list(t.shape)] for t in targets]).encode()).hexdigest()
 
 
+class BaseDigest:
+    """SHA-256 over name, shape and stored bytes of every target slice, told rows after rows in the targets' order."""
+
+    def __init__(self) -> None:
+        self._digest, self._dtypes = hashlib.sha256(), set[str]()
+
+    def add(self, target: Target, row: int, rows: Tensor) -> None:
+        """The next rows of the base, from row `row` of the weight on."""
+        if row == target.start:
+            self._digest.update(f"{target.name}{list(target.shape)}".encode())
+        self._digest.update(rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        self._dtypes.add(str(rows.dtype).removeprefix("torch."))
+
+    @property
+    def found(self) -> tuple[str, str]:
+        """(The digest, the dtype of the slices)."""
+        return self._digest.hexdigest(), "+".join(sorted(self._dtypes))
+
+
 def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
     """(SHA-256 over name, shape and stored bytes of every target slice, their dtype)."""
-    digest, dtypes = hashlib.sha256(), []
+    digest = BaseDigest()
     for target in targets:
         weight = model.get_submodule(target.module)._parameters["weight"]
         assert weight is not None
-        rows = weight.detach()[target.start : target.stop].cpu().contiguous()
-        digest.update(f"{target.name}{list(target.shape)}".encode())
-        digest.update(rows.flatten().view(torch.uint8).numpy().tobytes())
-        dtypes.append(str(weight.dtype).removeprefix("torch."))
-    return digest.hexdigest(), "+".join(sorted(set(dtypes)))
+        digest.add(target, target.start, weight[target.start : target.stop])
+    return digest.found
 
 
 def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
-    """Refuse a base whose target bytes are not the ones that were adapted.
+    """Refuse a base whose target bytes are not the ones that were adapted; raises as `check_digest`."""
+    check_digest(digest_base(model, targets), stored, where=where)
+
+
+def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str) -> None:
+    """Refuse the (digest, dtype) of a base that is not the one that was adapted.
 
     Raises:
         MismatchError: with a message of its own where only the dtype differs.
     """
-    sha256, dtype = digest_base(model, targets)
+    sha256, dtype = found
     if sha256 == stored.base["sha256"]:
         return
     name = stored.base.get("name")
@@ -209,14 +237,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _foreign(tensors: Mapping[str, Tensor]) -> str:
-    if any(".lora_A." in name for name in tensors):
-        return "this is a PEFT LoRA file: load it with PEFT"
-    if any(".lora_down." in name for name in tensors):
-        return "this is a Kohya LoRA file: load it with the tool that wrote it"
-    return "an adapter.safetensors that superlora train wrote"
 
 
 def _json(content: Any) -> str:

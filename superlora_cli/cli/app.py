@@ -27,17 +27,8 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    "train",
-    "eval",
-    "count-params",
-    "merge",
-    "generate",
-    "ls",
-    "validate",
-    "schema",
-    "inspect",
-    "init",
-    "report",
+    *("train", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
+    *("ls", "validate", "schema", "inspect", "init", "report"),
 )
 
 for name in COMMANDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from superlora_cli.errors import SuperLoraError
@@ -44,6 +44,21 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, title=Text(title), title_justify="left", min_width=min(len(title), 78))
     for name, value in rows:
         table.add_row(Text(name), Text(value, overflow="fold"))
+    print_table(table)
+
+
+def print_errors(weights: Sequence[dict[str, Any]], whole: float, *, shown: int = 12) -> None:
+    """What approximated weights miss: name, rank if there is one, relative Frobenius error; the worst where many."""
+    from rich.table import Table
+    from rich.text import Text
+
+    worst = sorted(weights, key=lambda row: -row["error"])[:shown] if len(weights) > shown else weights
+    ranked = any("rank" in row for row in weights)
+    title = f"relative error of ΔW, the {shown} worst of {len(weights)}" if len(worst) < len(weights) else None
+    table = Table("weight", *(["rank"] if ranked else []), "relative error of ΔW", title=title, title_justify="left")
+    for row in worst:
+        table.add_row(Text(row["name"]), *([str(row["rank"])] if ranked else []), f"{row['error']:.2e}")
+    table.add_row("all", *([""] if ranked else []), f"{whole:.2e}")
     print_table(table)
 
 

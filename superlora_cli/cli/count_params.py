@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from superlora_cli.adapter.config import CHOICES, PRESETS, AdapterConfig
+from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.counting import Count, count
 from superlora_cli.adapter.layout import Plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
 from superlora_cli.analysis.filesize import stored_bytes
+from superlora_cli.cli import knobs
 from superlora_cli.cli.console import print_json, print_table
+from superlora_cli.cli.knobs import located, split_patterns
 from superlora_cli.errors import UsageError
 from superlora_cli.models.catalogue import Base, find
 
@@ -35,10 +35,6 @@ CLASSES = {  # classes of the data sets that a recipe may name without saying
 }
 
 
-def _words(knob: str) -> str:
-    return ", ".join(CHOICES[knob])
-
-
 def command(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are counted.")
@@ -47,25 +43,21 @@ def command(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change first.")
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"Base model; without a recipe {DEFAULT_MODEL}.")] = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear or patterns.")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")] = None,
-    groups: Annotated[
-        str | None, typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each.")
-    ] = None,
-    order: Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")] = None,
-    rank: Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")] = None,
-    core: Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}.")] = None,
-    splits: Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")] = None,
-    split_dim: Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")] = None,
-    left: Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")] = None,
-    terms: Annotated[int | None, typer.Option(help="Kronecker products that are summed.")] = None,
-    combine: Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")] = None,
-    fold: Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")] = None,
-    align: Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")] = None,
-    projection: Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")] = None,
+    targets: knobs.Targets = None,
+    method: knobs.Method = None,
+    groups: knobs.Groups = None,
+    order: knobs.Order = None,
+    rank: knobs.Rank = None,
+    core: knobs.Core = None,
+    splits: knobs.Splits = None,
+    split_dim: knobs.SplitDim = None,
+    left: knobs.Left = None,
+    terms: knobs.Terms = None,
+    combine: knobs.Combine = None,
+    fold: knobs.Fold = None,
+    align: knobs.Align = None,
+    projection: knobs.Projection = None,
+    ratio: knobs.Ratio = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every tensor and how its shape came about.")] = False,
     budget: Annotated[
         int | None, typer.Option(min=1, help="For every method, find the setting closest below this many parameters.")
@@ -81,8 +73,8 @@ def command(
     otherwise, and options go before the recipe's keys.
     """
     flags: dict[str, Any] = {
-        **{"method": method, "groups": _groups(groups), "order": order, "rank": _rank(rank), "core": core},
-        **{"splits": splits, "split_dim": split_dim, "left": left, "terms": terms, "combine": combine},
+        **{"method": method, "groups": knobs.groups_of(groups), "order": order, "rank": knobs.rank_of(rank)},
+        **{"core": core, "splits": splits, "split_dim": split_dim, "left": left, "terms": terms, "combine": combine},
         **{"fold": fold, "align": align, "projection": projection, "ratio": ratio},
     }
     flags = {name: value for name, value in flags.items() if value is not None}
@@ -90,9 +82,9 @@ def command(
     if budget is not None:
         _show_budget(subject, budget, flags, as_json=as_json)
         return
-    with _located(flags, recipe):
-        knobs = dict(subject.knobs)
-        counted = count(AdapterConfig.from_knobs(knobs.pop("method", None), **knobs), subject.targets)
+    with located(flags, recipe):
+        chosen = dict(subject.knobs)
+        counted = count(AdapterConfig.from_knobs(chosen.pop("method", None), **chosen), subject.targets)
     if plot is not None:
         _draw(plot, counted)
     if as_json:
@@ -130,9 +122,9 @@ class Subject:
 def _subject(
     name: str | None, overrides: Sequence[str], model: str | None, targets: str | None, flags: Mapping[str, Any]
 ) -> Subject:
-    patterns = tuple(_split(targets)) if targets is not None else None
+    patterns = tuple(split_patterns(targets)) if targets is not None else None
     if name is None:
-        with _located({"model": model, "targets": targets}, None):
+        with located({"model": model, "targets": targets}, None):
             base = find(model or DEFAULT_MODEL)
             patterns = patterns or DEFAULT_TARGETS
             return Subject(base, patterns, base.targets(patterns), flags, None, {})
@@ -141,7 +133,7 @@ def _subject(
     from superlora_cli.recipe.load import load_recipe
 
     recipe = load_recipe(name, overrides)
-    with _located({key: value for key, value in (("model", model), ("targets", targets)) if value}, name):
+    with located({key: value for key, value in (("model", model), ("targets", targets)) if value}, name):
         base = find(model) if model else find(recipe.model.name, recipe.model.kwargs)
         if recipe.adapter is None and not flags:
             raise UsageError(f"no adapter to count: the base's own {base.params:,} parameters are trained", where=name,
@@ -162,45 +154,6 @@ def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
         sys.stderr.write(f"{recipe.data.name}: {notice}\n")
         return None
     return base.new_head(classes)
-
-
-@contextmanager
-def _located(flags: Mapping[str, Any], recipe: str | None) -> Iterator[None]:
-    """Say of an error whether the option or the key of the recipe is to blame."""
-    try:
-        yield
-    except UsageError as error:
-        section, _, rest = (error.where or "").partition(".")
-        key, _, detail = rest.partition(": ")
-        key = "model" if section == "model" else key
-        if section in ("adapter", "model"):
-            option = f"--{key.replace('_', '-')}" + (f": {detail}" if detail else "")
-            error.where = option if recipe is None or key in flags else f"{recipe}: {section}.{rest}"
-        raise
-
-
-def _split(text: str) -> list[str]:
-    """The patterns between commas, but for the commas in brackets.
-
-    >>> _split("q, re:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]")
-    ['q', 're:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]']
-    """
-    return [part.strip() for part in re.split(r",(?![^\[({]*[\])}])", text) if part.strip()]
-
-
-def _groups(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.strip().isdecimal() else text
-
-
-def _rank(text: str | None) -> Any:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if part != "full" and not part.isdecimal():
-            raise UsageError(f"'{part}' is no rank", where="--rank", hint="a whole number, or one per mode as full,4,4")
-    ranks = tuple("full" if part == "full" else int(part) for part in parts)
-    return ranks[0] if len(ranks) == 1 and ranks != ("full",) else ranks
 
 
 def _result(subject: Subject, counted: Count) -> dict[str, Any]:
@@ -264,7 +217,7 @@ def _show_explanation(counted: Count) -> None:
 def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_json: bool) -> None:
     from superlora_cli.analysis.budget import offers
 
-    with _located(flags, None):
+    with located(flags, None):
         found = offers(subject.targets, budget, flags)
     rows = [
         {

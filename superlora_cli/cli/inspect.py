@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs
+from superlora_cli.cli.console import print_json, print_pairs, print_table
 
 
 def command(
     adapter: Annotated[Path, typer.Argument(help="An adapter file, or a run's folder.")],
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Show how large ΔW is, weight by weight, and beside the base's weights.")
+    ] = False,
+    delta: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write ΔW of every adapted weight to this .safetensors file.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --delta.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Show an adapter's knobs, targets, tensors, base, recipe and metrics."""
+    """Show an adapter's knobs, targets, tensors, base, recipe and metrics; with --norms, what it changes."""
     from superlora_cli.adapter import store
-    from superlora_cli.tasks.build import resolve_result
+    from superlora_cli.tasks.results import resolve_result
 
     path = resolve_result(adapter)
     stored = store.load(path)
@@ -34,9 +41,19 @@ def command(
         "base": dict(stored.base),
         "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
+        "origin": dict(stored.origin),
         "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.head}.items()},
         "recipe": dict(stored.recipe),
     }
+    if delta is not None:
+        from superlora_cli.tasks.export import export
+
+        about["delta"] = export(path, delta, to="delta", force=force)["output"]
+    if norms:
+        from superlora_cli.tasks import norms as measure
+        from superlora_cli.tasks.stored import read_adapter
+
+        about["norms"] = measure.norms(read_adapter(path))
     if as_json:
         print_json(about)
         return
@@ -48,9 +65,34 @@ def command(
         *([("classes", _few(stored.classes))] if stored.classes else []),
         ("knobs", ", ".join(f"{knob} {value}" for knob, value in _set_knobs(about["config"]).items())),
         *((name, " × ".join(map(str, shape))) for name, shape in about["tensors"].items()),
+        *([("made of", _origin(stored.origin))] if stored.origin else []),
         *((name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in metrics),
     ]
+    if delta is not None:
+        rows.append(("ΔW written to", about["delta"]))
     print_pairs(f"{path}  {about['bytes']:,} bytes", rows)
+    if norms:
+        _show_norms(about["norms"])
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    error = f"relative error {origin['error']:.2e}"
+    if "extracted" in origin:
+        return f"the difference of {origin['extracted']} and the base, {error}"
+    weights = ", ".join(f"{source['weight']:g}" for source in origin["combined"])
+    return f"{len(origin['combined'])} adapters times {weights}, {error}"
+
+
+def _show_norms(found: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"no base to compare with: {found['why_not']}" if found["why_not"] else None
+    table = Table("weight", "‖ΔW‖", "‖ΔW‖ / ‖W‖", title=title and Text(title), title_justify="left")
+    for row in (*found["targets"], {"name": "all", **found}):
+        relative = "" if row["relative"] is None else f"{row['relative']:.4f}"
+        table.add_row(Text(row["name"]), f"{row['norm']:.4g}", relative)
+    print_table(table)
 
 
 def _few(names: Sequence[str]) -> str:

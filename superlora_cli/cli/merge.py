@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs
+from superlora_cli.cli.console import print_json, print_pairs, stderr_console
 
 
 def command(
     result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    base: Annotated[Path | None, typer.Option(help="Weights to merge into; default: the base of the recipe.")] = None,
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for shards, a folder.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Weights to merge into, a file or shards; default: the recipe's.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: as the base is stored.")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare merged and adapted outputs.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare merged and adapted outputs, or tensors.")
+    ] = True,
     unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract the update from the merged --base.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     allow_base_mismatch: Annotated[
@@ -26,11 +30,14 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Add an adapter's update to its base and write the weights, ready for timm."""
-    from superlora_cli.tasks.evaluate import merge
+    console = stderr_console()
+    with console.status("loading torch and timm"):
+        from superlora_cli.tasks.merge import merge
 
     done = merge(
         result,
         out,
+        console,
         base=base,
         dtype=dtype,
         verify=verify,
@@ -42,7 +49,10 @@ def command(
         print_json(done)
         return
     rows = [("output", done["output"]), ("tensors changed", f"{done['tensors_changed']:,}")]
+    if unmerge:
+        rows.append(("from the base", f"at most {done['rounding_bound']:.2e}, by rounding"))
     if done["verified"]:
-        rows.append(("largest difference of outputs", f"{done['max_abs_error']:.2e} on {done['verified_on']}"))
+        what = f"largest difference {done['compared']}"
+        rows.append((what, f"{done['max_abs_error']:.2e} on {done['verified_on']}"))
     rows.append(("load it with", done["load"]))
     print_pairs("unmerged" if unmerge else "merged", rows)

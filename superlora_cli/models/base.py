@@ -14,8 +14,8 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
-from superlora_cli.files import read_safetensors
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
+from superlora_cli.weights.reading import open_weights
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -136,32 +136,48 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
 
 
 def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> None:
-    """Load a base's weights from a safetensors or torch file; a new head stays as it was initialised.
+    """Load a base's weights from a safetensors file, shards with an index or a torch file; a new head stays as it was
+    initialised.
 
     Raises:
         UsageError: the file cannot be read. MismatchError: names or shapes differ; names the first one.
     """
-    if path.suffix == ".safetensors":
-        state, _ = read_safetensors(path)
+    if is_safetensors(path):
+        with open_weights(path) as weights:
+            state = {name: weights.tensor(name) for name in weights.names}
     else:
         state = _read_torch(path)
     own = dict(model.state_dict())
     if new_head:
         for name in classifier_parameters(model):
             state[name] = own[name]
-    for name in sorted(own.keys() | state.keys()):
-        theirs, ours = state.get(name), own.get(name)
-        if theirs is None or ours is None or theirs.shape != ours.shape:
-            shapes = [None if t is None else list(t.shape) for t in (theirs, ours)]
-            raise MismatchError(
-                f"{name} is {shapes[0] or 'missing'} in the file and {shapes[1] or 'missing'} in the model",
-                where=str(path),
-                hint="weights of the same architecture",
-            )
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes({name: tuple(tensor.shape) for name, tensor in own.items()}, shapes, where=str(path))
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:  # a base stored in bfloat16 stays in bfloat16: its bytes are its identity
         model.to(dtypes.pop())
     model.load_state_dict(state)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a path means safetensors: a file, an index of shards, or a folder with either."""
+    return path.suffix in (".safetensors", ".json") or path.is_dir()
+
+
+def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Refuse tensors of a file (`theirs`) that are not those of a model (`own`).
+
+    Raises:
+        MismatchError: names the first, in the model's order, whose name or shape differs.
+    """
+    for name in (*own, *theirs):
+        if own.get(name) != theirs.get(name):
+            found = [list(shapes[name]) if name in shapes else "missing" for shapes in (theirs, own)]
+            raise MismatchError(
+                f"{name} is {found[0]} in the file and {found[1]} in the model",
+                where=where,
+                hint="weights of the same architecture",
+            )
 
 
 def classifier_parameters(model: nn.Module) -> tuple[str, ...]:

@@ -15,15 +15,13 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
-
-ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 
 
 @dataclass
@@ -94,23 +92,6 @@ def check_task(recipe: Recipe, base: Base) -> None:
         raise UsageError(f"means nothing to the task {recipe.task}", where="diffusion", hint="leave it out")
 
 
-def resolve_result(path: Path) -> Path:
-    """The adapter or model file that `path` means: itself, or the one in a run's folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if path.is_dir():
-        for name in (ADAPTER_FILE, MODEL_FILE):
-            if (path / name).is_file():
-                return path / name
-        hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
-        raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
-    if not path.is_file():
-        raise UsageError("no such run or adapter", where=str(path), hint="a run folder, or an adapter.safetensors")
-    return path
-
-
 def build_from_file(
     path: Path, overrides: Sequence[str] = (), *, base: Path | None = None, allow_mismatch: bool = False
 ) -> Built:
@@ -129,16 +110,10 @@ def build_from_file(
     if "superlora.model_recipe" in metadata:
         return _build_model(path, metadata, overrides)
     stored = store.load(path)
-    if not stored.recipe:
-        hint = "from Python: superlora_cli.load(model, FILE)"
-        raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
-    recipe = _for_use(recipe_from_dict(dict(stored.recipe), str(path), overrides))
+    recipe = _for_use(recipe_of(stored, path, overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    classes = len(stored.classes) or (
-        len(next(iter(stored.head.values()))) if stored.head else class_count(recipe.data)
-    )
-    made = build(recipe.model, classes=classes, image_size=recipe.data.image_size)
+    made = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch:
@@ -149,6 +124,38 @@ def build_from_file(
         for name, tensor in stored.head.items():
             made.model.get_parameter(name).copy_(tensor)
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
+
+
+def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
+    """The recipe of an adapter and its base as shapes only, on the meta device: no weights, no memory.
+
+    None where the file has no recipe for a base that can be built here.
+    """
+    try:
+        recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
+        size = recipe.data.image_size
+        return recipe, build(recipe.model, classes=classes_of(stored, recipe), image_size=size, weights=False)
+    except SuperLoraError:
+        return None
+
+
+def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in an adapter file, `path`, with KEY=VALUE `overrides`.
+
+    Raises:
+        UsageError: there is none: it was saved from Python, or extracted from files of an unknown architecture.
+    """
+    if not stored.recipe:
+        hint = "superlora merge --base FILE, or from Python: superlora_cli.load(model, FILE)"
+        raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
+    return recipe_from_dict(dict(stored.recipe), str(path), overrides)
+
+
+def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
+    """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
+    if stored.classes or stored.head:
+        return len(stored.classes) or len(next(iter(stored.head.values())))
+    return class_count(recipe.data) if recipe.model.head == "new" else None
 
 
 def _for_use(recipe: Recipe) -> Recipe:

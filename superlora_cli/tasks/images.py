@@ -18,7 +18,8 @@ from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.files import safetensors_bytes
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.build import ADAPTER_FILE, MODEL_FILE, Built
+from superlora_cli.tasks.build import Built
+from superlora_cli.tasks.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.training.processes import Processes
 
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data

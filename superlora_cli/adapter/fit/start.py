@@ -1,0 +1,81 @@
+"""Where a fit starts: the wanted ΔW taken back through scale, F and folding, and each group solved by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.delta import Frozen
+from superlora_cli.adapter.factors import initial
+from superlora_cli.adapter.fit.units import fit_kronecker
+from superlora_cli.adapter.layout import Bucket, Plan
+
+CONJUGATE_STEPS = 30
+
+
+def start(plan: Plan, wanted: Sequence[Tensor], frozen: Frozen) -> dict[str, Tensor]:
+    """Start values for every trained tensor: name → (groups, terms, ...), in the dtype of `wanted`.
+
+    Elements that a folded group has beyond its own are taken as 0. Where there is no closed form (products element by
+    element, a nonlinear F) these are the values that training starts from, at which ΔW = 0.
+    """
+    vector = torch.cat([delta.flatten() for delta in wanted])
+    values = {name: tensor.to(vector) for name, tensor in initial(plan).items()}
+    if frozen.nonlinear or plan.config.combine == "hadamard":
+        return values
+    for index, bucket in enumerate(plan.buckets):
+        rows = torch.stack([_piece(vector, plan.starts[group], bucket.shape.n_out) for group in bucket.members])
+        folded = _unproject(bucket, rows / plan.config.scale, frozen)  # (groups, n_in)
+        for row, x in enumerate(folded):
+            terms = fit_kronecker(bucket.shape.units, _fold(bucket, x), bucket.shape.terms)
+            for term, units in enumerate(terms):
+                for k, tensors in enumerate(units, 1):
+                    for name, tensor in tensors.items():
+                        values[f"b{index}_k{k}_{name}"][row, term] = tensor
+    return values
+
+
+def _piece(vector: Tensor, first: int, size: int) -> Tensor:
+    """`size` elements from `first` on, filled up with zeros behind the end."""
+    piece = vector[first : first + size]
+    return torch.nn.functional.pad(piece, (0, size - len(piece)))
+
+
+def _fold(bucket: Bucket, x: Tensor) -> Tensor:
+    """(n_in,) as the tensor that the group's units make, the elements beyond n_in as 0."""
+    extent = bucket.shape.extent
+    return _piece(x, 0, math.prod(extent)).reshape(extent)
+
+
+def _unproject(bucket: Bucket, y: Tensor, frozen: Frozen) -> Tensor:
+    """The x whose F(x) is nearest to y, (groups, n_out) → (groups, n_in): conjugate gradients on FᵀF x = Fᵀy (CGLS).
+
+    Fᵀ is the backward of F, which is linear here; one step is enough where F is the identity or a shuffle.
+    """
+    shape = bucket.shape
+    x = torch.zeros(len(y), shape.n_in, dtype=y.dtype, device=y.device)
+
+    def adjoint(rows: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = torch.zeros_like(x).requires_grad_()
+            (back,) = torch.autograd.grad(frozen.project(shape, at), at, rows)
+        return back
+
+    residual = y
+    gradient = adjoint(residual)
+    direction, size = gradient, gradient.square().sum(-1, keepdim=True)
+    first = size.clone()
+    for _ in range(CONJUGATE_STEPS):
+        if not (size > 1e-24 * first).any():
+            break
+        image = frozen.project(shape, direction)
+        step = size / image.square().sum(-1, keepdim=True).clamp_min(1e-300)
+        x = x + step * direction
+        residual = residual - step * image
+        gradient = adjoint(residual)
+        before, size = size, gradient.square().sum(-1, keepdim=True)
+        direction = gradient + size / before.clamp_min(1e-300) * direction
+    return x

@@ -1,0 +1,100 @@
+"""Factors of one unit, or of one Kronecker product of units, nearest to a tensor, in closed form."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import tensorly
+import torch
+from tensorly.decomposition import parafac, partial_tucker
+from torch import Tensor
+from torch.nn import functional
+
+from superlora_cli.adapter.layout import UnitShape
+
+Tensors = dict[str, Tensor]
+
+
+def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
+    """`core` and `A1` ... `AM` of one unit for a tensor (d_1, ..., d_M).
+
+    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a diagonal or
+    identity core the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+    """
+    if unit.is_dense:
+        return {"core": wanted.clone()}
+    if not wanted.any():
+        return _nothing(unit, wanted)
+    if unit.core == "dense":
+        return _tucker(unit, wanted)
+    if len(unit.sides) == 2:
+        u, s, vh = torch.linalg.svd(wanted, full_matrices=False)
+        rank = unit.ranks[0]
+        weights, planes = s[:rank], [u[:, :rank], vh[:rank].mT]
+    else:
+        with tensorly.backend_context("pytorch", local_threadsafe=True):
+            weights, planes = parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
+    if unit.core == "diagonal":
+        return {"core": weights} | {f"A{m}": plane for m, plane in enumerate(planes, 1)}
+    share = weights.abs() ** (1 / len(planes))
+    planes = [plane * share for plane in planes]
+    planes[0] = planes[0] * weights.sign()
+    return {f"A{m}": plane for m, plane in enumerate(planes, 1)}
+
+
+def _tucker(unit: UnitShape, wanted: Tensor) -> Tensors:
+    modes = [m for m, rank in enumerate(unit.ranks) if rank]
+    with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Trying to compute SVD")  # of a mode with a rank above the others' product
+        (core, planes), _ = partial_tucker(wanted, rank=[unit.ranks[m] for m in modes], modes=modes, random_state=0)
+    return {"core": core} | {f"A{m + 1}": plane for m, plane in zip(modes, planes, strict=True)}
+
+
+def _nothing(unit: UnitShape, like: Tensor) -> Tensors:
+    """Factors of the zero tensor, from which a gradient can still lead away: only the first one is zero."""
+    tensors = {name: torch.ones(shape, dtype=like.dtype, device=like.device) for name, shape in unit.tensors.items()}
+    first = next(name for name in unit.tensors if name != "core")
+    return tensors | {first: torch.zeros_like(tensors[first])}
+
+
+def fit_kronecker(units: Sequence[UnitShape], wanted: Tensor, terms: int) -> list[list[Tensors]]:
+    """Σ over terms of products of K units, left first, for a tensor of any sides that the product covers.
+
+    The nearest Kronecker product is the SVD of the rearranged tensor, blocks as rows (Van Loan and Pitsianis, 1993);
+    for K > 2 its right factor is taken apart in the same way; low-rank units approximate their factor after that.
+
+    Returns:
+        [term][k] → tensors of unit k.
+    """
+    if len(units) == 1:
+        return [[fit_unit(units[0], wanted)]]
+    left = units[0]
+    rest = tuple(math.prod(own) for own in zip(*(unit.sides for unit in units[1:]), strict=True))
+    rows = rearrange(wanted, left.sides, rest)  # (∏ f_m, ∏ d_m)
+    u, s, vh = torch.linalg.svd(rows, full_matrices=False)
+    made = []
+    for term in range(terms):
+        inside = term < len(s)
+        root = s[term].sqrt() if inside else s.new_zeros(())
+        a = u[:, term] * root if inside else torch.zeros_like(rows[:, 0])
+        b = vh[term] * root if inside else torch.zeros_like(rows[0])
+        ((*right,),) = fit_kronecker(units[1:], b.reshape(rest), 1)
+        made.append([fit_unit(left, a.reshape(left.sides)), *right])
+    return made
+
+
+def rearrange(tensor: Tensor, lefts: Sequence[int], rights: Sequence[int]) -> Tensor:
+    """A tensor, padded with zeros to sides f_m·d_m, as (∏ f_m, ∏ d_m): a Kronecker product becomes an outer product.
+
+    >>> left, right = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+    >>> rearrange(torch.kron(left, right), left.shape, right.shape)
+    tensor([[3., 4.],
+            [6., 8.]])
+    """
+    order = len(lefts)
+    padding = [f * d - side for f, d, side in zip(lefts, rights, tensor.shape, strict=True)]
+    whole = functional.pad(tensor, [amount for extra in reversed(padding) for amount in (0, extra)])
+    split = whole.reshape([part for pair in zip(lefts, rights, strict=True) for part in pair])
+    return split.permute(*range(0, 2 * order, 2), *range(1, 2 * order, 2)).reshape(math.prod(lefts), -1)

@@ -1,0 +1,48 @@
+"""`superlora combine`: several adapters in, their weighted sum out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superlora_cli.cli.console import print_errors, print_json, print_pairs
+from superlora_cli.errors import UsageError
+
+
+def command(
+    results: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Runs' folders or adapter files.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    weights: Annotated[
+        str | None, typer.Option(help="What each is multiplied by, as 0.5,0.5; default: their mean.")
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="adapter (a LoRA that eval and merge take), or delta (ΔW, exact).")
+    ] = "adapter",
+    rank: Annotated[int | None, typer.Option(help="Largest rank of a weight in the adapter.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Part of ‖ΔW‖² to keep; default: all where every ΔW has factors, else 0.99.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Add up the updates of adapters of any variants on the same base."""
+    from superlora_cli.tasks.combine import combine
+
+    numbers = None if weights is None else [_number(part) for part in weights.split(",")]
+    done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force)
+    if as_json:
+        print_json(done)
+        return
+    rows = [("output", f"{done['output']}  {done['bytes']:,} bytes"), ("parameters", f"{done['params']:,}")]
+    print_pairs(to, rows)
+    if "weights" in done:
+        print_errors(done["weights"], done["error"])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"'{text}' is no number", where="--weights", hint="one for each adapter, as 0.5,0.5") from None

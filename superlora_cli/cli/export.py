@@ -1,0 +1,41 @@
+"""`superlora export`: an adapter in, a file of another library out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superlora_cli.cli.console import print_errors, print_json, print_pairs
+
+
+def command(
+    result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
+    to: Annotated[str, typer.Option(help="timm (merged weights), peft-lora (a folder), diffusers-lora, or delta.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft-lora, the folder.")],
+    rank: Annotated[
+        int | None, typer.Option(help="Largest rank of a weight in the LoRA formats; default: as --energy asks.")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Part of ‖ΔW‖² to keep in the LoRA formats; default: all where ΔW has factors, else 0.99."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Write an adapter in the form of another library: merged for timm, as LoRA for PEFT or diffusers, or ΔW itself.
+
+    LoRA is exact where the update has low rank weight by weight; else it is the nearest of a rank, and the relative
+    error of every weight is told and stored.
+    """
+    from superlora_cli.tasks.export import export
+
+    done = export(result, out, to=to, rank=rank, energy=energy, force=force)
+    if as_json:
+        print_json(done)
+        return
+    size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
+    print_pairs(to, [("output", done["output"] + size), ("load it with", done["load"])])
+    if "weights" in done:
+        print_errors(done["weights"], done["error"])

@@ -1,0 +1,1 @@
+"""Weight updates as the files of other libraries. Knows `adapter/`, and no command line."""

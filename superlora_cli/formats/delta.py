@@ -1,0 +1,38 @@
+"""ΔW itself as a safetensors file: for every adapted weight a tensor of its name and shape, to be added to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from superlora_cli.adapter.targets import Target
+from superlora_cli.files import safetensors_bytes
+from superlora_cli.formats.whole import by_module, weight_shape, whole_delta
+
+
+def delta_file(
+    targets: Sequence[Target], deltas: Sequence[Tensor], modules: Mapping[str, nn.Module], base: Mapping[str, str]
+) -> bytes:
+    """The file: `blocks.0.attn.qkv.weight` (out, in), float32, rows that no target covers 0.
+
+    Its header has `superlora.delta_of` (name and digest of the base) and `superlora.rows` (the rows adapted).
+
+    Args:
+        targets, deltas: ΔW of each target, in its shape or as (rows, columns).
+        modules: of the base, by name; they may be on the meta device.
+        base: `name` and `sha256`, as adapters store them.
+    """
+    tensors, rows = {}, {}
+    for name, indices in by_module(targets).items():
+        own = [targets[index] for index in indices]
+        shape = weight_shape(modules[name])
+        tensors[f"{name}.weight"] = whole_delta(own, [deltas[index] for index in indices], shape)
+        rows[f"{name}.weight"] = [[target.start, target.stop] for target in own]
+    metadata = {
+        "format": "pt",
+        "superlora.delta_of": json.dumps(dict(base), sort_keys=True),
+        "superlora.rows": json.dumps(rows, sort_keys=True),
+    }
+    return safetensors_bytes(tensors, metadata)

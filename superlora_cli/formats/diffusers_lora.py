@@ -1,0 +1,36 @@
+"""A file that diffusers' `load_lora_adapter(file, prefix="unet")` and `load_lora_weights` load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from superlora_cli.files import safetensors_bytes
+from superlora_cli.formats.peft_lora import lora_settings
+from superlora_cli.formats.whole import Lora
+
+PREFIX = "unet"
+
+
+def diffusers_file(loras: Mapping[str, Lora], *, modules: Iterable[str], errors: Mapping[str, float]) -> bytes:
+    """The file: `unet.<module>.lora_A.weight` and `unet.<module>.lora_B.weight`.
+
+    Its header says targets, ranks and alphas as diffusers' own files do (`lora_adapter_metadata`), because what readers
+    guess of alphas from tensors of several ranks has differed between versions.
+
+    Args:
+        loras: module name → its LoRA.
+        modules: names of all modules of the base.
+        errors: module name → relative error of its update, kept in the header as `superlora.errors`.
+    """
+    tensors = {}
+    for name, lora in loras.items():
+        tensors[f"{PREFIX}.{name}.lora_A.weight"] = lora.a
+        tensors[f"{PREFIX}.{name}.lora_B.weight"] = lora.b
+    settings = {f"{PREFIX}.{key}": value for key, value in lora_settings(loras, modules).items()}
+    metadata = {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps(settings, sort_keys=True),
+        "superlora.errors": json.dumps(dict(errors), sort_keys=True),
+    }
+    return safetensors_bytes(tensors, metadata)

@@ -1,0 +1,80 @@
+"""A folder that `peft.PeftModel.from_pretrained(base_model, folder)` loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from superlora_cli.errors import UsageError
+from superlora_cli.files import json_text, safetensors_bytes
+from superlora_cli.formats.whole import Lora
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+def peft_files(
+    loras: Mapping[str, Lora],
+    *,
+    modules: Iterable[str],
+    base: str,
+    head: Mapping[str, Tensor],
+    errors: Mapping[str, float],
+) -> dict[str, bytes]:
+    """The folder's files by name.
+
+    Args:
+        loras: module name → its LoRA.
+        modules: names of all modules of the base.
+        base: name of the base model.
+        head: trained tensors outside the adapter, by their name in the model: PEFT's `modules_to_save`.
+        errors: module name → relative error of its update, kept in the header as `superlora.errors`.
+
+    Raises:
+        UsageError: PEFT would take a target for a part of the head, by its name.
+    """
+    tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
+    for name, lora in loras.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = lora.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora.b
+    saved = sorted({name.rpartition(".")[0] for name in head})
+    for name in loras:
+        if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
+            hint = "--to timm or --to delta"
+            raise UsageError(f"PEFT takes it for the head ({', '.join(saved)})", where=name, hint=hint)
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "modules_to_save": saved or None,
+        **lora_settings(loras, modules),
+    }
+    metadata = {"format": "pt", "superlora.errors": json.dumps(dict(errors), sort_keys=True)}
+    return {CONFIG_FILE: json_text(config).encode(), WEIGHTS_FILE: safetensors_bytes(tensors, metadata)}
+
+
+def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str]) -> dict[str, Any]:
+    """Targets and ranks as PEFT's `LoraConfig` names them; alpha is the rank everywhere, so that ΔW = B A.
+
+    Modules of another rank than the most frequent one are in `rank_pattern`, whose keys are regular expressions: `^`
+    and escaping make each one module's own. PEFT also adapts modules whose name ends like one of a list of targets:
+    where there are such among `modules`, the targets are one regular expression instead.
+    """
+    rank = Counter(lora.rank for lora in loras.values()).most_common(1)[0][0]
+    ranks = {f"^{re.escape(name)}": lora.rank for name, lora in loras.items() if lora.rank != rank}
+    ambiguous = any(name not in loras and name.endswith(tuple(f".{own}" for own in loras)) for name in modules)
+    return {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": "|".join(map(re.escape, sorted(loras))) if ambiguous else sorted(loras),
+    }

@@ -1,0 +1,30 @@
+"""Where the file of a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from superlora_cli.errors import UsageError
+from superlora_cli.weights.foreign import recognise_folder
+
+ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
+
+
+def resolve_result(path: Path) -> Path:
+    """The adapter or model file that `path` means: itself, or the one in a run's folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path.is_dir():
+        for name in (ADAPTER_FILE, MODEL_FILE):
+            if (path / name).is_file():
+                return path / name
+        foreign = recognise_folder(path)
+        if foreign:
+            raise UsageError(f"{foreign[0]}, no superlora adapter", where=str(path), hint=foreign[1])
+        hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
+        raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
+    if not path.is_file():
+        raise UsageError("no such run or adapter", where=str(path), hint="a run folder, or an adapter.safetensors")
+    return path

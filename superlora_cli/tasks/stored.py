@@ -1,0 +1,101 @@
+"""What an adapter file changes, without the weights of its base: targets, updates, the shapes they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.adapter import store, updates
+from superlora_cli.adapter.attach import SuperLora
+from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.adapter.targets import Target
+from superlora_cli.adapter.updates import Dense, LowRank, Update
+from superlora_cli.errors import RunError, UsageError
+from superlora_cli.files import read_safetensors
+from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
+from superlora_cli.models.targets import expand
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.build import check_task, classes_of, recipe_of
+from superlora_cli.tasks.results import resolve_result
+
+
+@dataclass
+class Stored:
+    """An adapter file, its base as shapes only (on the meta device), and the adapter, attached to nothing."""
+
+    path: Path
+    stored: StoredAdapter
+    recipe: Recipe
+    base: Base
+    adapter: SuperLora
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """In model order."""
+        return self.adapter.targets
+
+    @cached_property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """All modules of the base by name, without their weights."""
+        return dict(self.base.model.named_modules())
+
+    @property
+    def loading(self) -> str:
+        """The Python that makes `model`, the base with its weights."""
+        section, embedded = self.recipe.model, EMBEDDED.get(self.recipe.model.name)
+        file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights if embedded else None
+        if file is not None and section.pretrained:
+            line = self.base.loading(file)
+        elif section.pretrained and self.base.task == "classification":
+            line = f"{self.base.call[:-1]}, pretrained=True)"
+        else:
+            line = self.base.call
+        return line if line.startswith("model = ") else f"model = {line}"
+
+    @torch.no_grad()
+    def updates(self) -> list[Update]:
+        """The update of every target: its own factors where it is a product of two, else ΔW as (rows, columns).
+
+        Raises:
+            RunError: ΔW is not finite.
+        """
+        plan = self.adapter.plan
+        made: list[Update] = []
+        if updates.why_not_factored(plan) is None:
+            made = updates.factored(plan, dict(self.adapter.factors.items()))
+        if not made or not all(isinstance(update, LowRank) for update in made):
+            made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
+        for target, update in zip(self.targets, made, strict=True):
+            if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
+                raise RunError("the update is not finite", where=f"{self.path}: {target.name}",
+                               hint="train again at a lower rate")  # fmt: skip
+        return made
+
+    @torch.no_grad()
+    def deltas(self) -> list[Tensor]:
+        """ΔW of every target, in the shape of its weight slice."""
+        deltas = [update.dense() for update in self.updates()]
+        return [delta.view(target.shape) for delta, target in zip(deltas, self.targets, strict=True)]
+
+
+def read_adapter(path: Path) -> Stored:
+    """Read an adapter file, or that of a run, and find its targets among the shapes of its base.
+
+    Raises:
+        UsageError: not an adapter, or of a base whose shapes cannot be had. MismatchError: targets of another model.
+    """
+    path = resolve_result(path)
+    if "superlora.model_recipe" in read_safetensors(path)[1]:
+        raise UsageError("a base without adapter", where=str(path), hint="its weights are in it as they are")
+    stored = store.load(path)
+    recipe = recipe_of(stored, path)
+    base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)
+    check_task(recipe, base)
+    adapter = SuperLora(stored.config, expand(base.model, stored.patterns))
+    store.restore(adapter, stored, where=str(path))
+    return Stored(path, stored, recipe, base, adapter)

@@ -1,0 +1,107 @@
+"""Files of weights in the making: laid out by their headers first, then filled tensor by tensor in any order.
+
+    with replacing(out) as temporary, Draft(out) as draft:
+        draft.lay_out(temporary, header.build([("w", "F32", (2, 3))], {}))
+        draft.write("w", torch.zeros(2, 3))
+
+So a file of any size needs memory for one tensor, or for some rows of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from superlora_cli.errors import UsageError
+from superlora_cli.files import system_errors
+from superlora_cli.weights.header import Entry, Header
+from superlora_cli.weights.reading import Shard
+
+CHUNK = 2**24  # bytes copied at once
+CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # where the system does not copy by itself
+
+
+class Draft:
+    """One or several files that are being written.
+
+    Args:
+        out: the final name, for errors.
+        progress: is told how many bytes have been written.
+
+    Every method that writes raises RunError where the disk is full, and UsageError where the system refuses.
+    """
+
+    def __init__(self, out: Path, progress: Callable[[int], object] = lambda count: None) -> None:
+        self.out, self.progress = out, progress
+        self._handles: list[int] = []
+        self._home: dict[str, tuple[int, Entry]] = {}
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            os.close(handle)
+
+    def lay_out(self, file: Path, header: Header) -> None:
+        """Begin a file: its header is written, its tensors have their places."""
+        with system_errors(self.out):
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            self._handles.append(handle)
+            _write(handle, memoryview(header.raw), 0)
+        self._home |= {name: (handle, entry) for name, entry in header.entries.items()}
+
+    def write(self, name: str, rows: Tensor, first: int = 0) -> None:
+        """A tensor, or from row `first` on some rows of it, of the dtype that the header says."""
+        handle, entry = self._home[name]
+        data = rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        with system_errors(self.out):
+            _write(handle, data, entry.start + first * entry.row)
+        self.progress(len(data))
+
+    def copy(self, name: str, shard: Shard, skip: Sequence[tuple[int, int]] = ()) -> None:
+        """A tensor's bytes as they are in another file, but for the rows (start, stop) in `skip`.
+
+        Raises:
+            UsageError: the other file has become shorter.
+        """
+        handle, entry = self._home[name]
+        source = shard.header.entries[name]
+        at = 0
+        for start, stop in (*sorted(skip), (None, None)):
+            end = entry.bytes if start is None else start * entry.row
+            while at < end:
+                with system_errors(self.out):
+                    done = _move(shard.file.fileno(), source.start + at, handle, entry.start + at, min(end - at, CHUNK))
+                if not done:
+                    raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
+                self.progress(done)
+                at += done
+            at = max(at, stop * entry.row) if stop is not None else at
+
+
+def _write(handle: int, data: memoryview, at: int) -> None:
+    while len(data):
+        done = os.pwrite(handle, data, at)
+        data, at = data[done:], at + done
+
+
+def _move(source: int, at: int, target: int, to: int, count: int) -> int:
+    """Copy up to `count` bytes between two open files, inside of the system where it can; how many were copied."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, at, to)
+        except OSError as error:
+            if error.errno not in CANNOT:
+                raise
+    data = os.pread(source, count, at)
+    _write(target, memoryview(data), to)
+    return len(data)
