@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,11 +13,13 @@ from superlora_cli.adapter import projections
 from superlora_cli.adapter.factors import combine, expand, initial
 from superlora_cli.adapter.layout import Bucket, GroupShape, Plan
 
+ELEMENTS = 2**19  # of ΔW made at once where only some are wanted
+
 
 class Frozen:
     """What is drawn once and never trained: F for every (N_in, N_out), and for a nonlinear F the values F(x₀).
 
-    Made again from the seed wherever it is needed; never stored.
+    Made again from the seed wherever it is needed; never stored. Without `start`, F(x₀) is left to the caller.
     """
 
     def __init__(
@@ -35,11 +39,12 @@ class Frozen:
                 self.maps[size.n_in, size.n_out] = projections.build(
                     config.projection, size, config.seed, device=torch.device(device), dtype=dtype
                 )
-        self.starts: list[Tensor] = []
+        self.starts: dict[int, Tensor] = {}  # by bucket
         if self.nonlinear and start:
             values = {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()}
             with torch.no_grad():
-                self.starts = [self.project(b.shape, _folded(plan, i, b, values)) for i, b in enumerate(plan.buckets)]
+                for index, bucket in enumerate(plan.buckets):
+                    self.starts[index] = self.project(bucket.shape, _folded(plan, index, bucket, values))
 
     def project(self, shape: GroupShape, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""
@@ -62,57 +67,90 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], frozen: Frozen) -> list[Ten
     return [piece.view(t.rows, t.columns) for piece, t in zip(pieces, plan.targets, strict=True)]
 
 
-def deltas_in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """ΔW of one target after the other, as `deltas` gives all of them: without gradients, and in little memory.
+Take = Callable[[int], Tensor]  # n → the next n elements of a vector
 
-    A group is made when its first weight is asked for. What is held is one group's ΔW, and of a weight that it shares
-    with the group before, the part that lay there; the caller lets a ΔW go before it asks for the next.
+
+def in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Take:
+    """What gives the vector of all ΔW, target after target, as many elements as one asks for at a time.
+
+    Without gradients, and in little memory: held is what one asks for and some `ELEMENTS`; under a projection or a
+    Kronecker product, which mix all elements of a group, ΔW of one group.
+
+    >>> from superlora_cli.adapter.config import AdapterConfig
+    >>> from superlora_cli.adapter.layout import TargetShape, plan
+    >>> layout = plan(AdapterConfig(order=3, rank=2), [TargetShape("w", 5, 4)])
+    >>> take = in_turn(layout, initial(layout))
+    >>> take(12).shape, take(8).shape
+    (torch.Size([12]), torch.Size([8]))
     """
-    groups = _groups_in_turn(plan, params)
-    ahead = torch.empty(0)  # of the last group made: what no target has had yet
-    for target in plan.targets:
-        own, ahead = ahead[: target.elements], ahead[target.elements :]
-        while missing := target.elements - len(own):
-            own, ahead = own.clone(), torch.empty(0)  # lets that group go before the next is made
-            ahead = next(groups)
-            own, ahead = torch.cat([own, ahead[:missing]]) if len(own) else ahead[:missing], ahead[missing:]
-        yield own.view(target.rows, target.columns)
+    pieces = _pieces(plan, {name: tensor.detach() for name, tensor in params.items()})
+    piece = torch.empty(0)
+
+    def take(count: int) -> Tensor:
+        nonlocal piece
+        taken, missing = [], count
+        while missing:
+            if not len(piece):
+                piece = torch.empty(0)  # lets the last one go before the next is made
+                piece = next(pieces)
+            taken.append(piece[:missing])
+            piece = piece[len(taken[-1]) :]
+            missing -= len(taken[-1])
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+    return take
 
 
-def _groups_in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """ΔW of one group after the other, in vector order: (n_out,)."""
-    params = {name: tensor.detach() for name, tensor in params.items()}
+def _pieces(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """The vector of all ΔW, in consecutive pieces: about `ELEMENTS` long, or where they are mixed whole groups."""
     one = next(iter(params.values()))
     frozen = Frozen(plan, device=one.device, dtype=one.dtype, start=False)
     start = {name: tensor.to(one) for name, tensor in initial(plan).items()} if frozen.nonlinear else {}
+    mixed = plan.config.projection != "identity" or (plan.config.splits > 1 and plan.config.combine != "hadamard")
     places = [(group, index, row) for index, b in enumerate(plan.buckets) for row, group in enumerate(b.members)]
     for _, index, row in sorted(places):
         bucket = plan.buckets[index]
+        own = {name: params[name][row : row + 1] for name in bucket.tensors(index)}
+        if not mixed:
+            yield from _leading_slices(plan, index, bucket, own)
+            continue
         if start:
-            frozen.starts = [frozen.project(bucket.shape, _folded(plan, index, bucket, start, row=row))]
-        yield _outputs(plan, index, bucket, params, frozen, row=row).flatten()
+            before = {name: start[name][row : row + 1] for name in own}
+            frozen.starts = {index: frozen.project(bucket.shape, _folded(plan, index, bucket, before))}
+        yield _outputs(plan, index, bucket, own, frozen).flatten()
 
 
-def _outputs(
-    plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], frozen: Frozen, row: int | None = None
-) -> Tensor:
-    """One bucket's ΔW: (groups, n_out); of its group number `row` alone, (1, n_out)."""
+def _leading_slices(plan: Plan, index: int, bucket: Bucket, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """ΔW of one group whose elements are not mixed: slices of its leading axis, from those rows of A_1."""
+    shape = bucket.shape
+    across = math.prod(shape.sides[1:])  # 153 · 153
+    step = max(1, ELEMENTS // across)
+    for first in range(0, -(-shape.n_out // across), step):
+        rows = min(step, shape.sides[0] - first)
+        units = tuple(replace(unit, sides=(rows, *unit.sides[1:])) for unit in shape.units)
+        part = replace(shape, units=units, sides=(rows, *shape.sides[1:]))
+        tensors = dict(own)
+        for k, unit in enumerate(shape.units, 1):
+            name = f"b{index}_k{k}_{'A1' if unit.ranks[0] else 'core'}"  # (1, terms, d_1, ...)
+            tensors[name] = own[name][:, :, first : first + rows]
+        made = _folded(plan, index, replace(bucket, shape=part), tensors, plan.config.scale)
+        yield made.flatten()[: shape.n_out - first * across]
+
+
+def _outputs(plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], frozen: Frozen) -> Tensor:
+    """One bucket's ΔW: (groups, n_out)."""
     scale = plan.config.scale
     if frozen.nonlinear:
-        start = frozen.starts[index if row is None else 0]
-        moved = frozen.project(bucket.shape, _folded(plan, index, bucket, params, row=row)) - start
+        moved = frozen.project(bucket.shape, _folded(plan, index, bucket, params)) - frozen.starts[index]
         return moved * scale if scale != 1 else moved
-    return frozen.project(bucket.shape, _folded(plan, index, bucket, params, scale, row))
+    return frozen.project(bucket.shape, _folded(plan, index, bucket, params, scale))
 
 
-def _folded(
-    plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], scale: float = 1, row: int | None = None
-) -> Tensor:
+def _folded(plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], scale: float = 1) -> Tensor:
     """One bucket's units, combined, cropped and flattened, times `scale`: (groups, n_in)."""
     shape, units = bucket.shape, []
-    rows = slice(None) if row is None else slice(row, row + 1)
     for k, unit in enumerate(shape.units, 1):
-        tensors = {name: params[f"b{index}_k{k}_{name}"][rows] for name in unit.tensors}
+        tensors = {name: params[f"b{index}_k{k}_{name}"] for name in unit.tensors}
         if k == 1 and scale != 1:  # the result is linear in each tensor: scale a small one, not N elements
             first = next(iter(tensors))
             tensors[first] = tensors[first] * scale

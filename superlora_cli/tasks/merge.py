@@ -141,7 +141,7 @@ def _write(
             progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
         draft = opened.enter_context(Draft(out, progress))
         job.source.write(draft, place, skip)
-        for change in merged_rows(job.targets, job.deltas(), job.source.rows, sign=sign, dtype=cast):
+        for change in merged_rows(job.targets, job.take(), job.source.rows, sign=sign, dtype=cast):
             draft.write(change.name, change.after, change.row)
             if check:
                 digest.add(change.target, change.row, change.before)
@@ -196,7 +196,7 @@ def _verify(job: Job, place: Path, base: Path | None) -> Found:
         return compare_outputs(built, place)
     assert isinstance(job.source, FromFiles)
     with open_weights(place) as merged:
-        return compare_tensors(job.targets, job.deltas(), job.source, merged)
+        return compare_tensors(job.targets, job.take(), job.source, merged)
 
 
 def _loading(job: Job, out: Path) -> str:

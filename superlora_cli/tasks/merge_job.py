@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter import store
-from superlora_cli.adapter.delta import deltas_in_turn
+from superlora_cli.adapter.delta import Take, in_turn
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter
@@ -45,11 +45,11 @@ class Job:
     built: Built | None = None
     shapes: tuple[Recipe, Base] | None = None
 
-    def deltas(self) -> Iterator[Tensor]:
-        """ΔW of one target after the other."""
+    def take(self) -> Take:
+        """What gives the vector of all ΔW from its start on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
-        return deltas_in_turn(layout, self.stored.factors)
+        return in_turn(layout, self.stored.factors)
 
     def own_base(self) -> Mapping[str, Tensor] | None:
         """The state dict of the base the adapter was trained on, where it is at hand: shipped, or in a file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.delta import Take
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
@@ -79,11 +80,11 @@ def _output(built: Built, images: Tensor) -> Tensor:
     return noise
 
 
-def compare_tensors(targets: Sequence[Target], deltas: Iterator[Tensor], source: FromFiles, merged: Weights) -> Found:
+def compare_tensors(targets: Sequence[Target], take: Take, source: FromFiles, merged: Weights) -> Found:
     """Largest |merged − base − ΔW| in float32, where no model can be built; tensors without a target are as they were.
 
     Args:
-        targets, deltas: as of `adapter.merge.merged_rows`.
+        targets, take: as of `adapter.merge.merged_rows`.
         source: the base.
         merged: what was written.
 
@@ -91,7 +92,7 @@ def compare_tensors(targets: Sequence[Target], deltas: Iterator[Tensor], source:
         MismatchError: a difference is more than one rounding to the stored dtype.
     """
     largest = 0.0
-    for change in merged_rows(targets, deltas, source.rows, dtype=torch.float32):
+    for change in merged_rows(targets, take, source.rows, dtype=torch.float32):
         stored = merged.rows(change.name, change.row, change.row + len(change.after))
         off = (stored.float() - change.after).abs()
         allowed = half_ulp(stored.dtype) * change.after.abs() + smallest(stored.dtype)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter import delta as delta_module
 from superlora_cli.adapter import naive, store
 from superlora_cli.adapter.attach import SuperLora, attach, detach
 from superlora_cli.adapter.counting import count
-from superlora_cli.adapter.delta import Frozen, deltas, deltas_in_turn
+from superlora_cli.adapter.delta import Frozen, deltas, in_turn
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import merged_state
@@ -83,23 +83,29 @@ def test_fast_path_is_the_naive_oracle(name: str) -> None:
 
 
 @ALL
-def test_updates_made_one_after_the_other_are_those_made_at_once(name: str) -> None:
+@pytest.mark.parametrize("elements", [1, 20, 2**20])
+def test_updates_made_one_after_the_other_are_those_made_at_once(
+    elements: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     knobs, targets = VARIANTS[name]
     shapes = plan(config_of(knobs), targets)
     params = random_params(shapes.tensors)
     at_once = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))
-    in_turn = list(deltas_in_turn(shapes, params))
-    assert not any(delta.requires_grad for delta in in_turn)
-    for one, other in zip(in_turn, at_once, strict=True):
-        torch.testing.assert_close(one, other)
+    monkeypatch.setattr(delta_module, "ELEMENTS", elements)  # of a group, made at once
+    take = in_turn(shapes, params)
+    for delta in at_once:
+        parts = [take(delta.numel() // 2), take(delta.numel() - delta.numel() // 2)]
+        assert not any(part.requires_grad for part in parts)
+        torch.testing.assert_close(torch.cat(parts).view(delta.shape), delta)
 
 
 @pytest.mark.parametrize("groups", [1, 3, "weight"])
-def test_updates_in_turn_hold_one_group_at_a_time(groups: int | str) -> None:
+def test_updates_in_turn_hold_little(groups: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = plan(config_of({"rank": 2, "groups": groups}), [TargetShape(f"w{i}", 10, 7) for i in range(4)])
-    made = deltas_in_turn(shapes, random_params(shapes.tensors))
-    folded = math.prod(shapes.buckets[0].shape.sides)
-    assert all(next(made).untyped_storage().nbytes() <= folded * 8 for _ in range(4))
+    monkeypatch.setattr(delta_module, "ELEMENTS", 20)
+    take = in_turn(shapes, random_params(shapes.tensors))
+    held = [take(10).untyped_storage().nbytes() for _ in range(28)]
+    assert max(held) <= 20 * 8 < 70 * 8
 
 
 @ALL
