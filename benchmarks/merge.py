@@ -14,7 +14,8 @@ part    the same merge in a process that has imported everything, from the call 
 peft    PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(...) of a LoRA of rank 8 on the same weights
         (where peft and transformers are installed), measured like `part`, loading the base included
 
-CPU seconds, of processor and system together, say less about a machine that others use too. Goals: part ≤ 2 × cp, and memory ≤ the largest group's ΔW in float32 + 300 MB.
+Goals: part ≤ 2 × cp, and memory ≤ the largest group's ΔW in float32 + 300 MB. CPU seconds, user and system, depend less
+on what else the machine does.
 """
 
 from __future__ import annotations
@@ -225,9 +226,8 @@ def report(given: argparse.Namespace, layout: Plan, size: int, runs: dict[str, l
     for kind, own in runs.items():
         seconds, process, cpu = (Spread.of([run[key] for run in own]) for key in ("seconds", "process", "cpu"))
         memory = f"{rise[kind].median:,.0f}" if kind in rise else ""
-        spread = ratios[kind]
-        print(f"| {kind} | {seconds.median:.2f} | {process.median:.2f} "
-              f"| {spread.median:.2f} ({spread.low:.2f}–{spread.high:.2f}) | {cpu.median:.2f} | {memory} |")  # fmt: skip
+        over = f"{ratios[kind].median:.2f} ({ratios[kind].low:.2f}–{ratios[kind].high:.2f})"
+        print(f"| {kind} | {seconds.median:.2f} | {process.median:.2f} | {over} | {cpu.median:.2f} | {memory} |")
     for goal in goals:
         print(goal)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -14,20 +17,27 @@ from safetensors.torch import save_file
 from tests.conftest import Cli, contents, environment
 from tests.weights.checkpoints import METADATA, adapter, checkpoint, save_shards, thirds
 
-# Slowed down so that moments between writing and renaming are hit; "ready" comes when the writing begins.
-MERGE = """
-import sys, time
-from superlora_cli.weights.writing import Draft
+# Slowed down, so that moments between writing and renaming are hit too. One process imports everything; for every line
+# it reads it starts a child that merges, and says its number.
+MERGES = """
+import os, sys, time
+import superlora_cli.tasks.merge
 from superlora_cli.cli.app import main
+from superlora_cli.weights.writing import Draft
 plain = Draft.write
 def slow(draft, *about):
     plain(draft, *about)
-    time.sleep(0.01)
+    time.sleep(0.005)
 Draft.write = slow
-import superlora_cli.tasks.merge
-print("ready", flush=True)
 sys.argv = ["superlora", "merge", "adapter.safetensors", *sys.argv[1:]]
-main()
+while sys.stdin.readline():
+    child = os.fork()
+    if not child:
+        sys.stdout = open(os.devnull, "w")
+        main()
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
 
 
@@ -46,22 +56,29 @@ def test_a_merge_killed_at_any_moment_leaves_no_output_or_a_whole_one(
     right = _bytes(Path("r.safetensors" if out != "merged" else "right"))
     sources = _bytes(Path(base))
     old = b"old" if out != "merged" else {"model.safetensors.index.json": b"{}"}
+    command = [sys.executable, "-c", MERGES, "--base", base, "--out", out, "--no-verify", *["--force"][: int(force)]]
     moments, seen = random.Random(0), []
-    for round_ in range(6):
-        if force:
-            _put(Path(out), old)
-        command = [sys.executable, "-c", MERGE, "--base", base, "--out", out, "--no-verify", *["--force"][: int(force)]]
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0, 1.2) if round_ else 30 / 1000)
-        process.kill()
-        process.communicate()
-        found = _bytes(Path(out)) if Path(out).exists() else None
-        assert found in ([right, old] if force else [right, None])
-        seen.append(found == right)
-        assert _bytes(Path(base)) == sources
-        _remove(Path(out))
+        for _ in range(10):
+            if force:
+                _put(Path(out), old)
+            process.stdin.write("next\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            time.sleep(moments.uniform(0, 1))
+            with contextlib.suppress(ProcessLookupError):  # it was quicker
+                os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "ended\n"
+            found = _bytes(Path(out)) if Path(out).exists() else None
+            assert found in ([right, old] if force else [right, None])
+            seen.append(found == right)
+            assert _bytes(Path(base)) == sources
+            _remove(Path(out))
+        process.stdin.close()
     assert not all(seen)  # some were killed on the way
 
 

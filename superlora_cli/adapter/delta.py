@@ -13,7 +13,7 @@ from superlora_cli.adapter import projections
 from superlora_cli.adapter.factors import combine, expand, initial
 from superlora_cli.adapter.layout import Bucket, GroupShape, Plan
 
-ELEMENTS = 2**19  # of ΔW made at once where only some are wanted
+ELEMENTS = 2**20  # of ΔW made at once where only some are wanted
 
 
 class Frozen:

@@ -14,7 +14,7 @@ from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError, UsageError
 
-ELEMENTS = 2**19  # added at once
+ELEMENTS = 2**18  # added at once
 
 Read = Callable[[str, int, int], Tensor]  # (tensor name, first row, last + 1) → those rows of the base
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,15 @@ def _write(
         if console is not None:
             progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
         draft = opened.enter_context(Draft(out, progress))
+        pool = opened.enter_context(ThreadPoolExecutor(1))
         job.source.write(draft, place, skip)
+        hashing: Future[None] | None = None  # on another core, while the next rows are merged
         for change in merged_rows(job.targets, job.take(), job.source.rows, sign=sign, dtype=cast):
             draft.write(change.name, change.after, change.row)
             if check:
-                digest.add(change.target, change.row, change.before)
+                if hashing:
+                    hashing.result()
+                hashing = pool.submit(digest.add, change.target, change.row, change.before)
             if sign < 0:
                 bound = max(bound, unmerging_bound(change.before, change.after))
     if check:
