@@ -4,7 +4,7 @@
     python benchmarks/generation.py --only digits_unet_lora digits_unet_dense
 
 Every run is `superlora train RECIPE seed=S train.threads=1`, then `superlora eval RUN --against digits:test --extractor
-digits --num 500 --sampler dpm++ --seed S`. The runs lie in runs/generation; results are kept in
+digits --num 300 --sampler dpm++ --seed S`. The runs lie in runs/generation; results are kept in
 benchmarks/generation.jsonl, one run a line, and a run that is there already for the same recipe and the same base is
 not repeated.
 """
@@ -37,7 +37,7 @@ START, END = "<!-- results -->\n", "<!-- results end -->\n"
 SEEDS = (0, 1, 2)
 BASE = "glyphs_unet"
 AGAINST = "digits:test"
-SAMPLING: dict[str, Any] = {"num": 500, "sampler": "dpm++"}
+SAMPLING: dict[str, Any] = {"num": 300, "sampler": "dpm++"}
 QUIET = Console(file=io.StringIO())
 SHOWN = (BASE, "digits_unet_lorta5d", "digits_unet_lorta3d", "digits_unet_lora", "digits_unet_dense")
 ACROSS, SCALE = 4, 3  # images of a class in the picture, and how often a pixel is repeated
