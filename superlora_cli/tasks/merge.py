@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,17 +141,21 @@ def _write(
         if console is not None:
             progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
         draft = opened.enter_context(Draft(out, progress))
-        pool = opened.enter_context(ThreadPoolExecutor(1))
-        job.source.write(draft, place, skip)
-        hashing: Future[None] | None = None  # on another core, while the next rows are merged
+        job.source.lay_out(draft, place)
+        pool = opened.enter_context(ThreadPoolExecutor(2))  # copies what stays, and hashes, while rows are merged
+        opened.callback(draft.stop)  # where something fails, not the rest of a large copy before that is said
+        copying, hashing = pool.submit(job.source.fill, draft, skip), pool.submit(lambda: None)
+        if not job.source.leaves:
+            copying.result()
         for change in merged_rows(job.targets, job.take(), job.source.rows, sign=sign, dtype=cast):
             draft.write(change.name, change.after, change.row)
             if check:
-                if hashing:
-                    hashing.result()
+                hashing.result()
                 hashing = pool.submit(digest.add, change.target, change.row, change.before)
             if sign < 0:
                 bound = max(bound, unmerging_bound(change.before, change.after))
+        copying.result()
+        hashing.result()
     if check:
         _check_digest(job, digest)
     return bound

@@ -1,7 +1,7 @@
 """Weights written again under their own names, but for what the caller changes: from files, or from a state dict.
 
-Both kinds of source say how large the copy is, read rows, and write themselves into a `Draft`, where rows that are to
-be changed are then overwritten.
+Both kinds of source say how large the copy is, read rows, and write themselves into a `Draft`. Rows that are to be
+changed are then overwritten, or where the source `leaves` them alone written at the same time.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class FromFiles:
         self.folder = weights.index is not None
         self._headers = [(shard, self._header(shard)) for shard in weights.shards]
         self.bytes = sum(header.bytes for _, header in self._headers)
+        self.leaves = dtype is None
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of the source."""
@@ -60,14 +61,25 @@ class FromFiles:
         replaced = self.replaced.get(name)
         return _cast(name, self.weights.tensor(name), self.dtype) if replaced is None else replaced
 
-    def write(self, draft: Draft, place: Path, skip: Spans) -> None:
-        """Write into `place`, an empty file or for shards a folder, all but the rows in `skip`.
+    def lay_out(self, draft: Draft, place: Path) -> None:
+        """Begin the copy in `place`, an empty file or for shards a folder.
+
+        Raises:
+            RunError: the disk is full. UsageError: a file cannot be written.
+        """
+        for shard, made in self._headers:
+            draft.lay_out(place / shard.path.name if self.folder else place, made)
+        if self.weights.index is not None:
+            with system_errors(draft.out):
+                self._beside(place, self.weights.index)
+
+    def fill(self, draft: Draft, skip: Spans) -> None:
+        """Write all tensors, without the rows in `skip` where the source `leaves` them.
 
         Raises:
             RunError: the disk is full, or a cast is not finite. UsageError: a file cannot be read or written.
         """
         for shard, made in self._headers:
-            draft.lay_out(place / shard.path.name if self.folder else place, made)
             for name, entry in made.entries.items():
                 if name in self.replaced:
                     draft.write(name, self.replaced[name])
@@ -75,9 +87,6 @@ class FromFiles:
                     draft.copy(name, shard, skip.get(name, ()))
                 else:
                     self._cast(draft, name, entry)
-        if self.weights.index is not None:
-            with system_errors(draft.out):
-                self._beside(place, self.weights.index)
 
     def _header(self, shard: Shard) -> Header:
         """The copy's; the shard's own, byte for byte, where nothing gets another dtype or shape."""
@@ -127,7 +136,7 @@ class FromState:
         metadata: of the file.
     """
 
-    folder = False
+    folder = leaves = False
 
     def __init__(self, state: Mapping[str, Tensor], *, dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
         self.state, self.dtype = {name: tensor.detach() for name, tensor in state.items()}, dtype
@@ -139,9 +148,12 @@ class FromState:
         """Rows of the source."""
         return self.state[name][start:stop]
 
-    def write(self, draft: Draft, place: Path, skip: Spans) -> None:
-        """Write all of it into the file `place`; raises as `FromFiles.write`."""
+    def lay_out(self, draft: Draft, place: Path) -> None:
+        """Begin the copy in the file `place`; raises as `FromFiles.lay_out`."""
         draft.lay_out(place, self.header)
+
+    def fill(self, draft: Draft, skip: Spans) -> None:
+        """Write all tensors; raises as `FromFiles.fill`."""
         for name in self.header.entries:
             draft.write(name, _cast(name, self.state[name], self.dtype))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Lock
 from types import TracebackType
 
 from rich.console import Console
@@ -28,6 +29,7 @@ class WritingDisplay:
         )
         self.task = self.progress.add_task(what, total=total)
         self.written, self.spoken = 0, time.monotonic()
+        self.lock = Lock()
 
     def __enter__(self) -> WritingDisplay:
         self.progress.start()
@@ -39,8 +41,9 @@ class WritingDisplay:
         self.progress.stop()
 
     def advance(self, count: int) -> None:
-        """`count` bytes more have been written."""
-        self.written += count
+        """`count` bytes more have been written, by any thread."""
+        with self.lock:
+            self.written += count
         self.progress.update(self.task, completed=self.written)
         if not self.console.is_terminal and time.monotonic() - self.spoken > BETWEEN_LINES:
             self.spoken = time.monotonic()

@@ -9,6 +9,7 @@ Tensors are read into memory of their own, not mapped: what has been let go coun
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -99,19 +100,21 @@ class Weights:
     def _read(self, name: str, start: int, size: int) -> Tensor:
         shard, dtype = self.shard(name), self.dtype(name)
         raw = torch.empty(size, dtype=torch.uint8)
-        shard.file.seek(start)
-        if not fill(shard.file, raw.numpy().data):
+        if not fill(shard.file.fileno(), raw.numpy().data, start):
             raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
         return raw.view(dtype)
 
 
-def fill(file: RawIOBase, space: memoryview) -> bool:
-    """Read until `space` is full; one read may give less, and never more than 2 GiB. False where the file ends."""
+def fill(handle: int, space: memoryview, start: int) -> bool:
+    """Read from byte `start` on until `space` is full, in as many reads as it takes. False where the file ends.
+
+    Several threads may read the same file.
+    """
     while len(space):
-        got = file.readinto(space)
+        got = os.preadv(handle, [space], start)
         if not got:
             return False
-        space = space[got:]
+        space, start = space[got:], start + got
     return True
 
 

@@ -40,6 +40,7 @@ class Draft:
     def __init__(self, out: Path, progress: Callable[[int], object] = lambda count: None) -> None:
         self.out, self.progress = out, progress
         self._handles: list[int] = []
+        self._stopped = False
         self._home: dict[str, tuple[int, Entry]] = {}
 
     def __enter__(self) -> Draft:
@@ -50,6 +51,10 @@ class Draft:
     ) -> None:
         for handle in self._handles:
             os.close(handle)
+
+    def stop(self) -> None:
+        """What another thread is copying ends soon, unfinished."""
+        self._stopped = True
 
     def lay_out(self, file: Path, header: Header) -> None:
         """Begin a file: its header is written, its tensors have their places."""
@@ -78,7 +83,7 @@ class Draft:
         at = 0
         for start, stop in (*sorted(skip), (None, None)):
             end = entry.bytes if start is None else start * entry.row
-            while at < end:
+            while at < end and not self._stopped:
                 with system_errors(self.out):
                     done = _move(shard.file.fileno(), source.start + at, handle, entry.start + at, min(end - at, CHUNK))
                 if not done:
