@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from superlora_cli.recipe.schema import Recipe
 
 Schema = dict[str, Any]
@@ -22,33 +24,33 @@ class Key(NamedTuple):
 
 
 @cache
-def json_schema() -> Schema:
-    """The JSON Schema (draft 2020-12) of a recipe."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+def json_schema(of: type[BaseModel] = Recipe) -> Schema:
+    """The JSON Schema (draft 2020-12) of a recipe, or of another kind of file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **of.model_json_schema()}
 
 
 @cache
-def keys_table() -> list[Key]:
+def keys_table(of: type[BaseModel] = Recipe) -> list[Key]:
     """Every key by its dotted path, in the order of the schema; a section comes before its keys."""
-    return list(_rows(json_schema(), ""))
+    return list(_rows(_whole(of), ""))
 
 
-def markdown_table() -> str:
+def markdown_table(of: type[BaseModel] = Recipe) -> str:
     """The table of keys as the docs show it."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for row in keys_table():
+    for row in keys_table(of):
         cells = (f"`{row.key}`", row.type, f"`{row.default}`" if row.default else "", row.description)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def schema_at(path: Sequence[str | int]) -> Schema:
+def schema_at(path: Sequence[str | int], of: type[BaseModel] = Recipe) -> Schema:
     """The part of the JSON Schema that governs the value at `path`; {} where anything is allowed.
 
     >>> schema_at(["train", "steps"])["minimum"]
     1
     """
-    node = json_schema()
+    node = _whole(of)
     for part in path:
         for form in _forms(node):
             if isinstance(part, int) and "items" in form:
@@ -56,6 +58,9 @@ def schema_at(path: Sequence[str | int]) -> Schema:
                 break
             if part in form.get("properties", {}):
                 node = form["properties"][part]
+                break
+            if isinstance(form.get("additionalProperties"), dict):
+                node = form["additionalProperties"]
                 break
         else:
             return {}
@@ -78,6 +83,26 @@ def phrase(node: Schema) -> str:
     """
     words = [word for form in _forms(node) for word in _words(form)]
     return ", ".join(words[:-1]) + " or " + words[-1] if len(words) > 1 else "".join(words)
+
+
+@cache
+def _whole(of: type[BaseModel]) -> Schema:
+    """The JSON Schema with everything it refers to in its place."""
+    schema = json_schema(of)
+    definitions = schema.get("$defs", {})
+
+    def inlined(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inlined(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            named = definitions[node["$ref"].rpartition("/")[2]]
+            node = named | {key: value for key, value in node.items() if key != "$ref"}
+        return {key: inlined(value) for key, value in node.items() if key != "$defs"}
+
+    whole: Schema = inlined(schema)
+    return whole
 
 
 def _words(form: Schema) -> list[str]:
@@ -107,9 +132,7 @@ def _words(form: Schema) -> list[str]:
 
 
 def _forms(node: Schema) -> list[Schema]:
-    """The alternatives of `node`, references followed, null left out."""
-    if "$ref" in node:
-        return [json_schema()["$defs"][node["$ref"].rpartition("/")[2]]]
+    """The alternatives of `node`, null left out."""
     forms = [form for option in node["anyOf"] for form in _forms(option)] if "anyOf" in node else [node]
     return [form for form in forms if form.get("type") != "null"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, schema_at
@@ -14,18 +14,28 @@ from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import Recipe
 
 Path = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe; `places` knows where each key was written.
+def check(of: type[Model], data: Any, places: Places) -> Model:
+    """`data` as what the schema `of` describes; `places` knows where each key was written.
 
     Raises:
         UsageError: with all problems, one a line, in the order of the file.
     """
     try:
-        recipe = Recipe.model_validate(data)
+        return of.model_validate(data)
     except ValidationError as error:
-        raise _together(_problems(error, data), places) from None
+        raise _together(_problems(error, data, of), places) from None
+
+
+def validate(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe whose adapter's knobs go together.
+
+    Raises:
+        UsageError: as `check`, or for the first knob that does not go with the others.
+    """
+    recipe = check(Recipe, data, places)
     if recipe.adapter is not None:
         try:
             recipe.adapter.config()
@@ -53,14 +63,14 @@ def _together(problems: list[_Problem], places: Places) -> UsageError:
     return errors[0] if len(errors) == 1 else UsageError("\n".join(map(str, errors)))
 
 
-def _problems(error: ValidationError, data: Any) -> list[_Problem]:
+def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_Problem]:
     """One problem per key. Of a union's complaints the deepest count: they are about the form that was meant."""
     kinds: dict[Path, str] = {}
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         kinds.setdefault(_data_path(detail["loc"], data, detail["type"]), detail["type"])
     above = {path[:depth] for path in kinds for depth in range(len(path))}
     deepest = {path: kind for path, kind in kinds.items() if path not in above}
-    unknown = {path: _unknown_hint(path) for path, kind in deepest.items() if kind == "extra_forbidden"}
+    unknown = {path: _unknown_hint(path, of) for path, kind in deepest.items() if kind == "extra_forbidden"}
     problems = []
     for path, kind in deepest.items():
         if kind == "extra_forbidden":
@@ -68,9 +78,9 @@ def _problems(error: ValidationError, data: Any) -> list[_Problem]:
         elif kind == "missing":
             meant = any(other[:-1] == path[:-1] and f"'{path[-1]}'" in (hint or "") for other, hint in unknown.items())
             if not meant:  # a misspelt key is one problem, not two
-                problems.append(_Problem(path, f"missing, expected {phrase(schema_at(path))}"))
+                problems.append(_Problem(path, f"missing, expected {phrase(schema_at(path, of))}"))
         else:
-            node, value = schema_at(path), _value_at(data, path)
+            node, value = schema_at(path, of), _value_at(data, path)
             problems.append(_Problem(path, f"expected {phrase(node)}, got {_show(value)}", _value_hint(node, value)))
     return problems
 
@@ -93,11 +103,11 @@ def _value_at(data: Any, path: Path) -> Any:
     return data
 
 
-def _unknown_hint(path: Path) -> str | None:
+def _unknown_hint(path: Path, of: type[BaseModel]) -> str | None:
     """A key of this name elsewhere, else a near one beside it, else a near one elsewhere."""
     name, parent = str(path[-1]), ".".join(map(str, path[:-1]))
     homes: dict[str, list[str]] = {}
-    for row in keys_table():
+    for row in keys_table(of):
         home, _, leaf = row.key.rpartition(".")
         homes.setdefault(leaf, []).append(home)
     if name in homes:
