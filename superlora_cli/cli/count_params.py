@@ -17,6 +17,7 @@ from superlora_cli.adapter.layout import Plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
 from superlora_cli.analysis.filesize import stored_bytes
+from superlora_cli.analysis.trained import trained_head
 from superlora_cli.cli import knobs
 from superlora_cli.cli.console import print_json, print_table
 from superlora_cli.cli.knobs import located, split_patterns
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "vit_base_patch16_224"
 DEFAULT_TARGETS = ("q", "v")
-CLASSES = {  # classes of the data sets that a recipe may name without saying
-    **dict.fromkeys(("digits", "glyphs", "digits+glyphs"), 10),
-    **dict.fromkeys(("torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
-    **{"torch/cifar100": 100, "torch/imagenet": 1000, "torch/places365": 365},
-}
 
 
 def command(
@@ -146,14 +142,11 @@ def _subject(
 
 def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
     """Tensors of the head that the recipe trains."""
-    if recipe.task != "classification" or recipe.model.head != "new":
-        return {}
-    classes = recipe.data.num_classes or CLASSES.get(recipe.data.name)
-    if classes is None:
+    head = trained_head(recipe, base)
+    if head is None:
         notice = "its classes are not known here, so the new head is not counted: set data.num_classes"
         sys.stderr.write(f"{recipe.data.name}: {notice}\n")
-        return None
-    return base.new_head(classes)
+    return head
 
 
 def _result(subject: Subject, counted: Count) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""What a recipe trains, counted without torch from the shapes that are known of its base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.models.catalogue import Base, find
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe
+
+CLASSES = {  # classes of the data sets that a recipe may name without saying
+    **dict.fromkeys(("digits", "glyphs", "digits+glyphs"), 10),
+    **dict.fromkeys(("torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
+    **{"torch/cifar100": 100, "torch/imagenet": 1000, "torch/places365": 365},
+}
+
+
+def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
+    """Shapes of the head's tensors that are trained, by name: {} for none, None where the classes are unknown."""
+    if recipe.task != "classification" or recipe.model.head != "new":
+        return {}
+    classes = recipe.data.num_classes or CLASSES.get(recipe.data.name)
+    return None if classes is None else base.new_head(classes)
+
+
+def trained_params(recipe: Recipe) -> dict[str, int | None]:
+    """Numbers of parameters: `adapter` (0 without one), `head` (trained; None where unknown), `base` (all of it).
+
+    Raises:
+        UsageError: an unknown model, targets that it does not have, or knobs that do not fit its weights.
+    """
+    named, arguments = recipe.model.name, json.dumps(recipe.model.kwargs, sort_keys=True)
+    base = _find(named, arguments)
+    head = trained_head(recipe, base)
+    adapter = 0
+    if recipe.adapter is not None:
+        targets = _targets(named, arguments, tuple(recipe.adapter.targets))
+        adapter = plan(recipe.adapter.config(), targets).params
+    heads = None if head is None else sum(math.prod(shape) for shape in head.values())
+    return {"adapter": adapter, "head": heads if recipe.adapter is not None else 0, "base": base.params}
+
+
+@cache
+def _find(name: str, arguments: str) -> Base:
+    return find(name, json.loads(arguments))
+
+
+@cache
+def _targets(name: str, arguments: str, patterns: tuple[str, ...]) -> tuple[TargetShape, ...]:
+    return tuple(_find(name, arguments).targets(patterns))
