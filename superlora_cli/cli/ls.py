@@ -15,6 +15,7 @@ class Kind(StrEnum):
     """What can be listed."""
 
     recipes = "recipes"
+    sweeps = "sweeps"
     models = "models"
     methods = "methods"
     projections = "projections"
@@ -24,8 +25,14 @@ def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """List the shipped recipes, the models whose shapes are known, the methods with their knobs, or the projections."""
-    listed = {Kind.recipes: _recipes, Kind.models: _models, Kind.methods: _methods, Kind.projections: _projections}
+    """List shipped recipes or sweeps, models whose shapes are known, methods with their knobs, or projections."""
+    listed = {
+        Kind.recipes: _recipes,
+        Kind.sweeps: _sweeps,
+        Kind.models: _models,
+        Kind.methods: _methods,
+        Kind.projections: _projections,
+    }
     rows = listed[kind]()
     if as_json:
         print_json({kind.value: rows})
@@ -42,11 +49,23 @@ def command(
 def _recipes() -> list[dict[str, Any]]:
     from superlora_cli.recipe.load import shipped_recipes
 
+    return [{"name": name, "what": _first_line(path), "path": str(path)} for name, path in shipped_recipes().items()]
+
+
+def _sweeps() -> list[dict[str, Any]]:
+    from superlora_cli.recipe.load import shipped_sweeps
+    from superlora_cli.recipe.yaml import read_yaml
+    from superlora_cli.sweeping.schema import Sweep
+
     rows = []
-    for name, path in shipped_recipes().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        rows.append({"name": name, "what": first.removeprefix("#").strip(), "path": str(path)})
+    for name, path in shipped_sweeps().items():
+        number = Sweep.model_validate(read_yaml(path).data).combinations
+        rows.append({"name": name, "combinations": number, "what": _first_line(path), "path": str(path)})
     return rows
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
 
 
 def _models() -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,26 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
+SWEEPS = "sweeps"  # the folder among the shipped recipes that holds sweeps instead
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with superlora, by name (`quickstart`, in a subfolder `folder/name`), sorted."""
+    folder = _shipped()
+    return {name: path for name, path in _yaml_files(folder).items() if not path.is_relative_to(folder / SWEEPS)}
+
+
+def shipped_sweeps() -> dict[str, Path]:
+    """The sweeps that come with superlora, by name (`digits_fig4`), sorted."""
+    return _yaml_files(_shipped() / SWEEPS)
+
+
+def _shipped() -> Path:
     inside = Path(__file__).parent / "shipped"  # in a wheel; a checkout keeps them at its top
-    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def _yaml_files(folder: Path) -> dict[str, Path]:
     files = [path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(files)}
 
@@ -29,18 +43,30 @@ def find_recipe(name_or_path: str | Path) -> Path:
     Raises:
         UsageError: when there is neither, with the nearest name.
     """
+    return _find(name_or_path, shipped_recipes(), "recipe")
+
+
+def find_sweep(name_or_path: str | Path) -> Path:
+    """The sweep's file, as `find_recipe` finds a recipe's.
+
+    Raises:
+        UsageError: when there is none, with the nearest name.
+    """
+    return _find(name_or_path, shipped_sweeps(), "sweep")
+
+
+def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name_or_path)
     if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these never raise
         return path
-    shipped = shipped_recipes()
     name = path.with_suffix("").as_posix() if path.suffix in SUFFIXES else path.as_posix()
     if name in shipped:
         return shipped[name]
     if os.path.isdir(path):
-        raise UsageError("is a folder, not a recipe", where=str(name_or_path))
+        raise UsageError(f"is a folder, not a {kind}", where=str(name_or_path))
     near = did_you_mean(name, shipped) or did_you_mean(Path(name).name, shipped)
-    hint = " ".join(filter(None, (near, "`superlora ls recipes` lists the shipped ones")))
-    raise UsageError("no such file or shipped recipe", where=str(name_or_path), hint=hint)
+    hint = " ".join(filter(None, (near, f"`superlora ls {kind}s` lists the shipped ones")))
+    raise UsageError(f"no such file or shipped {kind}", where=str(name_or_path), hint=hint)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

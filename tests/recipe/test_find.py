@@ -10,7 +10,7 @@ import pytest
 
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe import load
-from superlora_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
+from superlora_cli.recipe.load import find_recipe, load_recipe, shipped_recipes, shipped_sweeps
 
 MINIMAL = "model: {name: m}\ndata: {name: digits}\ntrain: {steps: 1, optimizer: {lr: 0.1}}\n"
 
@@ -56,7 +56,9 @@ def test_odd_names_are_usage_errors(name: str) -> None:
 
 def test_an_editable_checkout_ships_its_recipes_folder() -> None:
     top = Path(load.__file__).parents[2] / "recipes"
-    assert set(shipped_recipes().values()) == {path for path in top.rglob("*") if path.suffix in (".yaml", ".yml")}
+    files = {path for path in top.rglob("*") if path.suffix in (".yaml", ".yml")}
+    assert set(shipped_recipes().values()) == {path for path in files if path.parent.name != "sweeps"}
+    assert set(shipped_sweeps().values()) == {path for path in files if path.parent.name == "sweeps"}
 
 
 def test_finding_recipes_imports_neither_pydantic_nor_yaml_and_loading_no_torch() -> None:

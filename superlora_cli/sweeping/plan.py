@@ -1,0 +1,245 @@
+"""From a sweep file to its runs: what each trains, what it is called, what it counts."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.analysis.trained import trained_params
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.load import find_recipe, find_sweep
+from superlora_cli.recipe.overrides import Override, apply_overrides
+from superlora_cli.recipe.places import Places
+from superlora_cli.recipe.problems import check
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
+from superlora_cli.sweeping.schema import Grid, Measure, Sweep
+
+SLUG = 100  # characters of an id that say what is special in a run
+SHOWN = 10  # impossible runs in an error
+
+Setting = tuple[str, Any, str]  # a recipe's key, its value, and where in the sweep file that stands
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        id: name of its folder: what is special in it, its seed, and a digest of all that the recipe says. It depends
+            on nothing else, so runs that are added or taken away leave it as it is.
+        name: of the recipe it starts from.
+        overrides: what the sweep sets for this run and not for all, by dotted key.
+        params: `adapter`, `head` (None where unknown) and `base`; {} where the run is impossible.
+        impossible: why it cannot be, None if it can.
+    """
+
+    id: str
+    name: str
+    overrides: Mapping[str, Any]
+    recipe: Recipe
+    params: Mapping[str, int | None]
+    impossible: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep file, expanded.
+
+    Attributes:
+        file: where it was found; `text` is what it says.
+        runs: in the sweep's order, no two alike, the impossible ones among them.
+    """
+
+    file: Path
+    text: str
+    runs: tuple[Run, ...]
+    measure: Measure | None
+    skip_impossible: bool
+
+    @property
+    def name(self) -> str:
+        """The file's, without its ending."""
+        return self.file.stem
+
+    @property
+    def possible(self) -> tuple[Run, ...]:
+        """The runs that can be carried out."""
+        return tuple(run for run in self.runs if run.impossible is None)
+
+    @property
+    def impossible(self) -> tuple[Run, ...]:
+        """The others."""
+        return tuple(run for run in self.runs if run.impossible is not None)
+
+    def checked(self) -> tuple[Run, ...]:
+        """The runs that are to be carried out.
+
+        Raises:
+            UsageError: some are impossible, and the file does not say that they may be left out; or there is none.
+        """
+        if self.impossible and not self.skip_impossible:
+            listed = [f"{run.id}: {run.impossible}" for run in self.impossible]
+            more = [f"… and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []
+            message = f"{len(listed)} of {len(self.runs)} runs cannot be:\n" + "\n".join([*listed[:SHOWN], *more])
+            raise UsageError(message, where=str(self.file), hint="skip_impossible: true leaves them out")
+        if not self.possible:
+            raise UsageError("no run of it can be", where=str(self.file), hint=self.runs[0].impossible)
+        return self.possible
+
+
+def load_plan(name_or_path: str | Path) -> Plan:
+    """The runs of the sweep at a path, or of a shipped sweep.
+
+    Raises:
+        UsageError: with the line of the sweep file, or of a recipe, that is wrong.
+    """
+    file = find_sweep(name_or_path)
+    document = read_yaml(file)
+    places = Places(str(file), document.positions)
+    sweep = check(Sweep, document.data, places)
+    runs: dict[tuple[str, ...], Run] = {}
+    for recipe, settings in _points(sweep, document, file):
+        run = _run(recipe, settings)
+        if sweep.measure and run.recipe.task != "diffusion":
+            hint = f"{run.name} is for {run.recipe.task}, whose accuracy is in the results anyway"
+            raise UsageError("only diffusion runs generate", where=places.where("measure"), hint=hint)
+        runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # one recipe and seed, however it was come by
+    return Plan(file, file.read_text(encoding="utf-8"), tuple(runs.values()), sweep.measure, sweep.skip_impossible)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is set for all runs, for those of one block of the file, and by its grid for one; the last has its way."""
+
+    common: Sequence[Setting]
+    fixed: Sequence[Setting]
+    chosen: Sequence[Setting]
+
+    def __iter__(self) -> Iterator[Setting]:
+        return iter((*self.common, *self.fixed, *self.chosen))
+
+
+def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path, _Settings]]:
+    """The recipe's file and the settings of every run, in order: the grid, then `runs`; seeds are innermost."""
+
+    def placed(above: str, values: Mapping[str, Any]) -> list[Setting]:
+        return [(key, value, f"{file}:{_line(document, above, key)}") for key, value in values.items()]
+
+    common = placed("set", sweep.set)
+    blocks: list[tuple[str, str | None, list[Setting], Grid]] = []  # where in the file, recipe, settings, grid
+    if sweep.grid or not sweep.runs:
+        blocks.append(("", sweep.recipe, [], sweep.grid or {}))
+    for index, entry in enumerate(sweep.runs or ()):
+        above = f"runs.{index}"
+        blocks.append(
+            (f"{above}.", entry.recipe or sweep.recipe, placed(above, entry.model_extra or {}), entry.grid or {})
+        )
+    for above, name, fixed, grid in blocks:
+        path = _recipe_file(name, file, _line(document, f"{above}recipe".rpartition(".")[0], "recipe"))
+        axes = [[(key, value, f"{file}:{_line(document, f'{above}grid', key)}") for value in grid[key]] for key in grid]
+        for chosen in product(*axes):
+            settings = _Settings(common, fixed, chosen)
+            for key, _, where in settings:
+                if sweep.seeds and key == "seed":
+                    raise UsageError("the seed is set twice", where=f"{where}: seed", hint="`seeds` says them all")
+                if key.partition(".")[0] == "output":
+                    raise UsageError("the sweep says where its runs go", where=f"{where}: {key}", hint="leave it out")
+            if not sweep.seeds:
+                yield path, settings
+            for seed in sweep.seeds or ():
+                seeded = [*common, ("seed", seed, f"{file}:{_line(document, '', 'seeds')}")]
+                yield path, _Settings(seeded, fixed, chosen)
+
+
+def _line(document: Document, above: str, key: str) -> int:
+    path = f"{above}.{key}" if above else key
+    while path and path not in document.positions:
+        path = path.rpartition(".")[0]
+    return document.positions[path][0] if path else 1
+
+
+def _recipe_file(name: str | None, file: Path, line: int) -> Path:
+    """A path beside the sweep file, else as `find_recipe`."""
+    where = f"{file}:{line}: recipe"
+    if name is None:
+        raise UsageError("missing, expected the name of a recipe", where=where, hint="recipe: digits_lora")
+    beside = file.parent / name
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(name)
+    except UsageError as error:
+        raise UsageError(f"{error.message}: {name}", where=where, hint=error.hint) from None
+
+
+@cache
+def _read(path: Path, changed: float) -> Document:
+    return read_yaml(path)
+
+
+def _run(path: Path, settings: _Settings) -> Run:
+    """The run of a recipe with settings on top.
+
+    Raises:
+        UsageError: the recipe is wrong, or a key that is set is none of a recipe's.
+    """
+    document = _read(path, path.stat().st_mtime)
+    data, places = copy.deepcopy(document.data), Places(str(path), document.positions)
+    overrides = [Override(tuple(key.split(".")), copy.deepcopy(value), where) for key, value, where in settings]
+    apply_overrides(data, overrides, places)
+    train = data.get("train")
+    if isinstance(train, dict) and train.get("threads") is None:
+        train["threads"] = 1  # the same bytes however many runs share the machine
+    recipe = check(Recipe, data, places)
+    chosen, fixed = (
+        {leaf: value for key, value, _ in some for leaf, value in _leaves(key, value)}
+        for some in (settings.chosen, settings.fixed)
+    )
+    own = chosen | {key: value for key, value in fixed.items() if key not in chosen}
+    try:
+        params, impossible = trained_params(recipe), None
+    except UsageError as error:
+        if not (error.where or "").startswith("adapter"):
+            raise
+        params, impossible = {}, str(error).replace("\n", " ")
+    return Run(_id(path.stem, own, recipe), path.stem, own, recipe, params, impossible)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A section that is set as a whole, as its keys."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _id(name: str, own: Mapping[str, Any], recipe: Recipe) -> str:
+    """`digits_lora-rank2-s0-1f3870be`: the digest is of the recipe without its seed and output.
+
+    >>> _slug({"adapter.rank": 2, "adapter.projection": "linear_v2", "adapter.targets": ["q", "v"]})
+    ['rank2', 'projection-linear_v2', 'targets-q-v']
+    """
+    said = {key: value for key, value in recipe.to_dict().items() if key not in ("seed", "output")}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    slug = "-".join([name, *_slug(own)])[:SLUG].rstrip("-")
+    return f"{slug}-s{recipe.seed}-{digest}"
+
+
+def _slug(own: Mapping[str, Any]) -> list[str]:
+    words = []
+    for key, value in own.items():
+        text = re.sub(r"[^A-Za-z0-9_.+]+", "-", dump_yaml([value])).strip("-.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        words.append(key.rpartition(".")[2] + ("" if number else "-") + text)
+    return words
