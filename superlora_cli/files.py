@@ -153,6 +153,15 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, json_text(content))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def json_text(content: Any) -> str:
     """A JSON document for people: indented, with sorted keys."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *("train", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
+    *("train", "sweep", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
     *("ls", "validate", "schema", "inspect", "init", "report"),
 )
 

@@ -4,6 +4,7 @@ OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
 OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
 OUT/checkpoints/step-000500/
 OUT/samples/                                     of a diffusion run, by `superlora eval --against`
+OUT/measure.json                                 of a diffusion run, by `superlora sweep`
 OUT/trace.json.gz  tensorboard/  wandb/, where the recipe asks for them
 
 Of several processes that train together, one writes. The others have the same folder and the same calls, which do
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import system_errors, write_atomic, write_json
+from superlora_cli.files import read_json, system_errors, write_atomic, write_json
 from superlora_cli.training.checkpoints import complete_checkpoints, prune, save_checkpoint
 
 if TYPE_CHECKING:
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors", "samples",
-             "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard", "wandb", ".lock")  # fmt: skip
+OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "measure.json", "adapter.safetensors",
+             "samples", "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard", "wandb",
+             ".lock")  # fmt: skip
+
+
+class FolderInUseError(UsageError):
+    """Another run, alive, is in the folder."""
 
 
 def next_free(folder: Path) -> Path:
@@ -76,7 +82,7 @@ class RunFolder:
         """Make the folder and lock it for this process; the system drops the lock however the process ends.
 
         Raises:
-            UsageError: it cannot be written, or another run is in it.
+            UsageError: it cannot be written. FolderInUseError: another run is in it.
         """
         lock_file, made = self.path / ".lock", not self.path.exists()
         with system_errors(self.path):
@@ -88,7 +94,7 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 hint = "wait for it, or choose another --out"
-                raise UsageError("another run is writing there", where=str(self.path), hint=hint) from None
+                raise FolderInUseError("another run is writing there", where=str(self.path), hint=hint) from None
             try:
                 yield self
             finally:
@@ -179,11 +185,7 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What run.json says, {} where there is none that can be read."""
-        try:
-            content = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_json(self.path / "run.json")
 
 
 def _step_of(line: str) -> float:

@@ -1,0 +1,173 @@
+"""Carry out what a sweep has left to do: here, on a cluster, or one run of it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Any, NoReturn
+
+import psutil
+from rich.console import Console
+
+from superlora_cli.errors import InterruptedRunError, UsageError
+from superlora_cli.launch import launched
+from superlora_cli.sweeping.display import Board
+from superlora_cli.sweeping.folder import Row, SweepFolder
+from superlora_cli.sweeping.local import each
+from superlora_cli.sweeping.plan import Run
+from superlora_cli.sweeping.work import WORK, Event, Job
+
+MEMORY = 2 * 2**30  # bytes that a worker may take, where nobody says how many workers there are to be
+
+
+def conduct(
+    folder: SweepFolder,
+    console: Console,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    index: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run what is not done yet and keep the results up to date; a run that fails does not stop the others.
+
+    Args:
+        workers: runs at a time; default: one per GPU, else per CPU core, as far as memory goes.
+        ray: address of a Ray cluster to run on.
+        index: the only run to carry out, counted from 0 in the sweep's order.
+
+    Returns:
+        status (completed, failed or incomplete), sweep, out, runs, completed, failed, left, impossible, results (the
+        file), errors (id and error of each run that did not complete).
+
+    Raises:
+        UsageError: a run that cannot be, an index that is none, a folder that is something else's, no such cluster.
+        InterruptedRunError: by a signal, when the runs under way have been saved.
+    """
+    runs = folder.plan.checked()
+    if launched() > 1:
+        raise UsageError(f"launched as {launched()} processes", where="superlora sweep", hint="--workers, or --ray")
+    if index is not None:
+        if not 0 <= index < len(runs):
+            raise UsageError(f"the sweep has {len(runs)} runs", where=f"--index {index}", hint=f"0 to {len(runs) - 1}")
+        runs = runs[index : index + 1]
+    folder.prepare()
+    begun = _Session(folder, runs)
+    jobs = [folder.job(run) for run in runs if not begun.done(run)]
+    if index is not None:
+        begun.alone(jobs, None if quiet else console)
+    elif jobs:
+        count = workers or _usual_workers(jobs)
+        board = Board(folder, runs, begun.rows, console, workers=count, quiet=quiet)
+        with board, closing(_events(folder, jobs, count, workers, ray)) as events:
+            try:
+                for event in events:
+                    begun.note(event)
+                    board.tell(event, begun.rows)
+            except KeyboardInterrupt:
+                events.close()  # which saves what is under way
+                begun.interrupted()
+    return begun.summary()
+
+
+class _Session:
+    """What came of the runs until now: those done before, and those that this command carried out.
+
+    Attributes:
+        rows: the results of both, in the sweep's order.
+        errors: of the runs that did not complete under this command, by id.
+    """
+
+    def __init__(self, folder: SweepFolder, runs: Sequence[Run]) -> None:
+        self.folder, self.runs = folder, {run.id: run for run in runs}
+        self.errors: dict[str, str] = {}
+        self.failed: set[str] = set()
+        self.rows: list[Row] = []
+        self._look()
+
+    def _look(self) -> None:
+        """Write the results; failures of earlier times, which are tried again, are not ours."""
+        rows = self.folder.write_results()
+        self.rows = [row for row in rows if row["id"] in self.runs and (_completed(row) or row["id"] in self.failed)]
+
+    def done(self, run: Run) -> bool:
+        """Whether nothing is left to do for a run."""
+        return any(row["id"] == run.id and _completed(row) for row in self.rows)
+
+    def note(self, event: Event) -> None:
+        """Take in that a job began or ended."""
+        name, outcome = event.job.id, event.outcome
+        if outcome is None or name not in self.runs:
+            return
+        if outcome.error is not None:
+            self.errors[name] = self.folder.told(outcome.error)
+        if outcome.status == "failed":
+            self.failed.add(name)
+            self.folder.note_failure(self.runs[name], outcome.error or "failed")
+        self._look()
+
+    def alone(self, jobs: Sequence[Job], console: Console | None) -> None:
+        """Carry out the one job of an array, in this process."""
+        module, _, name = WORK.partition(":")
+        for job in jobs:
+            outcome = getattr(importlib.import_module(module), name)(job, console)
+            self.note(Event(job, outcome))
+            if outcome.status == "interrupted":
+                raise InterruptedRunError(outcome.error, hint="the same command goes on with it")
+
+    def interrupted(self) -> NoReturn:
+        """Say how far it came."""
+        self._look()
+        message = f"interrupted, {sum(map(_completed, self.rows))} of {len(self.runs)} runs done"
+        raise InterruptedRunError(message, where=str(self.folder.path), hint="the same command goes on")
+
+    def summary(self) -> dict[str, Any]:
+        """What `conduct` returns."""
+        completed = sum(map(_completed, self.rows))
+        left = len(self.runs) - completed - len(self.failed)
+        return {
+            "status": "failed" if self.failed else "incomplete" if left else "completed",
+            "sweep": str(self.folder.plan.file),
+            "out": str(self.folder.path),
+            "runs": len(self.runs),
+            "completed": completed,
+            "failed": len(self.failed),
+            "left": left,
+            "impossible": len(self.folder.plan.impossible),
+            "results": str(self.folder.csv),
+            "errors": [{"id": name, "error": self.errors[name]} for name in self.runs if name in self.errors],
+        }
+
+
+def _completed(row: Row) -> bool:
+    return bool(row["status"] == "completed")
+
+
+def _events(
+    folder: SweepFolder, jobs: Sequence[Job], count: int, asked: int | None, ray: str | None
+) -> Generator[Event, None, None]:
+    if ray is not None:
+        from superlora_cli.sweeping.cluster import each_on_cluster
+
+        return each_on_cluster(jobs, WORK, ray, limit=asked)
+    return each(jobs, WORK, workers=count, devices=_devices(), log=folder.path / "workers.log")
+
+
+def _devices() -> list[str]:
+    """The GPUs that there are, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [device.strip() for device in named.split(",") if device.strip()]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _usual_workers(jobs: Sequence[Job]) -> int:
+    if devices := _devices():
+        return min(len(devices), len(jobs))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = int(psutil.virtual_memory().available // MEMORY)
+    return max(1, min(cores // max(job.threads for job in jobs), room, len(jobs)))

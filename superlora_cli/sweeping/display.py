@@ -1,0 +1,147 @@
+"""What one sees of a sweep: a live table on a terminal, a line per run elsewhere, nothing with --quiet."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from superlora_cli.sweeping.folder import Row, SweepFolder
+from superlora_cli.sweeping.plan import Run
+from superlora_cli.sweeping.work import Event
+
+BEST = {"fid": min, "val_accuracy": max, "val_loss": min}  # the first that the rows have says which run is best
+TAIL = 2000  # bytes of metrics.jsonl that surely hold its last line
+
+
+class Board:
+    """The state of a sweep, told as it changes.
+
+    Args:
+        runs: all that the sweep is to have done in the end.
+        rows: of those that ended before.
+        workers: how many run at a time.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        runs: Sequence[Run],
+        rows: Sequence[Row],
+        console: Console,
+        *,
+        workers: int,
+        quiet: bool,
+    ) -> None:
+        self.folder, self.runs, self.rows, self.console = folder, runs, list(rows), console
+        self.workers, self.quiet = workers, quiet
+        self.began: dict[str, float] = {}  # id → when, of what runs now
+        self.speeds: list[float] = []  # seconds per step of the runs that ended before our eyes
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
+        self.steps = {run.id: run.recipe.train.steps for run in runs}
+
+    def __enter__(self) -> Board:
+        if not self.quiet and self.console.is_terminal:
+            self.live.start()
+        kept = sum(row["status"] == "completed" for row in self.rows)
+        self.say(f"{self.folder.plan.name}: {len(self.runs)} runs, {kept} of them done, {self.workers} at a time")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def tell(self, event: Event, rows: Sequence[Row]) -> None:
+        """A job began or ended; `rows` are the results since."""
+        name, outcome = event.job.id, event.outcome
+        if outcome is None:
+            self.began[name] = time.monotonic()
+            return
+        self.rows = list(rows)
+        seconds = time.monotonic() - self.began.pop(name, time.monotonic())
+        if outcome.status == "completed":
+            self.speeds.append(seconds / self.steps[name])
+        row = next((row for row in rows if row["id"] == name), None)
+        figure = _figure(row) if row else ""
+        words = [
+            f"{len(rows)}/{len(self.runs)}",
+            f"{seconds:.0f} s",
+            name,
+            self.folder.told(outcome.error or "") or figure or outcome.status,
+        ]
+        self.say("  ".join(words))
+
+    def say(self, line: str) -> None:
+        """A line above the table."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def table(self) -> Group:
+        """Counts, time left, the best so far, and the runs that are under way."""
+        failed = sum(row["status"] == "failed" for row in self.rows)
+        running = list(self.began.items())
+        left = len(self.runs) - len({row["id"] for row in self.rows} | set(self.began))
+        counts = f"done {len(self.rows) - failed}  failed {failed}  running {len(running)}  waiting {max(0, left)}"
+        lines = [counts + (f"  about {in_words(self.left())} left" if self.speeds else "")]
+        if best := best_of(self.rows):
+            lines.append(f"best {_figure(best)}  {best['id']}")
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, since in running[: max(1, self.console.height - 6)]:
+            step = last_step(self.folder.path / "runs" / name)
+            table.add_row(Text(name), f"{step:,}/{self.steps[name]:,}", f"{time.monotonic() - since:.0f} s")
+        return Group(*(Text(line) for line in lines), table)
+
+    def left(self) -> float:
+        """Seconds until all is done, by the runs that ended before our eyes."""
+        ended = {row["id"] for row in self.rows}
+        steps = sum(count for name, count in self.steps.items() if name not in ended)
+        steps -= sum(last_step(self.folder.path / "runs" / name) for name in list(self.began))
+        return steps * sum(self.speeds) / len(self.speeds) / self.workers if self.speeds else 0.0
+
+
+def best_of(rows: Sequence[Row]) -> Row | None:
+    """The completed run with the best figure, chosen without a look at the test split where that can be."""
+    for name, better in BEST.items():
+        having = [row for row in rows if row["status"] == "completed" and _number(row["metrics"].get(name))]
+        if having:
+            return better(having, key=lambda row: float(row["metrics"][name]))
+    return None
+
+
+def last_step(run: Path) -> int:
+    """The last step that a run's metrics.jsonl tells of, 0 where it tells of none."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(-min(TAIL, file.seek(0, 2)), 2)
+            lines = file.read().splitlines()
+        return int(json.loads(lines[-1])["step"])
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return 0
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as one says it.
+
+    >>> in_words(50), in_words(800), in_words(30_000)
+    ('50 s', '13 min', '8.3 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _figure(row: Row) -> str:
+    return next((f"{name} {row['metrics'][name]:.4g}" for name in BEST if _number(row["metrics"].get(name))), "")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,45 @@
+"""How long a sweep may take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from superlora_cli.sweeping.folder import Row
+from superlora_cli.sweeping.plan import Plan
+
+MEASURE = "superlora_cli.tasks.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
+EMBEDDED = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # bases that are there on every machine
+
+
+def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
+    """The training time of the runs that are not done, on this machine: no evaluation, no images.
+
+    Returns:
+        steps: that are left. seconds: None where nothing can be said. from: what that rests on.
+    """
+    done = {row["id"]: row for row in rows if row["status"] == "completed"}
+    todo = [run for run in plan.possible if run.id not in done]
+    found: dict[str, Any] = {"steps": sum(run.recipe.train.steps for run in todo), "seconds": None, "workers": workers}
+    known = [row for row in done.values() if row["seconds"] and row["steps"]]
+    at_a_time = f"{workers} at a time"
+    if not todo:
+        return {**found, "seconds": 0.0, "from": "all is done"}
+    if known:
+        each = sum(row["seconds"] for row in known) / sum(row["steps"] for row in known)
+        said = f"by the {len(known)} runs that are done, {at_a_time}"
+        return {**found, "seconds": found["steps"] * each / workers, "from": said}
+    if any(run.recipe.model.name not in EMBEDDED for run in todo):
+        return {**found, "from": "no run is done yet"}
+    module, _, name = MEASURE.partition(":")
+    measure, rates = getattr(importlib.import_module(module), name), {}
+    total = 0.0
+    for run in todo:
+        train = run.recipe.train
+        key = (run.recipe.model.name, run.recipe.data.name, train.batch_size, train.accumulate, train.threads)
+        if key not in rates:
+            rates[key] = measure(run.recipe)
+        total += train.steps * rates[key]
+    said = f"by a few steps here, without evaluation and images, {at_a_time}"
+    return {**found, "seconds": total / workers, "from": said}

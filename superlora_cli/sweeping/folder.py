@@ -1,0 +1,146 @@
+"""A sweep's folder: its runs, and the results that are made of them.
+
+DIR/sweep.yaml                      the sweep file, as it was at the last start
+DIR/runs/<id>/                      a run, as `superlora train` leaves it; measure.json where the sweep measures
+DIR/results.csv, results.jsonl      every run that has ended, once, in the sweep's order
+DIR/workers.log                     what the workers' libraries said
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.errors import UsageError
+from superlora_cli.files import read_json, system_errors, write_atomic, write_json
+from superlora_cli.sweeping.plan import Plan, Run
+from superlora_cli.sweeping.schema import Measure
+from superlora_cli.sweeping.work import Job
+
+COST = ("seconds", "images_per_second", "peak_memory")  # differ from time to time, so that results.csv is without them
+Row = dict[str, Any]
+
+
+class SweepFolder:
+    """Where a sweep's runs and results lie."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, plan
+        self.csv, self.jsonl = path / "results.csv", path / "results.jsonl"
+
+    def prepare(self) -> None:
+        """Make the folder, and keep the sweep file in it.
+
+        Raises:
+            UsageError: it holds something else, or cannot be written.
+        """
+        with system_errors(self.path):
+            if self.path.exists() and any(self.path.iterdir()) and not (self.path / "sweep.yaml").is_file():
+                hint = "choose another --out"
+                raise UsageError("the folder is not empty and holds no sweep", where=str(self.path), hint=hint)
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / "sweep.yaml", self.plan.text)
+
+    def of(self, run: Run) -> Path:
+        """The folder of a run."""
+        return self.path / "runs" / run.id
+
+    def told(self, error: str) -> str:
+        """An error without the sweep's own path in it, so that results do not depend on where they are made."""
+        return error.replace(f"{self.path.absolute()}/", "")
+
+    def job(self, run: Run) -> Job:
+        """A run for a worker."""
+        measure = wanted_measure(self.plan.measure, run)
+        threads = run.recipe.train.threads or 1
+        return Job(run.id, str(self.of(run).absolute()), run.recipe.to_dict(), measure, threads)
+
+    def note_failure(self, run: Run, error: str) -> None:
+        """Write down that a run failed, where it could not do that itself."""
+        row, folder = self.row(run), self.of(run)
+        if row is not None and row["status"] == "failed":
+            return
+        about = read_json(folder / "run.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        if about.get("status") == "completed":  # trained, and lost while it was measured
+            write_json(folder / "measure.json", {"wanted": wanted_measure(self.plan.measure, run), "error": error})
+        else:
+            write_json(folder / "run.json", {**about, "status": "failed", "error": error})
+
+    def row(self, run: Run) -> Row | None:
+        """What came of a run that has ended, None while it has not."""
+        folder = self.of(run)
+        about = read_json(folder / "run.json")
+        status, error, measured = about.get("status"), about.get("error"), None
+        if status == "completed":
+            kind = "model" if run.recipe.adapter is None else "adapter"
+            if not (folder / f"{kind}.safetensors").is_file():
+                return None
+            if wanted := wanted_measure(self.plan.measure, run):
+                found = read_json(folder / "measure.json")
+                if found.get("wanted") != wanted:
+                    return None
+                measured, error = found.get("metrics"), found.get("error")
+        if status not in ("completed", "failed"):
+            return None
+        return {
+            "id": run.id,
+            "recipe": run.name,
+            "seed": run.recipe.seed,
+            "overrides": dict(run.overrides),
+            "status": "failed" if error else "completed",
+            "params": dict(run.params),
+            "steps": about.get("steps"),
+            "bytes": about.get("bytes"),
+            "metrics": {**(about.get("metrics") or {}), **(measured or {})},
+            "error": None if error is None else self.told(str(error)),
+            "run": f"runs/{run.id}",
+            **{key: about.get(key) for key in COST},
+        }
+
+    def rows(self) -> list[Row]:
+        """Of all runs that have ended, in the sweep's order."""
+        return [row for run in self.plan.possible if (row := self.row(run)) is not None]
+
+    def write_results(self) -> list[Row]:
+        """Make results.csv and results.jsonl anew from the runs' folders; gives their rows."""
+        with self._alone():
+            rows = self.rows()
+            write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_atomic(self.csv, as_csv(rows))
+        return rows
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process of this sweep meanwhile: the last to write has seen what all others wrote."""
+        path = self.path / ".results.lock"
+        with system_errors(path), path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def wanted_measure(measure: Measure | None, run: Run) -> dict[str, Any] | None:
+    """The `measure` section for one run, its seed filled in."""
+    return None if measure is None else {"seed": run.recipe.seed, **measure.model_dump()}
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line per run, a column per overridden key and per metric: the same bytes for the same results."""
+    keys = dict.fromkeys(key for row in rows for key in row["overrides"])
+    metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
+    columns = ["id", "recipe", "seed", *keys, "status", "parameters", "head", "steps", "bytes", *metrics, "error"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        plain = {key: row[key] for key in ("id", "recipe", "seed", "status", "steps", "bytes", "error")}
+        params = row["params"]
+        trained = params.get("adapter") or params.get("base")
+        writer.writerow({**row["overrides"], **row["metrics"], **plain, "parameters": trained, "head": params["head"]})
+    return text.getvalue()

@@ -1,0 +1,142 @@
+"""Jobs in parallel processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.sweeping.work import Event, Job, Outcome
+
+PATIENCE = 120  # seconds that a worker has to save, once it is told to stop
+
+
+def each(
+    jobs: Sequence[Job], work: str, *, workers: int, devices: Sequence[str], log: Path
+) -> Generator[Event, None, None]:
+    """Carry out jobs, `workers` at a time, in processes that live on from one to the next.
+
+    A worker that dies takes its own job with it and no other. Closing the iterator, or an interrupt, stops the
+    workers as a signal stops a training: what they do is saved.
+
+    Args:
+        work: `module:function` from Job to Outcome.
+        devices: what CUDA_VISIBLE_DEVICES may be; the workers take them in turn. () leaves it alone.
+        log: the file for what the workers write on stdout and stderr.
+    """
+    waiting = deque(jobs)
+    team = [Worker(work, devices[i % len(devices)] if devices else None, log) for i in range(min(workers, len(jobs)))]
+    try:
+        while waiting or any(worker.job for worker in team):
+            for worker in team:
+                if worker.job is None and waiting:
+                    worker.begin(waiting.popleft())
+                    assert worker.job is not None
+                    yield Event(worker.job)
+            busy = {way: worker for worker in team if worker.job for way in (worker.pipe, worker.process.sentinel)}
+            for worker in {id(busy[way]): busy[way] for way in connection.wait(list(busy))}.values():
+                job, worker.job = worker.job, None
+                assert job is not None
+                yield Event(job, worker.outcome())
+    finally:
+        _stop(team)
+
+
+class Worker:
+    """A process that carries out one job after the other; it is started with its first, and again after a death."""
+
+    def __init__(self, work: str, device: str | None, log: Path) -> None:
+        self.how = (work, device, str(log))
+        self.job: Job | None = None
+        self.process: Any = None
+        self.pipe: Connection
+
+    def begin(self, job: Job) -> None:
+        """Hand it a job."""
+        if self.process is None or not self.process.is_alive():
+            self._start()
+        self.job = job
+        with contextlib.suppress(OSError):  # it died: `outcome` will say so
+            self.pipe.send(job)
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, *self.how))
+        # Ctrl-C reaches a whole group of processes; the workers are deaf to it, and hear from us.
+        resource_tracker.ensure_running()  # which would lift the mask on its way
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        theirs.close()
+
+    def outcome(self) -> Outcome:
+        """Of the job that has ended, or of the worker that has died."""
+        with contextlib.suppress(EOFError, OSError):
+            if self.pipe.poll():
+                found: Outcome = self.pipe.recv()
+                return found
+        self.process.join()
+        code = self.process.exitcode
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Outcome("failed", f"its process ended by {cause}; workers.log may say why")
+
+
+def _stop(team: Sequence[Worker]) -> None:
+    """Let all workers go: those that train save first, unless we are interrupted again."""
+    running = [worker.process for worker in team if worker.process is not None]
+    try:
+        for worker in team:
+            if worker.process is not None:
+                worker.pipe.close()  # nothing more to do
+                if worker.job is not None:
+                    worker.process.terminate()
+        for process in running:
+            process.join(PATIENCE)
+    finally:
+        for process in running:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _serve(pipe: Connection, work: str, device: str | None, log: str) -> None:
+    """A worker's life."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    faulthandler.enable(file=sys.stderr)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    threading.Thread(target=_mourn, daemon=True).start()
+    try:
+        module, _, name = work.partition(":")
+        carry_out = getattr(importlib.import_module(module), name)
+        while True:
+            outcome = carry_out(pipe.recv())
+            pipe.send(outcome)
+            if outcome.status == "interrupted":
+                return
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+
+
+def _mourn() -> None:
+    """Stop when the sweep's own process is gone, however it went."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

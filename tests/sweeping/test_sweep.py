@@ -1,0 +1,211 @@
+"""Every run of a sweep is done once and in its results once, whatever the number of workers and whatever stops them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import Cli, contents, run_cli
+from tests.sweeping.conftest import TINY, Write
+from tests.training.launching import ended, spoken, start, wait_for
+from tests.training.test_signals import survivors
+
+pytestmark = pytest.mark.slow
+
+LONG = TINY.replace("steps: 6", "steps: 120").replace("eval.every: 3", "eval.every: 60").replace(
+    "checkpoint_every: 3", "checkpoint_every: 10")  # fmt: skip
+IMAGES = """\
+recipe: digits_unet_lorta5d
+set: {train.steps: 2, eval.every: 2, train.checkpoint_every: 2, eval.batch_size: 64}
+measure: {against: "digits:test", extractor: digits, num: 10, sampler: dpm++, steps: 2}
+"""
+
+
+def sweep(*words: str | Path) -> dict[str, Any]:
+    result = run_cli("sweep", *words, "--json")
+    assert result.code == 0, result.out
+    return result.json()
+
+
+def results(folder: str | Path) -> list[dict[str, str]]:
+    with (Path(folder) / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def bytes_of(folder: str | Path) -> dict[str, bytes]:
+    """What must not depend on how the sweep was carried out."""
+    names = ("adapter.safetensors", "eval.json", "recipe.yaml", "results.csv")
+    return {name: data for name, data in contents(Path(folder)).items() if name.endswith(names)}
+
+
+def finished(folder: str | Path) -> dict[str, int]:
+    """Run → when it was finished (its file was written), of those that are."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path(folder).glob("runs/*/adapter.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small sweep, carried out by one worker; read only."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.yaml").write_text(TINY)
+    found = sweep(folder / "sweep.yaml", "--out", folder / "out", "--workers", "1")
+    assert (found["status"], found["runs"], found["completed"], found["failed"]) == ("completed", 4, 4, 0)
+    return folder / "out"
+
+
+def test_every_run_is_in_the_results_once_and_is_a_run_like_any_other(whole: Path, cli: Cli) -> None:
+    rows = results(whole)
+    assert [(row["adapter.rank"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
+    assert {row["status"] for row in rows} == {"completed"}
+    assert [row["parameters"] for row in rows] == ["45", "45", "90", "90"]
+    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [row["id"] for row in rows]
+    assert all(line["seconds"] > 0 for line in lines)
+    evaluated = cli("eval", whole / lines[3]["run"], "--json").json()
+    assert evaluated["metrics"]["accuracy"] == float(rows[3]["accuracy"])
+
+
+def test_the_number_of_workers_changes_no_byte(whole: Path, write: Write) -> None:
+    sweep(write(TINY), "--out", "out", "--workers", "2")
+    assert bytes_of("out") == bytes_of(whole)
+
+
+def test_one_by_one_by_index_is_the_same_sweep(whole: Path, write: Write) -> None:
+    path = write(TINY)
+    for index in (2, 0, 3):
+        found = sweep(path, "--out", "out", "--index", str(index))
+        assert (found["runs"], found["completed"]) == (1, 1)
+    assert [row["id"] for row in results("out")] == [results(whole)[index]["id"] for index in (0, 2, 3)]
+    before = finished("out")
+    sweep(path, "--out", "out")  # does what is missing
+    assert before.items() <= finished("out").items()
+    assert bytes_of("out") == bytes_of(whole)
+    result = run_cli("sweep", path, "--out", "out", "--index", "4")
+    assert (result.code, "the sweep has 4 runs" in result.message) == (2, True)
+
+
+def test_what_is_done_is_kept_and_what_is_broken_is_done_again(whole: Path, write: Write) -> None:
+    path = write(TINY)
+    sweep(path, "--out", "out")
+    before, (first, second, *_) = finished("out"), sorted(Path("out/runs").iterdir())
+    (first / "adapter.safetensors").unlink()
+    (second / "run.json").write_text("{")
+    sweep(path, "--out", "out")
+    after = finished("out")
+    assert {name for name in before if before[name] != after[name]} == {first.name, second.name}
+    assert bytes_of("out") == bytes_of(whole)
+
+
+def test_a_failed_run_is_told_stops_no_other_and_is_tried_again(write: Write) -> None:
+    path = write(TINY + "runs: [{recipe: digits_lora, train.optimizer.lr: 1e30}, {train.optimizer.name: Adamm}]\n")
+    for _ in range(2):
+        result = run_cli("sweep", path, "--out", "out", "--json")
+        assert result.code == 1
+        found = result.json()
+        assert (found["status"], found["completed"], found["failed"], found["left"]) == ("failed", 4, 4, 0)
+        assert len(found["errors"]) == 4
+        assert all("NaN or Inf" in row["error"] or "Adamm" in row["error"] for row in found["errors"])
+        rows = results("out")
+        assert [row["status"] for row in rows] == ["completed"] * 4 + ["failed"] * 4
+        assert all("\n" not in row["error"] and str(Path.cwd()) not in row["error"] for row in rows)
+
+
+def test_a_worker_that_is_killed_takes_one_run_with_it(whole: Path, write: Write) -> None:
+    path = write(LONG)
+    process = start("sweep", path, "--out", "out", "--workers", "1", "--json", two=False)
+    wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
+    victims = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    victims[0].kill()
+    result = ended(process)
+    assert result.code == 1
+    found = result.json()
+    assert (found["completed"], found["failed"]) == (3, 1)
+    assert "SIGKILL" in found["errors"][0]["error"]
+    assert sweep(path, "--out", "out")["completed"] == 4
+
+
+def test_a_sweep_that_is_killed_whole_goes_on_and_repeats_no_finished_run(write: Write) -> None:
+    path = write(LONG)
+    process = start("sweep", path, "--out", "out", "--workers", "2", two=False, start_new_session=True)
+    wait_for(lambda: len(finished("out")) >= 1, process)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    ended(process)
+    before = finished("out")
+    assert 1 <= len(before) < 4
+    assert sweep(path, "--out", "out", "--workers", "2")["completed"] == 4
+    assert before.items() <= finished("out").items()
+    assert len({row["id"] for row in results("out")}) == len(results("out")) == 4
+    sweep(path, "--out", "calm", "--workers", "2")
+    assert bytes_of("out") == bytes_of("calm")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_workers_which_save(number: signal.Signals, write: Write) -> None:
+    process = start("sweep", write(LONG), "--out", "out", "--workers", "2", two=False, start_new_session=True)
+    wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
+    os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+    result = ended(process)
+    assert result.code == 130, result.err
+    (line,) = spoken(result)
+    assert "of 4 runs done (the same command goes on)" in line
+    assert "Traceback" not in result.err
+    assert survivors(process.pid) == []
+    states = [json.loads(path.read_text()) for path in Path("out/runs").glob("*/run.json")]
+    stopped = [state for state in states if state["status"] == "interrupted"]
+    assert stopped
+    assert all("saved" in state["error"] for state in stopped)
+
+
+def test_workers_stop_and_save_where_the_sweep_itself_is_gone(write: Write) -> None:
+    process = start("sweep", write(LONG), "--out", "out", "--workers", "1", two=False, start_new_session=True)
+    wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
+    process.kill()
+    ended(process)
+    deadline = time.monotonic() + 30
+    while survivors(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert survivors(process.pid) == []
+
+
+def test_what_diffusion_runs_generate_is_measured_once(write: Write) -> None:
+    path = write(IMAGES)
+    sweep(path, "--out", "out")
+    (row,) = results("out")
+    assert float(row["fid"]) > 0
+    assert float(row["class_accuracy"]) >= 0
+    before = contents(Path("out/runs"))
+    sweep(path, "--out", "out")
+    assert contents(Path("out/runs")) == before
+    trained = finished("out")
+    sweep(write(IMAGES.replace("num: 10", "num: 12")), "--out", "out")  # images anew, and no training
+    assert finished("out") == trained
+    assert len(list(Path("out").glob("runs/*/samples/images/*.png"))) == 12
+
+
+def test_a_dry_run_lists_counts_and_estimates_and_writes_nothing(write: Write, tmp_path: Path) -> None:
+    path = write(TINY + "runs: [{recipe: digits_lora, adapter.rank: 65}]\n")
+    result = run_cli("sweep", path, "--dry-run", "--json")
+    assert result.code == 2  # for the one that cannot be
+    found = result.json()
+    assert [run["params"].get("adapter") for run in found["runs"]] == [45, 45, 90, 90, None, None]
+    assert [run["status"] for run in found["runs"]] == ["to do"] * 4 + ["impossible"] * 2
+    assert (found["time"]["steps"], found["time"]["seconds"] > 0) == (24, True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "sweep.yaml"]
+    assert run_cli("sweep", path).code == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "sweep.yaml"]
+
+
+def test_a_folder_of_something_else_is_refused(write: Write) -> None:
+    Path("out").mkdir()
+    Path("out/letters.txt").write_text("mine")
+    result = run_cli("sweep", write(TINY), "--out", "out")
+    assert (result.code, "holds no sweep" in result.message) == (2, True)
