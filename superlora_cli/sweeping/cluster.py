@@ -1,0 +1,99 @@
+"""Jobs on a Ray cluster. Ray places them by CPUs and GPUs, and starts them again where a node is lost.
+
+All nodes see the sweep's folder under the same path and have superlora installed. A run that is started again goes on
+from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from superlora_cli.errors import UsageError
+from superlora_cli.sweeping.work import Event, Job, Outcome
+
+RETRIES = 5  # of a run whose node or process is lost
+WAIT = 60.0  # seconds that a run, started again, waits for its lost self to let go of its folder
+LOOK = 5.0  # seconds between looks at how large the cluster is
+PATIENCE = 120.0  # seconds for the runs to save, once they are told to stop
+
+
+def each_on_cluster(
+    jobs: Sequence[Job], work: str, address: str, *, limit: int | None = None
+) -> Generator[Event, None, None]:
+    """Carry out jobs on the cluster at `address` (`auto`, `local`, `HOST:PORT`, `ray://…`).
+
+    A job takes its threads and, where the cluster has GPUs and the recipe wants one, a GPU. As many are handed over
+    as there is room for, or `limit`.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster.
+    """
+    ray = _connected(address)
+    carry_out = ray.remote(max_retries=RETRIES)(_carry_out)
+    waiting, place = deque(replace(job, wait=WAIT) for job in jobs), os.getcwd()
+    running: dict[Any, Job] = {}
+    try:
+        while waiting or running:
+            resources = ray.cluster_resources()
+            gpus = {job.id: int(_wants_gpu(job) and resources.get("GPU", 0) > 0) for job in waiting}
+            while waiting and len(running) < (limit or _room(waiting[0], gpus[waiting[0].id], resources)):
+                job = waiting.popleft()
+                asked = carry_out.options(num_cpus=job.threads, num_gpus=gpus[job.id], name=job.id)
+                running[asked.remote(job, work, place)] = job
+                yield Event(job)
+            for reference in ray.wait(list(running), timeout=LOOK)[0]:
+                yield Event(running.pop(reference), _outcome(ray, reference))
+    finally:
+        for reference in running:
+            ray.cancel(reference)  # an interrupt, at which a training saves
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
+        ray.shutdown()
+
+
+def _connected(address: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("ray is not installed", where="--ray", hint="pip install 'superlora-cli[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        cause = " ".join(str(error).split())
+        raise UsageError(f"no Ray cluster: {cause}", where=f"--ray {address}", hint="`ray start --head`") from None
+    return ray
+
+
+def _carry_out(job: Job, work: str, place: str) -> Outcome:
+    """On a node: the job, in the folder where the sweep was started, so that paths mean the same."""
+    if os.path.isdir(place):
+        os.chdir(place)
+    module, _, name = work.partition(":")
+    outcome: Outcome = getattr(importlib.import_module(module), name)(job)
+    return outcome
+
+
+def _outcome(ray: Any, reference: Any) -> Outcome:
+    try:
+        found: Outcome = ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        return Outcome("interrupted", "cancelled")
+    except ray.exceptions.RayError as error:
+        return Outcome("failed", " ".join(str(error).split())[:300])
+    return found
+
+
+def _wants_gpu(job: Job) -> bool:
+    return job.recipe["train"].get("device", "auto") in ("auto", "cuda")
+
+
+def _room(job: Job, gpus: int, resources: dict[str, float]) -> int:
+    """How many such jobs the whole cluster has room for; at least one, for clusters that grow when they are asked."""
+    return max(1, int(resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // job.threads))

@@ -1,0 +1,67 @@
+"""A sweep on a Ray cluster loses nothing when a node is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import run_cli
+from tests.sweeping.conftest import TINY, Write, write  # noqa: F401
+from tests.sweeping.test_sweep import LONG, bytes_of, results, sweep
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes with a CPU each, on this machine."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def nodes_at_work(folder: Path) -> set[str]:
+    """Runs that have a checkpoint and are not done."""
+    begun = {path.parents[2].name for path in folder.glob("runs/*/checkpoints/step-*/COMPLETE")}
+    return begun - {path.parent.name for path in folder.glob("runs/*/adapter.safetensors")}
+
+
+def test_every_run_is_there_once_after_a_node_is_lost(cluster: Any, write: Write) -> None:  # noqa: F811
+    path, out = write(LONG), Path("out")
+    lost: list[set[str]] = []
+
+    def lose_a_node() -> None:
+        deadline = time.monotonic() + 240
+        while len(nodes_at_work(out)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        lost.append(nodes_at_work(out))
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    threading.Thread(target=lose_a_node).start()
+    found = sweep(path, "--out", out, "--ray", cluster.address)
+    assert len(lost[0]) == 2, "it was over before the node was lost"
+    assert (found["status"], found["completed"], found["left"]) == ("completed", 4, 0)
+    rows = results(out)
+    assert len(rows) == len({row["id"] for row in rows}) == 4
+    sweep(path, "--out", "here", "--workers", "2")
+    assert bytes_of(out) == bytes_of("here")
+
+
+def test_without_a_cluster_there_is_one_line(write: Write) -> None:  # noqa: F811
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    result = run_cli("sweep", write(TINY), "--out", "out", "--ray", "127.0.0.1:1", "--json")
+    assert result.code == 2
+    assert json.loads(result.out)["error"]["where"] == "--ray 127.0.0.1:1"
