@@ -1,17 +1,29 @@
-"""`superlora schema`: the recipe's keys, for editors and for people."""
+"""`superlora schema`: the keys of recipes and of sweeps, for editors and for people."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 
+class Kind(StrEnum):
+    """The files that have a schema."""
+
+    recipe = "recipe"
+    sweep = "sweep"
+
+
 def command(
+    kind: Annotated[Kind, typer.Argument(help="Whose keys.")] = Kind.recipe,
     markdown: Annotated[bool, typer.Option("--markdown", help="A table for people instead of JSON Schema.")] = False,
 ) -> None:
-    """Print the JSON Schema of recipes; editors complete and check keys from it."""
+    """Print the JSON Schema of recipes or of sweeps; editors complete and check keys from it."""
     from superlora_cli.recipe.describe import json_schema, markdown_table
+    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.sweeping.schema import Sweep
 
-    typer.echo(markdown_table() if markdown else json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    of = Recipe if kind == Kind.recipe else Sweep
+    typer.echo(markdown_table(of) if markdown else json.dumps(json_schema(of), indent=2, ensure_ascii=False))

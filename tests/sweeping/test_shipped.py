@@ -1,0 +1,83 @@
+"""The shipped sweeps: one for every figure of experiments, at full size and embedded, planned without torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from superlora_cli.recipe.load import shipped_sweeps
+from superlora_cli.sweeping.plan import load_plan
+from tests.conftest import Cli
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "paper.md").read_text(encoding="utf-8")
+FIGURES = ["4", "5a", "5b", "6a", "6b", "7a", "7b", "15", "17", "18", *map(str, range(19, 30))]
+EXTREMES = {  # the least and the most parameters, as far as the paper tells them
+    "fig4": (136, 14_155_776),
+    "fig5a": (4_544, 565_248),  # dense
+    "fig6a": (144, None),  # "from 500 to 150"
+    "fig6b": (76, None),  # "less than 80"
+    "fig7a": (31, None),  # "only about 30"
+    "fig18": (136, 128 * 24 * 2 * 768),
+}
+PUBLISHED = {"fig4": 138_372, "fig5a": 75_776, "fig5b": 73_728, "fig6a": 5_112,
+             "fig6b": 8_160, "fig7a": 8_512}  # fmt: skip
+
+
+def figures(name: str) -> list[str]:
+    """The figures that a sweep file says it is for."""
+    head = shipped_sweeps()[name].read_text(encoding="utf-8").splitlines()[0]
+    found = re.match(r"# Fig\. ([\w, ]+?)(, embedded)?: ", head)
+    assert found, head
+    return found[1].split(", ")
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_every_figure_has_one_sweep(embedded: bool) -> None:
+    names = [name for name in shipped_sweeps() if name.startswith("digits_") == embedded]
+    covered = [figure for name in names for figure in figures(name)]
+    assert sorted(covered) == sorted(FIGURES)
+    for name in names:
+        assert f"`superlora sweep {name}" in PAGE, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_sweeps())
+def test_every_shipped_sweep_is_planned(name: str) -> None:
+    plan = load_plan(name)
+    runs = plan.checked()
+    counts = [run.params["adapter"] or 0 for run in runs]
+    least, most = EXTREMES.get(name, (None, None))
+    assert least in (None, min(counts))
+    assert most in (None, max(counts))
+    assert name not in PUBLISHED or PUBLISHED[name] in counts
+    assert all(count > 0 for count in counts)
+    if name.startswith("digits_"):
+        assert not plan.impossible
+        points = {(run.name, *map(str, run.overrides.items())) for run in runs}
+        assert len(points) <= (8 if plan.measure else 20)
+    else:
+        assert (plan.measure is not None) == (runs[0].recipe.task == "diffusion")
+
+
+def test_they_are_listed(cli: Cli) -> None:
+    rows = {row["name"]: row for row in cli("ls", "sweeps", "--json").json()["sweeps"]}
+    assert list(rows) == list(shipped_sweeps())
+    assert rows["digits_fig15"]["combinations"] == 24
+    assert rows["fig4"]["what"].startswith("Fig. 4: ImageNet-21k to CIFAR-100")
+
+
+def test_a_shipped_sweep_dry_runs_by_its_name(cli: Cli) -> None:
+    found = cli("sweep", "fig15", "--dry-run", "--json").json()
+    assert [run["params"]["adapter"] for run in found["runs"]][2::4] == [1_415_578, 1_415_580, 1_415_584, 1_415_580]
+    assert [run["params"]["head"] for run in found["runs"]] == [76_900] * 16
+    assert found["time"]["seconds"] is None
+    assert "did you mean 'fig" in cli("sweep", "fig51", "--dry-run").message
+
+
+def test_the_docs_table_of_keys_is_the_schemas(cli: Cli) -> None:
+    text = (DOCS / "sweeps.md").read_text(encoding="utf-8")
+    table = text.rpartition("<!-- keys: superlora schema sweep --markdown -->\n")[2]
+    assert table.strip() == cli("schema", "sweep", "--markdown").out.strip()
