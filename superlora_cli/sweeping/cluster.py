@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
+import sys
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +23,7 @@ from superlora_cli.sweeping.work import Event, Job, Outcome
 RETRIES = 5  # of a run whose node or process is lost
 WAIT = 60.0  # seconds that a run, started again, waits for its lost self to let go of its folder
 LOOK = 5.0  # seconds between looks at how large the cluster is
+KNOCK = 10.0  # seconds until a cluster answers
 PATIENCE = 120.0  # seconds for the runs to save, once they are told to stop
 
 
@@ -34,7 +38,11 @@ def each_on_cluster(
     Raises:
         UsageError: Ray is not installed, or there is no cluster.
     """
-    ray = _connected(address)
+    with redirect_stdout(sys.stderr):  # where Ray tells of lost nodes, and --json promises one object
+        yield from _each(_connected(address), jobs, work, limit)
+
+
+def _each(ray: Any, jobs: Sequence[Job], work: str, limit: int | None) -> Generator[Event, None, None]:
     carry_out = ray.remote(max_retries=RETRIES)(_carry_out)
     waiting, place = deque(replace(job, wait=WAIT) for job in jobs), os.getcwd()
     running: dict[Any, Job] = {}
@@ -64,11 +72,23 @@ def _connected(address: str) -> Any:
         raise UsageError("ray is not installed", where="--ray", hint="pip install 'superlora-cli[ray]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         cause = " ".join(str(error).split())
         raise UsageError(f"no Ray cluster: {cause}", where=f"--ray {address}", hint="`ray start --head`") from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Knock at HOST:PORT: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody opens.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 def _carry_out(job: Job, work: str, place: str) -> Outcome:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from superlora_cli.files import read_json
 from tests.conftest import Cli, contents, run_cli
 from tests.sweeping.conftest import TINY, Write
 from tests.training.launching import ended, spoken, start, wait_for
@@ -55,8 +56,12 @@ def bytes_of(folder: str | Path) -> dict[str, bytes]:
 
 
 def finished(folder: str | Path) -> dict[str, int]:
-    """Run → when it was finished (its file was written), of those that are."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in Path(folder).glob("runs/*/adapter.safetensors")}
+    """Run → when its file was written, of those that are finished."""
+    found = {}
+    for path in Path(folder).glob("runs/*/run.json"):
+        if read_json(path).get("status") == "completed" and (path.parent / "adapter.safetensors").is_file():
+            found[path.parent.name] = (path.parent / "adapter.safetensors").stat().st_mtime_ns
+    return found
 
 
 @pytest.fixture(scope="module")
