@@ -15,7 +15,7 @@ from superlora_cli.files import read_json, write_json
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
-from superlora_cli.tasks.build import resolve_result
+from superlora_cli.tasks.results import resolve_result
 from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import FolderInUseError, RunFolder

@@ -34,7 +34,7 @@ runs: [{recipe: digits_lora, train.optimizer.lr: 1e30}, {adapter.rank: 1}, {trai
 IMAGES = """\
 recipe: digits_unet_lorta5d
 set: {train.steps: 2, eval.every: 2, train.checkpoint_every: 2, eval.batch_size: 64}
-measure: {against: "digits:test", extractor: digits, num: 10, sampler: dpm++, steps: 2}
+measure: {against: "digits:test", extractor: digits, num: 24, sampler: dpm++, steps: 2}
 """
 
 
@@ -199,9 +199,9 @@ def test_what_diffusion_runs_generate_is_measured_once(write: Write) -> None:
     sweep(path, "--out", "out")
     assert contents(Path("out/runs")) == before
     trained = finished("out")
-    sweep(write(IMAGES.replace("num: 10", "num: 12")), "--out", "out")  # images anew, and no training
+    sweep(write(IMAGES.replace("num: 24", "num: 26")), "--out", "out")  # images anew, and no training
     assert finished("out") == trained
-    assert len(list(Path("out").glob("runs/*/samples/images/*.png"))) == 12
+    assert len(list(Path("out").glob("runs/*/samples/images/*.png"))) == 26
 
 
 def test_a_dry_run_lists_counts_and_estimates_and_writes_nothing(write: Write, tmp_path: Path) -> None:
