@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
 MEASURE = "superlora_cli.tasks.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
-EMBEDDED = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # bases that are there on every machine
+BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine,
+SETS = ("digits", "glyphs", "digits+glyphs")  # and images
 
 
 def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
         each = sum(row["seconds"] for row in known) / sum(row["steps"] for row in known)
         said = f"by the {len(known)} runs that are done, {at_a_time}"
         return {**found, "seconds": found["steps"] * each / workers, "from": said}
-    if any(run.recipe.model.name not in EMBEDDED for run in todo):
+    if not all(_at_hand(run.recipe) for run in todo):
         return {**found, "from": "no run is done yet"}
     module, _, name = MEASURE.partition(":")
     measure, rates = getattr(importlib.import_module(module), name), {}
@@ -43,3 +45,8 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
         total += train.steps * rates[key]
     said = f"by a few steps here, without evaluation and images, {at_a_time}"
     return {**found, "seconds": total / workers, "from": said}
+
+
+def _at_hand(recipe: Recipe) -> bool:
+    """Whether a few steps can be tried here and now."""
+    return recipe.model.name in BASES and recipe.model.checkpoint is None and recipe.data.name in SETS

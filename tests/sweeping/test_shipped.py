@@ -74,6 +74,9 @@ def test_a_shipped_sweep_dry_runs_by_its_name(cli: Cli) -> None:
     assert [run["params"]["adapter"] for run in found["runs"]][2::4] == [1_415_578, 1_415_580, 1_415_584, 1_415_580]
     assert [run["params"]["head"] for run in found["runs"]] == [76_900] * 16
     assert found["time"]["seconds"] is None
+    assert (
+        cli("sweep", "digits_fig23", "--dry-run", "--json").json()["time"]["seconds"] is None
+    )  # its base is not there
     assert "did you mean 'fig" in cli("sweep", "fig51", "--dry-run").message
 
 
