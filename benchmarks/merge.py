@@ -42,7 +42,8 @@ from timing import Criterion, Spread
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter, digest_targets
 from superlora_cli.adapter.targets import Target
 

@@ -44,7 +44,8 @@ def attach(
     Args:
         model: what is called in training; its forward makes ΔW once.
         targets: short names (q k v o mlp all-linear) or patterns over module names, as in a recipe.
-        method: a preset (lora, lokr, lonkr, krona, loha, lotr, lorta, dense), or None for the knobs' defaults.
+        method: a preset (lora, lokr, lorta, dense, vera, … as `superlora ls methods` has them), or None for the knobs'
+            defaults.
         name: of the adapter.
         head: modules or parameters of the model, by name or glob, that are trained and saved with this adapter.
         **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, … as in a recipe.

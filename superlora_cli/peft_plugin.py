@@ -50,7 +50,7 @@ class SuperLoraConfig(PeftConfig):
         target_modules: as PEFT understands them, ends of module names or, as one string, a regular expression or
             `all-linear`; or as recipes write them: q k v o mlp, globs, slices like `blocks.*.attn.qkv[q]`.
         modules_to_save: modules, like a new head, that are trained as a whole and saved beside the factors.
-        method: a preset: lora, lokr, lonkr, krona, loha, lotr, lorta, dense.
+        method: a preset: lora, lokr, lorta, dense, vera, … as `superlora ls methods` has them.
 
     Raises:
         UsageError: the knobs are not possible together.
@@ -67,7 +67,7 @@ class SuperLoraConfig(PeftConfig):
     split_dim: int | None = None
     combine: str | None = None
     left: str | None = None
-    terms: int | None = None
+    terms: int | str | None = None
     fold: str | None = None
     align: int | None = None
     projection: str | None = None
@@ -78,6 +78,10 @@ class SuperLoraConfig(PeftConfig):
     init: str | None = None
     execution: str | None = None
     seed: int | None = None
+    inner: dict[str, Any] | None = None
+    freeze: list[str] | None = None
+    frozen: str | None = None
+    diagonals: list[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

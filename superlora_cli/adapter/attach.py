@@ -125,7 +125,9 @@ def attach(
     for twice in {f"{target.module}.weight" for target in targets} & set(head):
         raise UsageError("adapted and trained as a head at once", where=twice, hint="one of the two")
     plain = all(is_plain_linear(modules[target.module]) for target in targets)
-    adapter = SuperLora(config, targets, plain=plain)
+    weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
+    base = [weight[target.start : target.stop] for weight, target in zip(weights, targets, strict=True)]
+    adapter = SuperLora(config, targets, plain=plain, base=base)
     adapter.to(next(model.parameters()).device)
     adapters.add(name, adapter)
     activate(model, None)

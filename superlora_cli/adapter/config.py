@@ -1,13 +1,15 @@
-"""The knobs of Eq. 2, what they may be together, and the presets that set them."""
+"""The knobs of Eq. 2, what they may be together, and how they are written down."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
+from superlora_cli.adapter.presets import PRESETS as PRESETS
 from superlora_cli.adapter.projections import FULL_SIZE
 from superlora_cli.adapter.projections import NAMES as PROJECTIONS
 from superlora_cli.errors import UsageError, did_you_mean
@@ -30,54 +32,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scaling": get_args(Scaling),
     "init": get_args(Init),
     "execution": get_args(Execution),
+    "frozen": get_args(FrozenFrom),
 }
-
+LATER = {"later": True}  # a knob that is written down only where it is used: other files keep their bytes
 DEFAULT_RANK = 4
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A method's name for a setting of the knobs (Table 1), and its equation for people."""
-
-    knobs: Mapping[str, Any]
-    formula: str
-    source: str
-
-
-PRESETS: dict[str, Preset] = {
-    "dense": Preset({"groups": "weight", "order": 1}, "ΔW_i = A_i", "Table 1, dense FT"),
-    "lora": Preset({"groups": "weight", "order": 2, "fold": "none"}, "ΔW_i = A_i1 A_i2ᵀ", "Table 1, LoRA"),
-    "lokr": Preset(
-        {"groups": "weight", "order": 2, "fold": "none", "splits": 2, "split_dim": 8},
-        "ΔW_i = C_i ⊗ (A_i1 A_i2ᵀ)",
-        "Table 1, LoKr; Fig. 3b",
-    ),
-    "lonkr": Preset(
-        {"groups": 1, "order": 2, "fold": "regular", "splits": 3, "split_dim": 6},
-        "ΔW_g = C_g ⊗ (A_g21 A_g22ᵀ) ⊗ (A_g31 A_g32ᵀ)",
-        "Table 1, LoNKr; Fig. 3c",
-    ),
-    "krona": Preset(
-        {"groups": "weight", "order": 2, "fold": "none", "splits": 2, "split_dim": 8, "rank": ("full", "full")},
-        "ΔW_i = C_i1 ⊗ C_i2",
-        "Section 2, KronA",
-    ),
-    "loha": Preset(
-        {"groups": "weight", "order": 2, "fold": "none", "splits": 2, "combine": "hadamard"},
-        "ΔW_i = (A_i11 A_i12ᵀ) ⊙ (A_i21 A_i22ᵀ)",
-        "Section 2, LoHA",
-    ),
-    "lotr": Preset(
-        {"groups": 1, "order": 3, "fold": "stack", "rank": ("full", 4, 4)},
-        "ΔW = C ×_2 A_2 ×_3 A_3, weights stacked along mode 1",
-        "Table 1, LoTR",
-    ),
-    "lorta": Preset(
-        {"groups": 1, "order": 3, "fold": "regular", "core": "dense"},
-        "ΔW_g = C_g ×_1 A_g1 ... ×_M A_gM",
-        "Table 1, LoRTA; Eq. 3",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -86,6 +44,11 @@ class AdapterConfig:
 
     `rank` is one int for all modes or a list with one entry per mode, where `full` leaves a mode
     without factor. `core` None means the order's default: `identity` for M ≤ 2, else `dense`.
+
+    `freeze` names factors that are not trained: `core`, `planes`, `A1` ... `AM`, of the `left` or `right` unit alone as
+    `left.A1`, or the whole `left` or `right` one. `frozen` says what they are instead: random, shared by all groups of
+    a shape, or (`svd`) singular vectors of the group's own base weights. `diagonals` are modes whose plane factor is
+    multiplied by a trained diagonal, and `inner` maps a few trained numbers to all that is trained.
 
     Raises:
         UsageError: on a value, or on values together, that Eq. 2 does not allow.
@@ -102,7 +65,7 @@ class AdapterConfig:
     split_dim: int = 8
     combine: Combine = "kronecker"
     left: Left = "dense"
-    terms: int = 1
+    terms: int | Literal["full"] = 1
     fold: Fold = "regular"
     align: int = 1
     projection: str = "identity"
@@ -113,6 +76,10 @@ class AdapterConfig:
     init: Init = "unit"
     execution: Execution = "auto"
     seed: int = 0
+    inner: Inner | None = field(default=None, metadata=LATER)
+    freeze: tuple[str, ...] = field(default=(), metadata=LATER)
+    frozen: FrozenFrom = field(default="random", metadata=LATER)
+    diagonals: tuple[int, ...] = field(default=(), metadata=LATER)
 
     @classmethod
     def from_knobs(cls, method: str | None = None, /, **knobs: Any) -> AdapterConfig:
@@ -129,8 +96,11 @@ class AdapterConfig:
         if method == "lotr" and isinstance(given.get("rank"), int):  # one number means LoTR's own form
             given["rank"] = ("full", given["rank"], given["rank"])
         merged = preset | given
-        if isinstance(merged.get("rank"), list):
-            merged["rank"] = tuple(merged["rank"])
+        for name in ("rank", "freeze", "diagonals"):
+            if isinstance(merged.get(name), list):
+                merged[name] = tuple(merged[name])
+        if isinstance(merged.get("inner"), Mapping):
+            merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
         return cls(**merged)
 
     @classmethod
@@ -139,8 +109,9 @@ class AdapterConfig:
         return cls.from_knobs(None, **json.loads(text))
 
     def to_json(self) -> str:
-        """All knobs as JSON with sorted keys: the `superlora.config` entry of an adapter file."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The knobs as JSON with sorted keys: the `superlora.config` entry of an adapter file."""
+        unused = {f.name for f in fields(self) if f.metadata.get("later") and getattr(self, f.name) == f.default}
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in unused}, sort_keys=True)
 
     @property
     def core_kind(self) -> Core:
@@ -180,73 +151,71 @@ class AdapterConfig:
             value = getattr(self, name)
             if value not in choices and not (name == "core" and value is None):
                 hint = did_you_mean(str(value), choices) or "one of " + ", ".join(choices)
-                raise _refuse(name, f"unknown {name} '{value}'", hint)
+                raise refuse(name, f"unknown {name} '{value}'", hint)
         for name in ("order", "splits", "split_dim", "terms", "align"):
-            if getattr(self, name) < 1:
-                raise _refuse(name, f"{name} is {getattr(self, name)}", "a whole number ≥ 1")
+            value = getattr(self, name)
+            if value != "full" and value < 1:
+                raise refuse(name, f"{name} is {value}", "a whole number ≥ 1")
         if isinstance(self.groups, str):
             if self.groups not in ("weight", "layer"):
-                raise _refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight or layer")
+                raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight or layer")
         elif self.groups < 1:
-            raise _refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight or layer")
+            raise refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight or layer")
         if self.alpha is not None and not 0 < abs(self.alpha) < float("inf"):
-            raise _refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
+            raise refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
         self._check_rank()
         self._check_splits()
         self._check_fold()
         self._check_projection()
+        check_frozen(self)
 
     def _check_rank(self) -> None:
         if self.order == 1:
             if self.rank not in (None, 1, (1,), ("full",)):
-                raise _refuse("rank", f"rank {self.rank} with order 1", "order 1 is a plain vector: its rank is 1")
+                raise refuse("rank", f"rank {self.rank} with order 1", "order 1 is a plain vector: its rank is 1")
             if self.core not in (None, "identity"):
-                raise _refuse("core", f"core '{self.core}' with order 1", "order 1 has no core")
+                raise refuse("core", f"core '{self.core}' with order 1", "order 1 has no core")
             return
         if isinstance(self.rank, tuple) and len(self.rank) != self.order:
-            raise _refuse("rank", f"{len(self.rank)} ranks for order {self.order}", f"{self.order} entries, one a mode")
+            raise refuse("rank", f"{len(self.rank)} ranks for order {self.order}", f"{self.order} entries, one a mode")
         for rank in self.ranks:
             if rank != "full" and rank < 1:
-                raise _refuse("rank", f"rank is {rank}", "a whole number ≥ 1, or full")
+                raise refuse("rank", f"rank is {rank}", "a whole number ≥ 1, or full")
         if self.core_kind != "dense":
             if "full" in self.ranks:
-                raise _refuse("core", f"core '{self.core}' with a full mode", "a mode without factor needs core: dense")
+                raise refuse("core", f"core '{self.core}' with a full mode", "a mode without factor needs core: dense")
             if len(set(self.ranks)) > 1:
-                raise _refuse(
+                raise refuse(
                     "core", f"a core '{self.core_kind}' with ranks {list(self.ranks)}", "equal ranks, or dense"
                 )
 
     def _check_splits(self) -> None:
         if self.splits == 1:
-            if self.terms > 1:
-                raise _refuse("terms", f"terms {self.terms} with splits 1", "a sum of products needs splits ≥ 2")
+            if self.terms != 1 and self.core_kind == "identity" and not (self.freeze or self.diagonals):
+                raise refuse("terms", f"terms {self.terms} with splits 1", "a sum of products needs splits ≥ 2")
             if self.combine == "hadamard":
-                raise _refuse("combine", "hadamard with splits 1", "an elementwise product needs splits ≥ 2")
+                raise refuse("combine", "hadamard with splits 1", "an elementwise product needs splits ≥ 2")
             if self.left == "lowrank":
-                raise _refuse("left", "left lowrank with splits 1", "a left factor needs splits ≥ 2")
+                raise refuse("left", "left lowrank with splits 1", "a left factor needs splits ≥ 2")
         elif self.order == 1:
-            raise _refuse("splits", f"splits {self.splits} with order 1", "splits need order ≥ 2")
+            raise refuse("splits", f"splits {self.splits} with order 1", "splits need order ≥ 2")
         elif self.left == "lowrank" and (self.combine == "hadamard" or not any(r != "full" for r in self.ranks)):
             what = "hadamard" if self.combine == "hadamard" else f"rank {list(self.ranks)}"
-            raise _refuse("left", f"left lowrank with {what}", "a low-rank left Kronecker factor needs a rank")
+            raise refuse("left", f"left lowrank with {what}", "a low-rank left Kronecker factor needs a rank")
 
     def _check_fold(self) -> None:
         if self.fold == "none" and self.order > 2:
-            raise _refuse("fold", f"fold none with order {self.order}", "fold: regular, or order 2")
+            raise refuse("fold", f"fold none with order {self.order}", "fold: regular, or order 2")
         if self.fold == "stack":
             if self.order != 3:
-                raise _refuse("fold", f"fold stack with order {self.order}", "order 3: (weights, out, in)")
+                raise refuse("fold", f"fold stack with order {self.order}", "order 3: (weights, out, in)")
             if self.projection != "identity":
-                raise _refuse("fold", f"fold stack with projection {self.projection}", "projection: identity")
+                raise refuse("fold", f"fold stack with projection {self.projection}", "projection: identity")
 
     def _check_projection(self) -> None:
         if not 0 < self.ratio <= 1:
-            raise _refuse("ratio", f"ratio is {self.ratio}", "a number in (0, 1]")
+            raise refuse("ratio", f"ratio is {self.ratio}", "a number in (0, 1]")
         if self.ratio != 1 and self.projection in FULL_SIZE:
-            raise _refuse(
+            raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )
-
-
-def _refuse(knob: str, message: str, hint: str) -> UsageError:
-    return UsageError(message, where=f"adapter.{knob}", hint=hint)

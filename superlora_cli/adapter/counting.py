@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 
 
@@ -17,15 +18,17 @@ class Count:
 
     Attributes:
         adapter: trained parameters, cores included, head excluded.
-        core: those of them in core tensors.
+        entries: trained entries of {C, A}: as many, or those that F_in makes of the parameters.
+        core: parameters in core tensors.
         weights: number of targets T.
         elements: N.
-        units: per kind of unit: how many, its sides, its parameters (of one).
+        units: per kind of unit: how many, its sides, its trained entries (of one).
         lora_same_rank: parameters of weight-wise LoRA at the same rank on the same targets.
         plan: the shapes that were counted.
     """
 
     adapter: int
+    entries: int
     core: int
     weights: int
     elements: int
@@ -53,7 +56,8 @@ def count(config: AdapterConfig, targets: Iterable[TargetShape]) -> Count:
     rank = config.scale_rank
     return Count(
         adapter=shapes.params,
-        core=core,
+        entries=sum(n * params for (_, params), n in units.items()),
+        core=0 if config.inner else core,
         weights=len(shapes.targets),
         elements=shapes.elements,
         units=tuple({"count": n, "shape": sides, "params": params} for (sides, params), n in units.items()),

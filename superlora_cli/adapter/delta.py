@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter import projections
-from superlora_cli.adapter.factors import combine, expand, initial
-from superlora_cli.adapter.layout import Bucket, GroupShape, Plan
+from superlora_cli.adapter.factors import combine, expand, initial, relative
+from superlora_cli.adapter.inner import InnerMaps, factors
+from superlora_cli.adapter.shapes import Bucket, GroupShape, Plan
 
 ELEMENTS = 2**20  # of ΔW made at once where only some are wanted
 
 
 class Frozen:
-    """What is drawn once and never trained: F for every (N_in, N_out), and for a nonlinear F the values F(x₀).
+    """What is never trained: F for every size, F_in and the frozen factors, and F(x₀) where ΔW is relative to it.
 
-    Made again from the seed wherever it is needed; never stored. Without `start`, F(x₀) is left to the caller.
+    Made again wherever it is needed, from the seed and, with `frozen: svd`, from the base; never stored.
+
+    Args:
+        plan: the adapter's shapes.
+        base: the frozen factors that come from the base, as `svd.planes` gives them.
+        start: whether F(x₀) is made.
     """
 
     def __init__(
@@ -28,27 +34,33 @@ class Frozen:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        base: Mapping[str, Tensor] | None = None,
         start: bool = True,
     ) -> None:
-        config = plan.config
-        self.nonlinear = projections.is_nonlinear(config.projection)
-        self.maps: dict[tuple[int, int], projections.Project] = {}
-        for bucket in plan.buckets:
-            size = projections.Size(bucket.shape.n_in, bucket.shape.n_out, config.rescale)
-            if (size.n_in, size.n_out) not in self.maps:
-                self.maps[size.n_in, size.n_out] = projections.build(
-                    config.projection, size, config.seed, device=torch.device(device), dtype=dtype
+        config, device = plan.config, torch.device(device)
+        self.relative = relative(plan)
+        self.inner = InnerMaps(plan, base, device=device, dtype=dtype)
+        self.maps: dict[tuple[object, ...], projections.Project] = {}
+        for shape in (bucket.shape for bucket in plan.buckets):
+            size = projections.Size(shape.n_in, shape.n_out, config.rescale, shape.grid)
+            if (shape.n_in, shape.n_out, shape.grid) not in self.maps:
+                self.maps[shape.n_in, shape.n_out, shape.grid] = projections.build(
+                    config.projection, size, config.seed, device=device, dtype=dtype
                 )
         self.starts: dict[int, Tensor] = {}  # by bucket
-        if self.nonlinear and start:
-            values = {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()}
+        if self.relative and start:
+            values = self.factors(plan, {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()})
             with torch.no_grad():
                 for index, bucket in enumerate(plan.buckets):
                     self.starts[index] = self.project(bucket.shape, _folded(plan, index, bucket, values))
 
+    def factors(self, plan: Plan, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{C, A} from what is trained, as `inner.factors`."""
+        return factors(plan, params, self.inner)
+
     def project(self, shape: GroupShape, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""
-        return self.maps[shape.n_in, shape.n_out](x)
+        return self.maps[shape.n_in, shape.n_out, shape.grid](x)
 
 
 def deltas(plan: Plan, params: Mapping[str, Tensor], frozen: Frozen) -> list[Tensor]:
@@ -57,8 +69,9 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], frozen: Frozen) -> list[Ten
     Args:
         plan: the adapter's shapes.
         params: its trained tensors, as named and shaped by `plan.tensors`.
-        frozen: its projection, on the device and in the dtype of `params`.
+        frozen: what is not trained, on the device and in the dtype of `params`.
     """
+    params = frozen.factors(plan, params)
     outputs = [_outputs(plan, index, bucket, params, frozen) for index, bucket in enumerate(plan.buckets)]
     if len(outputs) == 1:
         pieces = list(_split(outputs[0].flatten(), [target.elements for target in plan.targets]))
@@ -70,11 +83,11 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], frozen: Frozen) -> list[Ten
 Take = Callable[[int], Tensor]  # n → the next n elements of a vector
 
 
-def in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Take:
+def in_turn(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> Take:
     """What gives the vector of all ΔW, target after target, as many elements as one asks for at a time.
 
     Without gradients, and in little memory: held is what one asks for and some `ELEMENTS`; under a projection or a
-    Kronecker product, which mix all elements of a group, ΔW of one group.
+    Kronecker product, which mix all elements of a group, ΔW of one group. `base` is as `Frozen` takes it.
 
     >>> from superlora_cli.adapter.config import AdapterConfig
     >>> from superlora_cli.adapter.layout import TargetShape, plan
@@ -83,7 +96,7 @@ def in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Take:
     >>> take(12).shape, take(8).shape
     (torch.Size([12]), torch.Size([8]))
     """
-    pieces = _pieces(plan, {name: tensor.detach() for name, tensor in params.items()})
+    pieces = _pieces(plan, {name: tensor.detach() for name, tensor in params.items()}, base)
     piece = torch.empty(0)
 
     def take(count: int) -> Tensor:
@@ -101,46 +114,59 @@ def in_turn(plan: Plan, params: Mapping[str, Tensor]) -> Take:
     return take
 
 
-def _pieces(plan: Plan, params: Mapping[str, Tensor]) -> Iterator[Tensor]:
+def _pieces(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Iterator[Tensor]:
     """The vector of all ΔW, in consecutive pieces: about `ELEMENTS` long, or where they are mixed whole groups."""
     one = next(iter(params.values()))
-    frozen = Frozen(plan, device=one.device, dtype=one.dtype, start=False)
-    start = {name: tensor.to(one) for name, tensor in initial(plan).items()} if frozen.nonlinear else {}
+    frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
+    params, start = frozen.factors(plan, params), {}
+    if frozen.relative:
+        start = frozen.factors(plan, {name: tensor.to(one) for name, tensor in initial(plan).items()})
     mixed = plan.config.projection != "identity" or (plan.config.splits > 1 and plan.config.combine != "hadamard")
     places = [(group, index, row) for index, b in enumerate(plan.buckets) for row, group in enumerate(b.members)]
     for _, index, row in sorted(places):
         bucket = plan.buckets[index]
-        own = {name: params[name][row : row + 1] for name in bucket.tensors(index)}
+        own, before = (
+            {name: made[name][row : row + 1] for name in made if name.startswith(f"b{index}_")}
+            for made in (params, start)
+        )
         if not mixed:
-            yield from _leading_slices(plan, index, bucket, own)
+            yield from _leading_slices(plan, index, bucket, own, before)
             continue
-        if start:
-            before = {name: start[name][row : row + 1] for name in own}
+        if before:
             frozen.starts = {index: frozen.project(bucket.shape, _folded(plan, index, bucket, before))}
         yield _outputs(plan, index, bucket, own, frozen).flatten()
 
 
-def _leading_slices(plan: Plan, index: int, bucket: Bucket, own: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """ΔW of one group whose elements are not mixed: slices of its leading axis, from those rows of A_1."""
-    shape = bucket.shape
+def _leading_slices(
+    plan: Plan, index: int, bucket: Bucket, own: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """ΔW of one group whose elements are not mixed: slices of its leading axis, from those rows of A_1.
+
+    With the {C, A} that it starts from in `before`, ΔW is relative to them.
+    """
+    shape, scale = bucket.shape, plan.config.scale
     across = math.prod(shape.sides[1:])  # 153 · 153
     step = max(1, ELEMENTS // across)
     for first in range(0, -(-shape.n_out // across), step):
         rows = min(step, shape.sides[0] - first)
         units = tuple(replace(unit, sides=(rows, *unit.sides[1:])) for unit in shape.units)
-        part = replace(shape, units=units, sides=(rows, *shape.sides[1:]))
-        tensors = dict(own)
-        for k, unit in enumerate(shape.units, 1):
-            name = f"b{index}_k{k}_{'A1' if unit.ranks[0] else 'core'}"  # (1, terms, d_1, ...)
-            tensors[name] = own[name][:, :, first : first + rows]
-        made = _folded(plan, index, replace(bucket, shape=part), tensors, plan.config.scale)
-        yield made.flatten()[: shape.n_out - first * across]
+        part = replace(bucket, shape=replace(shape, units=units, sides=(rows, *shape.sides[1:])))
+
+        def made(tensors: Mapping[str, Tensor], scale: float, part: Bucket = part, first: int = first) -> Tensor:
+            tensors, rows = dict(tensors), part.shape.sides[0]
+            for k, unit in enumerate(part.shape.units, 1):
+                name = f"b{index}_k{k}_{'A1' if unit.ranks[0] else 'core'}"  # (1, terms, d_1, ...)
+                tensors[name] = tensors[name][:, :, first : first + rows]
+            return _folded(plan, index, part, tensors, scale)
+
+        slices = (made(own, 1) - made(before, 1)) * scale if before else made(own, scale)
+        yield slices.flatten()[: shape.n_out - first * across]
 
 
 def _outputs(plan: Plan, index: int, bucket: Bucket, params: Mapping[str, Tensor], frozen: Frozen) -> Tensor:
-    """One bucket's ΔW: (groups, n_out)."""
+    """One bucket's ΔW from {C, A}: (groups, n_out)."""
     scale = plan.config.scale
-    if frozen.nonlinear:
+    if frozen.relative:
         moved = frozen.project(bucket.shape, _folded(plan, index, bucket, params)) - frozen.starts[index]
         return moved * scale if scale != 1 else moved
     return frozen.project(bucket.shape, _folded(plan, index, bucket, params, scale))

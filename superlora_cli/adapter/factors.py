@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import GroupShape, Plan, UnitShape
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import is_nonlinear
+from superlora_cli.adapter.shapes import THETA, GroupShape, Plan, UnitShape
 
 
 def expand(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -73,7 +73,7 @@ def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
         return product.sum(1)
     right = units[-1]
     if len(units) == 1:
-        return right.squeeze(1)
+        return right.sum(1) if shape.terms > 1 else right.squeeze(1)
     order = len(shape.sides)
     for unit in units[-2:0:-1]:
         right = _interleave(unit.flatten(2).unsqueeze(-1) * right.flatten(2).unsqueeze(-2), unit, right, order)
@@ -94,46 +94,89 @@ def _interleave(product: Tensor, left: Tensor, right: Tensor, order: int) -> Ten
 
 
 def initial(plan: Plan) -> dict[str, Tensor]:
-    """Start values: name → float32 tensor, such that ΔW = 0 exactly.
+    """Start values of what is trained: name → float32 tensor, such that ΔW = 0 exactly.
 
     `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
-    `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). The last unit (for Kronecker the right
-    one) has its first plane at zero, or is zero where it has no plane. Under a nonlinear F nothing is zero and
-    units have entries of unit scale: ΔW = F(x) − F(x₀), and F's slope at zero is zero.
+    `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). One tensor of each group starts at zero
+    (`GroupShape.zeroed`: for Kronecker the right unit's first plane); where that cannot be, `relative` says why.
+    An F_in starts from normal numbers, so that entries have the scale that they have without it; with `lora` from
+    numbers within ±0.02, as PEFT's Uni-LoRA.
     """
-    nonzero = is_nonlinear(plan.config.projection)
+    if plan.config.inner is not None:
+        return {THETA: _initial_theta(plan)}
+    nonzero = relative(plan)
     values: dict[str, Tensor] = {}
     for index, bucket in enumerate(plan.buckets):
-        last = len(bucket.shape.units)
         for name, shape in bucket.tensors(index).items():
-            k, part = name.split("_")[1:]
-            unit = bucket.shape.units[int(k[1:]) - 1]
-            if int(k[1:]) == last and part == zeroed(unit) and not nonzero:
+            k, part = _place(name)
+            unit = bucket.shape.units[k - 1]
+            if (k, part) == bucket.shape.zeroed and not nonzero:
                 values[name] = torch.zeros(shape)
             else:
-                draw = random_state(plan.config.seed, "init", name)
-                start = _start(plan.config, unit, part, shape, draw)
-                if nonzero and part == zeroed(unit) and part != "core":
-                    start /= math.sqrt(shape[-1])  # r terms of unit scale add up to √r
-                values[name] = torch.from_numpy(start).float()
+                values_of = start(plan.config, unit, part, shape, random_state(plan.config.seed, "init", name))
+                if nonzero and part == unit.zeroed and part.startswith("A"):
+                    values_of /= math.sqrt(shape[-1])  # r terms of unit scale add up to √r
+                values[name] = torch.from_numpy(values_of).float()
     return values
 
 
-def zeroed(unit: UnitShape) -> str:
-    """The tensor of a unit that starts at zero: its first plane, as in LoRA; the core where there is none."""
-    return next((name for name in unit.tensors if name != "core"), "core")
+def relative(plan: Plan) -> bool:
+    """Whether ΔW is taken relative to its start, because no factor can be zero there.
+
+    Under a nonlinear F, whose slope vanishes at zero; and where θ makes several factors, all of which would be zero.
+    """
+    if is_nonlinear(plan.config.projection):
+        return True
+    makes_several = any(len(bucket.tensors(0)) > 1 for bucket in plan.buckets)
+    return plan.config.inner is not None and plan.config.inner.per != "factor" and makes_several
 
 
-def _start(
+def _initial_theta(plan: Plan) -> Tensor:
+    draw, shape = random_state(plan.config.seed, "init", THETA), plan.tensors[THETA]
+    values = draw.uniform(-0.02, 0.02, shape) if plan.config.init == "lora" else draw.standard_normal(shape)
+    theta = torch.from_numpy(values).float()
+    if not relative(plan):
+        zeroed = {f"b{i}_k{b.shape.zeroed[0]}_{b.shape.zeroed[1]}" for i, b in enumerate(plan.buckets)}
+        for piece in plan.pieces:
+            if not zeroed.isdisjoint(piece.tensors):
+                theta[piece.start : piece.start + piece.count] = 0
+    return theta
+
+
+def _place(name: str) -> tuple[int, str]:
+    """`b0_k2_A1` → (2, "A1")."""
+    k, part = name.split("_")[1:]
+    return int(k[1:]), part
+
+
+def start_scale(unit: UnitShape, part: str) -> float:
+    """Root mean square of a tensor's entries at the start, `init: unit`: 1, but for a core that sums r^(M−1) products.
+
+    >>> unit = UnitShape((9, 9, 9), (4, 4, 4), "dense")
+    >>> round(start_scale(unit, "core"), 6), start_scale(unit, "A1")
+    (0.25, 1.0)
+    """
+    return 1.0 if part != "core" or unit.is_dense or unit.core == "diagonal" else 1 / _spread(unit)
+
+
+def _spread(unit: UnitShape) -> float:
+    """√r^(M−1), for a core of unequal ranks with their geometric mean."""
+    ranks = unit.core_shape
+    return float(math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks))))
+
+
+def start(
     config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
 ) -> np.ndarray:
+    """Values of scale `start_scale` for a tensor of a unit, (..., *its shape)."""
     if part == "core":
         if unit.core == "diagonal":
             return np.ones(shape)
         if unit.is_dense:  # a Kronecker factor or a projected vector: unit entries
             return draw.standard_normal(shape)
-        ranks = unit.core_shape
-        return draw.standard_normal(shape) / math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks)))
+        return draw.standard_normal(shape) / _spread(unit)
+    if part.startswith("D"):
+        return np.ones(shape)
     side = shape[-2]
     if config.init == "lora":
         return draw.uniform(-1, 1, shape) / math.sqrt(side)

@@ -8,136 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from superlora_cli.adapter.config import AdapterConfig, Core
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.freezing import is_frozen
+from superlora_cli.adapter.projections import SPECTRAL
+from superlora_cli.adapter.shapes import Bucket, GroupShape, Piece, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
-
-
-@dataclass(frozen=True)
-class UnitShape:
-    """One tensor C ×_1 A_1 ... ×_M A_M: its sides (d_1, ..., d_M) and ranks (r_1, ..., r_M).
-
-    A rank of 0 marks a mode without factor (the core carries that side in full).
-
-    >>> UnitShape(sides=(153, 153, 153), ranks=(4, 4, 4), core="dense").tensors
-    {'core': (4, 4, 4), 'A1': (153, 4), 'A2': (153, 4), 'A3': (153, 4)}
-    """
-
-    sides: tuple[int, ...]
-    ranks: tuple[int, ...]
-    core: Core
-
-    @property
-    def elements(self) -> int:
-        """d_1 · ... · d_M."""
-        return math.prod(self.sides)
-
-    @property
-    def is_dense(self) -> bool:
-        """No mode has a factor: the unit is its core."""
-        return not any(self.ranks)
-
-    @property
-    def core_shape(self) -> tuple[int, ...]:
-        """Shape of the stored core, () where nothing is stored (the superdiagonal of ones)."""
-        if self.core == "identity":
-            return ()
-        if self.core == "diagonal":
-            return self.ranks[:1]
-        return tuple(rank or side for rank, side in zip(self.ranks, self.sides, strict=True))
-
-    @property
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """The trained tensors by name: `core`, and the plane factors `A1` ... `AM` of shape (d_m, r_m)."""
-        core = {"core": self.core_shape} if self.core_shape else {}
-        planes = {f"A{m}": (d, r) for m, (d, r) in enumerate(zip(self.sides, self.ranks, strict=True), 1) if r}
-        return core | planes
-
-    @property
-    def core_params(self) -> int:
-        """Parameters in the core of a factored unit; a dense unit's own elements are no core."""
-        return 0 if self.is_dense or not self.core_shape else math.prod(self.core_shape)
-
-    @property
-    def params(self) -> int:
-        """Trained parameters: Σ r·d over the modes, plus the core's."""
-        return sum(math.prod(shape) for shape in self.tensors.values())
-
-
-@dataclass(frozen=True)
-class GroupShape:
-    """What one group is made of: K units (left first), summed over `terms`, cropped, projected.
-
-    Attributes:
-        units: the K units of one term.
-        terms: number of products that are summed.
-        sides: the folded shape.
-        crop: whether a Kronecker product larger than `sides` is cropped axis by axis, or flattened as it is.
-        n_in: elements that enter F: the first ones of the flattened, cropped tensor.
-        n_out: elements that leave F.
-    """
-
-    units: tuple[UnitShape, ...]
-    terms: int
-    sides: tuple[int, ...]
-    crop: bool
-    n_in: int
-    n_out: int
-
-    @property
-    def extent(self) -> tuple[int, ...]:
-        """The shape whose first n_in elements are the group's: `sides`, or that of an uncropped Kronecker product."""
-        product = (math.prod(own) for own in zip(*(unit.sides for unit in self.units), strict=True))
-        return self.sides if self.crop or self.units[-1].sides == self.sides else tuple(product)
-
-    @property
-    def params(self) -> int:
-        """Trained parameters of one group."""
-        return self.terms * sum(unit.params for unit in self.units)
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Groups of equal shape: one batched tensor per factor, (groups, terms, ...)."""
-
-    shape: GroupShape
-    members: tuple[int, ...]  # indices of the groups, in order
-
-    def tensors(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Parameter name → shape for this bucket, number `index` of the plan."""
-        batch = (len(self.members), self.shape.terms)
-        return {
-            f"b{index}_k{k}_{name}": batch + shape
-            for k, unit in enumerate(self.shape.units, 1)
-            for name, shape in unit.tensors.items()
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All shapes of an adapter, and where its groups lie in the vector of N elements."""
-
-    config: AdapterConfig
-    targets: tuple[TargetShape, ...]
-    starts: tuple[int, ...]  # where each group starts in the vector
-    buckets: tuple[Bucket, ...]
-
-    @property
-    def elements(self) -> int:
-        """N."""
-        return sum(target.elements for target in self.targets)
-
-    @property
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every trained tensor: name → shape."""
-        return {name: shape for i, b in enumerate(self.buckets) for name, shape in b.tensors(i).items()}
-
-    @property
-    def params(self) -> int:
-        """Trained parameters of the adapter, cores included, head excluded."""
-        return sum(len(bucket.members) * bucket.shape.params for bucket in self.buckets)
 
 
 def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
@@ -159,7 +37,19 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     for index, span in enumerate(spans):
         by_shape.setdefault(_group_shape(config, span), []).append(index)
     buckets = tuple(Bucket(shape, tuple(members)) for shape, members in by_shape.items())
-    return Plan(config, targets, tuple(span.start for span in spans), buckets)
+    made = Plan(config, targets, tuple(span.start for span in spans), buckets)
+    _check_trained(made)
+    return made
+
+
+def _check_trained(made: Plan) -> None:
+    """Refuse a plan in which a group has nothing to train, or θ has more numbers than F_in makes of them."""
+    if not all(bucket.shape.params for bucket in made.buckets):
+        raise UsageError("nothing is left to train", where="adapter.freeze", hint="leave a factor out of it")
+    for piece in made.pieces:
+        if made.config.inner and sum(piece.sizes) < made.config.inner.dim:
+            what = f"{made.config.inner.dim} numbers for {sum(piece.sizes)} entries of {', '.join(piece.tensors)}"
+            raise UsageError(what, where="adapter.inner.dim", hint=f"at most {sum(piece.sizes)}")
 
 
 @dataclass(frozen=True)
@@ -207,12 +97,24 @@ def _group_shape(config: AdapterConfig, span: _Span) -> GroupShape:
     n_in = math.ceil(config.exact_ratio * span.n)
     sides = _fold(config, span, n_in)
     if config.splits == 1:
-        units: tuple[UnitShape, ...] = (_unit(config, sides),)
+        units: tuple[UnitShape, ...] = (_unit(config, sides, 1),)
     elif config.combine == "hadamard":
-        units = (_unit(config, sides),) * config.splits
+        units = (_unit(config, sides, 1), *(_unit(config, sides, 2),) * (config.splits - 1))
     else:
         units = _kronecker_units(config, sides)
-    return GroupShape(units, config.terms, sides, config.fold != "regular", n_in, span.n)
+    terms = -(-min(sides) // config.scale_rank) if config.terms == "full" else config.terms
+    if config.frozen == "svd" and terms * config.scale_rank > min(sides):
+        raise UsageError(f"{terms} terms of rank {config.scale_rank} from the {min(sides)} singular vectors of a side",
+                         where="adapter.terms", hint=f"at most {min(sides) // config.scale_rank}")  # fmt: skip
+    grid = _grid(config, span) if config.projection in SPECTRAL else None
+    return GroupShape(units, terms, sides, config.fold != "regular", n_in, span.n, grid)
+
+
+def _grid(config: AdapterConfig, span: _Span) -> tuple[int, int]:
+    """A group as a matrix (rows, columns), folded as `fold` says; not folded, it keeps the weights' columns."""
+    if config.fold == "none":
+        return (-(-span.n // span.width), span.width)
+    return (root_ceil(span.n, 2),) * 2
 
 
 def _fold(config: AdapterConfig, span: _Span, n_in: int) -> tuple[int, ...]:
@@ -239,7 +141,7 @@ def _fold(config: AdapterConfig, span: _Span, n_in: int) -> tuple[int, ...]:
     return (span.n // (rows * columns), rows, columns)
 
 
-def _unit(config: AdapterConfig, sides: tuple[int, ...]) -> UnitShape:
+def _unit(config: AdapterConfig, sides: tuple[int, ...], k: int) -> UnitShape:
     ranks = tuple(0 if rank == "full" else rank for rank in config.ranks)
     for rank, side in zip(ranks, sides, strict=True):
         if rank > side:
@@ -248,7 +150,8 @@ def _unit(config: AdapterConfig, sides: tuple[int, ...]) -> UnitShape:
                 where="adapter.rank",
                 hint=f"a rank of at most {min(sides)}",
             )
-    return UnitShape(sides, ranks, config.core_kind if any(ranks) else "dense")
+    unit = UnitShape(sides, ranks, config.core_kind if any(ranks) else "dense", config.diagonals)
+    return replace(unit, frozen=tuple(name for name in unit.tensors if is_frozen(config, k, name)))
 
 
 def _kronecker_units(config: AdapterConfig, sides: tuple[int, ...]) -> tuple[UnitShape, ...]:
@@ -260,10 +163,16 @@ def _kronecker_units(config: AdapterConfig, sides: tuple[int, ...]) -> tuple[Uni
             where="adapter.split_dim",
             hint=f"at most {min(sides)}",
         )
-    right = _unit(config, tuple(root_ceil(-(-side // f), config.splits - 1) for side in sides))
+    right = _unit(config, tuple(root_ceil(-(-side // f), config.splits - 1) for side in sides), 2)
     lefts = (f,) * config.order
-    left = UnitShape(lefts, (0,) * config.order, "dense") if config.left == "dense" else _unit(config, lefts)
+    if config.left == "dense":
+        left = UnitShape(lefts, (0,) * config.order, "dense", frozen=("core",) if is_frozen(config, 1, "core") else ())
+    else:
+        left = _unit(config, lefts, 1)
     return (left, *(right,) * (config.splits - 1))
+
+
+__all__ = ["Bucket", "GroupShape", "Piece", "Plan", "UnitShape", "plan", "root_ceil"]
 
 
 def root_ceil(value: int, power: int) -> int:

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter import updates
+from superlora_cli.adapter import svd, updates
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Update
 from superlora_cli.errors import UsageError
@@ -26,6 +27,10 @@ class SuperLora(nn.Module):
     Updates are made once per forward of the adapted model; without gradients ΔW is cached until a parameter
     changes. A training loop that holds them for a whole optimizer step uses `one_step`.
 
+    Args:
+        plain: whether every target is the weight of a plain `nn.Linear`.
+        base: the base's target slices, in their order; only `frozen: svd` reads them.
+
     Attributes:
         targets: the rows it adapts, in model order.
         patterns: what gives these targets back on the same model.
@@ -35,7 +40,14 @@ class SuperLora(nn.Module):
             holds them, and the base's own are here.
     """
 
-    def __init__(self, config: AdapterConfig, targets: Sequence[Target], *, plain: bool = True) -> None:
+    def __init__(
+        self,
+        config: AdapterConfig,
+        targets: Sequence[Target],
+        *,
+        plain: bool = True,
+        base: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.targets = tuple(targets)
@@ -44,8 +56,9 @@ class SuperLora(nn.Module):
         self.plan: Plan = plan(config, [target.flat for target in targets])
         self.factored = self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
-        self._frozen: Any = None
-        self._frozen_at: tuple[torch.device, torch.dtype] | None = None
+        self._from_base = svd.planes(self.plan, base) if config.frozen == "svd" and base is not None else None
+        self._frozen: Frozen | None = None
+        self._frozen_at = torch.device("cpu"), torch.float32
         self.forget()
 
     def _path(self, plain: bool) -> bool:
@@ -65,7 +78,7 @@ class SuperLora(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached ΔW, which belongs to a graph, and without what the seed gives back."""
-        return self.__dict__ | {"_updates": None, "_made_from": (), "_held": False, "_frozen": None, "_frozen_at": None}
+        return self.__dict__ | {"_updates": None, "_made_from": (), "_held": False, "_frozen": None}
 
     def extra_repr(self) -> str:
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
@@ -73,22 +86,30 @@ class SuperLora(nn.Module):
 
     def compute(self) -> list[Tensor]:
         """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
-        factors = dict(self.factors.items())
-        one = next(iter(factors.values()))
-        place = one.device, one.dtype
-        if self._frozen_at != place:
-            self._frozen, self._frozen_at = Frozen(self.plan, device=one.device, dtype=one.dtype), place
-        with torch.autocast(one.device.type, enabled=False):
-            made = deltas(self.plan, factors, self._frozen)
+        frozen, (device, _) = self._not_trained(), self._frozen_at
+        with torch.autocast(device.type, enabled=False):
+            made = deltas(self.plan, dict(self.factors.items()), frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
+
+    def compute_factored(self) -> list[Update]:
+        """The updates as products of factors, where `updates.why_not_factored` has nothing against it."""
+        frozen, (device, _) = self._not_trained(), self._frozen_at
+        with torch.autocast(device.type, enabled=False):
+            return updates.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
+
+    def _not_trained(self) -> Frozen:
+        """F, F_in and the frozen factors where the trained ones are."""
+        one = next(iter(self.factors.values()))
+        if self._frozen is None or self._frozen_at != (one.device, one.dtype):
+            self._frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self._from_base)
+            self._frozen_at = one.device, one.dtype
+        return self._frozen
 
     def _make(self) -> list[Update]:
         """The updates as the layers are to meet them: factored only where it is trained, and where it pays."""
         if not (self.factored and torch.is_grad_enabled()):
             return [Dense(delta) for delta in self.compute()]
-        factors = dict(self.factors.items())
-        with torch.autocast(next(iter(factors.values())).device.type, enabled=False):
-            return updates.factored(self.plan, factors)
+        return self.compute_factored()
 
     def current(self) -> list[Update]:
         """The updates for the forward in progress: held, cached, or made now."""
@@ -115,7 +136,7 @@ class SuperLora(nn.Module):
         where it is materialised), then go through the rest of the factors' graph once, on leaving."""
         made = self._make()
         sources = list({id(tensor): tensor for update in made for tensor in update.tensors}.values())
-        leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in sources}
+        leaves = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in sources}
         self._updates = [replace_tensors(update, leaves) for update in made]
         self._held = True
         try:

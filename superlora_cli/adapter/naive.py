@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from string import ascii_lowercase, ascii_uppercase
 
@@ -10,10 +11,11 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.factors import initial
-from superlora_cli.adapter.layout import GroupShape, Plan, UnitShape
+from superlora_cli.adapter.factors import initial, relative, start, start_scale
+from superlora_cli.adapter.freezing import MAPS
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import Size
+from superlora_cli.adapter.shapes import GroupShape, Plan, UnitShape
 
 
 def unit_tensor(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -82,26 +84,60 @@ def butterfly(x: Tensor) -> Tensor:
 
 
 def project(config: AdapterConfig, size: Size, x: Tensor) -> Tensor:
-    """F as explicit matrices, (N_in,) → (N_out,): x H' diag(G) Π H diag(B), and tanhshrink if nonlinear (A.6)."""
+    """F by an explicit matrix, (N_in,) → (N_out,), and tanhshrink if nonlinear (A.6)."""
     if config.projection == "identity":
         return x
+    y = x.double() @ projection_matrix(config.projection.replace("nonlinear", "linear"), size, config.seed)
+    return (y - torch.tanh(y) if config.projection.startswith("nonlinear") else y).to(x.dtype)
+
+
+def projection_matrix(name: str, size: Size, seed: int, key: str = "projection") -> Tensor:
+    """A linear projection as its matrix, (N_in, N_out) float64: `linear` is H' diag(G) Π H diag(B)."""
 
     def draw(role: str) -> RandomState:
-        return random_state(config.seed, "projection", role, size.n_in, size.n_out)
+        return random_state(seed, key, role, size.n_in, size.n_out)
 
-    if config.projection == "shuffle":
-        return x @ permutation(torch.from_numpy(draw("permutation").permutation(size.n_out)))
+    if name == "shuffle":
+        return permutation(torch.from_numpy(draw("permutation").permutation(size.n_out)))
+    if name == "onehot":
+        chosen = torch.from_numpy(draw("permutation").permutation(size.n_out)) % size.n_in
+        uses = torch.eye(size.n_in, dtype=torch.float64)[:, chosen]  # (N_in, N_out) of zeros and ones
+        return uses / uses.sum(1, keepdim=True) ** 0.5 * ((size.n_out / size.n_in) ** 0.5 if size.rescale else 1.0)
+    if name == "dense":
+        normal = torch.from_numpy(draw("matrix").standard_normal((size.n_in, size.n_out)))
+        return normal / size.n_in**0.5 if size.rescale else normal
+    if name in ("dft", "dct"):
+        return waves(name, size, draw("frequencies"))
     full = 2**size.bits
     walsh, last = hadamard(size.bits), draw("last")
     gauss = torch.from_numpy(draw("gauss").standard_normal(full))
     order = torch.from_numpy(draw("permutation").permutation(full))
-    if config.projection.endswith("_v2"):
+    if name.endswith("_v2"):
         ending = torch.from_numpy(last.standard_normal(size.n_out))
     else:
         ending = torch.from_numpy(last.randint(0, 2, size.n_out) * 2.0 - 1.0)
-    y = x.double() @ walsh[: size.n_in] @ torch.diag(gauss) @ permutation(order) @ walsh[:, : size.n_out]
-    y = y @ torch.diag(ending) * ((full / size.n_in) ** 0.5 if size.rescale else 1.0)
-    return (y - torch.tanh(y) if config.projection.startswith("nonlinear") else y).to(x.dtype)
+    matrix = walsh[: size.n_in] @ torch.diag(gauss) @ permutation(order) @ walsh[:, : size.n_out]
+    return matrix @ torch.diag(ending) * ((full / size.n_in) ** 0.5 if size.rescale else 1.0)
+
+
+def waves(name: str, size: Size, draw: RandomState) -> Tensor:
+    """The cosines that a spectral projection sums, one row a frequency: (N_in, N_out)."""
+    rows, columns = size.matrix
+    i, j = (axis.double() for axis in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"))
+    found = []
+    for frequency in draw.permutation(rows * columns)[: size.n_in]:
+        u, v = divmod(int(frequency), columns)
+        if name == "dft":
+            wave = torch.cos(2 * torch.pi * (u * i / rows + v * j / columns))
+            wave = wave * (2 / size.n_in) ** 0.5 if size.rescale else wave / (rows * columns)
+        else:
+            wave = torch.cos(torch.pi * (2 * i + 1) * u / (2 * rows)) * torch.cos(
+                torch.pi * (2 * j + 1) * v / (2 * columns)
+            )
+            wave = wave * ((2 if u else 1) * (2 if v else 1) / (rows * columns)) ** 0.5
+            wave = wave * (rows * columns / size.n_in) ** 0.5 if size.rescale else wave
+        found.append(wave.flatten()[: size.n_out])
+    return torch.stack(found)
 
 
 def permutation(order: Tensor) -> Tensor:
@@ -111,23 +147,57 @@ def permutation(order: Tensor) -> Tensor:
     return matrix
 
 
-def deltas(plan: Plan, params: Mapping[str, Tensor]) -> list[Tensor]:
+def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """{C, A} = F_in(θ), group after group, by an explicit matrix; frozen factors and diagonals as in the equation."""
+    made, config = dict(params), plan.config
+    if config.inner is not None:
+        made, name = {}, MAPS[config.inner.projection]
+        for number, piece in enumerate(plan.pieces):
+            size = Size(config.inner.dim, sum(piece.sizes), config.rescale)
+            image = params["theta"][piece.start :][: piece.count].double()
+            image = image @ projection_matrix(name, size, config.seed, f"inner/{number}")
+            at = 0
+            for tensor, shape in piece.tensors.items():
+                entries = math.prod(shape) // piece.count
+                made[tensor] = image[:, at : at + entries].reshape(shape).to(_dtype(params))
+                at += entries
+    for index, bucket in enumerate(plan.buckets):
+        batch = (len(bucket.members), bucket.shape.terms)
+        for k, unit in enumerate(bucket.shape.units, 1):
+            here = f"b{index}_k{k}_"
+            if config.inner and config.rescale and "core" in unit.trained:
+                made[here + "core"] = made[here + "core"] * start_scale(unit, "core")
+            for part in unit.frozen:
+                if base and here + part in base:
+                    made[here + part] = base[here + part].to(_dtype(params))
+                else:
+                    shape = (bucket.shape.terms, *unit.tensors[part])
+                    draw = random_state(config.seed, "frozen", f"k{k}_{part}", *shape)
+                    values = torch.from_numpy(start(config, unit, part, shape, draw)).float().to(_dtype(params))
+                    made[here + part] = values.expand(*batch, *unit.tensors[part])
+            for m in unit.diagonals:
+                made[here + f"A{m}"] = torch.diag_embed(made[here + f"D{m}"]) @ made[here + f"A{m}"]
+    return made
+
+
+def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> list[Tensor]:
     """Eq. 2 for every group, written into one vector of N elements, cut into the targets."""
     vector = torch.zeros(plan.elements, dtype=_dtype(params))
     start_params = {name: tensor.to(_dtype(params)) for name, tensor in initial(plan).items()}
+    params, start_params = factors(plan, params, base), factors(plan, start_params, base)
     for index, bucket in enumerate(plan.buckets):
-        size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale)
+        size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale, bucket.shape.grid)
         for row, group in enumerate(bucket.members):
             update = project(plan.config, size, group_vector(plan, index, row, params))
-            if plan.config.projection.startswith("nonlinear"):
+            if relative(plan):
                 update = update - project(plan.config, size, group_vector(plan, index, row, start_params))
-            start = plan.starts[group]
-            room = vector[start : start + bucket.shape.n_out]
+            at = plan.starts[group]
+            room = vector[at : at + bucket.shape.n_out]
             room += update[: len(room)] * plan.config.scale
-    updates, start = [], 0
+    updates, at = [], 0
     for target in plan.targets:
-        updates.append(vector[start : start + target.elements].reshape(target.rows, target.columns))
-        start += target.elements
+        updates.append(vector[at : at + target.elements].reshape(target.rows, target.columns))
+        at += target.elements
     return updates
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Plan
 from superlora_cli.adapter.prng import GENERATOR
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.factors import expand
-from superlora_cli.adapter.layout import Bucket, Plan, UnitShape
+from superlora_cli.adapter.factors import expand, relative
+from superlora_cli.adapter.shapes import Bucket, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
 
 
@@ -104,6 +104,10 @@ def why_not_factored(plan: Plan) -> str | None:
         return f"projection {config.projection} mixes all elements"
     if config.order == 1:
         return "order 1 has no factors"
+    if relative(plan):
+        return "ΔW is relative to its start, where no factor is zero"
+    if config.splits == 1 and config.terms != 1:
+        return "a sum of several terms is no single product of factors"
     if config.combine == "hadamard":
         return "an elementwise product is no matrix product of its factors"
     if config.fold == "stack":
@@ -149,7 +153,7 @@ def pays(plan: Plan) -> bool:
 
 
 def factored(plan: Plan, params: Mapping[str, Tensor]) -> list[Update]:
-    """One update per target on the factored path, differentiable in `params`; see `why_not_factored`."""
+    """One update per target on the factored path, differentiable in `params` ({C, A}); see `why_not_factored`."""
     updates: dict[int, Update] = {}
     for index, bucket in enumerate(plan.buckets):
         tensors = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Bucket, Plan, UnitShape, root_ceil
+from superlora_cli.adapter.layout import root_ceil
+from superlora_cli.adapter.shapes import THETA, Bucket, Plan, UnitShape
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -31,30 +33,37 @@ def kinds(plan: Plan) -> list[tuple[int, UnitShape]]:
 
 
 def formula(unit: UnitShape) -> str:
-    """The parameters of one unit as Σ r·d plus the core (section 3.2).
+    """The trained entries of one unit as Σ r·d plus diagonals and core (section 3.2).
 
     >>> formula(UnitShape((21,) * 5, (4,) * 5, "dense")), formula(UnitShape((768, 3072), (4, 4), "identity"))
     ('5·21·4 + 4⁵', '768·4 + 3,072·4')
     """
     if unit.is_dense:
-        return _product(unit.sides)
-    planes = Counter((side, rank) for side, rank in zip(unit.sides, unit.ranks, strict=True) if rank)
+        return _product(unit.sides) if unit.trained else "0"
+    planes = Counter(shape for name, shape in unit.trained.items() if name.startswith("A"))
     terms = [f"{count}·{side:,}·{rank}" if count > 1 else f"{side:,}·{rank}" for (side, rank), count in planes.items()]
-    return " + ".join([*terms, _product(unit.core_shape)] if unit.core_shape else terms)
+    terms += [_product(shape) for name, shape in unit.trained.items() if not name.startswith("A")]
+    return " + ".join(terms) or "0"
 
 
 def total_formula(plan: Plan) -> str:
-    """All units of an adapter: `4 × (5·21·4 + 4⁵)`."""
+    """All units of an adapter: `4 × (5·21·4 + 4⁵)`; with an F_in the numbers, and the entries that they make."""
     texts = []
     for count, unit in kinds(plan):
+        if not unit.trained:
+            continue
         text = formula(unit)
         texts.append(f"{count:,} × ({text})" if count > 1 else text)
-    return " + ".join(texts)
+    entries = " + ".join(texts)
+    return f"{_product(plan.tensors[THETA])} numbers, which make the {entries} entries" if plan.pieces else entries
 
 
 def tensor_rows(plan: Plan) -> list[TensorRow]:
     """Every trained tensor, in the order of the adapter."""
     rows = []
+    if plan.config.inner is not None:
+        (shape,) = plan.tensors.values()
+        return [TensorRow(THETA, shape, plan.params, f"θ, from which F_in {plan.config.inner.projection} starts")]
     for index, bucket in enumerate(plan.buckets):
         for name, shape in bucket.tensors(index).items():
             size = 1
@@ -76,6 +85,17 @@ def steps(plan: Plan) -> Iterator[str]:
         yield f"groups: n = ⌈{n_total:,} / {config.groups}⌉ = {plan.buckets[0].shape.n_out:,} elements each"
     for bucket in plan.buckets:
         yield from _fold_steps(config, bucket, several=len(plan.buckets) > 1)
+    if config.freeze:
+        kind = "singular vectors of the base" if config.frozen == "svd" else "random"
+        yield f"frozen: {', '.join(config.freeze)}, {kind}, not stored"
+    if config.inner is not None:
+        entries = sum(math.prod(shape) for shape in plan.entries.values())
+        count, whose = (
+            plan.tensors[THETA][0],
+            {"all": "all groups", "group": "a group", "factor": "a factor of a group"},
+        )
+        each = f"{count} θ of {config.inner.dim} numbers, one for {whose[config.inner.per]}"
+        yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
 
 
 def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iterator[str]:
@@ -113,7 +133,9 @@ def _what(config: AdapterConfig, bucket: Bucket, name: str) -> str:
     _, k, part = name.split("_")
     unit = bucket.shape.units[int(k[1:]) - 1]
     if part != "core":
-        what = f"plane factor A_{part[1:]} ({unit.sides[int(part[1:]) - 1]:,} × rank {unit.ranks[int(part[1:]) - 1]})"
+        side, rank = unit.sides[int(part[1:]) - 1], unit.ranks[int(part[1:]) - 1]
+        what = f"plane factor A_{part[1:]} ({side:,} × rank {rank})"
+        what = f"diagonal D_{part[1:]} of {side:,} before A_{part[1:]}" if part.startswith("D") else what
     elif not unit.is_dense:
         what = f"{unit.core} core C"
     else:

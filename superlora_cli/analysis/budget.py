@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layout import Plan, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 
@@ -41,6 +42,17 @@ FAMILIES: dict[str, list[Knobs]] = {
     "LoRTA 3D projected": _grid("lorta", order=(3,), projection=("linear_v2",), ratio=RATIOS),
     "LoRTA 4D projected": _grid("lorta", order=(4,), projection=("linear_v2",), ratio=RATIOS),
     "LoRTA 5D projected": _grid("lorta", order=(5,), projection=("linear_v2",), ratio=RATIOS),
+    "2D, one-hot": _grid(order=(2,), rank=(4,), inner=({"projection": "onehot"},)),
+    "LoRTA 3D, one-hot": _grid("lorta", order=(3,), rank=(4,), inner=({"projection": "onehot"},)),
+    "Uni-LoRA": _grid("unilora", inner=({},)),
+    "NOLA": _grid("nola", inner=({},)),
+    "VeRA": _grid("vera"),
+    "RandLoRA": _grid("randlora", rank=(1, 2, 4, 8, 16, 32, 64)),
+    "LoRA-XS": _grid("lora_xs"),
+    "TinyLoRA": _grid("tinylora", rank=(2, 4, 8, 16), inner=({},)),
+    "FourierFT": _grid("fourierft", ratio=(0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)),
+    "FacT-TK": _grid("fact_tk"),
+    "CaRA": _grid("cara"),
 }
 
 
@@ -55,7 +67,18 @@ class Offer:
     @property
     def flags(self) -> str:
         """The knobs as arguments of `superlora count-params`."""
-        return " ".join(f"--{name.replace('_', '-')} {_text(value)}" for name, value in self.knobs.items())
+        return " ".join(flag(name, value) for name, value in self.knobs.items())
+
+
+def flag(knob: str, value: Any) -> str:
+    """A knob as an argument of `superlora count-params`.
+
+    >>> flag("rank", ("full", 2, 2)), flag("inner", {"projection": "onehot", "dim": 64})
+    ('--rank full,2,2', '--inner onehot --dim 64')
+    """
+    if isinstance(value, Mapping):
+        return " ".join(flag("inner" if key == "projection" else key, own) for key, own in value.items())
+    return f"--{knob.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]) -> list[Offer]:
@@ -87,9 +110,12 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
 def _largest(
     family: str, knobs: Knobs, targets: Sequence[TargetShape], limit: int, refused: list[Offer | UsageError]
 ) -> Iterator[Offer]:
-    """The setting with the highest rank within the limit, if there is any: parameters grow with the rank."""
+    """The setting with the highest rank within the limit, if there is any: parameters grow with the rank.
 
-    def at(**rank: int) -> Offer | None:
+    Where there is an F_in, they grow with the numbers that it starts from.
+    """
+
+    def at(**rank: Any) -> Offer | None:
         try:
             method, rest = knobs.get("method"), {k: v for k, v in (knobs | rank).items() if k != "method"}
             made = Offer(family, knobs | rank, plan(AdapterConfig.from_knobs(method, **rest), targets))
@@ -101,7 +127,12 @@ def _largest(
             return None
         return made
 
-    fixed = "rank" in knobs or knobs.get("method") in ("dense", "krona")
+    inner = knobs.get("inner")
+    if inner is not None and "dim" not in inner and inner.get("projection") != "none":
+        if offer := _last(lambda dim: at(inner={**inner, "dim": dim})):
+            yield offer
+        return
+    fixed = "rank" in knobs or knobs.get("method") in ("dense", "krona", "fourierft")
     if offer := at() if fixed else _last(lambda rank: at(rank=rank)):
         yield offer
 
@@ -128,7 +159,3 @@ def _why(refused: Sequence[Offer | UsageError]) -> str:
         smallest = min(larger, key=lambda offer: offer.plan.params)
         return f"the smallest, {smallest.flags}, has {smallest.plan.params:,}"
     return str(refused[-1]) if refused else "no method has this order"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

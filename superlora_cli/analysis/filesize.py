@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from superlora_cli.adapter.layout import Plan
+from superlora_cli.adapter.shapes import Plan
 
 SHA256 = "0" * 64
 

@@ -13,7 +13,8 @@ import typer
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.counting import Count, count
-from superlora_cli.adapter.layout import Plan
+from superlora_cli.adapter.freezing import on_top
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
 from superlora_cli.analysis.filesize import stored_bytes
@@ -54,6 +55,12 @@ def command(
     align: knobs.Align = None,
     projection: knobs.Projection = None,
     ratio: knobs.Ratio = None,
+    inner: knobs.Inner = None,
+    dim: knobs.Dim = None,
+    per: knobs.Per = None,
+    freeze: knobs.Freeze = None,
+    frozen: knobs.FrozenAs = None,
+    diagonals: knobs.Diagonals = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every tensor and how its shape came about.")] = False,
     budget: Annotated[
         int | None, typer.Option(min=1, help="For every method, find the setting closest below this many parameters.")
@@ -68,12 +75,12 @@ def command(
     Bare, it counts order 2, rank 4, folded, on the query and value weights of a ViT-base; options or a recipe say
     otherwise, and options go before the recipe's keys.
     """
-    flags: dict[str, Any] = {
-        **{"method": method, "groups": knobs.groups_of(groups), "order": order, "rank": knobs.rank_of(rank)},
-        **{"core": core, "splits": splits, "split_dim": split_dim, "left": left, "terms": terms, "combine": combine},
-        **{"fold": fold, "align": align, "projection": projection, "ratio": ratio},
-    }
-    flags = {name: value for name, value in flags.items() if value is not None}
+    flags = knobs.given(
+        **{"method": method, "groups": groups, "order": order, "rank": rank, "core": core, "terms": terms},
+        **{"splits": splits, "split_dim": split_dim, "left": left, "combine": combine, "fold": fold, "align": align},
+        **{"projection": projection, "ratio": ratio, "freeze": freeze, "frozen": frozen, "diagonals": diagonals},
+        **{"inner": inner, "dim": dim, "per": per},
+    )
     subject = _subject(recipe, overrides or [], model, targets, flags)
     if budget is not None:
         _show_budget(subject, budget, flags, as_json=as_json)
@@ -137,7 +144,7 @@ def _subject(
         section = {} if recipe.adapter is None else {"method": recipe.adapter.method, **recipe.adapter.knobs}
         patterns = patterns or (tuple(recipe.adapter.targets) if recipe.adapter else DEFAULT_TARGETS)
         chosen = base.targets(patterns)
-    return Subject(base, patterns, chosen, {**section, **flags}, recipe.to_dict(), _head(recipe, base))
+    return Subject(base, patterns, chosen, on_top(section, flags), recipe.to_dict(), _head(recipe, base))
 
 
 def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
@@ -152,6 +159,7 @@ def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
 def _result(subject: Subject, counted: Count) -> dict[str, Any]:
     return {
         "adapter": counted.adapter,
+        **({"entries": counted.entries} if counted.plan.config.inner else {}),
         "core": counted.core,
         "head": subject.head_params,
         "base": subject.base.params,

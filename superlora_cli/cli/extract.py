@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,6 +44,12 @@ def command(
     align: knobs.Align = None,
     projection: knobs.Projection = None,
     ratio: knobs.Ratio = None,
+    inner: knobs.Inner = None,
+    dim: knobs.Dim = None,
+    per: knobs.Per = None,
+    freeze: knobs.Freeze = None,
+    frozen: knobs.FrozenAs = None,
+    diagonals: knobs.Diagonals = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fixed projection.")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Steps of the fit behind the closed form at most; 0: none.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
@@ -53,12 +59,12 @@ def command(
     if tuned is None or out is None:
         option, hint = ("--tuned", "the tuned weights") if tuned is None else ("--out", "the adapter file to write")
         raise UsageError("is missing", where=option, hint=hint)
-    given: dict[str, Any] = {
-        **{"method": method, "groups": knobs.groups_of(groups), "order": order, "rank": knobs.rank_of(rank)},
-        **{"core": core, "splits": splits, "split_dim": split_dim, "left": left, "terms": terms, "combine": combine},
-        **{"fold": fold, "align": align, "projection": projection, "ratio": ratio, "seed": seed},
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = knobs.given(
+        **{"method": method, "groups": groups, "order": order, "rank": rank, "core": core, "terms": terms},
+        **{"splits": splits, "split_dim": split_dim, "left": left, "combine": combine, "fold": fold, "align": align},
+        **{"projection": projection, "ratio": ratio, "freeze": freeze, "frozen": frozen, "diagonals": diagonals},
+        **{"inner": inner, "dim": dim, "per": per, "seed": seed},
+    )
     patterns = None if targets is None else knobs.split_patterns(targets)
 
     from superlora_cli.recipe.load import load_recipe

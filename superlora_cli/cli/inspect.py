@@ -105,4 +105,4 @@ def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:
 
     default = json.loads(AdapterConfig().to_json())
     always = ("groups", "order", "rank", "fold")
-    return {knob: value for knob, value in config.items() if knob in always or value != default[knob]}
+    return {knob: value for knob, value in config.items() if knob in always or value != default.get(knob)}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from superlora_cli.adapter.config import CHOICES, PRESETS
+from superlora_cli.adapter.freezing import MAPS
 from superlora_cli.errors import UsageError
 
 
@@ -30,12 +31,38 @@ Core = Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}."
 Splits = Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")]
 SplitDim = Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")]
 Left = Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")]
-Terms = Annotated[int | None, typer.Option(help="Kronecker products that are summed.")]
+Terms = Annotated[str | None, typer.Option(help="Products that are summed; full: as many as give full rank.")]
 Combine = Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")]
 Fold = Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")]
 Align = Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")]
 Projection = Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")]
 Ratio = Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")]
+Inner = Annotated[str | None, typer.Option(help=f"F_in, from few numbers to factors: {', '.join(MAPS)}.")]
+Dim = Annotated[int | None, typer.Option(help="Numbers in a θ, which F_in starts from.")]
+Per = Annotated[str | None, typer.Option(help="One θ for all, or for each group or factor.")]
+Freeze = Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")]
+FrozenAs = Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")]
+Diagonals = Annotated[str | None, typer.Option(help="Modes with a trained diagonal, as 1,2.")]
+
+INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The knobs that options set, as `AdapterConfig.from_knobs` takes them; an option that is None is not given.
+
+    Raises:
+        UsageError: an option that is no number, or no list of numbers.
+
+    >>> given(method="vera", rank="3", dim=None, per="group", diagonals="1,2", freeze=None)
+    {'method': 'vera', 'rank': 3, 'diagonals': (1, 2), 'inner': {'per': 'group'}}
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, read in READ.items():
+        if name in given:
+            given[name] = read(given[name])
+    if inner := {key: given.pop(option) for key, option in INNER.items() if option in given}:
+        given["inner"] = inner
+    return given
 
 
 @contextmanager
@@ -46,10 +73,12 @@ def located(flags: Mapping[str, Any], recipe: str | None) -> Iterator[None]:
     except UsageError as error:
         section, _, rest = (error.where or "").partition(".")
         key, _, detail = rest.partition(": ")
-        key = "model" if section == "model" else key
+        inner, _, own = key.partition(".")
+        option = INNER.get(own, inner) if inner == "inner" else key
+        option, inner = ("model", "model") if section == "model" else (option, inner)
         if section in ("adapter", "model"):
-            option = f"--{key.replace('_', '-')}" + (f": {detail}" if detail else "")
-            error.where = option if recipe is None or key in flags else f"{recipe}: {section}.{rest}"
+            option = f"--{option.replace('_', '-')}" + (f": {detail}" if detail else "")
+            error.where = option if recipe is None or inner in flags else f"{recipe}: {section}.{rest}"
         raise
 
 
@@ -62,22 +91,46 @@ def split_patterns(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?![^\[({]*[\])}])", text) if part.strip()]
 
 
-def groups_of(text: str | None) -> int | str | None:
+def _groups(text: str) -> int | str:
     """The value of --groups: a number, or a word for the knob to judge."""
-    return int(text) if text is not None and text.strip().isdecimal() else text
+    return int(text) if text.strip().isdecimal() else text
 
 
-def rank_of(text: str | None) -> Any:
+def _rank(text: str) -> Any:
     """The value of --rank: a number, or a tuple of numbers and `full`.
 
     Raises:
         UsageError: neither.
     """
-    if text is None:
-        return None
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if part != "full" and not part.isdecimal():
             raise UsageError(f"'{part}' is no rank", where="--rank", hint="a whole number, or one per mode as full,4,4")
     ranks = tuple("full" if part == "full" else int(part) for part in parts)
     return ranks[0] if len(ranks) == 1 and ranks != ("full",) else ranks
+
+
+def _modes(text: str) -> tuple[int, ...]:
+    """`1,2` → (1, 2)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"'{text}' is no list of modes", where="--diagonals", hint="numbers from 1 on, as 1,2")
+    return tuple(int(part) for part in parts)
+
+
+def _terms(text: str) -> int | str:
+    """A number, or `full`."""
+    if text == "full":
+        return text
+    if not text.strip().lstrip("-").isdecimal():
+        raise UsageError(f"'{text}' is no number of terms", where="--terms", hint="a whole number, or full")
+    return int(text)
+
+
+READ: dict[str, Callable[[str], Any]] = {
+    "groups": _groups,
+    "rank": _rank,
+    "terms": _terms,
+    "freeze": lambda text: tuple(split_patterns(text)),
+    "diagonals": _modes,
+}  # option → its value from the text

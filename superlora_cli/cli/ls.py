@@ -102,4 +102,6 @@ def _projections() -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {own}" for key, own in value.items()) + "}"
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

@@ -122,9 +122,11 @@ def _show_plan(summary: dict[str, Any]) -> None:
         names = targets["names"]
         shown = names if len(names) <= 4 else [*names[:2], "…", names[-1]]
         rows.append(("targets", f"{targets['weights']} weights, {targets['elements']:,} elements: {', '.join(shown)}"))
+        entries = sum(unit["count"] * unit["params"] for unit in summary["units"])
+        each = "parameters" if entries == params["adapter"] else "entries made by F_in"
         for unit in summary["units"]:
             shape = " × ".join(map(str, unit["shape"]))
-            rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} parameters each"))
+            rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} {each} each"))
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))

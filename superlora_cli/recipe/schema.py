@@ -24,6 +24,7 @@ from superlora_cli.adapter.config import (
     Left,
     Scaling,
 )
+from superlora_cli.adapter.freezing import FrozenFrom, InnerProjection, Per
 
 if TYPE_CHECKING:
     Method = str
@@ -102,6 +103,20 @@ class DataSection(Section):
     )
 
 
+class InnerSection(Section):
+    """F_in: a few trained numbers θ become every trained entry of the factors."""
+
+    projection: InnerProjection | None = Field(
+        None,
+        description="`onehot`: every entry is one of the numbers; `dense`: a random matrix, held in memory; "
+        "`fastfood`: as the projection `linear`; `none`: the factors themselves are trained.",
+    )
+    dim: int | None = Field(None, description="How many numbers a θ has; default 64.")
+    per: Per | None = Field(
+        None, description="One θ for `all` groups (default), one for each `group`, or for each `factor` of each group."
+    )
+
+
 class AdapterSection(Section):
     """The adapter: the knobs of Eq. 2. What is unset comes from the preset `method`, else from the knob's default."""
 
@@ -124,7 +139,9 @@ class AdapterSection(Section):
     split_dim: int | None = Field(None, description="Side f of the left Kronecker factor.")
     combine: Combine | None = Field(None, description="How the K units combine.")
     left: Left | None = Field(None, description="Form of the left Kronecker factor.")
-    terms: int | None = Field(None, description="Number of Kronecker products that are summed.")
+    terms: int | Literal["full"] | None = Field(
+        None, description="Number of products that are summed; `full`: as many as give ΔW full rank."
+    )
     fold: Fold | None = Field(None, description="Shape that a group is folded to.")
     align: int | None = Field(None, description="Each folded side is rounded up to a multiple of this.")
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
@@ -134,7 +151,23 @@ class AdapterSection(Section):
     scaling: Scaling | None = Field(None, description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha.")
     init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
     execution: Execution | None = Field(None, description="Through the factors, through ΔW, or the cheaper of the two.")
-    seed: int | None = Field(None, description="Seed of the fixed projection and of the initial factors.")
+    seed: int | None = Field(None, description="Seed of all that is fixed, and of what is trained at its start.")
+    inner: InnerSection | None = Field(
+        None, description="F_in: a few numbers become all trained entries of the factors."
+    )
+    freeze: list[str] | None = Field(
+        None,
+        description="Factors that are not trained: `core`, `planes`, `A1` …; of one Kronecker unit `left`, `right`, "
+        "`left.core`, `right.A1` …",
+    )
+    frozen: FrozenFrom | None = Field(
+        None,
+        description="What frozen factors are: `random`, the same for all groups of a shape, or `svd`: singular "
+        "vectors of the group's own base weights. They are never stored.",
+    )
+    diagonals: list[int] | None = Field(
+        None, description="Modes whose plane factor is multiplied by a trained diagonal, as VeRA's scaling vectors."
+    )
 
     @property
     def knobs(self) -> dict[str, Any]:

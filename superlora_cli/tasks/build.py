@@ -101,7 +101,7 @@ def build_from_file(
         path: an adapter file, or a model file of a run without adapter.
         overrides: KEY=VALUE on the recipe stored in it.
         base: weights to use instead of the recipe's.
-        allow_mismatch: accept a base whose target bytes differ.
+        allow_mismatch: accept a base whose target bytes differ, unless frozen factors come from it.
 
     Raises:
         UsageError: not a readable result. MismatchError: base and adapter do not belong together.
@@ -116,7 +116,7 @@ def build_from_file(
     made = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
-    if not allow_mismatch:
+    if not allow_mismatch or stored.config.frozen == "svd":  # whose factors are the base's own singular vectors
         store.check_base(made.model, targets, stored, where=str(path))
     adapter = attach(made.model, targets, stored.config)
     store.restore(adapter, stored, where=str(path))

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store
+from superlora_cli.adapter import store, svd
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.fit.solve import fit
+from superlora_cli.adapter.freezing import on_top
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target
@@ -103,7 +104,7 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     check_output(out, force=force)
     section = _section(wanted)
     shapes = _shapes(section, wanted)
-    knobs = {**_recipe_knobs(wanted.recipe), **(wanted.knobs or {})}
+    knobs = on_top(_recipe_knobs(wanted.recipe), wanted.knobs or {})
     patterns = tuple(
         wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
     )
@@ -119,12 +120,14 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         made = plan(config, [target.flat for target in targets])
         digest = BaseDigest()
         goal = _differences(base, tuned, targets, digest, wanted.tuned)
+        rows = (base.tensor(f"{target.module}.weight")[target.start : target.stop] for target in targets)
+        planes = svd.planes(made, list(rows)) if config.frozen == "svd" else None
         head = _head(shapes, base, tuned)
         elsewhere = _elsewhere(base, tuned, targets, head)
     if not any(delta.any() for delta in goal):
         raise UsageError("its targets are those of the base: nothing to extract", where=str(wanted.tuned),
                          hint="--targets names other weights")  # fmt: skip
-    found = fit(made, goal, steps=steps)
+    found = fit(made, goal, steps=steps, base=planes)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
     StoredAdapter(

@@ -66,7 +66,8 @@ def merge(
     _check_output(out, base, force)
     cast = DTYPES[dtype] if dtype else None
     with open_job(resolve_result(path), base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
-        check = isinstance(job.source, FromFiles) and not (unmerge or allow_mismatch)
+        accepted = allow_mismatch and job.stored.config.frozen != "svd"  # whose frozen factors are the base's own
+        check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
         with _place(out, job.source) as place:
             bound = _write(job, out, place, console, sign=-1 if unmerge else 1, cast=cast, check=check)
             found: Found | None = None

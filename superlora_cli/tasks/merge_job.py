@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store
+from superlora_cli.adapter import store, svd
 from superlora_cli.adapter.delta import Take, in_turn
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import plain_state
@@ -36,6 +37,7 @@ class Job:
         source: the base's weights.
         built: the adapted model, where the base's weights are those of a model in memory.
         shapes: the recipe and its base without weights, where it can be built.
+        merged: whether the source holds merged weights.
     """
 
     file: Path
@@ -44,12 +46,32 @@ class Job:
     source: Source
     built: Built | None = None
     shapes: tuple[Recipe, Base] | None = None
+    merged: bool = False
 
     def take(self) -> Take:
         """What gives the vector of all ΔW from its start on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
-        return in_turn(layout, self.stored.factors)
+        return in_turn(layout, self.stored.factors, self._planes)
+
+    @cached_property
+    def _planes(self) -> dict[str, Tensor] | None:
+        """The frozen factors that come from the base.
+
+        Raises:
+            UsageError: the weights are merged ones, and the base is not at hand.
+        """
+        if self.stored.config.frozen != "svd":
+            return None
+        layout = plan(self.stored.config, [target.flat for target in self.targets])
+        if not self.merged:
+            read = [self.source.rows(f"{t.module}.weight", t.start, t.stop) for t in self.targets]
+            return svd.planes(layout, read)
+        base = self.own_base()
+        if base is None:
+            raise UsageError("its frozen factors come from the base, which is not at hand", where=str(self.file),
+                             hint="keep the base: a merged file does not give it back")  # fmt: skip
+        return svd.planes(layout, [base[f"{t.module}.weight"][t.start : t.stop] for t in self.targets])
 
     def own_base(self) -> Mapping[str, Tensor] | None:
         """The state dict of the base the adapter was trained on, where it is at hand: shipped, or in a file."""
@@ -117,4 +139,6 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
         targets = expand(made.model, stored.patterns)
         if store.digest_targets(targets) != stored.targets_digest:
             raise MismatchError("the adapter's targets are not the ones of its recipe's model", where=str(file))
-    return Job(file, stored, tuple(targets), FromFiles(weights, dtype=cast, replaced=replaced), shapes=known)
+    return Job(
+        file, stored, tuple(targets), FromFiles(weights, dtype=cast, replaced=replaced), shapes=known, merged=keep_head
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,7 @@ class Stored:
         plan = self.adapter.plan
         made: list[Update] = []
         if updates.why_not_factored(plan) is None:
-            made = updates.factored(plan, dict(self.adapter.factors.items()))
+            made = self.adapter.compute_factored()
         if not made or not all(isinstance(update, LowRank) for update in made):
             made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
         for target, update in zip(self.targets, made, strict=True):
@@ -96,6 +96,24 @@ def read_adapter(path: Path) -> Stored:
     recipe = recipe_of(stored, path)
     base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)
     check_task(recipe, base)
-    adapter = SuperLora(stored.config, expand(base.model, stored.patterns))
+    targets = expand(base.model, stored.patterns)
+    adapter = SuperLora(stored.config, targets, base=_base_rows(path, stored, recipe, targets))
     store.restore(adapter, stored, where=str(path))
     return Stored(path, stored, recipe, base, adapter)
+
+
+def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Sequence[Target]) -> list[Tensor] | None:
+    """The base's rows of every target where frozen factors come from them: only then its weights are read.
+
+    Raises:
+        UsageError: the base cannot be had. MismatchError: it is another one.
+    """
+    if stored.config.frozen != "svd":
+        return None
+    try:
+        model = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size).model
+    except UsageError as error:
+        raise UsageError(f"its frozen factors come from the base: {error}", where=str(path), hint=error.hint) from None
+    store.check_base(model, targets, stored, where=str(path))
+    weights = {target.module: model.get_parameter(f"{target.module}.weight") for target in targets}
+    return [weights[target.module].detach()[target.start : target.stop] for target in targets]

@@ -20,10 +20,10 @@ from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import merged_state
 from superlora_cli.adapter.projections import is_nonlinear
 from superlora_cli.adapter.targets import Target, TargetShape
-from tests.adapter.variants import PLAIN, PROJECTED, STACKED, VARIANTS, config_of
+from tests.adapter.variants import PROJECTED, SINGLE, STACKED, VARIANTS, base_of, config_of
 
 ALL = pytest.mark.parametrize("name", VARIANTS)
-ATTACHED = {**PLAIN, **STACKED, **{name: knobs for name, knobs in PROJECTED.items() if "2D" in name}}
+ATTACHED = {**SINGLE, **STACKED, **{name: knobs for name, knobs in PROJECTED.items() if "2D" in name}}
 ON_A_MODEL = pytest.mark.parametrize("name", ATTACHED)
 
 
@@ -40,14 +40,14 @@ def test_count_is_the_number_of_elements(name: str) -> None:
     knobs, targets = VARIANTS[name]
     counted = count(config_of(knobs), targets)
     assert counted.adapter == sum(tensor.numel() for tensor in initial(counted.plan).values())
-    assert counted.adapter == sum(unit["count"] * unit["params"] for unit in counted.units)
+    assert counted.entries == sum(unit["count"] * unit["params"] for unit in counted.units)
+    assert counted.entries == counted.adapter or counted.plan.config.inner
 
 
 @ALL
 def test_delta_starts_at_exactly_zero(name: str) -> None:
-    knobs, targets = VARIANTS[name]
-    shapes = plan(config_of(knobs), targets)
-    assert all((delta == 0).all() for delta in deltas(shapes, initial(shapes), Frozen(shapes)))
+    shapes = plan(config_of(VARIANTS[name][0]), VARIANTS[name][1])
+    assert all((delta == 0).all() for delta in deltas(shapes, initial(shapes), Frozen(shapes, base=base_of(shapes))))
 
 
 @ALL
@@ -55,7 +55,7 @@ def test_every_factor_gets_a_gradient_within_two_steps(name: str) -> None:
     knobs, targets = VARIANTS[name]
     shapes = plan(config_of(knobs), targets)
     params = {key: value.double().requires_grad_() for key, value in initial(shapes).items()}
-    frozen = Frozen(shapes, dtype=torch.float64)
+    frozen = Frozen(shapes, dtype=torch.float64, base=base_of(shapes))
     seen = set()
     wanted = [torch.randn(t.rows, t.columns, dtype=torch.float64) for t in targets]
     for _ in range(2):
@@ -75,8 +75,8 @@ def test_fast_path_is_the_naive_oracle(name: str) -> None:
     knobs, targets = VARIANTS[name]
     shapes = plan(config_of(knobs), targets)
     params = random_params(shapes.tensors)
-    fast = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))
-    slow = naive.deltas(shapes, params)
+    fast = deltas(shapes, params, Frozen(shapes, dtype=torch.float64, base=base_of(shapes)))
+    slow = naive.deltas(shapes, params, base_of(shapes))
     for delta, oracle, target in zip(fast, slow, targets, strict=True):
         assert delta.shape == (target.rows, target.columns)
         torch.testing.assert_close(delta, oracle)
@@ -90,9 +90,9 @@ def test_updates_made_one_after_the_other_are_those_made_at_once(
     knobs, targets = VARIANTS[name]
     shapes = plan(config_of(knobs), targets)
     params = random_params(shapes.tensors)
-    at_once = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))
+    at_once = deltas(shapes, params, Frozen(shapes, dtype=torch.float64, base=base_of(shapes)))
     monkeypatch.setattr(delta_module, "ELEMENTS", elements)  # of a group, made at once
-    take = in_turn(shapes, params)
+    take = in_turn(shapes, params, base_of(shapes))
     for delta in at_once:
         parts = [take(delta.numel() // 2), take(delta.numel() - delta.numel() // 2)]
         assert not any(part.requires_grad for part in parts)
@@ -119,8 +119,8 @@ def test_gradients_are_those_of_the_naive_oracle(name: str) -> None:
         loss = sum((update * weight).sum() for update, weight in zip(updates, weights, strict=True))
         return torch.autograd.grad(loss, list(params.values()))
 
-    fast = gradients(deltas(shapes, params, Frozen(shapes, dtype=torch.float64)))
-    slow = gradients(naive.deltas(shapes, params))
+    fast = gradients(deltas(shapes, params, Frozen(shapes, dtype=torch.float64, base=base_of(shapes))))
+    slow = gradients(naive.deltas(shapes, params, base_of(shapes)))
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -266,19 +266,33 @@ def test_a_folded_kronecker_product_is_torch_kron_flattened() -> None:
     params = random_params(shapes.tensors)  # 99 elements: side 10, factors 3 and 4, product 12 × 12
     left, out, into = (params[f"b0_k{name}"][0] for name in ("1_core", "2_A1", "2_A2"))
     product = sum(torch.kron(left[t], out[t] @ into[t].T) for t in range(2))
-    delta = deltas(shapes, params, Frozen(shapes, dtype=torch.float64))[0]
+    delta = deltas(shapes, params, Frozen(shapes, dtype=torch.float64, base=base_of(shapes)))[0]
     torch.testing.assert_close(delta, product.flatten()[:99].view(9, 11))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["lora", "lorta 3D", "CP 5D diagonal", "lokr, 3 terms", "lonkr", "loha", "linear 0.5 of 2D", "nonlinear 0.3 of 2D"],
+    [
+        "lora",
+        "lorta 3D",
+        "CP 5D diagonal",
+        "lokr, 3 terms",
+        "lonkr",
+        "loha",
+        "linear 0.5 of 2D",
+        "nonlinear 0.3 of 2D",
+        "unilora",
+        "vera",
+        "tinylora",
+        "fourierft",
+        "dct by weight",
+    ],
 )
 def test_deltas_pass_gradcheck(name: str) -> None:
     knobs, targets = VARIANTS[name]
     shapes = plan(config_of(knobs), targets)
     params = random_params(shapes.tensors)
-    frozen = Frozen(shapes, dtype=torch.float64)
+    frozen = Frozen(shapes, dtype=torch.float64, base=base_of(shapes))
 
     def flat(*values: Tensor) -> Tensor:
         return torch.cat([delta.flatten() for delta in deltas(shapes, dict(zip(params, values, strict=True)), frozen)])

@@ -11,7 +11,8 @@ from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.fit.solve import fit
 from superlora_cli.adapter.fit.units import fit_kronecker, rearrange
-from superlora_cli.adapter.layout import Plan, UnitShape, plan
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan, UnitShape
 from superlora_cli.errors import RunError
 from tests.adapter.variants import EQUAL, MIXED, VARIANTS, config_of
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import svd
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 
 EQUAL = [TargetShape(f"blocks.{i // 2}.attn.qkv[{i % 2}]", 12, 8, f"blocks.{i // 2}") for i in range(4)]
@@ -53,7 +58,54 @@ PLAIN: dict[str, dict[str, Any]] = {
     "3 Hadamard units": {"combine": "hadamard", "splits": 3, "rank": 2},
 }  # fmt: skip
 
+INNER: dict[str, dict[str, Any]] = {
+    "unilora": {"method": "unilora", "rank": 2, "inner": {"dim": 9}},
+    "unilora, rescaled": {"method": "unilora", "rank": 2, "inner": {"dim": 9}, "rescale": True, "init": "unit"},
+    "2D of one-hot": {"rank": 3, "inner": {"dim": 7}},
+    "2D of fastfood, 2 groups": {"rank": 3, "groups": 2, "inner": {"projection": "fastfood", "dim": 5, "per": "group"}},
+    "lorta 3D of dense": {"method": "lorta", "rank": 2, "inner": {"projection": "dense", "dim": 6}, "alpha": 3.0},
+    "lorta 4D of one-hot": {"method": "lorta", "order": 4, "rank": 2, "inner": {"dim": 11}},
+    "CP 5D of one-hot": {"order": 5, "rank": 2, "core": "diagonal", "groups": 2, "inner": {"dim": 4}},
+    "lokr of one-hot": {"method": "lokr", "rank": 1, "split_dim": 2, "inner": {"dim": 8}},
+    "loha of fastfood": {"method": "loha", "rank": 2, "inner": {"projection": "fastfood", "dim": 12}},
+    "linear of 2D of one-hot": {"rank": 2, "projection": "linear", "ratio": 0.5, "inner": {"dim": 6}},
+    "nonlinear of 2D of one-hot": {"rank": 2, "projection": "nonlinear", "ratio": 0.5, "inner": {"dim": 6}},
+    "nola": {"method": "nola", "rank": 2, "inner": {"dim": 3}},
+    "lorta 3D, one θ a factor": {"method": "lorta", "rank": 2, "inner": {"dim": 4, "per": "factor"}},
+}
+
+FROZEN: dict[str, dict[str, Any]] = {
+    "vera": {"method": "vera", "rank": 3},
+    "vera folded, 2 groups": {"method": "vera", "rank": 3, "groups": 2, "fold": "regular"},
+    "vera of fastfood": {"method": "vera", "rank": 3, "inner": {"projection": "fastfood", "dim": 5, "per": "group"}},
+    "randlora": {"method": "randlora", "rank": 2},
+    "randlora, diagonal left": {"method": "randlora", "rank": 2, "terms": 3, "diagonals": [1], "alpha": 4.0},
+    "lora, A frozen": {"method": "lora", "rank": 2, "freeze": ["A2"]},
+    "lorta 3D, core only": {"method": "lorta", "rank": 2, "freeze": ["planes"]},
+    "lorta 3D, core frozen": {"method": "lorta", "rank": 2, "freeze": ["core"]},
+    "lorta 4D, two diagonals": {"method": "lorta", "order": 4, "rank": 2, "freeze": ["A2", "A4"], "diagonals": [1, 2]},
+    "lokr, left frozen": {"method": "lokr", "rank": 1, "split_dim": 2, "freeze": ["left"]},
+    "lokr, right frozen": {"method": "lokr", "rank": 1, "split_dim": 2, "freeze": ["right"], "terms": 2},
+    "lokr, right core only": {"method": "lokr", "rank": 1, "split_dim": 2, "core": "dense", "freeze": ["right.planes"]},
+    "loha, one unit frozen": {"method": "loha", "rank": 2, "freeze": ["left"]},
+    "sum of Tucker units": {"method": "lorta", "rank": 2, "terms": 3},
+}
+
+FROM_BASE: dict[str, dict[str, Any]] = {
+    "lora_xs": {"method": "lora_xs", "rank": 2},
+    "lora_xs folded": {"method": "lora_xs", "rank": 3, "groups": 2, "fold": "regular"},
+    "lora_xs, 2 terms": {"method": "lora_xs", "rank": 2, "terms": 2},
+    "tinylora": {"method": "tinylora", "inner": {"dim": 3}},
+    "tinylora, one θ": {"method": "tinylora", "inner": {"dim": 3, "per": "all"}},
+    "lorta 3D on singular vectors": {"method": "lorta", "rank": 2, "freeze": ["planes"], "frozen": "svd"},
+    "lora, A from the base": {"method": "lora", "rank": 2, "freeze": ["A2"], "frozen": "svd"},
+}
+
 STACKED: dict[str, dict[str, Any]] = {
+    "fact_tk": {"method": "fact_tk", "rank": 2},
+    "cara": {"method": "cara", "rank": 2},
+    "fact_tk on singular vectors": {"method": "fact_tk", "rank": 2, "freeze": ["planes"], "frozen": "svd"},
+    "fact_tk of one-hot": {"method": "fact_tk", "rank": 2, "inner": {"dim": 9}},
     "lotr": {"method": "lotr", "rank": 2},
     "lotr by layer": {"method": "lotr", "rank": 2, "groups": "layer"},
     "lotr, 2 groups": {"method": "lotr", "rank": 2, "groups": 2},
@@ -69,6 +121,10 @@ PROJECTED: dict[str, dict[str, Any]] = {
         "linear_v2": (1.0, 0.1),
         "nonlinear": (1.0, 0.3),
         "nonlinear_v2": (1.0, 0.3),
+        "onehot": (0.1,),
+        "dense": (0.1,),
+        "dft": (1.0, 0.1),
+        "dct": (0.1,),
     }.items()
     for ratio in ratios
     for name, knobs in {
@@ -80,9 +136,16 @@ PROJECTED: dict[str, dict[str, Any]] = {
     }.items()
 }
 
+SPECTRAL: dict[str, dict[str, Any]] = {
+    "fourierft": {"method": "fourierft", "ratio": 0.1},
+    "fourierft, plain": {"method": "fourierft", "ratio": 0.1, "rescale": False, "alpha": 30.0},
+    "dct by weight": {"method": "fourierft", "ratio": 0.1, "projection": "dct"},
+    "dft of 2D not folded": {"rank": 2, "fold": "none", "projection": "dft", "ratio": 0.5},
+}
+SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL}
 VARIANTS = {
-    **{name: (knobs, MIXED) for name, knobs in {**PLAIN, **PROJECTED}.items()},
-    **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**PLAIN, **STACKED}.items()},
+    **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},
+    **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**SINGLE, **STACKED}.items()},
 }
 
 
@@ -90,3 +153,12 @@ def config_of(knobs: dict[str, Any]) -> AdapterConfig:
     """The knobs of a table row as a configuration."""
     knobs = dict(knobs)
     return AdapterConfig.from_knobs(knobs.pop("method", None), **knobs)
+
+
+def base_of(shapes: Plan) -> dict[str, Tensor] | None:
+    """The frozen factors of a row that come from a base: one with random weights."""
+    if shapes.config.frozen == "random":
+        return None
+    generator = torch.Generator().manual_seed(4)
+    weights = [torch.randn(t.rows, t.columns, generator=generator) for t in shapes.targets]
+    return svd.planes(shapes, weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.factors import expand
-from superlora_cli.adapter.layout import UnitShape
+from superlora_cli.adapter.shapes import UnitShape
 from superlora_cli.adapter.targets import Target
 
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))

@@ -81,6 +81,22 @@ def test_trained_saved_loaded_and_merged(name: str, tmp_path: Path) -> None:
     assert not hasattr(merged, "peft_config")
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [{"method": "unilora", "inner": {"dim": 16}}, {"method": "vera"}, {"method": "lora_xs", "freeze": ["A1", "A2"]}],
+)
+def test_what_is_frozen_is_made_again(knobs: dict[str, object], tmp_path: Path) -> None:
+    before = logits(build("llama"))
+    model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q_proj", "v_proj"], **knobs))
+    train(model, steps=2)
+    adapted = logits(model)
+    assert not torch.equal(adapted, before)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert torch.equal(logits(loaded), adapted)
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), adapted, rtol=0, atol=1e-5)
+
+
 def test_unload_gives_the_base_back() -> None:
     model = get_peft_model(build("llama"), config())
     train(model)

@@ -21,7 +21,7 @@ def test_every_key_is_described() -> None:
     assert all(row.description and row.type != "anything" for row in table.values())
     assert table["train.optimizer.lr"].default == "required"
     assert table["adapter.targets"][1:3] == ("a non-empty list of text", "[q, v]")
-    assert table["adapter.projection"].type.endswith("'nonlinear_v2' or 'shuffle'")
+    assert table["adapter.projection"].type.endswith("'onehot' or 'shuffle'")
     assert len(markdown_table().splitlines()) == len(table) + 2
 
 

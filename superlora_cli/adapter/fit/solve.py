@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.fit.start import start
-from superlora_cli.adapter.layout import Plan
 from superlora_cli.adapter.lowrank import whole_error
+from superlora_cli.adapter.shapes import Plan
 from superlora_cli.errors import RunError
 
 STEPS = 200
@@ -38,13 +38,14 @@ class Fit:
     steps: int
 
 
-def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS) -> Fit:
+def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: Mapping[str, Tensor] | None = None) -> Fit:
     """The adapter of `plan` whose ΔW is nearest to `wanted`, in float64.
 
     Args:
         plan: the adapter's shapes.
         wanted: ΔW of every target, (rows, columns) each.
         steps: of L-BFGS at most; 0 stays with the closed form.
+        base: the frozen factors that come from the base, as `svd.planes` gives them.
 
     Raises:
         RunError: a wanted ΔW is not finite.
@@ -53,7 +54,7 @@ def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS) -> Fit:
         if not torch.isfinite(delta).all():
             raise RunError("the difference is not finite", where=target.name)
     goal = [delta.detach().double() for delta in wanted]
-    frozen = Frozen(plan, device=goal[0].device, dtype=torch.float64)
+    frozen = Frozen(plan, device=goal[0].device, dtype=torch.float64, base=base)
     values = start(plan, goal, frozen)
     start_error = _error(_errors(plan, values, goal, frozen))
     taken = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from superlora_cli.adapter.delta import Frozen
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.fit.units import fit_kronecker
-from superlora_cli.adapter.layout import Bucket, Plan
+from superlora_cli.adapter.shapes import Bucket, Plan
 
 CONJUGATE_STEPS = 30
 
@@ -20,11 +20,13 @@ def start(plan: Plan, wanted: Sequence[Tensor], frozen: Frozen) -> dict[str, Ten
     """Start values for every trained tensor: name → (groups, terms, ...), in the dtype of `wanted`.
 
     Elements that a folded group has beyond its own are taken as 0. Where there is no closed form (products element by
-    element, a nonlinear F) these are the values that training starts from, at which ΔW = 0.
+    element, a nonlinear F, an F_in, frozen factors or diagonals) these are the values that training starts from, at
+    which ΔW = 0.
     """
     vector = torch.cat([delta.flatten() for delta in wanted])
     values = {name: tensor.to(vector) for name, tensor in initial(plan).items()}
-    if frozen.nonlinear or plan.config.combine == "hadamard":
+    config = plan.config
+    if frozen.relative or config.combine == "hadamard" or config.inner or config.freeze or config.diagonals:
         return values
     for index, bucket in enumerate(plan.buckets):
         rows = torch.stack([_piece(vector, plan.starts[group], bucket.shape.n_out) for group in bucket.members])

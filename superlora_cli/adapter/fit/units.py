@@ -12,7 +12,7 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 from torch.nn import functional
 
-from superlora_cli.adapter.layout import UnitShape
+from superlora_cli.adapter.shapes import UnitShape
 
 Tensors = dict[str, Tensor]
 

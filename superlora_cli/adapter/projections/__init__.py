@@ -1,5 +1,7 @@
 """F: fixed projections from the N_in elements of a folded group to its N_out elements (Eq. 4, A.6).
 
+Some of them are F_in too, from the trained numbers to the entries of the factors (`adapter.inner`).
+
 One projection is one file here, named as it is in recipes, with a function
 
     def build(size: Size, draw: Draw, place: Place) -> Project
@@ -11,6 +13,7 @@ Nothing of a projection is stored in an adapter but the seed it is drawn from.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,15 +30,20 @@ Project = Callable[["Tensor"], "Tensor"]  # (groups, N_in) → (groups, N_out)
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 FULL_SIZE = ("identity", "shuffle")  # they have N_in = N_out: no ratio
+SPECTRAL = ("dct", "dft")  # they see a group as a matrix: `Size.grid`
 
 
 @dataclass(frozen=True)
 class Size:
-    """N_in and N_out of one projection, and whether the shrinkage of F is undone (`rescale`)."""
+    """N_in and N_out of one projection, and whether the shrinkage of F is undone (`rescale`).
+
+    `grid` is (rows, columns) of the matrix whose first N_out elements a spectral projection makes.
+    """
 
     n_in: int
     n_out: int
     rescale: bool = True
+    grid: tuple[int, int] | None = None
 
     @property
     def bits(self) -> int:
@@ -46,16 +54,28 @@ class Size:
         """
         return (max(self.n_in, self.n_out) - 1).bit_length()
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """`grid`, or the smallest square that holds N_out elements where there is none.
 
-def build(name: str, size: Size, seed: int, *, device: torch.device, dtype: torch.dtype) -> Project:
-    """The projection `name`, drawn from (seed, role, N_in, N_out) and placed on `device`."""
+        >>> Size(3, 50).matrix, Size(3, 50, grid=(10, 5)).matrix
+        ((8, 8), (10, 5))
+        """
+        side = math.isqrt(self.n_out - 1) + 1
+        return self.grid or (side, side)
+
+
+def build(
+    name: str, size: Size, seed: int, *, device: torch.device, dtype: torch.dtype, key: str = "projection"
+) -> Project:
+    """The projection `name`, drawn from (seed, `key`, role, N_in, N_out) and placed on `device`."""
     import numpy as np
     import torch
 
     from superlora_cli.adapter.prng import random_state
 
     def draw(role: str) -> np.random.RandomState:
-        return random_state(seed, "projection", role, size.n_in, size.n_out)
+        return random_state(seed, key, role, size.n_in, size.n_out)
 
     def place(array: Any) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -72,4 +92,4 @@ def is_nonlinear(name: str) -> bool:
     return getattr(module, "NONLINEAR", False)
 
 
-__all__ = ["FULL_SIZE", "NAMES", "Size", "build", "is_nonlinear"]
+__all__ = ["FULL_SIZE", "NAMES", "SPECTRAL", "Size", "build", "is_nonlinear"]

@@ -1,0 +1,102 @@
+"""{C, A} = F_in(θ): the factors of Eq. 2 from what is trained, here and nowhere else.
+
+What is trained is the factors themselves, or θ, from which F_in makes them. Frozen factors join them, and diagonals
+are multiplied in, so that everything behind knows cores and planes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import projections
+from superlora_cli.adapter.factors import start, start_scale
+from superlora_cli.adapter.freezing import MAPS
+from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
+from superlora_cli.errors import UsageError
+
+
+class InnerMaps:
+    """What is frozen of {C, A}: F_in for every piece of θ, and the factors that are not trained.
+
+    Args:
+        plan: the adapter's shapes.
+        base: singular vectors by name, as `svd.planes` gives them; for `frozen: svd`.
+
+    Raises:
+        UsageError: the frozen factors come from the base, and it was not given.
+    """
+
+    def __init__(
+        self, plan: Plan, base: Mapping[str, Tensor] | None = None, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.maps: list[projections.Project] = []
+        self.scales: dict[str, float] = {}
+        if inner := plan.config.inner:
+            for number, piece in enumerate(plan.pieces):
+                size = projections.Size(inner.dim, sum(piece.sizes), plan.config.rescale)
+                key = f"inner/{number}"
+                name = MAPS[inner.projection]
+                self.maps.append(projections.build(name, size, plan.config.seed, device=device, dtype=dtype, key=key))
+            self.scales = {name: start_scale(unit, part) for name, unit, part in _parts(plan) if part in unit.trained}
+        self.fixed = {name: tensor.to(device, dtype) for name, tensor in _fixed(plan, base).items()}
+
+    def project(self, plan: Plan, theta: Tensor) -> dict[str, Tensor]:
+        """θ (rows, d) → every trained entry of {C, A}, by name."""
+        made: dict[str, Tensor] = {}
+        for project, piece in zip(self.maps, plan.pieces, strict=True):
+            image = project(theta[piece.start : piece.start + piece.count])  # (rows, entries)
+            for part, (name, shape) in zip(image.split(piece.sizes, -1), piece.tensors.items(), strict=True):
+                scale = self.scales[name] if plan.config.rescale else 1.0
+                made[name] = (part * scale if scale != 1 else part).reshape(shape)
+        return made
+
+
+def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[str, Tensor]:
+    """{C, A} by name, (groups, terms, ...) each, from what is trained; differentiable in `params`.
+
+    Args:
+        plan: the adapter's shapes.
+        params: its trained tensors, as named and shaped by `plan.tensors`.
+        inner: F_in and the frozen factors, on the device and in the dtype of `params`.
+    """
+    made = inner.project(plan, params[THETA]) if inner.maps else dict(params)
+    made |= inner.fixed
+    for index, bucket in enumerate(plan.buckets):
+        for k, unit in enumerate(bucket.shape.units, 1):
+            for m in unit.diagonals:
+                diagonal = made.pop(f"b{index}_k{k}_D{m}").unsqueeze(-1)  # (groups, terms, d, 1)
+                made[f"b{index}_k{k}_A{m}"] = diagonal * made[f"b{index}_k{k}_A{m}"]
+    return made
+
+
+def _parts(plan: Plan) -> list[tuple[str, UnitShape, str]]:
+    """(name, unit, part of it) of every tensor of {C, A} and every diagonal, trained or not."""
+    return [
+        (f"b{index}_k{k}_{part}", unit, part)
+        for index, bucket in enumerate(plan.buckets)
+        for k, unit in enumerate(bucket.shape.units, 1)
+        for part in {**unit.tensors, **unit.trained}
+    ]
+
+
+def _fixed(plan: Plan, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The factors that are not trained: random ones are one for all groups of a bucket."""
+    fixed: dict[str, Tensor] = {}
+    for index, bucket in enumerate(plan.buckets):
+        for k, unit in enumerate(bucket.shape.units, 1):
+            for part in unit.frozen:
+                name, shape = f"b{index}_k{k}_{part}", (bucket.shape.terms, *unit.tensors[part])
+                if plan.config.frozen == "svd" and part != "core":
+                    if base is None:
+                        raise UsageError("the frozen factors come from the base, which is not here",
+                                         where="adapter.frozen", hint="attach it to the base")  # fmt: skip
+                    fixed[name] = base[name]
+                    continue
+                draw = random_state(plan.config.seed, "frozen", f"k{k}_{part}", *shape)
+                values = torch.from_numpy(start(plan.config, unit, part, shape, draw)).float()
+                fixed[name] = values.expand(len(bucket.members), *shape)
+    return fixed

@@ -1,0 +1,204 @@
+"""The shapes of an adapter: units, groups, buckets of equal groups, and the plan of all, in integers only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from superlora_cli.adapter.config import AdapterConfig, Core
+from superlora_cli.adapter.targets import TargetShape
+
+THETA = "theta"  # the one trained tensor where there is an F_in
+
+
+@dataclass(frozen=True)
+class UnitShape:
+    """One tensor C ×_1 A_1 ... ×_M A_M: its sides (d_1, ..., d_M) and ranks (r_1, ..., r_M).
+
+    A rank of 0 marks a mode without factor (the core carries that side in full). The plane factors of the modes in
+    `diagonals` are multiplied by a diagonal matrix D_m each; what `frozen` names is not trained.
+
+    >>> UnitShape(sides=(153, 153, 153), ranks=(4, 4, 4), core="dense").tensors
+    {'core': (4, 4, 4), 'A1': (153, 4), 'A2': (153, 4), 'A3': (153, 4)}
+    """
+
+    sides: tuple[int, ...]
+    ranks: tuple[int, ...]
+    core: Core
+    diagonals: tuple[int, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """d_1 · ... · d_M."""
+        return math.prod(self.sides)
+
+    @property
+    def is_dense(self) -> bool:
+        """No mode has a factor: the unit is its core."""
+        return not any(self.ranks)
+
+    @property
+    def core_shape(self) -> tuple[int, ...]:
+        """Shape of the stored core, () where nothing is stored (the superdiagonal of ones)."""
+        if self.core == "identity":
+            return ()
+        if self.core == "diagonal":
+            return self.ranks[:1]
+        return tuple(rank or side for rank, side in zip(self.ranks, self.sides, strict=True))
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """{C, A} by name: `core`, and the plane factors `A1` ... `AM` of shape (d_m, r_m)."""
+        core = {"core": self.core_shape} if self.core_shape else {}
+        planes = {f"A{m}": (d, r) for m, (d, r) in enumerate(zip(self.sides, self.ranks, strict=True), 1) if r}
+        return core | planes
+
+    @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """Those of `tensors` that are trained, and the diagonals `D1` ... `DM` of shape (d_m,)."""
+        kept = {name: shape for name, shape in self.tensors.items() if name not in self.frozen}
+        return kept | {f"D{m}": (self.sides[m - 1],) for m in self.diagonals}
+
+    @property
+    def zeroed(self) -> str | None:
+        """The trained tensor that makes the unit zero at the start: a plane, as in LoRA, else a diagonal or the core.
+
+        >>> UnitShape((8, 8), (2, 2), "dense").zeroed, UnitShape((8, 8), (2, 2), "dense", frozen=("A1", "A2")).zeroed
+        ('A1', 'core')
+        """
+        return min(self.trained, key=lambda name: ("A", "D", "c").index(name[0]), default=None)
+
+    @property
+    def core_params(self) -> int:
+        """Trained parameters in the core of a factored unit; a dense unit's own elements are no core."""
+        return 0 if self.is_dense else math.prod(self.trained.get("core", (0,)))
+
+    @property
+    def params(self) -> int:
+        """Trained entries: Σ r·d over the modes, plus the core's and the diagonals'."""
+        return sum(math.prod(shape) for shape in self.trained.values())
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """What one group is made of: K units (left first), summed over `terms`, cropped, projected.
+
+    Attributes:
+        units: the K units of one term.
+        terms: number of products that are summed.
+        sides: the folded shape.
+        crop: whether a Kronecker product larger than `sides` is cropped axis by axis, or flattened as it is.
+        n_in: elements that enter F: the first ones of the flattened, cropped tensor.
+        n_out: elements that leave F.
+        grid: (rows, columns) that a spectral F's frequencies belong to; None for any other F.
+    """
+
+    units: tuple[UnitShape, ...]
+    terms: int
+    sides: tuple[int, ...]
+    crop: bool
+    n_in: int
+    n_out: int
+    grid: tuple[int, int] | None = None
+
+    @property
+    def zeroed(self) -> tuple[int, str]:
+        """(number k of the unit, name of the tensor) that make the group zero at the start: of the last that can."""
+        return max((k, unit.zeroed) for k, unit in enumerate(self.units, 1) if unit.zeroed)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The shape whose first n_in elements are the group's: `sides`, or that of an uncropped Kronecker product."""
+        product = (math.prod(own) for own in zip(*(unit.sides for unit in self.units), strict=True))
+        return self.sides if self.crop or self.units[-1].sides == self.sides else tuple(product)
+
+    @property
+    def params(self) -> int:
+        """Trained entries of one group."""
+        return self.terms * sum(unit.params for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Groups of equal shape: one batched tensor per factor, (groups, terms, ...)."""
+
+    shape: GroupShape
+    members: tuple[int, ...]  # indices of the groups, in order
+
+    def tensors(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every trained entry of this bucket, number `index` of the plan."""
+        batch = (len(self.members), self.shape.terms)
+        return {
+            f"b{index}_k{k}_{name}": batch + shape
+            for k, unit in enumerate(self.shape.units, 1)
+            for name, shape in unit.trained.items()
+        }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of θ, and the tensors that F_in makes of them.
+
+    Attributes:
+        start, count: the rows of θ (rows, d).
+        tensors: name → shape; each row makes its equal share of the entries of all of them, one tensor after the other.
+    """
+
+    start: int
+    count: int
+    tensors: dict[str, tuple[int, ...]]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Entries of each tensor that one row makes."""
+        return [math.prod(shape) // self.count for shape in self.tensors.values()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shapes of an adapter, and where its groups lie in the vector of N elements."""
+
+    config: AdapterConfig
+    targets: tuple[TargetShape, ...]
+    starts: tuple[int, ...]  # where each group starts in the vector
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def elements(self) -> int:
+        """N."""
+        return sum(target.elements for target in self.targets)
+
+    @property
+    def entries(self) -> dict[str, tuple[int, ...]]:
+        """Everything in {C, A} that is trained, or made by F_in from what is: name → shape."""
+        return {name: shape for i, b in enumerate(self.buckets) for name, shape in b.tensors(i).items()}
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """How F_in divides the entries; () where there is none."""
+        inner = self.config.inner
+        if inner is None:
+            return ()
+        if inner.per == "all":
+            return (Piece(0, 1, self.entries),)
+        found: list[Piece] = []
+        for index, bucket in enumerate(self.buckets):
+            tensors = bucket.tensors(index)
+            parts = [tensors] if inner.per == "group" else [{name: shape} for name, shape in tensors.items()]
+            for part in parts:
+                start = found[-1].start + found[-1].count if found else 0
+                found.append(Piece(start, len(bucket.members), part))
+        return tuple(found)
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every trained tensor: name → shape. With an F_in it is θ alone, (rows, d)."""
+        if self.config.inner is None:
+            return self.entries
+        return {THETA: (self.pieces[-1].start + self.pieces[-1].count, self.config.inner.dim)}
+
+    @property
+    def params(self) -> int:
+        """Trained parameters of the adapter, cores included, head excluded."""
+        return sum(math.prod(shape) for shape in self.tensors.values())

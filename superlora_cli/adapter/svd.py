@@ -1,0 +1,65 @@
+"""Plane factors from the base: leading singular vectors of each group's own weights, folded as ΔW is.
+
+LoRA-XS for matrices, the higher-order SVD for tensors: A_m holds left singular vectors of the unfolding along mode m,
+and the first mode's are multiplied by their singular values. Nothing of them is stored; the base gives them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.shapes import Bucket, Plan
+
+
+def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Every frozen plane factor by name, float32 on the CPU, (groups, terms, d, r).
+
+    Args:
+        plan: the adapter's shapes, with `frozen: svd`.
+        weights: the base's target slices in the plan's order. Weights without values (meta) give factors of zeros.
+    """
+    if any(weight.is_meta for weight in weights):
+        return {name: torch.zeros(shape) for name, shape in _shapes(plan).items()}
+    vector = torch.cat([weight.detach().flatten().cpu() for weight in weights])
+    found: dict[str, list[Tensor]] = {name: [] for name in _shapes(plan)}
+    for index, bucket in enumerate(plan.buckets):
+        (unit,), terms = bucket.shape.units, bucket.shape.terms
+        for group in bucket.members:
+            folded = _folded(bucket, vector[plan.starts[group] :][: bucket.shape.n_out].double())
+            for m, (side, rank) in enumerate(zip(unit.sides, unit.ranks, strict=True), 1):
+                if f"A{m}" in unit.frozen:
+                    unfolded = folded.movedim(m - 1, 0).reshape(side, -1)
+                    vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
+                    found[f"b{index}_k1_A{m}"].append(vectors.view(side, terms, rank).movedim(1, 0))
+    return {name: torch.stack(group).float() for name, group in found.items()}
+
+
+def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
+    """The first `count` left singular vectors of a float64 matrix (d, e) as columns, times their values if `scaled`.
+
+    A vector's sign is chosen so that its entry of largest magnitude is positive, whatever the machine.
+    """
+    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)  # ascending
+    vectors, values = vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp_min(0).sqrt()
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
+    return vectors * values if scaled else vectors
+
+
+def _folded(bucket: Bucket, x: Tensor) -> Tensor:
+    """A group's elements as its unit's tensor, zeros behind the end."""
+    sides = bucket.shape.sides
+    return torch.nn.functional.pad(x, (0, math.prod(sides) - len(x))).view(sides)
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {
+        f"b{index}_k1_{part}": (len(bucket.members), bucket.shape.terms, *bucket.shape.units[0].tensors[part])
+        for index, bucket in enumerate(plan.buckets)
+        for part in bucket.shape.units[0].frozen
+        if part != "core"
+    }
