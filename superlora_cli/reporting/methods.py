@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
 from superlora_cli.errors import UsageError
 
 # Of a preset: what it is called, and the knobs that may be turned without its becoming another method.
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fourierft": ("FourierFT", ("ratio",)),
     "dense": ("dense", ()),
     "krona": ("KronA", ("split_dim", "terms")),
     "lora": ("LoRA", ("rank",)),
@@ -17,6 +19,14 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lotr": ("LoTR", ("groups", "rank")),
     "lonkr": ("LoNKr", ("groups", "rank", "splits", "split_dim", "left", "terms")),
     "lorta": ("LoRTA {order}D", ("groups", "order", "rank")),
+    "fact_tk": ("FacT-TK", ("groups", "rank")),
+    "cara": ("CaRA", ("groups", "rank")),
+    "unilora": ("Uni-LoRA", ("rank",)),
+    "nola": ("NOLA", ("rank",)),
+    "vera": ("VeRA", ("rank",)),
+    "randlora": ("RandLoRA", ("rank", "terms")),
+    "lora_xs": ("LoRA-XS", ("rank",)),
+    "tinylora": ("TinyLoRA", ("rank",)),
 }
 WHOLE = "whole model"  # a run without an adapter
 
@@ -30,16 +40,46 @@ def method_name(config: AdapterConfig | None) -> str:
     '2D reshaped, linear_v2'
     >>> method_name(AdapterConfig(order=3, core="diagonal"))
     'CP 3D'
+    >>> method_name(AdapterConfig.from_knobs("lora", inner={"projection": "dense"}, freeze=["A2"]))
+    'LoRA, dense F_in, A2 frozen'
     """
     if config is None:
         return WHOLE
-    plain = next((name.format(order=config.order) for key, (name, free) in NAMES.items() if _is(config, key, free)), "")
-    return (plain or _described(config)) + (f", {config.projection}" if config.projection != "identity" else "")
+    preset, name = _preset(config)
+    parts = [name]
+    if not preset:
+        plain = replace(config, inner=None, freeze=(), frozen="random", diagonals=(), terms=_terms(config))
+        parts = [_preset(plain)[1] or _described(config), *_trained(config)]
+    if config.projection != "identity" and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
+        parts.append(config.projection)
+    return ", ".join(parts)
+
+
+def _preset(config: AdapterConfig) -> tuple[str, str]:
+    """The preset that the knobs are, and its name; two empty words where they are none."""
+    found = ((key, name.format(order=config.order)) for key, (name, free) in NAMES.items() if _is(config, key, free))
+    return next(found, ("", ""))
+
+
+def _terms(config: AdapterConfig) -> int | Literal["full"]:
+    """The terms of a Kronecker product; 1 elsewhere."""
+    return config.terms if config.splits > 1 else 1
+
+
+def _trained(config: AdapterConfig) -> list[str]:
+    """What is not trained as it is, in words."""
+    words = [f"{config.inner.projection} F_in"] if config.inner else []
+    if config.freeze:
+        words.append(f"{' '.join(config.freeze)} {'from the base' if config.frozen == 'svd' else 'frozen'}")
+    if config.diagonals:
+        words.append("diagonals")
+    return words + ([f"{config.terms} terms"] if config.terms != _terms(config) else [])
 
 
 def _is(config: AdapterConfig, preset: str, free: tuple[str, ...]) -> bool:
     """Whether the knobs that shape the units are the preset's, but for the free ones."""
-    if ("splits" in PRESETS[preset].knobs) != (config.splits > 1):
+    knobs = PRESETS[preset].knobs
+    if ("splits" in knobs) != (config.splits > 1) or knobs.get("projection", config.projection) != config.projection:
         return False
     try:
         made = AdapterConfig.from_knobs(preset, **{knob: getattr(config, knob) for knob in free})
@@ -57,6 +97,9 @@ def _shape(config: AdapterConfig) -> tuple[Any, ...]:
         config.order == 1 or (config.ranks, config.core_kind, config.fold),
         config.splits > 1 and (config.splits, config.combine),
         kronecker and (config.split_dim, config.left, config.terms),
+        config.splits == 1 and config.terms,
+        config.inner and (config.inner.projection, config.inner.per),
+        (config.freeze, config.frozen, config.diagonals),
     )
 
 

@@ -140,7 +140,7 @@ def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
 
 
 def _main_knobs(config: AdapterConfig | None) -> str:
-    """The knobs that everybody asks for: `G 4 · rank 2 · ρ 0.1`."""
+    """The knobs that everybody asks for: `G 4 · rank 2 · ρ 0.1`, and d of an F_in."""
     if config is None:
         return ""
     words = []
@@ -149,6 +149,8 @@ def _main_knobs(config: AdapterConfig | None) -> str:
     if config.order > 1:
         ranks = config.ranks
         words.append(f"rank {ranks[0] if len(set(ranks)) == 1 else ','.join(map(str, ranks))}")
+    if config.inner:
+        words.append(f"d {config.inner.dim}")
     if config.splits > 1:
         words.append(f"K {config.splits}" + (f" · f {config.split_dim}" if config.combine == "kronecker" else ""))
     if config.ratio != 1:

@@ -31,6 +31,17 @@ from tests.adapter.variants import VARIANTS, config_of
         (None, {"projection": "shuffle"}, "2D reshaped, shuffle"),
         (None, {"order": 1, "groups": 1, "projection": "nonlinear", "ratio": 0.01}, "dense, nonlinear"),
         (None, {"order": 3, "splits": 2}, "3D Kronecker of 2"),
+        ("unilora", {"rank": 2, "inner": {"dim": 9}}, "Uni-LoRA"),
+        ("vera", {"rank": 3}, "VeRA"),
+        ("randlora", {"rank": 3, "terms": 4}, "RandLoRA"),
+        ("lora_xs", {}, "LoRA-XS"),
+        ("tinylora", {"inner": {"dim": 2}}, "TinyLoRA"),
+        ("nola", {}, "NOLA"),
+        ("fourierft", {"ratio": 0.1}, "FourierFT"),
+        ("fact_tk", {"rank": 2}, "FacT-TK"),
+        ("cara", {}, "CaRA"),
+        ("lorta", {"rank": 2, "freeze": ["planes"], "frozen": "svd"}, "LoRTA 3D, planes from the base"),
+        ("vera", {"diagonals": [1, 2], "terms": 2}, "2D, planes frozen, diagonals, 2 terms"),
     ],
 )
 def test_the_name_of_knobs(method: str | None, knobs: dict[str, Any], name: str) -> None:
