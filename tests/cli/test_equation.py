@@ -1,0 +1,51 @@
+"""Adapters with frozen factors, F_in and spectral F live through files like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import Cli
+from tests.makers import BASE, relative
+
+SHORT = ("train.steps=3", "train.batch_size=16", "eval.every=3", "train.checkpoint_every=3")
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "parameters"),
+    [
+        ("unilora", ("adapter.inner.dim=20",), 20),
+        ("vera", (), 12 * (64 + 4)),
+        ("tinylora", ("adapter.rank=2",), 48),
+        ("fourierft", (), 12 * 41),
+    ],
+)
+def test_training_evaluating_inspecting_and_merging(
+    cli: Cli, tmp_path: Path, method: str, knobs: tuple[str, ...], parameters: int
+) -> None:
+    out, merged = str(tmp_path / "run"), str(tmp_path / "merged.safetensors")
+    own = ("adapter.alpha=null", "adapter.rank=null", f"adapter.method={method}", *knobs)
+    trained = cli("train", "digits_lora", *own, *SHORT, "--out", out, "--json").json()
+    assert trained["params"]["adapter"] == parameters
+    again = cli("eval", out, "--json").json()
+    assert again["metrics"]["accuracy"] == pytest.approx(trained["metrics"]["accuracy"])
+    assert cli("inspect", out, "--json").json()["params"]["adapter"] == parameters
+    assert cli("merge", out, "--out", merged, "--json").json()["verified"]
+    counted = cli("count-params", "digits_lora", *own, "--json").json()
+    assert counted["adapter"] == parameters
+
+
+def test_factors_from_the_base_need_that_base(cli: Cli, tmp_path: Path) -> None:
+    out, merged = str(tmp_path / "run"), str(tmp_path / "merged.safetensors")
+    own = ("adapter.alpha=null", "adapter.rank=2", "adapter.method=tinylora")
+    assert cli("train", "digits_lora", *own, *SHORT, "--out", out).code == 0
+    assert cli("merge", out, "--out", merged).code == 0
+    # the singular vectors of merged weights are others
+    result = cli("merge", out, "--base", merged, "--out", str(tmp_path / "other.safetensors"), "--allow-base-mismatch")
+    assert result.code == 3
+    assert "not the base the adapter was trained on" in result.err
+    back = str(tmp_path / "base.safetensors")
+    assert cli("merge", out, "--base", merged, "--out", back, "--unmerge", "--json").json()["verified"]
+    assert relative(load_file(back), load_file(BASE)) < 1e-6
