@@ -56,17 +56,18 @@ def onehot(dim: int, **knobs: Any) -> dict[str, Any]:
 def methods() -> Iterator[Method]:
     """Every line of the table, at the budgets where it has a setting."""
     small: dict[str, Any] = {"rescale": False, "init": "lora"}  # Uni-LoRA's start
-    for budget in (64, 128, 256, 512):
+    budgets = (64, 128, 256, 512)
+    for budget in budgets:
         yield Method(budget, "Uni-LoRA, r 4", False, {"kind": "UniLora", "r": 4, "theta_d_length": budget})
         yield Method(budget, "2D r 4, one-hot, small start", True, onehot(budget, rank=4, **small))
         yield Method(budget, "2D r 4, one-hot", True, onehot(budget, rank=4, alpha=1.0))
-        yield Method(budget, "2D by layer r 4, one-hot", True, onehot(budget, groups="layer", rank=4, alpha=1.0))
+    yield Method(512, "2D r 8, one-hot", True, onehot(512, rank=8, alpha=2.0))
+    yield Method(512, "3D r 4", True, {"method": "lorta", "rank": 4, "alpha": 0.6})
+    yield Method(64, "2D by layer r 4, one-hot", True, onehot(64, groups="layer", rank=4, alpha=1.0))
+    yield Method(512, "VeRA, r 8", False, {"kind": "Vera", "r": 8})
+    for budget in budgets:
         yield Method(budget, "FourierFT", False, {"kind": "FourierFT", "n_frequency": budget // 12})
         yield Method(budget, "TinyLoRA, r 2", False, {"kind": "TinyLora", "r": 2, "u": budget // 12})
-        if budget == 512:
-            yield Method(budget, "VeRA, r 8", False, {"kind": "Vera", "r": 8})
-            yield Method(budget, "2D r 8, one-hot", True, onehot(budget, rank=8, alpha=2.0))
-            yield Method(budget, "3D r 4", True, {"method": "lorta", "rank": 4, "alpha": 0.6})
 
 
 class Split(nn.Module):
