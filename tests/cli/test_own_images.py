@@ -187,7 +187,7 @@ def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> No
         (("--predict", "broken", "--out", "taken.csv"), "taken.csv: the file exists"),
         (("--predict", "broken", "--out", "no/where.csv"), "no: no such folder"),
         (("--predict", "broken", "--plot", "x.svg"), "predictions have no true classes"),
-        (("--out", "x.csv"), "--out is the file of --predict"),
+        (("--out", "x.csv"), "--out: is the file of --predict"),
         (("--plot", "no/x.svg"), "no: no such folder"),
     ],
 )
