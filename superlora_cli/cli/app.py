@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import signal
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -16,6 +17,9 @@ import typer
 from superlora_cli import __version__
 from superlora_cli.cli.console import report
 from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
+from superlora_cli.launch import speaks
+
+PATIENCE = 15  # seconds for the process that speaks to say what all have found
 
 app = typer.Typer(
     name="superlora",
@@ -72,6 +76,7 @@ def main() -> None:
         if debug:
             raise
         report(error, as_json=as_json)
+        _let_the_speaker_speak(error)
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         exec(
@@ -90,6 +95,13 @@ def main() -> None:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _let_the_speaker_speak(error: SuperLoraError) -> None:
+    """A launcher stops all processes when the first has ended: those that say nothing let the other say it."""
+    if not speaks() and error.process is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            time.sleep(PATIENCE)
 
 
 def _as_usage_error(error: Exception) -> SuperLoraError:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from superlora_cli.cli import app
 from superlora_cli.training.processes import Processes
 from tests.cli.test_train import DROPOUT
 from tests.conftest import QUICK, Cli, Result, contents, metrics
@@ -193,6 +194,20 @@ def test_a_folder_that_is_taken_is_refused_once_although_two_processes_ask(cli: 
     (line,) = spoken(result)
     assert "the folder is not empty" in line
     assert contents(Path("run")) == before
+
+
+def test_a_process_that_says_nothing_lets_the_other_say_what_both_have_found(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(app.time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, words, seconds in (("0", 1, []), ("1", 0, [app.PATIENCE])):
+        monkeypatch.setenv("RANK", rank)
+        result = cli("train", "no_such_recipe")
+        assert result.code == 2
+        assert len(result.err.splitlines()) == words
+        assert waited == seconds
 
 
 @pytest.mark.slow
