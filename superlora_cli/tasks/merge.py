@@ -143,9 +143,10 @@ def _write(
             progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
         draft = opened.enter_context(Draft(out, progress))
         job.source.lay_out(draft, place)
-        pool = opened.enter_context(ThreadPoolExecutor(2))  # copies what stays, and hashes, while rows are merged
+        pool = opened.enter_context(ThreadPoolExecutor(3))  # copies what stays, hashes and syncs while rows are merged
         opened.callback(draft.stop)  # where something fails, not the rest of a large copy before that is said
-        copying, hashing = pool.submit(job.source.fill, draft, skip), pool.submit(lambda: None)
+        copying = pool.submit(job.source.fill, draft, skip)
+        hashing = settling = pool.submit(lambda: None)
         if not job.source.leaves:
             copying.result()
         for change in merged_rows(job.targets, job.take(), job.source.rows, sign=sign, dtype=cast):
@@ -153,10 +154,14 @@ def _write(
             if check:
                 hashing.result()
                 hashing = pool.submit(digest.add, change.target, change.row, change.before)
+            if draft.unsettled and settling.done():
+                settling.result()
+                settling = pool.submit(draft.settle)
             if sign < 0:
                 bound = max(bound, unmerging_bound(change.before, change.after))
         copying.result()
         hashing.result()
+        settling.result()
     if check:
         _check_digest(job, digest)
     return bound

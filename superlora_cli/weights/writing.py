@@ -24,6 +24,7 @@ from superlora_cli.weights.header import Entry, Header
 from superlora_cli.weights.reading import Shard
 
 CHUNK = 2**24  # bytes copied at once
+SETTLED = 2**26  # bytes that go to the disk at once, where somebody asks for it
 CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # where the system does not copy by itself
 
 
@@ -41,6 +42,7 @@ class Draft:
         self.out, self.progress = out, progress
         self._handles: list[int] = []
         self._stopped = False
+        self._written = self._settled = 0
         self._home: dict[str, tuple[int, Entry]] = {}
 
     def __enter__(self) -> Draft:
@@ -56,6 +58,18 @@ class Draft:
         """What another thread is copying ends soon, unfinished."""
         self._stopped = True
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether enough has been written to `settle` it."""
+        return self._written - self._settled >= SETTLED
+
+    def settle(self) -> None:
+        """What has been written goes to the disk now: another thread's work, so that little is left for the end."""
+        self._settled = self._written
+        with system_errors(self.out):
+            for handle in self._handles:
+                os.fsync(handle)
+
     def lay_out(self, file: Path, header: Header) -> None:
         """Begin a file: its header is written, its tensors have their places."""
         with system_errors(self.out):
@@ -70,7 +84,7 @@ class Draft:
         data = rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with system_errors(self.out):
             _write(handle, data, entry.start + first * entry.row)
-        self.progress(len(data))
+        self._advance(len(data))
 
     def copy(self, name: str, shard: Shard, skip: Sequence[tuple[int, int]] = ()) -> None:
         """A tensor's bytes as they are in another file, but for the rows (start, stop) in `skip`.
@@ -88,9 +102,13 @@ class Draft:
                     done = _move(shard.file.fileno(), source.start + at, handle, entry.start + at, min(end - at, CHUNK))
                 if not done:
                     raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
-                self.progress(done)
+                self._advance(done)
                 at += done
             at = max(at, stop * entry.row) if stop is not None else at
+
+    def _advance(self, count: int) -> None:
+        self._written += count
+        self.progress(count)
 
 
 def _write(handle: int, data: memoryview, at: int) -> None:
