@@ -4,9 +4,9 @@
     python benchmarks/generation.py --only digits_unet_lora digits_unet_dense
 
 Every run is `superlora train RECIPE seed=S train.threads=1`, then `superlora eval RUN --against digits:test --extractor
-digits --num 300 --sampler dpm++ --seed S`. The runs lie in runs/generation; results are kept in
-benchmarks/generation.jsonl, one run a line, and a run that is there already for the same recipe and the same base is
-not repeated.
+digits --num 300 --sampler dpm++ --guidance 3 --seed S`, at seed 0 also at the default guidance of 1.8. The runs lie in
+runs/generation; results are kept in benchmarks/generation.jsonl, one run a line, and a run that is there already for
+the same recipe and the same base is not repeated.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SEEDS = (0, 1, 2)
 BASE = "glyphs_unet"
 AGAINST = "digits:test"
 SAMPLING: dict[str, Any] = {"num": 300, "sampler": "dpm++"}
+GUIDANCE, WEAKER = 3.0, 1.8  # of the table; and the default, looked at with one seed
 QUIET = Console(file=io.StringIO())
 SHOWN = (BASE, "digits_unet_lorta5d", "digits_unet_lorta3d", "digits_unet_lora", "digits_unet_dense")
 ACROSS, SCALE = 4, 3  # images of a class in the picture, and how often a pixel is repeated
@@ -61,7 +62,7 @@ def load() -> list[dict[str, Any]]:
     """The results that are known, of recipes and of the base as they are now."""
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     current = {name: digest(name) for name in names()}
-    return [row for row in rows if current.get(row["name"]) == row["digest"]]
+    return [row for row in rows if current.get(row["name"]) == row["digest"] and row.get("guidance") == GUIDANCE]
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -72,20 +73,30 @@ def folder_of(name: str, seed: int) -> Path:
 def work(name: str, seed: int) -> dict[str, Any]:
     """One run, trained and measured."""
     folder = folder_of(name, seed)
-    row = {"name": name, "digest": digest(name), "seed": seed, "parameters": 0, "seconds": 0.0, "loss": None}
-    source, samples = BASE, folder / "samples"
+    row = {"name": name, "digest": digest(name), "seed": seed, "guidance": GUIDANCE}
+    row |= {"parameters": 0, "seconds": 0.0, "loss": None}
+    source = BASE
     if name != BASE:
         recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
         with RunFolder(folder).opened() as run:
-            run.clear()
-            result = train_run(recipe, run, QUIET, join(recipe.train), quiet=True)
+            if run.about().get("status") != "completed":
+                run.clear()
+                train_run(recipe, run, QUIET, join(recipe.train), quiet=True)
+            result = run.about()
         row |= {"parameters": result["params"]["adapter"], "seconds": result["seconds"], "bytes": result["bytes"]}
         row |= {key: result["metrics"][key] for key in ("loss", "loss_before")}
         source = str(folder)
-    found = measure_run(
-        source, AGAINST, QUIET, ["train.threads=1"], out=samples, force=True, extractor="digits", seed=seed, **SAMPLING
-    )
-    return row | {"sampling": found["generated"]["seconds"], "metrics": found["metrics"]}
+    found = measured(source, folder / "samples", seed, GUIDANCE)
+    row |= {"sampling": found["generated"]["seconds"], "metrics": found["metrics"]}
+    if seed == SEEDS[0]:
+        row["weaker"] = measured(source, folder / "weaker", seed, WEAKER)["metrics"]
+    return row
+
+
+def measured(source: str, out: Path, seed: int, guidance: float) -> dict[str, Any]:
+    """What `superlora eval SOURCE --against` says."""
+    asked = SAMPLING | {"seed": seed, "guidance": guidance, "extractor": "digits"}
+    return measure_run(source, AGAINST, QUIET, ["train.threads=1"], out=out, force=True, **asked)
 
 
 def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,24 +111,29 @@ def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in COLUMNS:
             values = [row["metrics"].get(key, before if name == BASE else row["loss"]) for row in own]
             figures[key] = (statistics.mean(values), min(values), max(values))
-        floor = statistics.mean(row["metrics"]["msid_floor"] for row in own)
-        found.append({"name": name, "parameters": own[0]["parameters"], "seeds": len(own), "floor": floor} | figures)
+        about = {"name": name, "parameters": own[0]["parameters"], "seeds": len(own)}
+        about["floor"] = statistics.mean(row["metrics"]["msid_floor"] for row in own)
+        about["weaker"] = next((row["weaker"] for row in own if "weaker" in row), None)
+        found.append(about | figures)
     return sorted(found, key=lambda row: row["parameters"])
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """In Markdown: means, and the spread of FID and of class accuracy."""
-    lines = ["| | parameters | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * (len(COLUMNS) + 2)]
+    titles = ["parameters", "seeds", *COLUMNS.values(), f"FID at guidance {WEAKER}", f"class accuracy at {WEAKER}"]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
     for row in found:
         cells = []
         for key in COLUMNS:
             mean, low, high = row[key]
             spread = f" ({low:.3g}–{high:.3g})" if row["seeds"] > 1 and key in ("fid", "class_accuracy") else ""
             cells.append(f"{mean:.3g}{spread}")
+        cells += [f"{row['weaker'][key]:.3g}" if row["weaker"] else "" for key in ("fid", "class_accuracy")]
         title = f"the base `{row['name']}`" if row["name"] == BASE else f"`{row['name']}`"
         lines.append(f"| {title} | {row['parameters']:,} | {row['seeds']} | " + " | ".join(cells) + " |")
-    count = f"{SAMPLING['num']} images each, dpm++ with 25 steps, guidance 1.8; means over the seeds"
-    note = f"{count}, in brackets the least and the most. MSID's noise floor is {found[0]['floor']:.2g}.\n"
+    count = f"{SAMPLING['num']} images each, dpm++ with 25 steps, guidance {GUIDANCE:g}; means over the seeds"
+    note = f"{count}, in brackets the least and the most; at guidance {WEAKER} seed {SEEDS[0]} alone. "
+    note += f"MSID's noise floor is {found[0]['floor']:.2g}.\n"
     return "\n".join(lines) + f"\n\n{note}Made by `python benchmarks/generation.py`.\n"
 
 
