@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
 from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.kept import once
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
@@ -23,6 +24,7 @@ EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
 CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10), "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10,
            "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
            "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
+KEPT = 4  # data sets
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ def class_names(section: DataSection) -> tuple[str, ...] | None:
     Raises:
         UsageError: the data are not there.
     """
+    return once("classes", section, lambda: _class_names(section), most=KEPT)
+
+
+def _class_names(section: DataSection) -> tuple[str, ...] | None:
     kind, _, name = section.name.partition("/")
     if folder := _folder(section):
         from superlora_cli.data.folder import folder_classes
@@ -95,6 +101,10 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
     Raises:
         UsageError: an unknown name, or data that are not there; says how to provide them.
     """
+    return once("splits", (section, look, seed), lambda: _load_splits(section, look, seed), most=KEPT)
+
+
+def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
     if section.name in EMBEDDED_SETS:
         from superlora_cli.data.embedded import load_embedded
 
