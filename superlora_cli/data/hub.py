@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from PIL import Image
 from superlora_cli.data.images import open_rgb
 from superlora_cli.data.source import Pictures, Source, three_parts
 from superlora_cli.errors import UsageError
-from superlora_cli.launch import speaks
+from superlora_cli.launch import shows_bars
 
 TIMEOUT = 5  # seconds for the hub to answer at all
 
@@ -154,7 +153,7 @@ def _one_line(name: str) -> Iterator[None]:
 def _quiet(datasets: Any) -> Iterator[None]:
     """Its bars on a terminal only, its warnings not at all."""
     shown, level = datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity()
-    if not (sys.stderr.isatty() and speaks()):
+    if not shows_bars():
         datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     try:
