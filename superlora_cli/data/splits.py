@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -79,20 +80,10 @@ def class_names(section: DataSection) -> tuple[str, ...] | None:
 
 
 def _class_names(section: DataSection) -> tuple[str, ...] | None:
-    kind, _, name = section.name.partition("/")
-    if folder := _folder(section):
-        from superlora_cli.data.folder import folder_classes
-
-        return folder_classes(folder)
-    if kind == "hfds":
-        from superlora_cli.data.hub import hub_classes
-
-        return hub_classes(name, download=section.download)
-    if kind == "wds":
-        from superlora_cli.data.shards import shard_classes
-
-        return shard_classes(Path(name))
-    return DIGITS if section.name in EMBEDDED_SETS else None
+    if section.name in EMBEDDED_SETS:
+        return DIGITS
+    kind = _kind(section)
+    return None if kind is None else kind.classes()
 
 
 def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
@@ -105,6 +96,8 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
 
 
 def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
+    if section.config is not None and not section.name.startswith("hfds/"):
+        raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
     if section.name in EMBEDDED_SETS:
         from superlora_cli.data.embedded import load_embedded
 
@@ -131,21 +124,39 @@ def _folder(section: DataSection) -> Path | None:
     return Path(section.name) if Path(section.name).is_dir() else None
 
 
-def _source(section: DataSection) -> Source:
-    """Read the set that is meant."""
+class Kind(NamedTuple):
+    """How a data set is read: the names of its classes alone, None where nothing tells them, or all of it."""
+
+    classes: Callable[[], tuple[str, ...] | None]
+    read: Callable[[], Source]
+
+
+def _kind(section: DataSection) -> Kind | None:
+    """How the set is read that is meant; None for a set of torchvision, or of nobody."""
     kind, _, name = section.name.partition("/")
     if folder := _folder(section):
-        from superlora_cli.data.folder import read_folder
+        from superlora_cli.data.folder import folder_classes, read_folder
 
-        return read_folder(folder)
+        return Kind(partial(folder_classes, folder), partial(read_folder, folder))
     if kind == "hfds":
-        from superlora_cli.data.hub import read_hub
+        from superlora_cli.data.hub import hub_classes, read_hub
 
-        return read_hub(name, download=section.download)
+        config, download = section.config, section.download
+        return Kind(
+            partial(hub_classes, name, config=config, download=download),
+            partial(read_hub, name, config=config, download=download),
+        )
     if kind == "wds":
-        from superlora_cli.data.shards import read_shards
+        from superlora_cli.data.shards import read_shards, shard_classes
 
-        return read_shards(Path(name), classes=section.num_classes)
+        return Kind(partial(shard_classes, Path(name)), partial(read_shards, Path(name), classes=section.num_classes))
+    return None
+
+
+def _source(section: DataSection) -> Source:
+    """Read the set that is meant."""
+    if kind := _kind(section):
+        return kind.read()
     if section.name in CLASSES:
         from superlora_cli.data.torchvision_sets import read_torchvision
 
