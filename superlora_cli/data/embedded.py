@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,10 +65,4 @@ def _load(name: str, split: Any, section: DataSection, size: int, seed: int) -> 
     asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
     number = 0 if split == "train" else 1
     noise = GLYPH_NOISE if section.pixel_noise is None else section.pixel_noise
-    return _rendered(split, asked[number] or usual[number], size, seed, noise)
-
-
-@lru_cache(maxsize=6)
-def _rendered(split: Any, count: int, size: int, seed: int, noise: float) -> tuple[Tensor, Tensor]:
-    """Kept: a process that carries out one run after the other renders once. Nobody writes into these tensors."""
-    return render_glyphs(split, count, size, seed, noise)
+    return render_glyphs(split, asked[number] or usual[number], size, seed, noise)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from PIL import Image
 from superlora_cli.data.images import open_rgb
 from superlora_cli.data.source import Pictures, Source, three_parts
 from superlora_cli.errors import UsageError
-from superlora_cli.launch import speaks
+from superlora_cli.launch import shows_bars
 
 TIMEOUT = 5  # seconds for the hub to answer at all
 
@@ -41,26 +40,27 @@ class HubImages(Pictures):
         return open_rgb(file, name=f"image {index} of {self.name}"), self.labels[index]
 
 
-def hub_classes(name: str, *, download: bool) -> tuple[str, ...]:
+def hub_classes(name: str, *, config: str | None, download: bool) -> tuple[str, ...]:
     """The names of the classes.
 
     Raises:
         UsageError: as `read_hub`.
     """
-    return _classes(name, _open(name, download))[1]
+    return _classes(name, _open(name, config, download))[1]
 
 
-def read_hub(name: str, *, download: bool) -> Source:
+def read_hub(name: str, *, config: str | None, download: bool) -> Source:
     """A set whose splits have a column of images and one of classes.
 
     Args:
         name: of the set on the hub, or a folder.
+        config: which of the set's configurations; None for the only one, or its default.
         download: fetch it where it is neither a folder nor in the cache.
 
     Raises:
         UsageError: `datasets` is not installed, the set is not there, or it lacks such columns or a training split.
     """
-    datasets, splits = _library(), _open(name, download)
+    datasets, splits = _library(), _open(name, config, download)
     label, names, values = _classes(name, splits)
     numbers = {value: number for number, value in enumerate(values)}
     image = next((key for key, kind in _features(splits).items() if isinstance(kind, datasets.Image)), None)
@@ -92,19 +92,25 @@ def _library() -> Any:
     return datasets
 
 
-def _open(name: str, download: bool) -> dict[str, Any]:
+def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
     """The splits of a set, by name."""
     datasets, path = _library(), Path(name)
     with _quiet(datasets), _one_line(name):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            if config is not None:
+                raise UsageError("what `save_to_disk` wrote has no configurations", where="data.config")
             found = datasets.load_from_disk(name)
             return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
         if path.is_dir():
-            return dict(datasets.load_dataset(name))
-        with contextlib.suppress(ValueError):  # not in the cache
+            return dict(datasets.load_dataset(name, config))
+        try:
             from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
 
-            return dict(Cache(dataset_name=path.name, repo_id=name, version="auto", hash="auto").as_dataset())
+            kept = Cache(dataset_name=path.name, repo_id=name, config_name=config, version="auto", hash="auto")
+            return dict(kept.as_dataset())
+        except ValueError as error:  # not in the cache, or more than one
+            if "multiple" in str(error):
+                raise
     if not download:
         hint = "the name of a folder, or data.download=true where there is a network"
         message = f"no folder '{name}', and no such Hugging Face data set in the cache"
@@ -113,7 +119,7 @@ def _open(name: str, download: bool) -> dict[str, Any]:
         from huggingface_hub import HfApi
 
         HfApi().dataset_info(name, timeout=TIMEOUT)  # without a network `load_dataset` tries for half a minute
-        return dict(datasets.load_dataset(name))
+        return dict(datasets.load_dataset(name, config))
 
 
 def _classes(name: str, splits: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Sequence[Any]]:
@@ -144,7 +150,12 @@ def _one_line(name: str) -> Iterator[None]:
     """What the library and the network raise is of many kinds; it means that the set cannot be had."""
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:
+        if "onfig" in str(error):  # "Config name is missing", "BuilderConfig 'x' not found", with those that there are
+            cause = " ".join(str(error).partition("Example of")[0].split())
+            raise UsageError(cause, where="data.config", hint="name one: data.config=NAME") from None
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = "name a folder that holds it, or see to the network"
         raise UsageError(f"cannot read data set 'hfds/{name}': {cause}", where="data", hint=hint) from None
@@ -154,7 +165,7 @@ def _one_line(name: str) -> Iterator[None]:
 def _quiet(datasets: Any) -> Iterator[None]:
     """Its bars on a terminal only, its warnings not at all."""
     shown, level = datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity()
-    if not (sys.stderr.isatty() and speaks()):
+    if not shows_bars():
         datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     try:

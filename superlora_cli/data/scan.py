@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from superlora_cli.data.images import why_unreadable
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
-from superlora_cli.launch import speaks
+from superlora_cli.launch import shows_bars
 
 DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
 PATIENCE = 2.0  # seconds before a bar is shown
@@ -96,7 +95,7 @@ def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str | None
             part = names[start : start + AT_ONCE]
             yield from zip(part, threads.map(why_unreadable, [root / name for name in part]), strict=True)
             bar.advance(task, len(part))
-            if not shown and time.monotonic() - begun > PATIENCE and sys.stderr.isatty() and speaks():
+            if not shown and time.monotonic() - begun > PATIENCE and shows_bars():
                 shown = True
                 stack.enter_context(bar)
 

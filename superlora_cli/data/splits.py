@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
 from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.kept import once
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
@@ -23,6 +25,7 @@ EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
 CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10), "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10,
            "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
            "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
+KEPT = 4  # data sets
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,14 @@ def class_names(section: DataSection) -> tuple[str, ...] | None:
     Raises:
         UsageError: the data are not there.
     """
-    kind, _, name = section.name.partition("/")
-    if folder := _folder(section):
-        from superlora_cli.data.folder import folder_classes
+    return once("classes", section, lambda: _class_names(section), most=KEPT)
 
-        return folder_classes(folder)
-    if kind == "hfds":
-        from superlora_cli.data.hub import hub_classes
 
-        return hub_classes(name, download=section.download)
-    if kind == "wds":
-        from superlora_cli.data.shards import shard_classes
-
-        return shard_classes(Path(name))
-    return DIGITS if section.name in EMBEDDED_SETS else None
+def _class_names(section: DataSection) -> tuple[str, ...] | None:
+    if section.name in EMBEDDED_SETS:
+        return DIGITS
+    kind = _kind(section)
+    return None if kind is None else kind.classes()
 
 
 def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
@@ -95,6 +92,12 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
     Raises:
         UsageError: an unknown name, or data that are not there; says how to provide them.
     """
+    return once("splits", (section, look, seed), lambda: _load_splits(section, look, seed), most=KEPT)
+
+
+def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
+    if section.config is not None and not section.name.startswith("hfds/"):
+        raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
     if section.name in EMBEDDED_SETS:
         from superlora_cli.data.embedded import load_embedded
 
@@ -121,21 +124,39 @@ def _folder(section: DataSection) -> Path | None:
     return Path(section.name) if Path(section.name).is_dir() else None
 
 
-def _source(section: DataSection) -> Source:
-    """Read the set that is meant."""
+class Kind(NamedTuple):
+    """How a data set is read: the names of its classes alone, None where nothing tells them, or all of it."""
+
+    classes: Callable[[], tuple[str, ...] | None]
+    read: Callable[[], Source]
+
+
+def _kind(section: DataSection) -> Kind | None:
+    """How the set is read that is meant; None for a set of torchvision, or of nobody."""
     kind, _, name = section.name.partition("/")
     if folder := _folder(section):
-        from superlora_cli.data.folder import read_folder
+        from superlora_cli.data.folder import folder_classes, read_folder
 
-        return read_folder(folder)
+        return Kind(partial(folder_classes, folder), partial(read_folder, folder))
     if kind == "hfds":
-        from superlora_cli.data.hub import read_hub
+        from superlora_cli.data.hub import hub_classes, read_hub
 
-        return read_hub(name, download=section.download)
+        config, download = section.config, section.download
+        return Kind(
+            partial(hub_classes, name, config=config, download=download),
+            partial(read_hub, name, config=config, download=download),
+        )
     if kind == "wds":
-        from superlora_cli.data.shards import read_shards
+        from superlora_cli.data.shards import read_shards, shard_classes
 
-        return read_shards(Path(name), classes=section.num_classes)
+        return Kind(partial(shard_classes, Path(name)), partial(read_shards, Path(name), classes=section.num_classes))
+    return None
+
+
+def _source(section: DataSection) -> Source:
+    """Read the set that is meant."""
+    if kind := _kind(section):
+        return kind.read()
     if section.name in CLASSES:
         from superlora_cli.data.torchvision_sets import read_torchvision
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import sys
 import urllib.error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.launch import shows_bars
 from superlora_cli.models import hub
 from superlora_cli.models.base import ASSETS, EMBEDDED, build
 from superlora_cli.recipe.schema import ModelSection
@@ -162,8 +162,7 @@ def _downloaded(path: Path) -> Path:
     if hub.reachable(URL_INCEPTION_V3):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            hash_prefix, visible = INCEPTION_HASH, sys.stderr.isatty()
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix, progress=visible)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_HASH, progress=shows_bars())
             return path
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             cause = str(error)

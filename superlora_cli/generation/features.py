@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
 from superlora_cli.generation.extractors import Extractor
 from superlora_cli.generation.image_sets import ImageSet
-from superlora_cli.launch import speaks
+from superlora_cli.launch import shows_bars
 
 ROOM = 2**30  # bytes of features that are kept; the longest unused go first
 VERSION = "1"  # of how images become features; another one makes what is remembered void
@@ -66,11 +65,10 @@ def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: st
     """Every layer, (n, ·) float32 on the CPU, with a bar on a terminal."""
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     extractor.module.to("cuda" if cuda else "cpu")
-    visible = sys.stderr.isatty() and speaks()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU, to 1e-5
         # save_cpu_ram: in this process, without workers
         found: dict[str, Tensor] = get_featuresdict_from_dataset(
-            images, extractor.module, batch_size, cuda, save_cpu_ram=True, verbose=visible
+            images, extractor.module, batch_size, cuda, save_cpu_ram=True, verbose=shows_bars()
         )
     return found
 

@@ -154,9 +154,18 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> Non
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_shapes({name: tuple(tensor.shape) for name, tensor in own.items()}, shapes, where=str(path))
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:  # a base stored in bfloat16 stays in bfloat16: its bytes are its identity
+    if len(dtypes) == 1 and dtypes != {torch.float32}:  # stored in bfloat16 it stays so: its bytes are its identity
         model.to(dtypes.pop())
+        model.register_forward_pre_hook(_in_own_dtype)
     model.load_state_dict(state)
+
+
+def _in_own_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images in the dtype of a base's weights, where autocast does not see to that."""
+    images, *others = inputs
+    if torch.is_autocast_enabled(images.device.type):
+        return inputs
+    return images.to(next(model.parameters()).dtype), *others
 
 
 def is_safetensors(path: Path) -> bool:

@@ -85,6 +85,7 @@ class DataSection(Section):
         description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face), "
         "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
     )
+    config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set that has several.")
     root: str = Field("data", description="Folder that holds a set of torchvision.")
     image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
     validation: float = Field(0.1, ge=0, lt=1, description="Part of the training images held out for validation.")

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from superlora_cli.errors import UsageError
+from superlora_cli.kept import STORE
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
 RETRIES = 5  # of a run whose node or process is lost
@@ -95,6 +96,7 @@ def _carry_out(job: Job, work: str, place: str) -> Outcome:
     """On a node: the job, in the folder where the sweep was started, so that paths mean the same."""
     if os.path.isdir(place):
         os.chdir(place)
+    STORE.keeps = True
     module, _, name = work.partition(":")
     outcome: Outcome = getattr(importlib.import_module(module), name)(job)
     return outcome

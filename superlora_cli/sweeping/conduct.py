@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import takewhile
 from typing import Any, NoReturn
 
 import psutil
@@ -156,10 +157,10 @@ def _events(
 
 
 def _devices() -> list[str]:
-    """The GPUs that there are, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that there are, as CUDA_VISIBLE_DEVICES names them; −1 hides those behind it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [device.strip() for device in named.split(",") if device.strip()]
+        return list(takewhile(lambda device: device != "-1", filter(None, map(str.strip, named.split(",")))))
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.kept import STORE
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
 PATIENCE = 120  # seconds that a worker has to save, once it is told to stop
@@ -125,6 +126,7 @@ def _serve(pipe: Connection, work: str, device: str | None, log: str) -> None:
     try:
         module, _, name = work.partition(":")
         carry_out = getattr(importlib.import_module(module), name)
+        STORE.keeps = True
         while True:
             outcome = carry_out(pipe.recv())
             pipe.send(outcome)

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from superlora_cli.recipe.schema import Section
 
+FEWEST = 24  # images that every metric can do with; MSID is the most demanding
 Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]
 
 
@@ -18,7 +19,7 @@ class Measure(Section):
     against: str = Field(min_length=1, description="Real images: `digits:test`, `torch/mnist:test`, or a folder.")
     extractor: Literal["inception", "digits"] = Field("inception", description="Of the features that are compared.")
     weights: str | None = Field(None, description="File of Inception's weights; default: torch hub's cache.")
-    num: int = Field(1000, ge=1, description="Images that each run makes.")
+    num: int = Field(1000, ge=FEWEST, description="Images that each run makes.")
     sampler: Literal["ddpm", "ddim", "dpm++"] = Field("ddim", description="From noise to image.")
     steps: int | None = Field(None, ge=1, description="Steps of the sampler; default: ddpm all, ddim 50, dpm++ 25.")
     guidance: float | None = Field(None, ge=0, description="Weight of the class; default 1.8.")

@@ -19,6 +19,7 @@ from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
+from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
@@ -66,8 +67,11 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     Raises:
         UsageError, MismatchError: as `models.base.build`, `models.targets.expand` and `adapter.attach.attach`.
     """
-    torch.manual_seed(recipe.seed)
-    base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size, weights=weights)
+    classes, image_size = class_count(recipe.data), recipe.data.image_size
+    if weights:
+        base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
+    else:
+        base = build(recipe.model, classes=classes, image_size=image_size, weights=False)
     check_task(recipe, base)
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
@@ -113,7 +117,8 @@ def build_from_file(
     recipe = _for_use(recipe_of(stored, path, overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    made = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size)
+    classes, image_size = classes_of(stored, recipe), recipe.data.image_size
+    made = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch or stored.config.frozen == "svd":  # whose factors are the base's own singular vectors

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
 from superlora_cli.files import read_json, write_json
+from superlora_cli.launch import hushed
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
@@ -38,7 +39,7 @@ def carry_out(job: Job, console: Console | None = None) -> Outcome:
         recipe = recipe_from_dict(dict(job.recipe), job.id)
         while True:
             try:
-                with run.opened():
+                with run.opened(), hushed(quiet):
                     if not _trained(run):
                         _train(recipe, run, console, quiet=quiet)
                     if job.measure is not None:

@@ -16,6 +16,7 @@ from superlora_cli.analysis.memory import step_memory
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
+from superlora_cli.launch import hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks.build import Built, build_for_training
@@ -102,7 +103,8 @@ def train_run(
     """
     about: dict[str, Any] = {}
     try:
-        result = _train(recipe, run, console, processes, about, resume, quiet)
+        with hushed(quiet):
+            result = _train(recipe, run, console, processes, about, resume, quiet)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
             go_on = f"go on with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"

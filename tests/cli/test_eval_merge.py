@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -142,6 +143,30 @@ def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> 
     plain, after = load_file("bf16.safetensors"), load_file("merged.safetensors")
     for name in QKV:
         assert torch.equal(plain[name][64:128], after[name][64:128])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("recipe", "asset"), [("quickstart", BASE), ("digits_unet_lora", ASSETS / "glyphs_unet.safetensors")]
+)
+def test_a_base_in_half_precision_sees_images_in_its_own(
+    dtype: torch.dtype, recipe: str, asset: Path, cli: Cli
+) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(asset).items()}, "half.safetensors")
+    words = (*QUICK[1:], "model.checkpoint=half.safetensors", "train.precision=fp32", "eval.batch_size=100")
+    result = cli("train", recipe, *words, "--out", "run", "--json")
+    assert result.code == 0, result.err
+    trained = result.json()["metrics"]
+    found = cli("eval", "run", "--json").json()["metrics"]
+    assert found == {name: trained[name] for name in found}
+    if recipe == "quickstart":
+        exact = cli("eval", "run", "model.checkpoint=null", "--allow-base-mismatch", "--json").json()["metrics"]
+        assert found["loss"] == pytest.approx(exact["loss"], abs=0.02)
+        Path("images").mkdir()
+        Image.new("RGB", (16, 16)).save("images/a.png")
+        assert cli("eval", "run", "--predict", "images", "--out", "classes.csv", "--json").json()["n"] == 1
+    else:
+        assert cli("generate", "run", "--out", "images", "--num", "2", "--steps", "2", "--json").json()["num"] == 2
 
 
 def test_a_new_head_travels_in_the_adapter_and_into_the_merged_weights(cli: Cli) -> None:

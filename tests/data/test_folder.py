@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,20 +216,34 @@ def test_without_a_home_nothing_is_remembered(pets: Path, monkeypatch: pytest.Mo
     assert sum(sizes(splits_of(pets))) == 12
 
 
+class Terminal(io.StringIO):
+    """What is written on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_long_look_shows_a_bar_on_a_terminal_only(
     terminal: bool, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return terminal
-
     monkeypatch.setattr(scan, "PATIENCE", 0.0)
     monkeypatch.setattr(scan, "AT_ONCE", 4)
-    monkeypatch.setattr("sys.stderr", screen := Screen())
+    monkeypatch.setattr("sys.stderr", screen := Terminal() if terminal else io.StringIO())
     splits_of(pets)
     assert ("looking at the images" in screen.getvalue()) == terminal
     assert terminal or not screen.getvalue()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_is_without_that_bar_too(quiet: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.conftest.io", SimpleNamespace(StringIO=Terminal))
+    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    write_folder(Path("pets"))
+    result = cli("train", "quickstart", "data.name=pets", *QUICK, *(["--quiet"] if quiet else []))
+    assert result.code == 0, result.err
+    assert ("looking at the images" in result.err) != quiet
+    assert not quiet or not result.err
 
 
 # The whole command

@@ -147,6 +147,55 @@ def test_a_set_in_the_cache_needs_no_network(name: str) -> None:
     assert sum(sizes(splits)) == 8
 
 
+def with_configurations(path: Path) -> None:
+    """A set of two configurations, as the hub has it."""
+    for start, name in enumerate(("cats", "dogs")):
+        (path / name).mkdir(parents=True)
+        table(4 + 4 * start, start=50 * start).to_parquet(path / name / "train.parquet")
+    lines = (f"- {{config_name: {name}, data_files: {name}/train.parquet}}" for name in ("cats", "dogs"))
+    (path / "README.md").write_text("\n".join(["---", "configs:", *lines, "---", ""]))
+
+
+def test_a_configuration_is_chosen_by_name() -> None:
+    with_configurations(Path("pets"))
+    assert [sum(sizes(splits_of("hfds/pets", config=name))) for name in ("cats", "dogs")] == [4, 8]
+    assert class_count(DataSection(name="hfds/pets", config="dogs")) == 2
+    one, other = (splits_of("hfds/pets", config=name).fingerprint for name in ("cats", "dogs"))
+    assert one != other
+
+
+@pytest.mark.parametrize(("config", "says"), [(None, "Config name is missing"), ("birds", "'birds' not found")])
+def test_a_set_of_several_configurations_says_which_there_are(config: str | None, says: str) -> None:
+    with_configurations(Path("pets"))
+    with pytest.raises(UsageError, match=says) as caught:
+        splits_of("hfds/pets", config=config)
+    assert caught.value.where == "data.config"
+    assert "['cats', 'dogs']" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_is_chosen_in_the_cache() -> None:
+    with_configurations(Path("pets"))
+    for name in ("cats", "dogs"):
+        datasets.load_dataset("pets", name)
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    for made in list(cache.glob("pets/*/*/*/")):  # as a set of the hub
+        place = cache / "farm___pets" / made.parts[-3].partition("-")[0] / "0.0.0" / "0123456789abcdef"
+        place.parent.mkdir(parents=True)
+        made.rename(place)
+    assert [sum(sizes(splits_of("hfds/farm/pets", config=name))) for name in ("cats", "dogs")] == [4, 8]
+    with pytest.raises(UsageError, match=r"data.config: .* multiple .* configurations in the cache: cats, dogs"):
+        splits_of("hfds/farm/pets")
+
+
+def test_only_a_set_of_hugging_face_has_configurations() -> None:
+    write_folder(Path("pets"))
+    saved(Path("saved"), {"train": 8}, "disk")
+    for name in ("pets", "hfds/saved", "digits", "torch/cifar10"):
+        with pytest.raises(UsageError, match=r"data.config: .*has no configurations"):
+            splits_of(name, config="cats")
+
+
 def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     with pytest.raises(UsageError) as caught:

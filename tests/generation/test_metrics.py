@@ -18,6 +18,7 @@ from superlora_cli.generation.extractors import OURS
 from superlora_cli.generation.features import Features
 from superlora_cli.generation.metrics import Knobs, check_comparable, class_accuracy, fid, measure, notes
 from superlora_cli.recipe.schema import DataSection
+from superlora_cli.sweeping.schema import FEWEST
 from superlora_cli.tasks.measure import measure as measure_images
 from tests.conftest import Cli
 from tests.generation.conftest import Folder, random_features
@@ -117,6 +118,13 @@ def test_too_few_images_are_told_with_the_least_number() -> None:
         measure(few, real, QUICK)
     with pytest.raises(UsageError, match=r"60 reference images .*at least 101, for precision and recall with k = 100"):
         measure(random_features(200, 1), real, Knobs(k=100))
+
+
+def test_a_sweep_takes_the_least_number_that_can_be_measured() -> None:
+    least = (random_features(FEWEST, 1), random_features(60, 2))
+    assert math.isfinite(measure(*least, Knobs(msid_seeds=1))[0]["msid"])
+    with pytest.raises(UsageError, match=f"at least {FEWEST}"):
+        measure(random_features(FEWEST - 1, 1), least[1], QUICK)
 
 
 def test_few_images_for_the_features_are_noted() -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from superlora_cli.sweeping.cluster import each_on_cluster
+from superlora_cli.sweeping.folder import SweepFolder
+from superlora_cli.sweeping.plan import load_plan
 from tests.conftest import run_cli
 from tests.sweeping.conftest import TINY, Write, write  # noqa: F401
 from tests.sweeping.test_sweep import LONG, bytes_of, results, sweep
@@ -65,3 +68,19 @@ def test_without_a_cluster_there_is_one_line(write: Write) -> None:  # noqa: F81
     result = run_cli("sweep", write(TINY), "--out", "out", "--ray", "127.0.0.1:1", "--json")
     assert result.code == 2
     assert json.loads(result.out)["error"]["where"] == "--ray 127.0.0.1:1"
+
+
+def test_a_run_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:  # noqa: F811
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False})
+    try:
+        folder = SweepFolder(Path("out"), load_plan(write(TINY + "runs: [{train.device: cpu}]\n")))
+        jobs = [folder.job(run) for run in folder.plan.checked()]
+        events = list(each_on_cluster(jobs, "tests.sweeping.placing:carry_out", made.address))
+    finally:
+        made.shutdown()
+    seen = {event.job.id: event.outcome.error for event in events if event.outcome}
+    assert [seen[job.id] in ("0", "1") for job in jobs] == [True] * 4 + [False] * 2, seen

@@ -99,6 +99,8 @@ def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_
         ("recipe: quickstart\nset: {seed: 1}\nseeds: [0]\n", "sweep.yaml:2: seed: the seed is set twice"),
         ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep says where"),
         ("recipe: quickstart\nmeasure: {against: \"digits:test\"}\n", "sweep.yaml:2: measure: only diffusion runs"),
+        ("recipe: digits_unet_lora\nmeasure:\n  against: digits:test\n  num: 23\n",
+         "sweep.yaml:4: measure.num: expected a whole number ≥ 24, got 23"),
         ("recipe: quickstart\nset: {model.name: glyphs_vti}\n", "glyphs_vti"),
     ],
 )  # fmt: skip
