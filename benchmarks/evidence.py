@@ -1,0 +1,184 @@
+"""What the head-to-head found: table, picture and findings of docs/evidence.md."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rivals import Method
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.svg"
+START, END = "<!-- results -->\n", "<!-- results end -->\n"
+COLOURS = {"superlora": "#c2410c", "PEFT": "#1d4ed8", "LyCORIS": "#15803d", "plain": "#6b7280"}
+RANGE = (50, 3000)  # parameters between which no peer is to be above our front
+SURE = 2.0  # standard errors
+
+
+class Rows(NamedTuple):
+    """A method's runs at its best learning rate, one a seed."""
+
+    method: Method
+    rate: float
+    rows: list[dict[str, Any]]
+
+    @property
+    def parameters(self) -> int:
+        return int(self.rows[0]["parameters"])
+
+    @property
+    def right(self) -> np.ndarray[Any, Any]:
+        """Which test images are right: (seeds, images), 0 or 1."""
+        return np.array([[int(hit) for hit in row["right"]] for row in self.rows])
+
+    @property
+    def accuracy(self) -> float:
+        """On the test split, mean over the seeds."""
+        return float(self.right.mean())
+
+    @property
+    def validation(self) -> float:
+        """Accuracy on the validation split, mean over the seeds."""
+        return statistics.mean(row["validation"] for row in self.rows)
+
+
+class Difference(NamedTuple):
+    """How much more often one method is right than another, and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, one: Rows, other: Rows) -> Difference:
+        """Paired over seeds and test images, both taken as samples.
+
+        >>> row = lambda right: Rows(None, 0.1, [{"parameters": 1, "right": right}] * 3)
+        >>> Difference.of(row("1100"), row("1100"))
+        Difference(mean=0.0, error=0.0)
+        """
+        own = (one.right - other.right).astype(float)
+        seeds, images = own.shape
+        variance = own.mean(1).var(ddof=1) / seeds + own.mean(0).var(ddof=1) / images
+        return cls(float(own.mean()), float(variance**0.5))
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than `SURE` standard errors above 0."""
+        return self.mean > SURE * self.error and self.mean > 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.error:.3f}"
+
+
+def front(found: list[Rows]) -> list[Rows]:
+    """Ours that no smaller one of ours beats, by validation accuracy: what one would choose without the test split."""
+    best: list[Rows] = []
+    for rows in sorted((rows for rows in found if rows.method.ours), key=lambda rows: rows.parameters):
+        if not best or rows.validation > best[-1].validation:
+            best = [*(b for b in best if b.parameters < rows.parameters), rows]
+    return best
+
+
+def rival_on(chosen: list[Rows], parameters: int) -> Rows | None:
+    """The front's method for a number of parameters."""
+    return next((rows for rows in reversed(chosen) if rows.parameters <= parameters), None)
+
+
+def table(found: list[Rows]) -> str:
+    """In Markdown, by number of parameters; of a peer also its difference from our front there."""
+    chosen = front(found)
+    lines = [
+        "| parameters | method | settings | test accuracy | of 3 seeds | bytes | ms a step | rate | over our front |",
+        "|---:|---|---|---:|---|---:|---:|---:|---|",
+    ]
+    for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
+        method = rows.method
+        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
+        each = rows.right.mean(1)
+        own = rival_on(chosen, rows.parameters)
+        above = "on it" if rows in chosen else ""
+        if own is not None and not method.ours:
+            difference = Difference.of(rows, own)
+            above = f"{difference}{', clearly' if difference.clear else ''}"
+        ms = statistics.median(row["step_ms"] for row in rows.rows)
+        cells = [f"{rows.parameters:,}", title, f"`{method.knobs}`" if method.settings else "", f"{rows.accuracy:.3f}"]
+        cells += [f"{each.min():.3f} – {each.max():.3f}", f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
+        lines.append("| " + " | ".join([*cells, above]) + " |")
+    return "\n".join(lines)
+
+
+def findings(found: list[Rows]) -> list[str]:
+    """The claims, each as it came out."""
+    chosen = front(found)
+    lines = []
+    lora = next((r for r in found if (r.method.library, r.method.name, r.parameters) == ("PEFT", "LoRA", 1536)), None)
+    if lora is not None:
+        level = next((r for r in chosen if r.accuracy >= lora.accuracy), None)
+        near = next((r for r in chosen if not Difference.of(lora, r).clear), None)
+        lines.append(f"Weight-wise LoRA of rank 1 reaches {lora.accuracy:.3f} with {lora.parameters:,} parameters.")
+        if level is not None:
+            lines[-1] += (
+                f" {_named(level)} reaches {level.accuracy:.3f}: {lora.parameters / level.parameters:.1f} times fewer."
+            )
+        if near is not None and near is not level:
+            lines[-1] += (
+                f" Within two standard errors of it already is {_named(near)}, {near.accuracy:.3f} "
+                f"({Difference.of(near, lora)}): {lora.parameters / near.parameters:.1f} times fewer."
+            )
+    peers = [r for r in found if not r.method.ours and RANGE[0] <= r.parameters <= RANGE[1]]
+    above = []
+    for rows in peers:
+        own = rival_on(chosen, rows.parameters)
+        if own is not None and (difference := Difference.of(rows, own)).clear:
+            above.append(f"{rows.method.library} {_named(rows)} ({difference} against {_named(own)})")
+    said = "; ".join(above) if above else "none"
+    asked = f"Of {len(peers)} settings of peers with {RANGE[0]} to {RANGE[1]:,} parameters"
+    lines.append(f"{asked} above our front by more than two standard errors: {said}.")
+    return lines
+
+
+def _named(rows: Rows) -> str:
+    return f"{rows.method.name} with {rows.parameters:,}"
+
+
+def draw(found: list[Rows]) -> None:
+    """Accuracy against parameters, a colour a library, our front as a line."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "superlora"
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for library, colour in COLOURS.items():
+        own = [rows for rows in found if rows.method.library == library]
+        each = [rows.right.mean(1) for rows in own]
+        spread = [[r.accuracy - e.min() for r, e in zip(own, each, strict=True)],
+                  [e.max() - r.accuracy for r, e in zip(own, each, strict=True)]]  # fmt: skip
+        at = [rows.parameters for rows in own]
+        axes.errorbar(at, [r.accuracy for r in own], spread, fmt="o", ms=5, lw=1, color=colour, label=library)
+    chosen = front(found)
+    axes.plot(
+        [r.parameters for r in chosen], [r.accuracy for r in chosen], color=COLOURS["superlora"], lw=1.2, alpha=0.6
+    )
+    for name in {rows.method.name for rows in found}:
+        best = max((rows for rows in found if rows.method.name == name), key=lambda rows: rows.accuracy)
+        axes.annotate(name, (best.parameters, best.accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7,
+                      color=COLOURS[best.method.library])  # fmt: skip
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, mean of 3 seeds")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False)
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def write(found: list[Rows]) -> str:
+    """Table, findings and picture, into the page; what was written into it."""
+    if not found:
+        return "nothing has all its seeds yet"
+    draw(found)
+    points = "\n".join(f"- {line}" for line in findings(found))
+    text = f"{points}\n\n{table(found)}\n\nMade by `python benchmarks/head_to_head.py`.\n"
+    page = PAGE.read_text()
+    PAGE.write_text(page.partition(START)[0] + START + text + END + page.rpartition(END)[2])
+    return text

@@ -1,0 +1,213 @@
+"""The methods of the head-to-head: what each is called, how it gets onto the base, what it trains and stores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from superlora_cli.adapter.attach import attach
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.store import StoredAdapter, digest_base, digest_targets
+from superlora_cli.adapter.targets import Target
+from superlora_cli.data.source import Look
+from superlora_cli.data.splits import load_splits
+from superlora_cli.models.base import build
+from superlora_cli.recipe.schema import DataSection, ModelSection
+
+BLOCKS, WIDTH = 6, 64
+ROLES = ("q", "v")
+SEEDED = (
+    "proj_seed",
+    "projection_seed",
+    "random_loc_seed",
+    "projection_prng_key",
+)  # where PEFT's configurations say it
+OURS = "superlora"
+
+
+class Method(NamedTuple):
+    """A line of the table: whose it is, what it is called, and its settings."""
+
+    library: str
+    name: str
+    settings: dict[str, Any]
+
+    @property
+    def ours(self) -> bool:
+        return self.library == OURS
+
+    @property
+    def knobs(self) -> str:
+        """The settings in words: "order: 3, rank: 4"."""
+        return ", ".join(f"{name}: {_plain(value)}" for name, value in self.settings.items())
+
+
+class Adapted(NamedTuple):
+    """A model with a method on it, its trained parameters, and its file's bytes."""
+
+    model: nn.Module
+    trained: list[nn.Parameter]
+    size: int
+
+
+def methods() -> Iterator[Method]:
+    """Every line of the table, the small ones first."""
+    yield from _onehot()
+    for length in (64, 128, 256, 512, 1024):
+        yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
+    for count in (5, 10, 20, 40, 100):
+        yield Method("PEFT", "FourierFT", {"n_frequency": count})
+    for count in (5, 10, 20, 40):
+        yield Method("PEFT", "TinyLoRA", {"r": 2, "u": count})
+    for rank in (8, 256):
+        yield Method("PEFT", "VeRA", {"r": rank})
+    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 4, 2.0), (3, 4, 2.0)):
+        yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": rank, "alpha": alpha})
+    for rank in (1, 2, 4):
+        yield Method(OURS, "2D, one group", {"rank": rank, "alpha": 0.6})
+    for rank in (1, 2, 4):
+        yield Method("PEFT", "LoRA", {"r": rank})
+    yield Method(OURS, "LoRA", {"method": "lora", "rank": 1})
+    yield Method(OURS, "LoNKr", {"method": "lonkr", "rank": 4})
+    yield Method(OURS, "dense, projected", {"order": 1, "projection": "nonlinear_v2", "ratio": 0.01})
+    yield Method(OURS, "2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1})
+    yield Method(OURS, "LoKr", {"method": "lokr", "rank": 2})
+    yield Method("PEFT", "LoKr", {"r": 1, "decompose_both": True})
+    yield Method("PEFT", "LoKr", {"r": 1})
+    yield Method("PEFT", "LoKr", {"r": 4, "decompose_both": True})
+    yield Method("LyCORIS", "LoKr", {"linear_dim": 1, "factor": 8, "decompose_both": True})
+    yield Method("LyCORIS", "LoKr", {"linear_dim": 1, "factor": 2})
+    yield Method("PEFT", "LoHa", {"r": 1})
+    for rank in (32, 8):
+        yield Method("PEFT", "RandLoRA", {"r": rank})
+    for count, length in ((4, 64), (8, 64), (16, 16)):
+        yield Method("PEFT", "VB-LoRA", {"r": 1, "num_vectors": count, "vector_length": length, "topk": 2})
+    yield Method("plain", "BitFit, q and v", {})
+    yield Method("plain", "BitFit, all biases", {})
+    yield Method("plain", "linear probe", {})
+
+
+def _onehot() -> Iterator[Method]:
+    """One matrix of all weights whose factors' entries are shared numbers: with Uni-LoRA's start, and with ours."""
+    for dim in (32, 64, 128, 256):
+        inner = {"projection": "onehot", "dim": dim}
+        yield Method(OURS, "2D one-hot, small start", {"rank": 4, "inner": inner, "rescale": False, "init": "lora"})
+    for dim in (256, 512, 1024):
+        yield Method(OURS, "2D one-hot", {"rank": 4, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
+
+
+def adapted(base: nn.Module, method: Method, seed: int) -> Adapted:
+    """A copy of the base, which stays as it is, with the method on it."""
+    torch.manual_seed(seed)
+    model = copy.deepcopy(base)
+    on = {OURS: _superlora, "PEFT": _peft, "LyCORIS": _lycoris, "plain": _plain_parameters}[method.library]
+    model, size = on(model, method, seed)
+    return Adapted(model, [parameter for parameter in model.parameters() if parameter.requires_grad], size)
+
+
+def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
+    targets = tuple(
+        Target(f"blocks.{block}.attn.qkv.{role}", 0, WIDTH, (WIDTH, WIDTH), True)
+        for block in range(BLOCKS)
+        for role in ROLES
+    )
+    knobs = dict(method.settings)
+    config = AdapterConfig.from_knobs(knobs.pop("method", None), seed=seed, **knobs)
+    sha256, dtype = digest_base(model, targets)
+    adapter = attach(model, targets, config)
+    about = {"name": "glyphs_vit", "sha256": sha256, "dtype": dtype}
+    factors = dict(adapter.factors.items())
+    return model, len(StoredAdapter(config, ROLES, digest_targets(targets), about, {}, {}, factors).to_bytes())
+
+
+def _peft(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
+    import peft
+
+    kinds = {"Uni-LoRA": "UniLora", "TinyLoRA": "TinyLora", "VeRA": "Vera", "LoRA": "Lora", "LoKr": "LoKr",
+             "RandLoRA": "RandLora", "VB-LoRA": "VBLoRA"}  # fmt: skip
+    kind = getattr(peft, kinds.get(method.name, method.name) + "Config")
+    config = kind(target_modules=list(ROLES), **method.settings)
+    for key in SEEDED:
+        if hasattr(config, key):
+            setattr(config, key, seed)
+    wrapped = peft.get_peft_model(model, config)
+    return wrapped, _bytes(peft.get_peft_model_state_dict(wrapped))
+
+
+def _lycoris(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
+    import logging
+
+    from lycoris import LycorisNetwork, create_lycoris  # type: ignore[import-untyped]
+
+    logging.disable(logging.INFO)
+    chosen = rf".*attn\.qkv\.[{''.join(ROLES)}]"
+    LycorisNetwork.apply_preset({"enable_conv": False, "target_module": [], "target_name": [chosen]})
+    network = create_lycoris(model, 1.0, linear_alpha=1, algo="lokr", **method.settings)
+    network.apply_to()
+    model.add_module("lycoris", network)
+    return model, _bytes(network.state_dict())
+
+
+def _plain_parameters(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
+    ends = {"linear probe": ("head.weight", "head.bias"), "BitFit, all biases": ("bias",)}
+    chosen = ends.get(method.name, tuple(f".{role}.bias" for role in ROLES))
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.endswith(chosen) and (method.name == "linear probe" or not name.startswith("head."))
+    }
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return model, _bytes(trained)
+
+
+def _bytes(tensors: dict[str, Any]) -> int:
+    return len(save({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}))
+
+
+class Split(nn.Module):
+    """A fused qkv as three Linears, which every library can adapt: q, k and v."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        width = fused.in_features
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        with torch.no_grad():
+            parts = (self.q, self.k, self.v)
+            for part, weight, bias in zip(parts, fused.weight.chunk(3), fused.bias.chunk(3), strict=True):
+                part.weight.copy_(weight)
+                part.bias.copy_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) → (…, 3 · width)."""
+        return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+
+
+Data = dict[str, tuple[Tensor, Tensor]]
+
+
+def base_and_data() -> tuple[nn.Module, Data]:
+    """The base with unfused attention, and images and labels of every split."""
+    made = build(ModelSection(name="glyphs_vit", head="frozen"), classes=10)
+    look = Look(made.image_size, made.mean, made.std)
+    splits = load_splits(DataSection(name="digits", augment="none"), look, seed=0)
+    data = {}
+    for split in ("train", "validation", "test"):
+        images: Any = splits.named(split)
+        pairs = [images[i] for i in range(len(images))]
+        data[split] = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+    blocks: Any = made.model.blocks
+    for block in blocks:
+        block.attn.qkv = Split(block.attn.qkv)
+    return made.model.eval().requires_grad_(False), data
+
+
+def _plain(value: Any) -> str:
+    return (
+        "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}" if isinstance(value, dict) else str(value).lower()
+    )
