@@ -19,6 +19,7 @@ from superlora_cli.models import catalogue
 from superlora_cli.models.base import EMBEDDED
 from superlora_cli.models.base import build as build_base
 from superlora_cli.models.descriptions import cfg_unet, llama_7b
+from superlora_cli.models.rolled import roll, unroll
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import ModelSection
 
@@ -112,8 +113,8 @@ def test_the_data_file_is_compact_and_has_every_architecture() -> None:
     assert catalogue.DATA.stat().st_size < 64_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)
-        shapes = list(catalogue._unroll(entry["weights"]))
-        assert catalogue._roll(shapes) == entry["weights"]
+        shapes = list(unroll(entry["weights"]))
+        assert roll(shapes) == entry["weights"]
 
 
 def test_a_name_outside_is_built_with_a_notice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ DEFAULT_MODEL = "vit_base_patch16_224"
 DEFAULT_TARGETS = ("q", "v")
 
 
+@knobs.takes_knobs
 def command(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are counted.")
@@ -40,27 +41,6 @@ def command(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change first.")
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"Base model; without a recipe {DEFAULT_MODEL}.")] = None,
-    targets: knobs.Targets = None,
-    method: knobs.Method = None,
-    groups: knobs.Groups = None,
-    order: knobs.Order = None,
-    rank: knobs.Rank = None,
-    core: knobs.Core = None,
-    splits: knobs.Splits = None,
-    split_dim: knobs.SplitDim = None,
-    left: knobs.Left = None,
-    terms: knobs.Terms = None,
-    combine: knobs.Combine = None,
-    fold: knobs.Fold = None,
-    align: knobs.Align = None,
-    projection: knobs.Projection = None,
-    ratio: knobs.Ratio = None,
-    inner: knobs.Inner = None,
-    dim: knobs.Dim = None,
-    per: knobs.Per = None,
-    freeze: knobs.Freeze = None,
-    frozen: knobs.FrozenAs = None,
-    diagonals: knobs.Diagonals = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show every tensor and how its shape came about.")] = False,
     budget: Annotated[
         int | None, typer.Option(min=1, help="For every method, find the setting closest below this many parameters.")
@@ -69,18 +49,15 @@ def command(
         Path | None, typer.Option(help="Draw parameters against rank and width (the paper's Fig. 2) to this SVG file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **options: Any,
 ) -> None:
     """Count the parameters of an adapter without building it.
 
     Bare, it counts order 2, rank 4, folded, on the query and value weights of a ViT-base; options or a recipe say
     otherwise, and options go before the recipe's keys.
     """
-    flags = knobs.given(
-        **{"method": method, "groups": groups, "order": order, "rank": rank, "core": core, "terms": terms},
-        **{"splits": splits, "split_dim": split_dim, "left": left, "combine": combine, "fold": fold, "align": align},
-        **{"projection": projection, "ratio": ratio, "freeze": freeze, "frozen": frozen, "diagonals": diagonals},
-        **{"inner": inner, "dim": dim, "per": per},
-    )
+    targets = options.pop("targets")
+    flags = knobs.given(**options)
     subject = _subject(recipe, overrides or [], model, targets, flags)
     if budget is not None:
         _show_budget(subject, budget, flags, as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from superlora_cli.cli.console import print_errors, print_json, print_pairs
 from superlora_cli.errors import UsageError
 
 
+@knobs.takes_knobs
 def command(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are meant.")
@@ -29,42 +30,18 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="Architecture of --base where that is a file; eval and merge can use it then.")
     ] = None,
-    targets: knobs.Targets = None,
-    method: knobs.Method = None,
-    groups: knobs.Groups = None,
-    order: knobs.Order = None,
-    rank: knobs.Rank = None,
-    core: knobs.Core = None,
-    splits: knobs.Splits = None,
-    split_dim: knobs.SplitDim = None,
-    left: knobs.Left = None,
-    terms: knobs.Terms = None,
-    combine: knobs.Combine = None,
-    fold: knobs.Fold = None,
-    align: knobs.Align = None,
-    projection: knobs.Projection = None,
-    ratio: knobs.Ratio = None,
-    inner: knobs.Inner = None,
-    dim: knobs.Dim = None,
-    per: knobs.Per = None,
-    freeze: knobs.Freeze = None,
-    frozen: knobs.FrozenAs = None,
-    diagonals: knobs.Diagonals = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fixed projection.")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Steps of the fit behind the closed form at most; 0: none.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    **options: Any,
 ) -> None:
     """Fit an adapter of any variant to the difference of two checkpoints, and tell the error of every weight."""
     if tuned is None or out is None:
         option, hint = ("--tuned", "the tuned weights") if tuned is None else ("--out", "the adapter file to write")
         raise UsageError("is missing", where=option, hint=hint)
-    given = knobs.given(
-        **{"method": method, "groups": groups, "order": order, "rank": rank, "core": core, "terms": terms},
-        **{"splits": splits, "split_dim": split_dim, "left": left, "combine": combine, "fold": fold, "align": align},
-        **{"projection": projection, "ratio": ratio, "freeze": freeze, "frozen": frozen, "diagonals": diagonals},
-        **{"inner": inner, "dim": dim, "per": per, "seed": seed},
-    )
+    targets = options.pop("targets")
+    given = knobs.given(**options, seed=seed)
     patterns = None if targets is None else knobs.split_patterns(targets)
 
     from superlora_cli.recipe.load import load_recipe

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from inspect import Parameter
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -13,38 +15,54 @@ from superlora_cli.adapter.config import CHOICES, PRESETS
 from superlora_cli.adapter.freezing import MAPS
 from superlora_cli.errors import UsageError
 
+Command = TypeVar("Command", bound=Callable[..., None])
+
 
 def _words(knob: str) -> str:
     return ", ".join(CHOICES[knob])
 
 
-Targets = Annotated[
-    str | None, typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear or patterns.")
-]
-Method = Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")]
-Groups = Annotated[
-    str | None, typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each.")
-]
-Order = Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")]
-Rank = Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")]
-Core = Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}.")]
-Splits = Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")]
-SplitDim = Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")]
-Left = Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")]
-Terms = Annotated[str | None, typer.Option(help="Products that are summed; full: as many as give full rank.")]
-Combine = Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")]
-Fold = Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")]
-Align = Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")]
-Projection = Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")]
-Ratio = Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")]
-Inner = Annotated[str | None, typer.Option(help=f"F_in, from few numbers to factors: {', '.join(MAPS)}.")]
-Dim = Annotated[int | None, typer.Option(help="Numbers in a θ, which F_in starts from.")]
-Per = Annotated[str | None, typer.Option(help="One θ for all, or for each group or factor.")]
-Freeze = Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")]
-FrozenAs = Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")]
-Diagonals = Annotated[str | None, typer.Option(help="Modes with a trained diagonal, as 1,2.")]
-
+OPTIONS: dict[str, Any] = {
+    "targets": Annotated[
+        str | None, typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear or patterns.")
+    ],
+    "method": Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")],
+    "groups": Annotated[
+        str | None, typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each.")
+    ],
+    "order": Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")],
+    "rank": Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")],
+    "core": Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}.")],
+    "splits": Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")],
+    "split_dim": Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")],
+    "left": Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")],
+    "terms": Annotated[str | None, typer.Option(help="Products that are summed; full: as many as give full rank.")],
+    "combine": Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")],
+    "fold": Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")],
+    "align": Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")],
+    "projection": Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")],
+    "ratio": Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")],
+    "inner": Annotated[str | None, typer.Option(help=f"F_in, from few numbers to factors: {', '.join(MAPS)}.")],
+    "dim": Annotated[int | None, typer.Option(help="Numbers in a θ, which F_in starts from.")],
+    "per": Annotated[str | None, typer.Option(help="One θ for all, or for each group or factor.")],
+    "freeze": Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")],
+    "frozen": Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")],
+    "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, as 1,2.")],
+}
 INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option
+
+
+def takes_knobs(command: Command) -> Command:
+    """Let a command that takes `**options` have those of `OPTIONS`, behind its option `model`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
+    knobs = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind)
+        for name, kind in OPTIONS.items()
+    ]
+    place = [parameter.name for parameter in own].index("model") + 1
+    command.__signature__ = signature.replace(parameters=[*own[:place], *knobs, *own[place:]])  # type: ignore[attr-defined]
+    return command
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,12 @@ from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.descriptions import DESCRIPTIONS
 from superlora_cli.models.patterns import Weight, expand
+from superlora_cli.models.rolled import Shapes, roll, unroll
 
 if TYPE_CHECKING:
     from torch import nn
 
 DATA = Path(__file__).with_name("catalogue.jsonl")
-Shapes = list[tuple[str, tuple[int, ...]]]
 
 ARCHITECTURES = (
     *("vit_tiny_patch16_224", "vit_tiny_patch16_384", "vit_small_patch16_224", "vit_small_patch32_224"),
@@ -126,7 +126,7 @@ def _lines() -> dict[str, str]:
 def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
     classes = entry["classes"][tag]
     weights, classifiers = {}, {}
-    for module, shape in _unroll(entry["weights"]):
+    for module, shape in unroll(entry["weights"]):
         if shape[0]:
             weights[module] = Weight(shape)
         else:
@@ -187,7 +187,7 @@ def write() -> None:
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]
         body = sum(layer.params for layer in layers)
-        lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": _roll(shapes)})
+        lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": roll(shapes)})
     DATA.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -216,7 +216,7 @@ def _tags(name: str) -> dict[str, int]:
 def _entry(name: str, model: nn.Module, tags: Mapping[str, int]) -> dict[str, Any]:
     shapes = _shapes(model)  # a model without classifier has one from here on
     own = sum(model.get_parameter(key).numel() for n, s in shapes if not s[0] for key in (f"{n}.weight", f"{n}.bias"))
-    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": _roll(shapes)}
+    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": roll(shapes)}
 
 
 def _shapes(model: Any) -> Shapes:
@@ -238,59 +238,6 @@ def _shapes(model: Any) -> Shapes:
         (name, (0, *shape[1:]) if name in classifiers and shape[0] == model.num_classes else shape)
         for name, (shape, _) in weights_of(model).items()
     ]
-
-
-# The file's short form of a list of weights.
-
-
-def _unroll(items: Sequence[Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The file's items → (module, shape) each."""
-    for item in items:
-        if len(item) == 2:
-            yield item[0], tuple(item[1])
-            continue
-        prefix, first, count, block = item
-        for index in range(first, first + count):
-            yield from ((f"{prefix}.{index}.{suffix}", tuple(shape)) for suffix, shape in block)
-
-
-def _roll(shapes: Shapes) -> list[Any]:
-    """(module, shape) each → the file's items: equal blocks that follow each other become one.
-
-    >>> rolled = _roll([("stem", (8, 3)), ("blocks.0.fc", (8, 8)), ("blocks.1.fc", (8, 8))])
-    >>> rolled, _roll(list(_unroll(rolled))) == rolled
-    ([['stem', [8, 3]], ['blocks', 0, 2, [['fc', [8, 8]]]]], True)
-    """
-    items: list[Any] = []
-    while shapes:
-        item = max(_runs(shapes), key=lambda item: item[2] * len(item[3]), default=None)
-        used = 1 if item is None else item[2] * len(item[3])
-        items.append(item or [shapes[0][0], list(shapes[0][1])])
-        shapes = shapes[used:]
-    return items
-
-
-def _runs(shapes: Shapes) -> Iterator[list[Any]]:
-    """Ways to see the start of `shapes` as at least two equal blocks."""
-    parts = shapes[0][0].split(".")
-    for depth, part in enumerate(parts[:-1]):
-        if depth and part.isdigit():
-            prefix, first, count, at = ".".join(parts[:depth]), int(part), 0, 0
-            block = _block(shapes, f"{prefix}.{first}.")
-            while _block(shapes[at:], f"{prefix}.{first + count}.") == block:
-                count, at = count + 1, at + len(block)
-            if count > 1:
-                yield [prefix, first, count, block]
-
-
-def _block(shapes: Shapes, prefix: str) -> list[Any]:
-    """The leading weights under `prefix`, as [suffix, shape]."""
-    block = []
-    for name, shape in shapes:
-        if not name.startswith(prefix):
-            break
-        block.append([name.removeprefix(prefix), list(shape)])
-    return block
 
 
 if __name__ == "__main__":

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from superlora_cli.showing import Showing
 from superlora_cli.training.meter import Figures
 
-BETWEEN_LINES = 15  # seconds, where there is no terminal
 
-
-class Display:
+class Display(Showing):
     """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr."""
 
     def __init__(self, console: Console, *, steps: int, start: int, quiet: bool) -> None:
         self.steps, self.quiet = steps, quiet
-        self.live = not quiet and console.is_terminal
-        self.progress = Progress(
+        progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
@@ -28,27 +24,17 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             expand=True,
-            disable=not self.live,
+            disable=quiet or not console.is_terminal,
         )
-        self.task = self.progress.add_task("train", total=steps, completed=start, figures="")
-        self.spoken = time.monotonic()
-
-    def __enter__(self) -> Display:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+        super().__init__(progress)
+        self.task = progress.add_task("train", total=steps, completed=start, figures="")
 
     def step(self, step: int, figures: Figures, *, lr: float) -> None:
         """New figures after `step`, learning rate `lr`."""
         words = f"loss {figures.loss:.4f}  lr {lr:.2e}  {figures.images_per_second:.0f} images/s"
         words += f"  data {figures.data_wait:.0%}  {figures.memory / 2**30:.1f} GiB"
         self.progress.update(self.task, completed=step, figures=words)
-        if not self.live and (time.monotonic() - self.spoken > BETWEEN_LINES or step == self.steps):
-            self.spoken = time.monotonic()
+        if self.due(last=step == self.steps):
             self.say(f"step {step}/{self.steps}  {words}")
 
     def say(self, line: str) -> None:
