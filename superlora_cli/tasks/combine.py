@@ -24,6 +24,7 @@ from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.tasks.build import classes_of
 from superlora_cli.tasks.stored import Stored, read_adapter
+from superlora_cli.weights.checksum import digest_tensors
 
 FORMS = ("adapter", "delta")
 
@@ -108,7 +109,7 @@ def _exact(targets: Sequence[Target]) -> dict[str, Any]:
 
 
 def _source(weight: float, adapter: Stored) -> dict[str, Any]:
-    return {"weight": weight, "sha256": store.digest_tensors(adapter.stored.factors), "metrics": adapter.stored.metrics}
+    return {"weight": weight, "sha256": digest_tensors(adapter.stored.factors), "metrics": adapter.stored.metrics}
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -121,7 +121,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "truncated": (("eval", "truncated.safetensors"), 2, ("truncated.safetensors", "not a whole safetensors file")),
     "tampered": (("eval", "tampered.safetensors"), 2, ("tampered.safetensors", "checksum")),
     "newer format": (("inspect", "newer.safetensors"), 2, ("newer.safetensors", "format 9", "update superlora")),
-    "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "damaged metadata")),
+    "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "checksum")),
     "no safetensors": (("eval", "recipe.yaml"), 2, ("recipe.yaml", "not a whole safetensors file")),
     "plain weights": (("eval", "plain.safetensors"), 2, ("plain.safetensors", "no superlora adapter")),
     "PEFT": (("eval", "peft.safetensors"), 2, ("peft.safetensors", "a PEFT adapter", "merge_and_unload")),
