@@ -118,7 +118,7 @@ def metadata_of_other_types(content: bytes, draw: random.Random) -> bytes:
     """What should be text is none, or text that is no JSON of the right form."""
     header, body = split(content)
     meta = header["__metadata__"]
-    key = draw.choice([key for key in meta if key != "format"])
+    key = draw.choice([key for key in meta if key != "format"] or ["format"])
     worse = ("", "[]", "{}", "null", "7", '"x"', "[" * 100_000, "{" * 5000, "1" * 5000, "NaN", '"\\ud800"', "\x1b[2J")
     meta[key] = draw.choice((*worse, None, 7, [], {}))
     if draw.random() < 0.2:
