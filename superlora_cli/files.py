@@ -30,6 +30,8 @@ def system_errors(path: Path) -> Iterator[None]:
             raise RunError(
                 "the disk is full", where=str(path), hint="free some space; nothing was overwritten"
             ) from None
+        if error.errno in (errno.EIO, errno.EFBIG):
+            raise RunError(f"cannot write: {error.strerror}", where=str(path), hint="nothing was overwritten") from None
         hint = "choose a folder you may write to"
         raise UsageError(f"cannot write: {error.strerror}", where=str(path), hint=hint) from None
 

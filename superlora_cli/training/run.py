@@ -100,7 +100,7 @@ class RunFolder:
             finally:
                 if not (self.path / "recipe.yaml").exists():  # no run began: leave the place as it was
                     lock_file.unlink(missing_ok=True)
-                    if made and self.is_empty():
+                    if made and self.path.is_dir() and self.is_empty():
                         self.path.rmdir()
 
     def is_empty(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from tests.faults import files, kills
+from tests.faults import disks, files, kills
 from tests.faults.material import Material
 from tests.faults.trials import Trial
 
@@ -13,6 +13,11 @@ Area = Callable[[Material, random.Random, int], Iterator[Trial]]
 
 AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one round of many
     "kills": (kills.kills, 6, 108),
+    "full disks": (disks.full, 3, 30),
+    "failing disks": (disks.failing, 2, 18),
+    "read-only folders": (disks.read_only, 3, 10),
+    "vanishing files": (disks.vanishing, 3, 18),
+    "slow disks": (disks.slow, 1, 6),
     "adapters": (files.adapters, 28, 280),
     "forged": (files.forged, 24, 180),
     "bases": (files.bases, 14, 112),

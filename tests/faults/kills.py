@@ -31,7 +31,7 @@ class Victim:
     """A command to be killed.
 
     Attributes:
-        words: of the command; `ADAPTER` is the adapter's path.
+        words: of the command; as `Material.fill` takes them.
         results: files that must be as if nobody had disturbed it, as patterns.
         group: whether SIGTERM and SIGINT go to its whole group of processes.
         kills: how often it is killed before it is let finish.
@@ -109,8 +109,8 @@ def _life(
             pending.append(Trial("kills", f"{name}, {number.name}", "ends as if undisturbed", fault))
         last = _start(material, victim, place).done
         fault = f"run again, it fails: {last.err[-300:]}" if last.code else None
-        if fault is None and _results(place, victim) != right:
-            found = _results(place, victim)
+        if fault is None and results(place, victim) != right:
+            found = results(place, victim)
             fault = f"ends differently: {sorted(p for p in {*right, *found} if right.get(p) != found.get(p))}"
     for trial in pending:
         yield trial if trial.fault or not fault else Trial(trial.area, trial.kind, "ends differently", fault)
@@ -124,7 +124,7 @@ def _undisturbed(material: Material, victim: Victim) -> tuple[dict[str, bytes], 
         seconds = time.monotonic() - began
         if done.code:
             raise AssertionError(done.err)
-        return _results(place, victim), seconds
+        return results(place, victim), seconds
 
 
 def _prepare(place: Path) -> None:
@@ -132,8 +132,7 @@ def _prepare(place: Path) -> None:
 
 
 def _start(material: Material, victim: Victim, place: Path) -> Running:
-    words = [str(material.adapter) if word == "ADAPTER" else word for word in victim.words]
-    return material.commands.start(*words, cwd=place, setup=SLOW)
+    return material.commands.start(*material.fill(victim.words), cwd=place, setup=SLOW)
 
 
 def _rest(running: Running) -> None:
@@ -153,6 +152,7 @@ def _wrong_end(done: Done, number: signal.Signals) -> str | None:
     return complaint(done) if done.code == 130 else f"exit code {done.code}: {done.err[-300:]}"
 
 
-def _results(place: Path, victim: Victim) -> dict[str, bytes]:
+def results(place: Path, victim: Victim) -> dict[str, bytes]:
+    """What the command has made, by file."""
     found = (path for pattern in victim.results for path in sorted(place.glob(pattern)) if path.is_file())
     return {str(path.relative_to(place)): path.read_bytes() for path in found}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,11 @@ class Material:
         commands.right("train", "quickstart", *QUICK, "--out", "run", "--quiet", cwd=place)
         self.run = place / "run"
         self.adapter = self.run / "adapter.safetensors"
+
+    def fill(self, words: Sequence[str]) -> tuple[str, ...]:
+        """Words of a command with the paths that `ADAPTER` and `RUN` stand for."""
+        paths = {"ADAPTER": str(self.adapter), "RUN": str(self.run)}
+        return tuple(paths.get(word, word) for word in words)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:

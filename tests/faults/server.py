@@ -16,17 +16,19 @@ import sys
 import traceback
 from typing import Any
 
-MODULES = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "stored", "verify")
+TASKS = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "stored", "report")
+MODULES = (
+    *("superlora_cli.cli.app", *(f"superlora_cli.tasks.{name}" for name in TASKS)),
+    *("torch._dynamo", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets", "multiprocessing.pool"),
+)  # what commands import on their way
 
 
 def serve() -> None:
     """Until stdin ends."""
-    import diffusers.schedulers.scheduling_ddim  # noqa: F401  what commands import on their way
-    import torch
-    import torch._dynamo  # which takes seconds, and optimizers ask for it
-
     for name in MODULES:
-        importlib.import_module(f"superlora_cli.tasks.{name}")
+        importlib.import_module(name)
+    import torch
+
     torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
@@ -49,27 +51,28 @@ def _carry_out(
         out, err: files for what it says.
         limit: seconds; then SIGALRM ends it.
         memory: bytes of address space that it may take beyond what importing took.
-        setup: `module:function` to be called before.
+        setup: `module:function`, or with an argument `module:function:text`, to be called before.
     """
     from superlora_cli.cli.app import main
 
     os.setsid()
     for name, mode, stream in ((os.devnull, os.O_RDONLY, 0), (out, os.O_WRONLY, 1), (err, os.O_WRONLY, 2)):
         os.dup2(os.open(name, mode | (os.O_CREAT if stream else 0), 0o600), stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the server itself was started deaf to it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the server itself may have been started deaf to it
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(limit)
     code: Any = 70
     try:
         os.chdir(cwd)
         for place in setup:
-            module, _, function = place.partition(":")
-            getattr(importlib.import_module(module), function)()
+            module, function, *arguments = place.split(":")
+            getattr(importlib.import_module(module), function)(*arguments)
         if memory is not None:
             with open("/proc/self/statm") as file:
                 taken = int(file.read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
         sys.argv = ["superlora", *words]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except SystemExit as stop:
         code = stop.code or 0
