@@ -289,9 +289,14 @@ def test_a_full_disk_leaves_the_file_that_was_to_be_overwritten(
 
 def test_a_folder_that_vanishes_before_the_run_has_begun_does_not_hide_why_it_ends(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(RunError, match="the reason"), run.opened():
-        shutil.rmtree(run.path)
-        raise RunError("the reason")
+
+    def ended_while_the_folder_vanished() -> None:
+        with run.opened():
+            shutil.rmtree(run.path)
+            raise RunError("the reason")
+
+    with pytest.raises(RunError, match="the reason"):
+        ended_while_the_folder_vanished()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EFBIG])
