@@ -77,9 +77,9 @@ class StoredAdapter:
         }
         return safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        write_atomic(path, self.to_bytes())
+    def save(self, path: Path, *, force: bool = True) -> None:
+        """Write the file whole or not at all; raises as `write_atomic`."""
+        write_atomic(path, self.to_bytes(), force=force)
 
 
 def load(path: Path) -> StoredAdapter:

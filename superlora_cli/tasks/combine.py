@@ -69,11 +69,12 @@ def combine(
     first = parts[0][1]
     targets, patterns, base = _common_base(read, terms, first)
     if len(parts) == 1 and parts[0][0] == 1 and to == "adapter" and rank is None and energy is None:
-        write_atomic(out, first.path.read_bytes())
+        write_atomic(out, first.path.read_bytes(), force=force)
         return _about(out, to, first.adapter.plan.params, _exact(first.targets))
     sums = [total(target, terms) for target in targets]
     if to == "delta":
-        write_atomic(out, delta_file(targets, [update.dense() for update in sums], first.modules, base))
+        content = delta_file(targets, [update.dense() for update in sums], first.modules, base)
+        write_atomic(out, content, force=force)
         return _about(out, to, sum(target.flat.elements for target in targets), {})
     found = _limited(sums, targets, rank, energy)
     config, tensors = as_lora(found, targets, rank=max(one.rank for one in found))
@@ -96,7 +97,7 @@ def combine(
         classes=first.stored.classes,
         origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
     )
-    made.save(out)
+    made.save(out, force=force)
     return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from tests.faults import disks, files, kills
+from tests.faults import disks, files, images, kills, recipes, together
 from tests.faults.material import Material
 from tests.faults.trials import Trial
 
@@ -21,4 +21,8 @@ AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one r
     "adapters": (files.adapters, 28, 280),
     "forged": (files.forged, 24, 180),
     "bases": (files.bases, 14, 112),
+    "recipes": (recipes.recipes, 30, 300),
+    "overrides": (recipes.on_the_command_line, 12, 120),
+    "images": (images.images, 8, 40),
+    "together": (together.together, 3, 25),
 }

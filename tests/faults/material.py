@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from superlora_cli.models.base import ASSETS
@@ -32,6 +33,12 @@ class Material:
         commands.right("train", "quickstart", *QUICK, "--out", "run", "--quiet", cwd=place)
         self.run = place / "run"
         self.adapter = self.run / "adapter.safetensors"
+
+    @cached_property
+    def other(self) -> Path:
+        """Another adapter file of the same base."""
+        self.commands.right("train", "quickstart", *QUICK, "seed=1", "--out", "other", "--quiet", cwd=self.place)
+        return self.place / "other" / "adapter.safetensors"
 
     def fill(self, words: Sequence[str]) -> tuple[str, ...]:
         """Words of a command with the paths that `ADAPTER` and `RUN` stand for."""
