@@ -1,5 +1,8 @@
 """Hugging Face data sets (`hfds/NAME`): a folder that `datasets` reads or saved, one from its cache, or from the hub.
 
+`hfds/NAME@REVISION` is one commit of a set (on the hub also a branch or tag). No code of a set is run: `datasets` from
+version 4 on has no scripts.
+
 Directly by that library rather than through timm's reader, which neither reads what `save_to_disk` wrote nor says
 which splits there are.
 """
@@ -54,7 +57,7 @@ def read_hub(name: str, *, download: bool) -> Source:
     """A set whose splits have a column of images and one of classes.
 
     Args:
-        name: of the set on the hub, or a folder.
+        name: of the set on the hub, with `@REVISION` if that is wanted, or a folder.
         download: fetch it where it is neither a folder nor in the cache.
 
     Raises:
@@ -95,16 +98,20 @@ def _library() -> Any:
 def _open(name: str, download: bool) -> dict[str, Any]:
     """The splits of a set, by name."""
     datasets, path = _library(), Path(name)
+    repository, _, revision = name.partition("@")
     with _quiet(datasets), _one_line(name):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             found = datasets.load_from_disk(name)
             return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
         if path.is_dir():
             return dict(datasets.load_dataset(name))
-        with contextlib.suppress(ValueError):  # not in the cache
+        with contextlib.suppress(ValueError, FileNotFoundError):  # not in the cache
             from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
 
-            return dict(Cache(dataset_name=path.name, repo_id=name, version="auto", hash="auto").as_dataset())
+            which = {"version": "auto", "hash": "auto"}
+            if revision:
+                which = {"version": "0.0.0", "hash": revision, "config_name": "default"}
+            return dict(Cache(dataset_name=Path(repository).name, repo_id=repository, **which).as_dataset())
     if not download:
         hint = "the name of a folder, or data.download=true where there is a network"
         message = f"no folder '{name}', and no such Hugging Face data set in the cache"
@@ -112,8 +119,9 @@ def _open(name: str, download: bool) -> dict[str, Any]:
     with _quiet(datasets), _one_line(name):
         from huggingface_hub import HfApi
 
-        HfApi().dataset_info(name, timeout=TIMEOUT)  # without a network `load_dataset` tries for half a minute
-        return dict(datasets.load_dataset(name))
+        pinned = {"revision": revision} if revision else {}
+        HfApi().dataset_info(repository, timeout=TIMEOUT, **pinned)  # without a network `load_dataset` tries for long
+        return dict(datasets.load_dataset(repository, **pinned))
 
 
 def _classes(name: str, splits: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Sequence[Any]]:
