@@ -19,7 +19,8 @@ class SuperLoraError(Exception):
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.where, self.hint = message, where, hint
+        self.message = printable(message)
+        self.where, self.hint = (None if text is None else printable(text) for text in (where, hint))
         self.process: int | None = None  # the one it happened in, where it did not happen in all of them
 
     def __str__(self) -> str:
@@ -33,6 +34,15 @@ class SuperLoraError(Exception):
         return {"code": self.code, "message": self.message, "where": self.where, "hint": self.hint}
 
 
+def printable(text: str) -> str:
+    """Text from files as one line that a terminal shows and does not obey.
+
+    >>> printable("a\\nb \\x1b[2J")
+    'a\\\\nb \\\\x1b[2J'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class RunError(SuperLoraError):
     """Something failed while running: NaN, a full disk. Exit code 1."""
 
@@ -43,6 +53,14 @@ class UsageError(SuperLoraError):
     """Bad usage, recipe, data or input file. Exit code 2."""
 
     code = 2
+
+
+class LongUsageError(UsageError):
+    """One that takes several lines, as all that is wrong with a recipe."""
+
+    def __init__(self, lines: Iterable[str], *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__("", where=where, hint=hint)
+        self.message = "\n".join(printable(part) for line in lines for part in line.split("\n"))
 
 
 class MismatchError(SuperLoraError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from superlora_cli.data.batches import Share, StepSampler, evaluation_batches, training_batches
 from superlora_cli.data.digits import SPLIT_SIZES, load_digits_split, split_indices
@@ -321,3 +323,20 @@ def test_more_classes_than_outputs_are_refused_before_anything_is_written(cli: C
     assert "12 classes" in result.message
     assert "10 outputs" in result.message
     assert not list(Path("runs").glob("*"))
+
+
+def test_a_signal_that_reaches_a_loader_worker_in_its_first_moment_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = torch.utils.data._utils.worker._worker_loop
+
+    def told_to_go_before_anything_else(*about: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        plain(*about)
+
+    monkeypatch.setattr(torch.utils.data._utils.worker, "_worker_loop", told_to_go_before_anything_else)
+    images = TensorDataset(torch.zeros(6, 3, 2, 2), torch.arange(6))
+    batches = training_batches(images, 2, seed=0, start=0, stop=2, workers=1, pin=False, keyed=False)
+    assert len(list(batches)) == 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}

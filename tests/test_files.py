@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
-from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic, write_json
+from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic, write_folder, write_json
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.bfloat16), "c": torch.tensor(3)}
 
@@ -70,6 +70,32 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
         write_atomic(target, "new")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_somebody_else_has_written_meanwhile_is_not_overwritten_without_force(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    write_atomic(file, "first", force=False)
+    write_folder(folder, {"a": b"first"}, force=False)
+    with pytest.raises(UsageError, match=r"the file exists \(--force overwrites it\)"):
+        write_atomic(file, "second", force=False)
+    with pytest.raises(UsageError, match=r"the folder exists \(--force overwrites it\)"):
+        write_folder(folder, {"a": b"second"}, force=False)
+    assert file.read_text() == (folder / "a").read_text() == "first"
+    write_atomic(file, "second")
+    write_folder(folder, {"a": b"second"})
+    assert file.read_text() == (folder / "a").read_text() == "second"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_where_there_are_no_links_a_new_file_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*names: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    write_atomic(tmp_path / "file", "first", force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:

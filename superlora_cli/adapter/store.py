@@ -23,10 +23,12 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
 
 FORMAT_VERSION = "1"
 HEAD = "head."
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,14 @@ class StoredAdapter:
             "superlora.prng": GENERATOR,
             "superlora.recipe": _json(self.recipe),
             "superlora.metrics": _json(self.metrics),
-            "superlora.checksum": digest_tensors(tensors),
             **classes_metadata(self.classes),
             **({"superlora.origin": _json(self.origin)} if self.origin else {}),
         }
-        return safetensors_bytes(tensors, metadata)
+        return safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        write_atomic(path, self.to_bytes())
+    def save(self, path: Path, *, force: bool = True) -> None:
+        """Write the file whole or not at all; raises as `write_atomic`."""
+        write_atomic(path, self.to_bytes(), force=force)
 
 
 def load(path: Path) -> StoredAdapter:
@@ -96,25 +97,46 @@ def load(path: Path) -> StoredAdapter:
         version = metadata["superlora.format_version"]
         raise UsageError(f"adapter format {version}, this version reads {FORMAT_VERSION}", where=str(path),
                          hint="update superlora")  # fmt: skip
+    checksum.check(tensors, metadata, path)
+    for name, tensor in tensors.items():
+        _check_numbers(name, tensor, path)
     try:
-        targets = json.loads(metadata["superlora.targets"])
-        stored = StoredAdapter(
+        targets, base = _said(metadata, "targets"), _said(metadata, "base")
+        return StoredAdapter(
             config=AdapterConfig.from_json(metadata["superlora.config"]),
-            patterns=tuple(targets["patterns"]),
-            targets_digest=targets["sha256"],
-            base=json.loads(metadata["superlora.base"]),
-            recipe=json.loads(metadata["superlora.recipe"]),
-            metrics=json.loads(metadata["superlora.metrics"]),
+            patterns=tuple(_text(pattern) for pattern in targets["patterns"]),
+            targets_digest=_text(targets["sha256"]),
+            base={"name": base["name"], **{key: _text(base[key]) for key in ("sha256", "dtype")}},
+            recipe=_said(metadata, "recipe"),
+            metrics=_said(metadata, "metrics"),
             factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
             classes=read_classes(metadata),
-            origin=json.loads(metadata.get("superlora.origin", "{}")),
+            origin=_said({"superlora.origin": "{}", **metadata}, "origin"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
-    if metadata.get("superlora.checksum") != digest_tensors(tensors):
-        raise UsageError("the checksum does not match the factors", where=str(path), hint="the file was altered")
-    return stored
+
+
+def _said(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    found = json.loads(metadata[f"superlora.{name}"])
+    if not isinstance(found, dict):
+        raise TypeError(f"{name} is {found!r:.40}, and should have keys")
+    return found
+
+
+def _text(found: Any) -> str:
+    if not isinstance(found, str):
+        raise TypeError(f"{found!r:.40} should be text")
+    return found
+
+
+def _check_numbers(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse a tensor that no training leaves."""
+    if tensor.dtype not in DTYPES:
+        raise UsageError(f"tensor {name} is of {tensor.dtype}", where=str(path), hint="floating-point numbers")
+    if not torch.isfinite(tensor).all():
+        raise UsageError(f"tensor {name} holds NaN or Inf", where=str(path), hint="train again at a lower rate")
 
 
 def classes_metadata(names: Sequence[str]) -> dict[str, str]:
@@ -129,7 +151,7 @@ def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
     Raises:
         ValueError, TypeError: no list.
     """
-    return tuple(str(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
+    return tuple(_text(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
 
 
 def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
@@ -143,6 +165,30 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     with torch.no_grad():
         for name, tensor in stored.factors.items():
             adapter.factors[name].copy_(tensor)
+
+
+def restore_head(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
+    """Copy a stored head into the parameters of its names.
+
+    Raises:
+        MismatchError: the model has none of a name, or one of another shape.
+    """
+    check_head(model, stored, where=where)
+    with torch.no_grad():
+        for name, tensor in stored.head.items():
+            model.get_parameter(name).copy_(tensor)
+
+
+def check_head(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
+    """Refuse a head that a model has no place for.
+
+    Raises:
+        MismatchError: names the first parameter.
+    """
+    own = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for name, tensor in stored.head.items():
+        if own.get(name) != tensor.shape:
+            raise MismatchError(f"the base has no {name} like {list(tensor.shape)}", where=where, hint="another head")
 
 
 def check_targets(targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
@@ -228,15 +274,6 @@ def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str) -
         where=where,
         hint=f"use the weights of {name}, or --allow-base-mismatch",
     )
-
-
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of tensors, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _json(content: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from superlora_cli.errors import SuperLoraError
+from superlora_cli.errors import SuperLoraError, printable
 from superlora_cli.launch import speaks
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, title=Text(title), title_justify="left", min_width=min(len(title), 78))
+    table = Table(show_header=False, title=Text(printable(title)), title_justify="left", min_width=min(len(title), 78))
     for name, value in rows:
-        table.add_row(Text(name), Text(value, overflow="fold"))
+        table.add_row(Text(printable(name)), Text(printable(value), overflow="fold"))
     print_table(table)
 
 

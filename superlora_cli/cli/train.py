@@ -63,7 +63,7 @@ def command(
         if launched() > 1:
             folder, fresh = processes.on_main(own_folder)
             folder.writes = processes.is_main
-        checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder))
+        checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder, console))
         result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,19 +145,27 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     """torch's loader, with errors of worker processes as they were raised, without the traceback around them."""
     # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
     generator = torch.Generator().manual_seed(0)
-    loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=_leave_signals, **how)
-    iterator: Any = iter(loader)
+    loader: DataLoader[Batch] = DataLoader(images, generator=generator, **how)
+    with _deaf_children():
+        iterator: Any = iter(loader)
     try:
         yield from iterator
     except SuperLoraError as error:
-        *traceback, last = error.message.strip().splitlines()
+        *traceback, last = str(error.args[0]).strip().splitlines()
         raise type(error)(last.partition(": ")[2]) if traceback else error from None
     finally:
         if workers := getattr(iterator, "_shutdown_workers", None):
             workers()  # an error's traceback holds the iterator, and so the workers, which an exit would wait for
 
 
-def _leave_signals(worker: int) -> None:
-    """A signal to the whole group of processes is the training process's to answer: it still needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside never hear SIGINT and SIGTERM, from their first moment on.
+
+    A signal to the whole group of processes is the training process's to answer: it still needs its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

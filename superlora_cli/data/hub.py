@@ -1,5 +1,8 @@
 """Hugging Face data sets (`hfds/NAME`): a folder that `datasets` reads or saved, one from its cache, or from the hub.
 
+`hfds/NAME@REVISION` is one commit of a set (on the hub also a branch or tag). No code of a set is run: `datasets` from
+version 4 on has no scripts.
+
 Directly by that library rather than through timm's reader, which neither reads what `save_to_disk` wrote nor says
 which splits there are.
 """
@@ -53,7 +56,7 @@ def read_hub(name: str, *, config: str | None, download: bool) -> Source:
     """A set whose splits have a column of images and one of classes.
 
     Args:
-        name: of the set on the hub, or a folder.
+        name: of the set on the hub, with `@REVISION` if that is wanted, or a folder.
         config: which of the set's configurations; None for the only one, or its default.
         download: fetch it where it is neither a folder nor in the cache.
 
@@ -95,6 +98,7 @@ def _library() -> Any:
 def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
     """The splits of a set, by name."""
     datasets, path = _library(), Path(name)
+    repository, _, revision = name.partition("@")
     with _quiet(datasets), _one_line(name):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             if config is not None:
@@ -106,9 +110,11 @@ def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
         try:
             from datasets.packaged_modules.cache.cache import Cache  # type: ignore[import-untyped]
 
-            kept = Cache(dataset_name=path.name, repo_id=name, config_name=config, version="auto", hash="auto")
-            return dict(kept.as_dataset())
-        except ValueError as error:  # not in the cache, or more than one
+            which = {"version": "auto", "hash": "auto", "config_name": config}
+            if revision:
+                which = {"version": "0.0.0", "hash": revision, "config_name": config or "default"}
+            return dict(Cache(dataset_name=Path(repository).name, repo_id=repository, **which).as_dataset())
+        except (ValueError, FileNotFoundError) as error:  # not in the cache, or more than one
             if "multiple" in str(error):
                 raise
     if not download:
@@ -118,8 +124,9 @@ def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
     with _quiet(datasets), _one_line(name):
         from huggingface_hub import HfApi
 
-        HfApi().dataset_info(name, timeout=TIMEOUT)  # without a network `load_dataset` tries for half a minute
-        return dict(datasets.load_dataset(name, config))
+        pinned = revision or None
+        HfApi().dataset_info(repository, revision=pinned, timeout=TIMEOUT)  # `load_dataset` alone tries for long
+        return dict(datasets.load_dataset(repository, config, revision=pinned))
 
 
 def _classes(name: str, splits: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Sequence[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -58,6 +59,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _read(file: str | Path | BinaryIO) -> Image.Image:
+    if isinstance(file, str | Path) and os.path.exists(file) and not os.path.isfile(file):
+        raise OSError("a folder, a pipe or a device")  # reading a pipe would wait for ever
     with Image.open(file) as image:
         image.load()
         with contextlib.suppress(Exception):  # damaged EXIF data around a whole image

@@ -52,7 +52,7 @@ class ImagesFolder:
                 raise UsageError("the folder is not empty", where=str(self.path), hint=hint)
 
     def begin(self, settings: Mapping[str, Any], images: Mapping[str, str]) -> None:
-        """Remove what an earlier run wrote, and nothing else; say which images are about to come.
+        """Remove what an earlier run wrote or was writing, and nothing else; say which images are about to come.
 
         Args:
             settings: for the manifest.
@@ -63,6 +63,8 @@ class ImagesFolder:
             for name in self._images_of_before():
                 (self.images / name).unlink(missing_ok=True)
             self.grid.unlink(missing_ok=True)
+            for path in self._left_over():
+                path.unlink(missing_ok=True)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": False})
 
     def holds(self, settings: Mapping[str, Any], images: Mapping[str, str]) -> bool:
@@ -83,6 +85,11 @@ class ImagesFolder:
         """The grid, and a manifest that says that everything is there."""
         write_atomic(self.grid, grid)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": True})
+
+    def _left_over(self) -> list[Path]:
+        """Temporary files of one that was killed while it wrote."""
+        own = (path for name in (GRID, MANIFEST) for path in self.path.glob(f".{name}.*.tmp"))
+        return [*own, *self.images.glob(".[0-9]*.png.*.tmp")]
 
     def _images_of_before(self) -> Sequence[str]:
         """The images that the manifest lists, if that is one; it cannot name anything else."""

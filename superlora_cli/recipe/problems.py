@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.errors import LongUsageError, UsageError, did_you_mean
 from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, schema_at
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import Recipe
@@ -60,7 +60,7 @@ class _Problem(NamedTuple):
 def _together(problems: list[_Problem], places: Places) -> UsageError:
     problems = sorted(problems, key=lambda problem: places.rank(problem.key))
     errors = [UsageError(problem.message, where=places.where(problem.key), hint=problem.hint) for problem in problems]
-    return errors[0] if len(errors) == 1 else UsageError("\n".join(map(str, errors)))
+    return errors[0] if len(errors) == 1 else LongUsageError(map(str, errors))
 
 
 def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_Problem]:

@@ -61,7 +61,8 @@ class ModelSection(Section):
 
     name: str = Field(
         min_length=1,
-        description="A timm model, a U-Net (`cfg_unet`, `diffusers`), or a shipped base (`superlora ls models`).",
+        description="A timm model, `hf-hub:USER/MODEL@REVISION` (pinned to a commit), a U-Net (`cfg_unet`, "
+        "`diffusers`), or a shipped base (`superlora ls models`).",
     )
     pretrained: bool = Field(True, description="Start from pretrained weights.")
     head: Literal["new", "frozen"] | HeadRows = Field(
@@ -82,7 +83,8 @@ class DataSection(Section):
 
     name: str = Field(
         min_length=1,
-        description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face), "
+        description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face; "
+        "`hfds/NAME@REVISION` pins a commit), "
         "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
     )
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set that has several.")

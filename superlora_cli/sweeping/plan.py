@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from superlora_cli.analysis.trained import trained_params
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import LongUsageError, UsageError
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
 from superlora_cli.recipe.places import Places
@@ -89,8 +89,8 @@ class Plan:
         if self.impossible and not self.skip_impossible:
             listed = [f"{run.id}: {run.impossible}" for run in self.impossible]
             more = [f"… and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []
-            message = f"{len(listed)} of {len(self.runs)} runs cannot be:\n" + "\n".join([*listed[:SHOWN], *more])
-            raise UsageError(message, where=str(self.file), hint="skip_impossible: true leaves them out")
+            lines = [f"{len(listed)} of {len(self.runs)} runs cannot be:", *listed[:SHOWN], *more]
+            raise LongUsageError(lines, where=str(self.file), hint="skip_impossible: true leaves them out")
         if not self.possible:
             raise UsageError("no run of it can be", where=str(self.file), hint=self.runs[0].impossible)
         return self.possible

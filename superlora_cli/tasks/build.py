@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from superlora_cli.adapter import store
@@ -16,13 +14,13 @@ from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
-from superlora_cli.files import read_safetensors
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.model_file import StoredModel, read_model
 
 
 @dataclass
@@ -110,9 +108,8 @@ def build_from_file(
     Raises:
         UsageError: not a readable result. MismatchError: base and adapter do not belong together.
     """
-    _, metadata = read_safetensors(path)
-    if "superlora.model_recipe" in metadata:
-        return _build_model(path, metadata, overrides)
+    if (model := read_model(path)) is not None:
+        return _build_model(path, model, overrides)
     stored = store.load(path)
     recipe = _for_use(recipe_of(stored, path, overrides))
     if base is not None:
@@ -125,9 +122,7 @@ def build_from_file(
         store.check_base(made.model, targets, stored, where=str(path))
     adapter = attach(made.model, targets, stored.config)
     store.restore(adapter, stored, where=str(path))
-    with torch.no_grad():
-        for name, tensor in stored.head.items():
-            made.model.get_parameter(name).copy_(tensor)
+    store.restore_head(made.model, stored, where=str(path))
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
 
 
@@ -159,7 +154,7 @@ def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] 
 def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
     """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
     if stored.classes or stored.head:
-        return len(stored.classes) or len(next(iter(stored.head.values())))
+        return len(stored.classes) or next((len(tensor) for tensor in stored.head.values() if tensor.dim()), None)
     return class_count(recipe.data) if recipe.model.head == "new" else None
 
 
@@ -171,11 +166,10 @@ def _for_use(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=unwanted)})
 
 
-def _build_model(path: Path, metadata: Mapping[str, str], overrides: Sequence[str]) -> Built:
-    recipe = _for_use(recipe_from_dict(json.loads(metadata["superlora.model_recipe"]), str(path), overrides))
+def _build_model(path: Path, model: StoredModel, overrides: Sequence[str]) -> Built:
+    recipe = _for_use(recipe_from_dict(dict(model.recipe), str(path), overrides))
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
-    names = store.read_classes(metadata)
-    base = build(section, classes=len(names) or class_count(recipe.data), image_size=recipe.data.image_size)
+    base = build(section, classes=len(model.classes) or class_count(recipe.data), image_size=recipe.data.image_size)
     check_task(recipe, base)
     load_weights(base.model, path)
-    return Built(recipe, base, None, ("", ""), names)
+    return Built(recipe, base, None, ("", ""), model.classes)

@@ -64,7 +64,7 @@ class Classification(ImageTask):
         """Logits (n, classes) float32 and labels (n,) of a whole split, on the CPU; every process does its share.
 
         Raises:
-            UsageError: the split has no image.
+            UsageError: the split has no image. RunError: the model gives NaN or Inf.
         """
         found = []
         for inputs, labels in self.batches_of(split):
@@ -72,4 +72,5 @@ class Classification(ImageTask):
                 found.append((self.model(inputs).float(), labels))
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
+        self.check_outputs(logits)
         return logits.cpu(), self.numbers(labels.cpu())

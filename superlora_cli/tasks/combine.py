@@ -24,6 +24,7 @@ from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.tasks.build import classes_of
 from superlora_cli.tasks.stored import Stored, read_adapter
+from superlora_cli.weights.checksum import digest_tensors
 
 FORMS = ("adapter", "delta")
 
@@ -68,11 +69,12 @@ def combine(
     first = parts[0][1]
     targets, patterns, base = _common_base(read, terms, first)
     if len(parts) == 1 and parts[0][0] == 1 and to == "adapter" and rank is None and energy is None:
-        write_atomic(out, first.path.read_bytes())
+        write_atomic(out, first.path.read_bytes(), force=force)
         return _about(out, to, first.adapter.plan.params, _exact(first.targets))
     sums = [total(target, terms) for target in targets]
     if to == "delta":
-        write_atomic(out, delta_file(targets, [update.dense() for update in sums], first.modules, base))
+        content = delta_file(targets, [update.dense() for update in sums], first.modules, base)
+        write_atomic(out, content, force=force)
         return _about(out, to, sum(target.flat.elements for target in targets), {})
     found = _limited(sums, targets, rank, energy)
     config, tensors = as_lora(found, targets, rank=max(one.rank for one in found))
@@ -95,7 +97,7 @@ def combine(
         classes=first.stored.classes,
         origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
     )
-    made.save(out)
+    made.save(out, force=force)
     return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 
@@ -108,7 +110,7 @@ def _exact(targets: Sequence[Target]) -> dict[str, Any]:
 
 
 def _source(weight: float, adapter: Stored) -> dict[str, Any]:
-    return {"weight": weight, "sha256": store.digest_tensors(adapter.stored.factors), "metrics": adapter.stored.metrics}
+    return {"weight": weight, "sha256": digest_tensors(adapter.stored.factors), "metrics": adapter.stored.metrics}
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -92,6 +92,7 @@ class Diffusion(ImageTask):
                     total += _errors(self.model, self.recipe, images, labels, steps, noise)
             found.append(total / passes)
         errors = self.processes.gather(torch.cat(found), count)  # (count,)
+        self.check_outputs(errors[:, None])
         return {"loss": errors.double().mean().item()}
 
     def _draws(self, keys: Sequence[int], images: Tensor) -> tuple[Tensor, Tensor]:

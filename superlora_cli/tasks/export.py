@@ -55,14 +55,16 @@ def export(
         kind = "a folder" if to == "peft-lora" else "a file"
         raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
     if to.endswith("-lora"):
-        return _export_lora(read_adapter(path), out, to, rank, energy)
+        return _export_lora(read_adapter(path), out, to, rank, energy, force)
     adapter = read_adapter(path)
-    write_atomic(out, delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base))
+    write_atomic(out, delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base), force=force)
     load = f"delta = safetensors.torch.load_file({str(out)!r})"
     return {"to": to, "output": str(out), "bytes": out.stat().st_size, "load": load}
 
 
-def _export_lora(adapter: Stored, out: Path, to: str, rank: int | None, energy: float | None) -> dict[str, Any]:
+def _export_lora(
+    adapter: Stored, out: Path, to: str, rank: int | None, energy: float | None, force: bool
+) -> dict[str, Any]:
     if to == "diffusers-lora" and adapter.recipe.model.name != "diffusers":
         message = f"{adapter.recipe.model.name} is no model of diffusers"
         raise UsageError(message, where="--to", hint="--to peft-lora adapts any torch module")
@@ -76,12 +78,12 @@ def _export_lora(adapter: Stored, out: Path, to: str, rank: int | None, energy: 
     if to == "peft-lora":
         name = adapter.recipe.model.name
         files = peft_files(made, modules=adapter.modules, base=name, head=_head(adapter), errors=errors)
-        write_folder(out, files)
+        write_folder(out, files, force=force)
         size = sum(map(len, files.values()))
         load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
     else:
         content = diffusers_file(made, modules=adapter.modules, errors=errors)
-        write_atomic(out, content)
+        write_atomic(out, content, force=force)
         size, load = len(content), f"model.load_lora_adapter({str(out)!r}, prefix={PREFIX!r})"
     return {
         "to": to,

@@ -18,7 +18,6 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
-from superlora_cli.files import read_safetensors
 from superlora_cli.generation.display import SamplingDisplay
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
@@ -28,8 +27,10 @@ from superlora_cli.models.base import ASSETS, EMBEDDED, build
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.build import Built, build_from_file
+from superlora_cli.tasks.model_file import read_model
 from superlora_cli.tasks.results import resolve_result
 from superlora_cli.training.processes import join
+from superlora_cli.weights.checksum import digest_tensors
 
 SHOWN = 8  # classes in a hint
 ANY = "any"  # the class of images from a model that knows none
@@ -95,7 +96,7 @@ def generate(
     processes = join(built.recipe.train)
     settings = {
         **about,
-        "weights_sha256": store.digest_tensors(model.state_dict()),
+        "weights_sha256": digest_tensors(model.state_dict()),
         "num": num,
         "classes": [names[number] for number in chosen],
         "seed": seed,
@@ -156,9 +157,8 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(source)
     if path.exists():
         file, kind = resolve_result(path), "run"
-        _, metadata = read_safetensors(file)
-        model = metadata.get("superlora.model_recipe")
-        data = json.loads(model) if model else dict(store.load(file).recipe)  # which says what the file is instead
+        model = read_model(file)
+        data = dict(model.recipe if model else store.load(file).recipe)  # which says what the file is instead
     elif source in EMBEDDED:
         data, kind = _provenance(source)["recipe"], "base"
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -15,10 +14,10 @@ from torch.utils.data import Subset
 from superlora_cli.adapter import store
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
-from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.files import safetensors_bytes
+from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.build import Built
+from superlora_cli.tasks.model_file import model_bytes
 from superlora_cli.tasks.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.training.processes import Processes
 
@@ -196,18 +195,24 @@ class ImageTask:
         names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
         return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
 
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Refuse to judge by what are no numbers: (n, ...), one row an image.
+
+        Raises:
+            RunError: some are NaN or Inf.
+        """
+        bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
+        if bad:
+            message = f"the model gives NaN or Inf for {bad} of {len(outputs)} images"
+            hint = "train.precision=fp32, or a base and an adapter whose weights are not that large"
+            raise RunError(message, where=self.recipe.model.name, hint=hint)
+
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
         """adapter.safetensors, or model.safetensors where the base itself is trained."""
         recipe, adapter = self.recipe, self.built.adapter
         if adapter is None:
             state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
-            metadata = {
-                "format": "pt",
-                "superlora.model_recipe": recipe.to_json(),
-                "superlora.metrics": json.dumps(dict(metrics), sort_keys=True),
-                **store.classes_metadata(self.class_names),
-            }
-            return {MODEL_FILE: safetensors_bytes(state, metadata)}
+            return {MODEL_FILE: model_bytes(state, recipe, metrics, tuple(self.class_names))}
         assert recipe.adapter is not None
         sha256, dtype = self.built.base_digest
         stored = store.StoredAdapter(

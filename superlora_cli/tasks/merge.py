@@ -68,7 +68,7 @@ def merge(
     with open_job(resolve_result(path), base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         accepted = allow_mismatch and job.stored.config.frozen != "svd"  # whose frozen factors are the base's own
         check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
-        with _place(out, job.source) as place:
+        with _place(out, job.source, force) as place:
             bound = _write(job, out, place, console, sign=-1 if unmerge else 1, cast=cast, check=check)
             found: Found | None = None
             if verify:
@@ -100,12 +100,12 @@ def _check_output(out: Path, base: Path | None, force: bool) -> None:
 
 
 @contextmanager
-def _place(out: Path, source: Source) -> Iterator[Path]:
+def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
     """The temporary file or folder that will be the output."""
     if not source.folder:
         if out.is_dir():
             raise UsageError("is a folder, and the base is one file", where=str(out), hint="--out FILE.safetensors")
-        with replacing(out) as place:
+        with replacing(out, force=force) as place:
             yield place
         return
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
@@ -114,7 +114,7 @@ def _place(out: Path, source: Source) -> Iterator[Path]:
         if not (other.is_file() and other.suffix in (*BESIDE, ".safetensors")):
             hint = "--force replaces folders that hold weights alone"
             raise UsageError(f"holds {other.name} too", where=str(out), hint=hint)
-    with replacing_folder(out) as place:
+    with replacing_folder(out, force=force) as place:
         yield place
 
 

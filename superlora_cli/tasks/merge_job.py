@@ -18,12 +18,12 @@ from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import read_safetensors
 from superlora_cli.models.base import EMBEDDED, Base, build, check_shapes, classifier_parameters, is_safetensors
 from superlora_cli.models.checkpoints import targets_in
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.build import Built, build_from_file, shapes_from_file
+from superlora_cli.tasks.model_file import read_model
 from superlora_cli.weights.copying import FromFiles, FromState, Source
 from superlora_cli.weights.reading import Weights, open_weights
 
@@ -104,8 +104,7 @@ def open_job(
     Raises:
         UsageError: a file that cannot be read. MismatchError: adapter and base do not belong together.
     """
-    _, metadata = read_safetensors(file)
-    if "superlora.model_recipe" in metadata:
+    if read_model(file) is not None:
         raise UsageError("a base without adapter: there is nothing to merge", where=str(file), hint="use it as it is")
     stored = store.load(file)
     with ExitStack() as opened:

@@ -16,11 +16,11 @@ from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
-from superlora_cli.files import read_safetensors
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.build import check_task, classes_of, recipe_of
+from superlora_cli.tasks.model_file import read_model
 from superlora_cli.tasks.results import resolve_result
 
 
@@ -90,7 +90,7 @@ def read_adapter(path: Path) -> Stored:
         UsageError: not an adapter, or of a base whose shapes cannot be had. MismatchError: targets of another model.
     """
     path = resolve_result(path)
-    if "superlora.model_recipe" in read_safetensors(path)[1]:
+    if read_model(path) is not None:
         raise UsageError("a base without adapter", where=str(path), hint="its weights are in it as they are")
     stored = store.load(path)
     recipe = recipe_of(stored, path)

@@ -186,20 +186,23 @@ def _train(
     }
 
 
-def checkpoint_to_resume(run: RunFolder) -> Path:
-    """The newest whole checkpoint of an existing run.
+def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
+    """The newest whole checkpoint of an existing run; damaged ones that are newer are named.
 
     Raises:
-        UsageError: the folder or a checkpoint in it is missing.
+        UsageError: the folder or a whole checkpoint in it is missing.
     """
     if not run.path.is_dir():
         raise UsageError(
             "no such run folder", where=str(run.path), hint="--resume auto starts fresh where there is none"
         )
-    found = run.latest_checkpoint()
+    found, damaged = run.whole_checkpoint()
     if found is None:
-        hint = "set train.checkpoint_every, or start again with --force"
+        hint = damaged[0] if damaged else "set train.checkpoint_every, or start again with --force"
         raise UsageError("holds no whole checkpoint", where=str(run.path), hint=hint)
+    for line in damaged:
+        run.log(line)
+        console.print(line, markup=False, soft_wrap=True)
     return found
 
 

@@ -2,12 +2,14 @@
 
     checkpoints/step-000500/{adapter.safetensors, state.pt, COMPLETE}
 
-A folder is filled under a temporary name, marked COMPLETE, and renamed. One without COMPLETE does not exist.
+A folder is filled under a temporary name, marked COMPLETE, and renamed. One without COMPLETE does not exist. COMPLETE
+says the step and, as `sha256sum` does, what the other files are: one that has changed since is passed over.
 `state.pt` holds tensors and primitives only and is read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -35,7 +37,9 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Ma
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            for name, content in {**files, STATE: buffer.getvalue(), COMPLETE: f"{step}\n".encode()}.items():
+            contents = {**files, STATE: buffer.getvalue()}
+            sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
+            for name, content in {**contents, COMPLETE: "".join([f"{step}\n", *sums]).encode()}.items():
                 write_atomic(temporary / name, content)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
@@ -53,6 +57,25 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
         if match and (path / COMPLETE).is_file():
             found.append((int(match[1]), path))
     return sorted(found)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None where all its files are what was written.
+
+    Of one from before there were sums nothing is known, and nothing said.
+    """
+    try:
+        step, *sums = (path / COMPLETE).read_text().splitlines()
+        if int(step) != int(path.name.removeprefix("step-")):
+            return f"{COMPLETE} is of step {int(step)}"
+        for line in sums:
+            digest, name = line.split("  ")
+            with (path / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return f"{COMPLETE} does not fit: {error}"
+    return None
 
 
 def prune(folder: Path, *, keep: int, protected: Collection[int]) -> None:
@@ -75,5 +98,9 @@ def load_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
         cause = str(error).splitlines()[0]
-        raise UsageError(f"unreadable: {cause}", where=str(path / STATE), hint="resume from an older one") from None
+        raise UsageError(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
+    kinds = {"progress": dict, "random": list, "tensors": dict, "optimizer": dict}
+    for name, kind in kinds.items():
+        if not isinstance(state, dict) or not isinstance(state.get(name), kind):
+            raise UsageError(f"holds no {name}", where=str(path / STATE), hint=f"remove {path}")
     return state

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json, system_errors, write_atomic, write_json
-from superlora_cli.training.checkpoints import complete_checkpoints, prune, save_checkpoint
+from superlora_cli.training.checkpoints import complete_checkpoints, damage, prune, save_checkpoint
 
 if TYPE_CHECKING:
     from superlora_cli.training.meter import Figures
@@ -100,7 +100,7 @@ class RunFolder:
             finally:
                 if not (self.path / "recipe.yaml").exists():  # no run began: leave the place as it was
                     lock_file.unlink(missing_ok=True)
-                    if made and self.is_empty():
+                    if made and self.path.is_dir() and self.is_empty():
                         self.path.rmdir()
 
     def is_empty(self) -> bool:
@@ -182,6 +182,19 @@ class RunFolder:
         """The newest whole checkpoint, None where there is none."""
         found = complete_checkpoints(self.checkpoints)
         return found[-1][1] if found else None
+
+    def whole_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose files are what was written, and what is wrong with those that are newer.
+
+        None where there is none.
+        """
+        damaged: list[str] = []
+        for _, path in reversed(complete_checkpoints(self.checkpoints)):
+            cause = damage(path)
+            if cause is None:
+                return path, damaged
+            damaged.append(f"{path} is passed over: {cause}")
+        return None, damaged
 
     def about(self) -> dict[str, Any]:
         """What run.json says, {} where there is none that can be read."""

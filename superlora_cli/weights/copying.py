@@ -18,6 +18,7 @@ from torch import Tensor
 from superlora_cli.errors import RunError
 from superlora_cli.files import json_text, system_errors
 from superlora_cli.weights import header
+from superlora_cli.weights.checksum import CHECKSUM
 from superlora_cli.weights.header import Entry, Header
 from superlora_cli.weights.reading import INDEX, Shard, Weights
 from superlora_cli.weights.writing import Draft
@@ -95,9 +96,10 @@ class FromFiles:
         added = {name for name in self.replaced if name in own or (last and name not in self.weights)}
         new = {name: (self._dtype(dtype), shape) for name, (dtype, shape) in own.items()}
         new |= {n: (header.NAMES[self.replaced[n].dtype], tuple(self.replaced[n].shape)) for n in added}
-        if new == own:
+        said = {key: text for key, text in shard.header.metadata.items() if key != CHECKSUM}  # which is of other bytes
+        if new == own and said == shard.header.metadata:
             return shard.header
-        return header.build([(name, *about) for name, about in new.items()], shard.header.metadata)
+        return header.build([(name, *about) for name, about in new.items()], said)
 
     def _dtype(self, own: str) -> str:
         floating = own in header.DTYPES and header.DTYPES[own].is_floating_point

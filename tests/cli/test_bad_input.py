@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from superlora_cli.errors import RunError, UsageError
+from superlora_cli.files import system_errors
 from superlora_cli.models.base import ASSETS
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.run import RunFolder
@@ -121,7 +122,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "truncated": (("eval", "truncated.safetensors"), 2, ("truncated.safetensors", "not a whole safetensors file")),
     "tampered": (("eval", "tampered.safetensors"), 2, ("tampered.safetensors", "checksum")),
     "newer format": (("inspect", "newer.safetensors"), 2, ("newer.safetensors", "format 9", "update superlora")),
-    "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "damaged metadata")),
+    "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "checksum")),
     "no safetensors": (("eval", "recipe.yaml"), 2, ("recipe.yaml", "not a whole safetensors file")),
     "plain weights": (("eval", "plain.safetensors"), 2, ("plain.safetensors", "no superlora adapter")),
     "PEFT": (("eval", "peft.safetensors"), 2, ("peft.safetensors", "a PEFT adapter", "merge_and_unload")),
@@ -284,6 +285,24 @@ def test_a_full_disk_leaves_the_file_that_was_to_be_overwritten(
     assert result.code == 1
     assert "plain.safetensors: the disk is full" in result.message
     assert contents(work) == before
+
+
+def test_a_folder_that_vanishes_before_the_run_has_begun_does_not_hide_why_it_ends(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+
+    def ended_while_the_folder_vanished() -> None:
+        with run.opened():
+            shutil.rmtree(run.path)
+            raise RunError("the reason")
+
+    with pytest.raises(RunError, match="the reason"):
+        ended_while_the_folder_vanished()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EFBIG])
+def test_an_error_of_the_device_is_no_mistake_of_the_user(number: int, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"cannot write: {os.strerror(number)}"), system_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
 
 
 def test_a_full_disk_is_named_whichever_file_it_hits(tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ def test_force_replaces_generated_images_and_nothing_else(file: Path, cli: Cli) 
     assert file.exists()
 
 
+def test_what_a_killed_command_was_writing_is_removed_by_the_next(file: Path, cli: Cli) -> None:
+    cli("generate", file, "--out", "out", *FAST)
+    right = contents(Path("out"))
+    for name in ("images/.00002_2.png.x1y2.tmp", ".grid.png.x1y2.tmp", ".manifest.json.x1y2.tmp"):
+        Path("out", name).write_bytes(b"half")
+    Path("out/.mine.tmp").write_bytes(b"somebody's")
+    assert cli("generate", file, "--out", "out", *FAST, "--force").code == 0
+    assert contents(Path("out")) == {**right, ".mine.tmp": b"somebody's"}
+
+
 def test_a_bare_base_generates_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     embedded = task.EMBEDDED["glyphs_vit"]
     monkeypatch.setitem(task.EMBEDDED, "some_unet", replace(embedded, weights="some_unet.safetensors"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -194,6 +195,24 @@ def test_only_a_set_of_hugging_face_has_configurations() -> None:
     for name in ("pets", "hfds/saved", "digits", "torch/cifar10"):
         with pytest.raises(UsageError, match=r"data.config: .*has no configurations"):
             splits_of(name, config="cats")
+
+
+def test_a_pinned_set_is_that_commit_in_the_cache_and_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    table(8).to_parquet("rows.parquet")
+    datasets.load_dataset("parquet", data_files="rows.parquet")
+    cache, commits = Path(datasets.config.HF_DATASETS_CACHE), ("a" * 40, "b" * 40)
+    (made,) = cache.glob("parquet/*/*/*/")
+    (made / "parquet-train.arrow").rename(made / "beans-train.arrow")
+    for commit in commits:
+        shutil.copytree(made, cache / "farm___beans/default/0.0.0" / commit)
+    assert sum(sizes(splits_of(f"hfds/farm/beans@{commits[0]}"))) == 8
+    with pytest.raises(UsageError, match=f"no folder 'farm/beans@{'c' * 40}', and no such"):
+        splits_of(f"hfds/farm/beans@{'c' * 40}")
+    asked: list[Any] = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, *name, **how: asked.append((name, how)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name, **how: asked.append((name, how)) or {"train": table(8)})
+    splits_of(f"hfds/farm/beans@{'c' * 40}", download=True)
+    assert [(name[0], how["revision"]) for name, how in asked] == [("farm/beans", "c" * 40)] * 2
 
 
 def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def test_what_is_broken_says_so_in_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_rgb(path)
     assert str(caught.value) == f"{path}: no image that can be read: {cause} (replace or remove it)"
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert why_unreadable(tmp_path / "pipe.png") == "a folder, a pipe or a device"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Faults and bad input in number: kills, full disks, bad files, recipes and images, two commands at once.
+
+    python benchmarks/faults.py                           # about 1,000 trials, half an hour on one core
+    python benchmarks/faults.py --rounds 10 --seed 1      # ten times as many, others
+    python benchmarks/faults.py --only kills recipes
+    python benchmarks/faults.py --table                   # docs/reliability.md again from what is on record
+
+What is tried is in tests/faults, where `pytest -m faults` tries a little of it. Every area that was tried takes the
+place of its lines in benchmarks/faults.jsonl, and with them the table in docs/reliability.md is made again. Exit code
+1 if a trial was not survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.faults.areas import AREAS  # noqa: E402
+from tests.faults.commands import Commands  # noqa: E402
+from tests.faults.material import Material  # noqa: E402
+from tests.faults.trials import Trial, summary  # noqa: E402
+
+RESULTS, DOCS = ROOT / "benchmarks" / "faults.jsonl", ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults -->\n", "<!-- faults end -->"
+
+Row = dict[str, Any]
+
+
+def tried(area: str, material: Material, rounds: int, seed: int) -> list[Trial]:
+    """All trials of an area; what is not survived is said as it happens."""
+    trials, began = [], time.monotonic()
+    for trial in AREAS[area][0](material, random.Random(f"{area} {seed}"), AREAS[area][2] * rounds):
+        trials.append(trial)
+        if trial.fault:
+            print(f"{trial.area}, {trial.kind}: {trial.fault}", flush=True)
+    survived = sum(trial.fault is None for trial in trials)
+    print(f"{area}: {survived} of {len(trials)} survived, {time.monotonic() - began:.0f} s", flush=True)
+    return trials
+
+
+def as_rows(area: str, trials: list[Trial]) -> list[Row]:
+    """For the record."""
+    keys = ("faults", "kind", "tried", "survived", "outcome")
+    return [{"area": area, **dict(zip(keys, row, strict=True))} for row in summary(trials)]
+
+
+def recorded() -> list[Row]:
+    """What is on record."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def table(rows: list[Row]) -> str:
+    """Of all rows, with a line for each area and one for all."""
+    lines = ["| | what was done | tried | survived | what came of it |", "|---|---|---:|---:|---|"]
+    for name in dict.fromkeys(row["faults"] for row in rows):
+        own = [row for row in rows if row["faults"] == name]
+        lines.append(f"| **{name}** | | **{_sum(own, 'tried')}** | **{_sum(own, 'survived')}** | |")
+        lines += [f"| | {row['kind']} | {row['tried']} | {row['survived']} | {row['outcome']} |" for row in own]
+    lines.append(f"| **all** | | **{_sum(rows, 'tried')}** | **{_sum(rows, 'survived')}** | |")
+    return "\n".join(lines) + "\n"
+
+
+def _sum(rows: list[Row], key: str) -> str:
+    return f"{sum(row[key] for row in rows):,}"
+
+
+def write_table() -> None:
+    """Put the table between its markers."""
+    before, _, rest = DOCS.read_text().partition(BEGIN)
+    DOCS.write_text(before + BEGIN + table(recorded()) + END + rest.partition(END)[2])
+
+
+def main() -> None:
+    """Try, record, make the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(AREAS), default=list(AREAS))
+    parser.add_argument("--table", action="store_true", help="try nothing")
+    asked = parser.parse_args()
+    survived = True
+    if not asked.table:
+        with Commands() as commands, tempfile.TemporaryDirectory() as place:
+            material = Material(commands, Path(place))
+            for area in asked.only:
+                trials = tried(area, material, asked.rounds, asked.seed)
+                survived &= all(trial.fault is None for trial in trials)
+                rows = {name: [row for row in recorded() if row["area"] == name] for name in AREAS}
+                rows[area] = as_rows(area, trials)
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in AREAS for row in rows[name]]
+                RESULTS.write_text("".join(lines))
+    write_table()
+    sys.exit(not survived)
+
+
+if __name__ == "__main__":
+    main()

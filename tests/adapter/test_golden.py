@@ -1,0 +1,55 @@
+"""ΔW of every variant is what it was when golden.json was written: on other versions of torch and on other devices.
+
+`python -m tests.adapter.test_golden` writes the file again; only a change of the format is a reason to.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from superlora_cli.adapter import svd
+from superlora_cli.adapter.delta import Frozen, deltas
+from superlora_cli.adapter.layout import plan
+from tests.adapter.variants import VARIANTS, config_of
+
+FILE = Path(__file__).with_name("golden.json")
+ENTRIES = 8  # of ΔW, spread evenly, beside its norm
+
+
+def golden(name: str, device: str = "cpu") -> list[float]:
+    """Some entries of all targets' ΔW, and their norm, for factors that numpy draws: (ENTRIES + 1,)."""
+    knobs, targets = VARIANTS[name]
+    shapes = plan(config_of(knobs), targets)
+    draw = np.random.RandomState(1)
+    drawn = {key: np.array(draw.randn(*shape)) for key, shape in sorted(shapes.tensors.items())}
+    params = {key: torch.from_numpy(values).to(device) for key, values in drawn.items()}
+    base = None
+    if shapes.config.frozen == "svd":
+        weights = [torch.from_numpy(draw.randn(target.rows, target.columns)).float() for target in targets]
+        base = svd.planes(shapes, weights)
+    frozen = Frozen(shapes, device=device, dtype=torch.float64, base=base)
+    made = torch.cat([delta.flatten() for delta in deltas(shapes, params, frozen)]).double().cpu().numpy()
+    return [*made[np.linspace(0, len(made) - 1, ENTRIES).astype(int)].tolist(), float(np.linalg.norm(made))]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_update_is_what_it_was(device: str, name: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    wanted = json.loads(FILE.read_text())[name]
+    np.testing.assert_allclose(golden(name, device), wanted, rtol=0, atol=1e-6 * wanted[-1])
+
+
+def test_every_variant_has_golden_numbers() -> None:
+    assert json.loads(FILE.read_text()).keys() == VARIANTS.keys()
+
+
+if __name__ == "__main__":
+    lines = [f"{json.dumps(name)}: {json.dumps([float(f'{x:.10g}') for x in golden(name)])}" for name in VARIANTS]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")

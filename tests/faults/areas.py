@@ -1,0 +1,28 @@
+"""Everything that is tried, and how often: in the tests, and by `benchmarks/faults.py`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from tests.faults import disks, files, images, kills, recipes, together
+from tests.faults.material import Material
+from tests.faults.trials import Trial
+
+Area = Callable[[Material, random.Random, int], Iterator[Trial]]
+
+AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one round of many
+    "kills": (kills.kills, 6, 108),
+    "full disks": (disks.full, 3, 30),
+    "failing disks": (disks.failing, 2, 18),
+    "read-only folders": (disks.read_only, 3, 10),
+    "vanishing files": (disks.vanishing, 3, 18),
+    "slow disks": (disks.slow, 1, 6),
+    "adapters": (files.adapters, 28, 280),
+    "forged": (files.forged, 24, 180),
+    "bases": (files.bases, 14, 112),
+    "recipes": (recipes.recipes, 30, 300),
+    "overrides": (recipes.on_the_command_line, 12, 120),
+    "images": (images.images, 8, 40),
+    "together": (together.together, 3, 25),
+}
