@@ -84,6 +84,9 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "unknown override": (train("adapter.rnk=2"), 2, ("adapter.rnk=2", "unknown key 'rnk'", "did you mean 'rank'?")),
     "override without value": (train("adapter.rank"), 2, ("adapter.rank", "expected KEY=VALUE", "adapter.rank=2")),
     "rank above a mode": (train("adapter.rank=40"), 2, ("adapter.rank", "40", "37")),
+    "an order beyond any use": (train("adapter.order=9999999999"), 2, ("adapter.order", "9999999999", "at most 64")),
+    "splits beyond any use": (train(f"adapter.splits={'9' * 50}"), 2, ("adapter.splits", "9999", "at most 64")),
+    "an alignment beyond any use": (train(f"adapter.align={'9' * 50}"), 2, ("adapter.align", "at most 1,048,576")),
     "more groups than elements": (train("adapter.groups=1000000"), 2, ("adapter.groups", "1000000", "49,152")),
     "target that matches nothing": (
         train('adapter.targets=["blocks.*.atn.qkv[q]"]'), 2,
