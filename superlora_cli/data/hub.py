@@ -119,7 +119,7 @@ def _open(name: str, download: bool) -> dict[str, Any]:
     with _quiet(datasets), _one_line(name):
         from huggingface_hub import HfApi
 
-        pinned = {"revision": revision} if revision else {}
+        pinned: dict[str, Any] = {"revision": revision} if revision else {}
         HfApi().dataset_info(repository, timeout=TIMEOUT, **pinned)  # without a network `load_dataset` tries for long
         return dict(datasets.load_dataset(repository, **pinned))
 
