@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ def write_adapter(path: Path | str, recipe: str, *overrides: str, scale: float =
         factors=dict(built.adapter.factors.items()),
         head=head,
     ).save(Path(path))
+    return Path(path)
+
+
+def write_overflowing(path: Path | str, recipe: str) -> Path:
+    """An adapter with finite factors whose ΔW is not finite."""
+    stored = store.load(write_adapter(path, recipe))
+    factors = {name: torch.full_like(factor, 1e30) for name, factor in stored.factors.items()}
+    replace(stored, factors=factors).save(Path(path))
     return Path(path)
 
 

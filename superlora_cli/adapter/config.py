@@ -38,6 +38,9 @@ LATER = {"later": True}  # a knob that is written down only where it is used: ot
 DEFAULT_RANK = 4
 
 
+LIMITS = {"order": 64, "splits": 64, "split_dim": 2**20, "terms": 2**20, "align": 2**20}  # beyond any use
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """Every knob of an adapter; equal configurations on equal targets are equal adapters.
@@ -152,10 +155,12 @@ class AdapterConfig:
             if value not in choices and not (name == "core" and value is None):
                 hint = did_you_mean(str(value), choices) or "one of " + ", ".join(choices)
                 raise refuse(name, f"unknown {name} '{value}'", hint)
-        for name in ("order", "splits", "split_dim", "terms", "align"):
+        for name, most in LIMITS.items():
             value = getattr(self, name)
             if value != "full" and value < 1:
                 raise refuse(name, f"{name} is {value}", "a whole number ≥ 1")
+            if value != "full" and value > most:
+                raise refuse(name, f"{name} is {value}", f"at most {most:,}")
         if isinstance(self.groups, str):
             if self.groups not in ("weight", "layer"):
                 raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight or layer")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from superlora_cli.adapter import store
 from tests.conftest import Cli, contents
-from tests.makers import BASE, deltas_of, relative, write_adapter
+from tests.makers import BASE, deltas_of, relative, write_adapter, write_overflowing
 
 VARIANTS = {"lora.safetensors": "digits_lora", "lokr.safetensors": "digits_lokr", "lorta.safetensors": "quickstart"}
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_combined_is_refused_and_nothing_written(
 
 
 def test_an_update_that_is_not_finite_is_refused(three: list[Path], cli: Cli) -> None:
-    file = write_adapter("nan.safetensors", "digits_lora", scale=float("nan"))
+    file = write_overflowing("nan.safetensors", "digits_lora")
     result = cli("combine", three[0], file, "--out", "new.safetensors")
     assert result.code == 1
     assert "nan.safetensors" in result.message

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.whole import check_plain
 from tests.conftest import Cli, contents
-from tests.makers import BASE, deltas_of, relative, write_adapter, write_base
+from tests.makers import BASE, deltas_of, relative, write_adapter, write_base, write_overflowing
 
 PEFT = "base_model.model."
 
@@ -148,7 +148,7 @@ def test_force_replaces_the_files_and_leaves_the_others(lora: Path, cli: Cli) ->
 
 @pytest.mark.parametrize("to", ["peft-lora", "delta", "timm"])
 def test_an_update_that_is_not_finite_is_refused(to: str, cli: Cli) -> None:
-    file = write_adapter("a.safetensors", "digits_lora", scale=float("nan"))
+    file = write_overflowing("a.safetensors", "digits_lora")
     result = cli("export", file, "--to", to, "--out", "new")
     assert result.code == 1
     assert "not finite" in result.message
