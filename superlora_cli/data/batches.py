@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from superlora_cli.data.source import Sample
-from superlora_cli.errors import SuperLoraError, UsageError
+from superlora_cli.errors import RunError, SuperLoraError, UsageError
 
 Key = tuple[int, int]  # (epoch, index)
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
@@ -153,6 +153,14 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     except SuperLoraError as error:
         *traceback, last = str(error.args[0]).strip().splitlines()
         raise type(error)(last.partition(": ")[2]) if traceback else error from None
+    except (ConnectionError, EOFError, RuntimeError) as error:  # which of them depends on what the worker was doing
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            "a loader worker ended before its time",
+            where="data.workers",
+            hint="was it killed for memory? Try fewer, or 0 to load in the training process; --resume goes on",
+        ) from error
     finally:
         if workers := getattr(iterator, "_shutdown_workers", None):
             workers()  # an error's traceback holds the iterator, and so the workers, which an exit would wait for
