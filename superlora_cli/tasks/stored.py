@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +72,7 @@ class Stored:
         if not made or not all(isinstance(update, LowRank) for update in made):
             made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
         for target, update in zip(self.targets, made, strict=True):
-            if not all(torch.isfinite(tensor).all() for tensor in update.tensors):
+            if not _finite(update):
                 raise RunError("the update is not finite", where=f"{self.path}: {target.name}",
                                hint="train again at a lower rate")  # fmt: skip
         return made
@@ -81,6 +82,12 @@ class Stored:
         """ΔW of every target, in the shape of its weight slice."""
         deltas = [update.dense() for update in self.updates()]
         return [delta.view(target.shape) for delta, target in zip(deltas, self.targets, strict=True)]
+
+
+def _finite(update: Update) -> bool:
+    """Whether ΔW is finite, without making it where the norms of its factors show that it cannot overflow."""
+    bound = math.prod(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in update.tensors)
+    return bound < torch.finfo(torch.float32).max or bool(torch.isfinite(update.dense()).all())
 
 
 def read_adapter(path: Path) -> Stored:
