@@ -11,7 +11,6 @@ from rivals import Method
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.svg"
-START, END = "<!-- results -->\n", "<!-- results end -->\n"
 COLOURS = {"superlora": "#c2410c", "PEFT": "#1d4ed8", "LyCORIS": "#15803d", "plain": "#6b7280"}
 RANGE = (50, 3000)  # parameters between which no peer is to be above our front
 SURE = 2.0  # standard errors
@@ -62,6 +61,9 @@ class Difference(NamedTuple):
         seeds, images = own.shape
         variance = own.mean(1).var(ddof=1) / seeds + own.mean(0).var(ddof=1) / images
         return cls(float(own.mean()), float(variance**0.5))
+
+    def __abs__(self) -> Difference:
+        return Difference(abs(self.mean), self.error)
 
     @property
     def clear(self) -> bool:
@@ -139,6 +141,19 @@ def findings(found: list[Rows]) -> list[str]:
     return lines
 
 
+def ablated(changed: list[Rows]) -> str:
+    """In Markdown: one of ours, and what each change of it does."""
+    base, *others = changed
+    lines = [f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}.", ""]
+    lines += ["| changed | parameters | test accuracy | difference | rate |", "|---|---:|---:|---|---:|"]
+    for rows in others:
+        new = {key: value for key, value in rows.method.settings.items() if base.method.settings.get(key) != value}
+        clear = ", clearly" if abs(difference := Difference.of(rows, base)).clear else ""
+        cells = [f"{rows.parameters:,}", f"{rows.accuracy:.3f}", f"{difference}{clear}", f"{rows.rate:g}"]
+        lines.append(f"| `{rows.method._replace(settings=new).knobs}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _named(rows: Rows) -> str:
     return f"{rows.method.name} with {rows.parameters:,}"
 
@@ -172,13 +187,18 @@ def draw(found: list[Rows]) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
-def write(found: list[Rows]) -> str:
-    """Table, findings and picture, into the page; what was written into it."""
+def write(found: list[Rows], changes: list[list[Rows]]) -> str:
+    """Tables, findings and picture, into the page; what was written into it."""
     if not found:
         return "nothing has all its seeds yet"
     draw(found)
     points = "\n".join(f"- {line}" for line in findings(found))
-    text = f"{points}\n\n{table(found)}\n\nMade by `python benchmarks/head_to_head.py`.\n"
+    made = "Made by `python benchmarks/head_to_head.py`.\n"
+    results = f"{points}\n\n{table(found)}\n\n{made}"
+    changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1) + "\n"
     page = PAGE.read_text()
-    PAGE.write_text(page.partition(START)[0] + START + text + END + page.rpartition(END)[2])
-    return text
+    for name, text in (("results", results), ("ablations", changed)):
+        start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->\n"
+        page = page.partition(start)[0] + start + text + end + page.rpartition(end)[2]
+    PAGE.write_text(page)
+    return results + "\n" + changed

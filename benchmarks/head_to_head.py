@@ -5,6 +5,7 @@
     python benchmarks/head_to_head.py --list              # what would run
     python benchmarks/head_to_head.py --workers 1
 
+Beside the comparison there are ablations: some of ours with one thing changed.
 The task is the embedded one: glyphs_vit (64 wide, 6 blocks), its q and v as Linears of their own, frozen head, 300
 steps of AdamW on batches of 64 handwritten digits under OneCycleLR, no augmentation. Every method has the same grid of
 learning rates; the one with the best validation accuracy (seed 0, at the end of training) is run with two more seeds.
@@ -19,15 +20,16 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from evidence import Rows, write
-from rivals import Method, adapted, base_and_data, methods
+from rivals import Method, ablations, adapted, base_and_data, methods
 from torch.nn import functional
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
@@ -40,15 +42,24 @@ _task: list[Any] = []  # of this process: base and data
 
 
 def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
-    """One run: parameters, bytes, CPU ms a step, validation accuracy, and which test images are right at its end."""
+    """One run: parameters, bytes, CPU ms a step, validation accuracy, and which test images are right at its end.
+
+    `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
+    """
     if not _task:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         _task.extend(base_and_data())
     base, data = _task
-    model, trained, size = adapted(base, method, seed)
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS, pct_start=0.1)
+    knobs = dict(method.settings)
+    times: dict[str, float] = knobs.pop("rates", {})
+    model, trained, size = adapted(base, method._replace(settings=knobs), seed)
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        groups.setdefault(next((t for end, t in times.items() if name.endswith(end)), 1.0), []).append(parameter)
+    optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
+    highest = [rate * factor for factor in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)
     images, labels = data["train"]
     generator = torch.Generator().manual_seed(seed)
     start, steps = time.process_time(), 0
@@ -67,7 +78,7 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
         right = {split: model(data[split][0]).argmax(-1) == data[split][1] for split in ("validation", "test")}
     return {
         "run": key(method, rate, seed),
-        "parameters": sum(parameter.numel() for parameter in trained),
+        "parameters": sum(parameter.numel() for parameter in trained.values()),
         "bytes": size,
         "step_ms": round(taken, 1),
         "validation": round(right["validation"].float().mean().item(), 4),
@@ -105,15 +116,25 @@ def make(runs: Iterable[Run], pool: Executor) -> None:
             print(row["run"], row["parameters"], row["validation"], flush=True)
 
 
-def finished() -> list[Rows]:
-    """Every method that has all its seeds at its best rate."""
+def finished(asked: Iterable[Method]) -> list[Rows]:
+    """Those methods that have all their seeds at their best rate."""
     runs, found = known(), []
-    for method in methods():
+    for method in asked:
         rate = best_rate(method, runs)
         rows = [runs[key(method, rate, seed)] for seed in SEEDS if rate and key(method, rate, seed) in runs]
         if rate and len(rows) == len(SEEDS):
             found.append(Rows(method, rate, rows))
     return found
+
+
+def run(chosen: Sequence[Method], workers: int) -> None:
+    """Make what is missing of some methods."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
+            some = chosen[start : start + AT_ONCE]
+            make([(method, rate, SEEDS[0]) for method in some for rate in RATES], pool)
+            best = [(method, best_rate(method, known())) for method in some]
+            make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
 
 
 def main() -> None:
@@ -123,18 +144,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     options = parser.parse_args()
-    chosen = [m for m in methods() if not options.names or any(name in m.name for name in options.names)]
-    first = [(method, rate, 0) for method in chosen for rate in RATES]
+    asked = [*methods(), *chain(*ablations())]
+    chosen = [m for m in asked if not options.names or any(name in m.name for name in options.names)]
     if options.list:
-        print("\n".join(key(*run) for run in first if key(*run) not in known()))
+        runs = [key(method, rate, SEEDS[0]) for method in chosen for rate in RATES]
+        print("\n".join(run for run in runs if run not in known()))
         return
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
-            some = chosen[start : start + AT_ONCE]
-            make([run for run in first if run[0] in some], pool)
-            best = [(method, best_rate(method, known())) for method in some]
-            make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
-    print(write(finished()))
+    run(chosen, options.workers)
+    print(write(finished(methods()), [finished(changed) for changed in ablations()]))
 
 
 if __name__ == "__main__":

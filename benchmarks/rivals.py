@@ -48,10 +48,10 @@ class Method(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """A model with a method on it, its trained parameters, and its file's bytes."""
+    """A model with a method on it, its trained parameters by name, and its file's bytes."""
 
     model: nn.Module
-    trained: list[nn.Parameter]
+    trained: dict[str, nn.Parameter]
     size: int
 
 
@@ -101,13 +101,37 @@ def _onehot() -> Iterator[Method]:
         yield Method(OURS, "2D one-hot", {"rank": 4, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
 
 
+def ablations() -> Iterator[list[Method]]:
+    """Some of ours, each followed by itself with one thing changed."""
+    inner = {"projection": "onehot", "dim": 128}
+    yield _changed("2D one-hot, small start", {"rank": 4, "inner": inner, "rescale": False, "init": "lora"}, [
+        {"rank": 2}, {"rank": 8}, {"groups": 4}, {"groups": "weight", "fold": "none"}, {"order": 3, "method": "lorta"},
+        {"init": "unit", "rescale": True, "alpha": 1.0}, {"inner": {"projection": "fastfood", "dim": 128}},
+    ])  # fmt: skip
+    yield _changed("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}, [
+        {"init": "lora"}, {"alpha": 0.2}, {"alpha": 2.0}, {"groups": 4, "rank": 1}, {"rates": {"core": 0.2}},
+        {"rates": {"core": 5.0}}, {"rates": {"A1": 4.0}},
+    ])  # fmt: skip
+    yield _changed("2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1}, [
+        {"rescale": False}, {"ratio": 0.5}, {"projection": "linear"},
+    ])  # fmt: skip
+    yield _changed("LoRA", {"method": "lora", "rank": 1}, [
+        {"init": "lora"}, {"rates": {"A1": 4.0}}, {"rates": {"A1": 0.25}},
+    ])  # fmt: skip
+
+
+def _changed(name: str, settings: dict[str, Any], changes: list[dict[str, Any]]) -> list[Method]:
+    return [Method(OURS, name, settings | change) for change in ({}, *changes)]
+
+
 def adapted(base: nn.Module, method: Method, seed: int) -> Adapted:
     """A copy of the base, which stays as it is, with the method on it."""
     torch.manual_seed(seed)
     model = copy.deepcopy(base)
     on = {OURS: _superlora, "PEFT": _peft, "LyCORIS": _lycoris, "plain": _plain_parameters}[method.library]
     model, size = on(model, method, seed)
-    return Adapted(model, [parameter for parameter in model.parameters() if parameter.requires_grad], size)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return Adapted(model, trained, size)
 
 
 def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:

@@ -1,0 +1,152 @@
+"""The paper's figures at embedded size: runs the sweeps, draws them, and writes the tables of docs/figures.md.
+
+    python benchmarks/figures.py                  # all; one and a half hours on two CPU cores
+    python benchmarks/figures.py --only 4 6b      # some
+    python benchmarks/figures.py --known          # only draw and write what benchmarks/figures.jsonl has
+
+Each figure is `superlora sweep digits_figN`, whose runs lie in runs/sweeps and are not repeated once they are done.
+What is shown is kept in benchmarks/figures.jsonl: a line for every setting of every figure, with its values by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+RESULTS, SWEEPS = HERE / "figures.jsonl", HERE.parent / "runs" / "sweeps"
+DOCS = HERE.parent / "docs"
+PAGE, PICTURES = DOCS / "figures.md", DOCS / "figures"
+GENERATED = {"fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy", "loss": "noise loss"}
+CLASSIFIED = {"accuracy": "test accuracy"}
+ALONG = {"groups": "G", "rank": "r", "ratio": "ρ"}  # what changes along a line of a plot
+
+
+class Figure(NamedTuple):
+    """A figure: the part of its sweep's name behind `digits_fig`, and the columns shown, the first two drawn."""
+
+    name: str
+    columns: dict[str, str]
+
+    @property
+    def sweep(self) -> str:
+        return f"digits_fig{self.name}"
+
+
+FIGURES = [
+    *(Figure(name, CLASSIFIED) for name in ("4", "15")),
+    *(Figure(name, GENERATED) for name in ("5a", "5b", "6a", "6b", "7a", "7b")),
+]
+
+
+def sweep(figure: Figure) -> None:
+    """Run what is missing of a figure."""
+    subprocess.run([sys.executable, "-m", "superlora_cli", "sweep", figure.sweep], check=True)
+
+
+def settings(figure: Figure) -> list[dict[str, Any]]:
+    """A row per setting of a figure's finished runs: method, knobs, parameters, and its values by seed."""
+    file = SWEEPS / figure.sweep / "results.jsonl"
+    found: dict[str, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        run = json.loads(line)
+        if run["status"] != "completed":
+            continue
+        knobs = {key.removeprefix("adapter."): value for key, value in run["overrides"].items() if key != "seed"}
+        method = run["recipe"].removeprefix("digits_").removeprefix("unet_")
+        about = {"figure": figure.name, "method": method, "knobs": knobs, "parameters": run["params"]["adapter"]}
+        row = found.setdefault(json.dumps([method, knobs]), {**about, "seeds": [], "values": {}})
+        row["seeds"].append(run["seed"])
+        for column in figure.columns:
+            row["values"].setdefault(column, []).append(round(run["metrics"][column], 5))
+    return list(found.values())
+
+
+def keep(figure: Figure, rows: list[dict[str, Any]]) -> None:
+    """Put a figure's rows in the place of those that were known."""
+    others = [row for row in known() if row["figure"] != figure.name]
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in [*others, *rows]), encoding="utf-8")
+
+
+def known() -> list[dict[str, Any]]:
+    """All rows of all figures."""
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
+
+
+def series_of(row: dict[str, Any]) -> str:
+    """The line of a plot that a row belongs to: its method and what does not change along the line."""
+    fixed = [f"{key} {value}" for key, value in row["knobs"].items() if key not in ALONG]
+    return ", ".join([row["method"], *fixed])
+
+
+def table(figure: Figure, rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown, by number of parameters."""
+    titles = " | ".join(figure.columns.values())
+    lines = [f"| parameters | | {titles} |", "|---:|---|" + "---:|" * len(figure.columns)]
+    for row in sorted(rows, key=lambda row: row["parameters"]):
+        cells = []
+        for column in figure.columns:
+            values = row["values"][column]
+            spread = f" ({min(values):.3g}–{max(values):.3g})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3g}{spread}")
+        knobs = ", ".join(f"{key} {value}" for key, value in row["knobs"].items())
+        title = f"`{row['method']}`{f', {knobs}' if knobs else ''}"
+        lines.append(f"| {row['parameters']:,} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
+    """The first two columns against parameters, a line a series, each point named by what changes along it."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    mpl.rcParams["svg.hashsalt"] = "superlora"
+    shown = list(figure.columns.items())[:2]
+    canvas = Canvas(figsize=(5.5 * len(shown), 4), layout="constrained")
+    for axes, (column, title) in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for series in dict.fromkeys(map(series_of, rows)):
+            own = sorted((row for row in rows if series_of(row) == series), key=lambda row: row["parameters"])
+            at, means = [row["parameters"] for row in own], [statistics.mean(row["values"][column]) for row in own]
+            axes.plot(at, means, "o-", ms=4, lw=1, label=series)
+            for row, x, y in zip(own, at, means, strict=True):
+                name = " ".join(f"{sign}{row['knobs'][key]}" for key, sign in ALONG.items() if key in row["knobs"])
+                axes.annotate(name, (x, y), xytext=(3, 4), textcoords="offset points", fontsize=6, color="#555")
+        axes.set(xscale="log", xlabel="parameters", ylabel=title)
+        axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=7)
+    PICTURES.mkdir(exist_ok=True)
+    canvas.savefig(PICTURES / f"{figure.name}.svg", metadata={"Date": None})
+
+
+def write(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw a figure and put its table where the page has room for it."""
+    draw(figure, rows)
+    start, end = f"<!-- {figure.name} -->\n", f"<!-- {figure.name} end -->\n"
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page.partition(start)[0] + start + table(figure, rows) + "\n" + end + page.rpartition(end)[2])
+
+
+def main() -> None:
+    """Run, keep, draw and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[figure.name for figure in FIGURES], help="figures")
+    parser.add_argument("--known", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    for figure in FIGURES:
+        if options.only and figure.name not in options.only:
+            continue
+        if not options.known:
+            sweep(figure)
+            keep(figure, settings(figure))
+        if rows := [row for row in known() if row["figure"] == figure.name]:
+            write(figure, rows)
+
+
+if __name__ == "__main__":
+    main()
