@@ -97,8 +97,11 @@ def _onehot() -> Iterator[Method]:
     for dim in (32, 64, 128, 256):
         inner = {"projection": "onehot", "dim": dim}
         yield Method(OURS, "2D one-hot, small start", {"rank": 4, "inner": inner, "rescale": False, "init": "lora"})
-    for dim in (256, 512, 1024):
-        yield Method(OURS, "2D one-hot", {"rank": 4, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
+    for dim, rank in ((256, 4), (256, 8), (512, 4), (512, 8), (1024, 4), (1024, 8), (1024, 16), (2048, 16)):
+        yield Method(OURS, "2D one-hot", {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
+    for dim in (256, 512):
+        inner = {"projection": "onehot", "dim": dim}
+        yield Method(OURS, "2D one-hot, small start", {"rank": 8, "inner": inner, "rescale": False, "init": "lora"})
 
 
 def ablations() -> Iterator[list[Method]]:
