@@ -72,3 +72,13 @@ def thirds(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     names = list(tensors)
     size = -(-len(names) // 3)
     return [{name: tensors[name] for name in names[at : at + size]} for at in range(0, len(names), size)]
+
+
+def prepare(dtype: torch.dtype = torch.float32, **knobs: Any) -> StoredAdapter:
+    """base.safetensors, the same in three shards in big/, and adapter.safetensors, in the current folder."""
+    base = checkpoint(dtype)
+    stored = adapter(base, **knobs)
+    stored.save(Path("adapter.safetensors"))
+    save_file(base, "base.safetensors", METADATA)
+    save_shards(Path("big"), thirds(base), METADATA)
+    return stored
