@@ -66,7 +66,7 @@ def methods() -> Iterator[Method]:
         yield Method("PEFT", "TinyLoRA", {"r": 2, "u": count})
     for rank in (8, 256):
         yield Method("PEFT", "VeRA", {"r": rank})
-    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 4, 2.0), (3, 4, 2.0)):
+    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 3, 1.2), (4, 4, 2.0), (3, 4, 2.0)):
         yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": rank, "alpha": alpha})
     for rank in (1, 2, 4):
         yield Method(OURS, "2D, one group", {"rank": rank, "alpha": 0.6})
@@ -93,15 +93,16 @@ def methods() -> Iterator[Method]:
 
 
 def _onehot() -> Iterator[Method]:
-    """One matrix of all weights whose factors' entries are shared numbers: with Uni-LoRA's start, and with ours."""
-    for dim in (32, 64, 128, 256):
+    """One tensor of all weights whose factors' entries are shared numbers: with Uni-LoRA's start, and with ours."""
+    small = {"rescale": False, "init": "lora"}
+    for dim, rank in ((32, 4), (64, 4), (128, 4), (256, 4), (256, 8)):
         inner = {"projection": "onehot", "dim": dim}
-        yield Method(OURS, "2D one-hot, small start", {"rank": 4, "inner": inner, "rescale": False, "init": "lora"})
-    for dim, rank in ((256, 4), (256, 8), (512, 4), (512, 8), (1024, 4), (1024, 8), (1024, 16), (2048, 16)):
+        yield Method(OURS, "2D one-hot, small start", {"rank": rank, "inner": inner, **small})
+    for dim, rank in ((256, 4), (512, 4), (1024, 4), (1024, 16)):
         yield Method(OURS, "2D one-hot", {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
-    for dim in (256, 512):
-        inner = {"projection": "onehot", "dim": dim}
-        yield Method(OURS, "2D one-hot, small start", {"rank": 8, "inner": inner, "rescale": False, "init": "lora"})
+    for order, dim, rank in ((3, 64, 4), (3, 128, 4), (3, 256, 4), (3, 256, 8), (3, 512, 8), (4, 64, 4), (4, 256, 4)):
+        shared = {"inner": {"projection": "onehot", "dim": dim}, **small}
+        yield Method(OURS, f"LoRTA {order}D one-hot", {"method": "lorta", "order": order, "rank": rank, **shared})
 
 
 def ablations() -> Iterator[list[Method]]:
