@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 RESULTS, SWEEPS = HERE / "figures.jsonl", HERE.parent / "runs" / "sweeps"
 DOCS = HERE.parent / "docs"
 PAGE, PICTURES = DOCS / "figures.md", DOCS / "figures"
-GENERATED = {"fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy", "loss": "noise loss"}
+GENERATED = {"loss": "noise loss", "fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy"}
 CLASSIFIED = {"accuracy": "test accuracy"}
 ALONG = {"groups": "G", "rank": "r", "ratio": "ρ"}  # what changes along a line of a plot
 

@@ -100,7 +100,8 @@ def _onehot() -> Iterator[Method]:
         yield Method(OURS, "2D one-hot, small start", {"rank": rank, "inner": inner, **small})
     for dim, rank in ((256, 4), (512, 4), (1024, 4), (1024, 16)):
         yield Method(OURS, "2D one-hot", {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
-    for order, dim, rank in ((3, 64, 4), (3, 128, 4), (3, 256, 4), (3, 256, 8), (3, 512, 8), (4, 64, 4), (4, 256, 4)):
+    sizes = ((64, 4), (128, 4), (128, 8), (256, 4), (256, 8), (300, 8), (512, 8))
+    for order, dim, rank in [*((3, *size) for size in sizes), (4, 64, 4), (4, 256, 4)]:
         shared = {"inner": {"projection": "onehot", "dim": dim}, **small}
         yield Method(OURS, f"LoRTA {order}D one-hot", {"method": "lorta", "order": order, "rank": rank, **shared})
 
