@@ -98,7 +98,7 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
             offer
             for knobs in grid
             if all(given.get(name, knobs.get(name)) == knobs.get(name) for name in ("method", "order") if name in given)
-            for offer in _largest(family, {**knobs, **given}, targets, limit, refused)
+            for offer in largest(family, {**knobs, **given}, targets, limit, refused)
         ]
         if candidates:
             found.append(max(candidates, key=lambda offer: offer.plan.params))  # of equals the first: fewest groups
@@ -107,7 +107,7 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
     return sorted(found, key=lambda offer: -offer.plan.params)
 
 
-def _largest(
+def largest(
     family: str, knobs: Knobs, targets: Sequence[TargetShape], limit: int, refused: list[Offer | UsageError]
 ) -> Iterator[Offer]:
     """The setting with the highest rank within the limit, if there is any: parameters grow with the rank.

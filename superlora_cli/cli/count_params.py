@@ -194,9 +194,11 @@ def _show_explanation(counted: Count) -> None:
 
 def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_json: bool) -> None:
     from superlora_cli.analysis.budget import offers
+    from superlora_cli.analysis.recommended import recommended
 
     with located(flags, None):
         found = offers(subject.targets, budget, flags)
+    best = None if flags else recommended(subject.targets, budget)
     rows = [
         {
             "name": offer.family,
@@ -209,7 +211,7 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
         for offer in found
     ]
     if as_json:
-        print_json({"budget": budget, "offers": rows})
+        print_json({"budget": budget, "offers": rows, "recommended": best and best.as_dict()})
         return
     from rich.table import Table
 
@@ -223,6 +225,10 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
         numbers = [f"{row[key]:,}" for key in ("adapter", "stored_bytes", "rank")]
         table.add_row(*numbers, offer.family, " + ".join([*units[:2], "…"][: len(units)]), offer.flags)
     print_table(table)
+    if best is not None:
+        print(f"\nrecommended, with {best.offer.plan.params:,} parameters: {best.adapter}")
+        print(f"by docs/evidence.md, whose weights are 12 of 64×64: there it is like {best.like:,} parameters,"
+              f" and AdamW's best rate {best.lr:g}")  # fmt: skip
 
 
 def _draw(path: Path, counted: Count) -> None:

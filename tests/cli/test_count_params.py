@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 import timm
+import yaml
 
 from superlora_cli.adapter.attach import attach, detach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.counting import count
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.analysis.budget import FAMILIES
 from superlora_cli.cli.app import main
 from superlora_cli.models.base import EMBEDDED
+from superlora_cli.models.catalogue import find
 from superlora_cli.models.targets import expand
 
 RECIPE = """\
@@ -182,6 +186,28 @@ def test_a_budget_is_met_from_below_by_settings_that_can_be_counted(run: Ran, mo
         assert offer["adapter"] <= budget
         counted = run.json("--model", model, *offer["flags"].split())
         assert (counted["adapter"], counted["stored_bytes"]) == (offer["adapter"], offer["stored_bytes"])
+
+
+@pytest.mark.parametrize("model", ["vit_base_patch16_224", "glyphs_vit", "cfg_unet"])
+@pytest.mark.parametrize("budget", [40, 300, 1_000, 30_000])
+def test_a_budget_s_recommendation_can_be_trained_and_fits(run: Ran, model: str, budget: int) -> None:
+    found = run.json("--model", model, "--budget", str(budget))["recommended"]
+    assert found["params"] <= budget
+    knobs = dict(found["adapter"])
+    base = find(model)
+    config = AdapterConfig.from_knobs(knobs.pop("method", None), **knobs)
+    assert count(config, base.targets(("q", "v"))).adapter == found["params"]
+    assert found["lr"] > 0
+    code, out, _ = run("--model", model, "--budget", str(budget))
+    assert code == 0
+    (section,) = re.findall(r"recommended, with [0-9,]+ parameters: (adapter: .*)", out)
+    assert yaml.safe_load(section) == {"adapter": found["adapter"]}
+
+
+def test_where_something_is_asked_for_or_everything_fits_nothing_is_recommended(run: Ran) -> None:
+    assert run.json("--budget", "80000", "--method", "lora")["recommended"] is None
+    assert run.json("--model", "glyphs_vit", "--budget", "49152")["recommended"] is None
+    assert "recommended" not in run("--model", "glyphs_vit", "--budget", "49152")[1]
 
 
 def test_a_budget_s_rank_is_the_highest_that_fits(run: Ran) -> None:

@@ -1,0 +1,89 @@
+"""The setting that the evidence (docs/evidence.md) is for, at a number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.shapes import Plan
+from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.analysis.budget import Knobs, Offer, largest
+from superlora_cli.errors import UsageError
+
+MEASURED = [TargetShape(str(number), 64, 64) for number in range(12)]  # what docs/evidence.md adapts
+RATE = 0.15  # of AdamW, on all settings there that are recommended
+FOLDED: Knobs = {"order": 2, "groups": 1, "alpha": 0.6}
+FOLDED_FROM = 444  # parameters there; with fewer, LoRTA's entries share them
+SHARED: Knobs = {"method": "lorta", "order": 3, "rescale": False, "init": "lora"}
+RANKS = (4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An offer, the rate that was best where it was measured, and the number of parameters there that it is like."""
+
+    offer: Offer
+    lr: float
+    like: int
+
+    @property
+    def adapter(self) -> str:
+        """The recipe's section, in YAML's short form."""
+        return "adapter: " + _flow(self.offer.knobs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"adapter": self.offer.knobs, "params": self.offer.plan.params, "lr": self.lr, "like": self.like}
+
+
+def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
+    """What to train with at most `budget` parameters on these targets; None where nothing fits, or all of them do.
+
+    Many parameters are one square matrix of all weights, of the highest rank that fits; few are shared by the entries
+    of a LoRTA of order 3 (one-hot F_in). Other weights than those of the evidence count as many times the parameters
+    that weight-wise LoRA of rank 1 has.
+    """
+    scale = _lora(MEASURED) / _lora(targets)
+    if budget >= sum(target.elements for target in targets):
+        return None
+    offer = next(largest("recommended", FOLDED, targets, budget, []), None)
+    if offer is None or offer.plan.params * scale < FOLDED_FROM:
+        offer = _shared(targets, budget)
+    return None if offer is None else Recommendation(offer, RATE, round(offer.plan.params * scale))
+
+
+def _shared(targets: Sequence[TargetShape], dim: int) -> Offer | None:
+    """LoRTA of order 3 on `dim` numbers, each of which two entries or more share."""
+    try:
+        rank = next(rank for rank in RANKS if _params(SHARED | {"rank": rank}, targets) >= 2 * dim)
+        knobs = SHARED | {"rank": rank, "inner": {"projection": "onehot", "dim": dim}}
+        return Offer("recommended", knobs, _plan(knobs, targets))
+    except (UsageError, StopIteration):
+        return None
+
+
+def _lora(targets: Sequence[TargetShape]) -> int:
+    return _params({"method": "lora", "rank": 1}, targets)
+
+
+def _params(knobs: Knobs, targets: Sequence[TargetShape]) -> int:
+    return _plan(knobs, targets).params
+
+
+def _plan(knobs: Knobs, targets: Sequence[TargetShape]) -> Plan:
+    named = dict(knobs)
+    return plan(AdapterConfig.from_knobs(named.pop("method", None), **named), targets)
+
+
+def _flow(value: Any) -> str:
+    """A value in YAML's short form.
+
+    >>> _flow({"rank": 4, "rescale": False, "inner": {"dim": 9}})
+    '{rank: 4, rescale: false, inner: {dim: 9}}'
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(own)}" for key, own in value.items()) + "}"
+    return str(value).lower()
