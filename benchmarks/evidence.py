@@ -11,7 +11,7 @@ from rivals import Method
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.svg"
-COLOURS = {"superlora": "#c2410c", "PEFT": "#1d4ed8", "LyCORIS": "#15803d", "plain": "#6b7280"}
+OURS = "#c2410c"
 RANGE = (50, 3000)  # parameters between which no peer is to be above our front
 SURE = 2.0  # standard errors
 
@@ -159,32 +159,42 @@ def _named(rows: Rows) -> str:
 
 
 def draw(found: list[Rows]) -> None:
-    """Accuracy against parameters, a colour a library, our front as a line."""
+    """Accuracy against parameters: ours as points under their front, a line a peer's method, bars over the seeds."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
-    for library, colour in COLOURS.items():
-        own = [rows for rows in found if rows.method.library == library]
-        each = [rows.right.mean(1) for rows in own]
-        spread = [[r.accuracy - e.min() for r, e in zip(own, each, strict=True)],
-                  [e.max() - r.accuracy for r, e in zip(own, each, strict=True)]]  # fmt: skip
-        at = [rows.parameters for rows in own]
-        axes.errorbar(at, [r.accuracy for r in own], spread, fmt="o", ms=5, lw=1, color=colour, label=library)
+    peers = sorted({(rows.method.library, rows.method.name) for rows in found if not rows.method.ours})
+    for number, (library, name) in enumerate(peers):
+        own = [rows for rows in found if (rows.method.library, rows.method.name) == (library, name)]
+        _points(axes, own, f"{library} {name}", fmt="s-" if number % 2 else "^-", color=mpl.colormaps["tab20"](number))
+    _points(axes, [rows for rows in found if rows.method.ours], "superlora", fmt="o", color=OURS)
     chosen = front(found)
-    axes.plot(
-        [r.parameters for r in chosen], [r.accuracy for r in chosen], color=COLOURS["superlora"], lw=1.2, alpha=0.6
-    )
-    for name in {rows.method.name for rows in found}:
-        best = max((rows for rows in found if rows.method.name == name), key=lambda rows: rows.accuracy)
-        axes.annotate(name, (best.parameters, best.accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7,
-                      color=COLOURS[best.method.library])  # fmt: skip
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, mean of 3 seeds")
+    at, reached = [rows.parameters for rows in chosen], [rows.accuracy for rows in chosen]
+    axes.plot(at, reached, color=OURS, lw=1.5, label="superlora, front by validation")
+    for rows in chosen:
+        axes.annotate(rows.method.name, (rows.parameters, rows.accuracy), xytext=(-4, 6), textcoords="offset points",
+                      fontsize=7, color=OURS, rotation=35, rotation_mode="anchor")  # fmt: skip
+    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, mean of 3 seeds", ylim=(0.6, 1.0))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.2)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
     figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> None:
+    """Means, with bars from the worst to the best seed."""
+    own = sorted(own, key=lambda rows: rows.parameters)
+    each = [rows.right.mean(1) for rows in own]
+    spread = [[r.accuracy - e.min() for r, e in zip(own, each, strict=True)],
+              [e.max() - r.accuracy for r, e in zip(own, each, strict=True)]]  # fmt: skip
+    at = [rows.parameters for rows in own]
+    axes.errorbar(at, [r.accuracy for r in own], spread, fmt=fmt, ms=5, lw=0.8, color=color, label=label)
 
 
 def write(found: list[Rows], changes: list[list[Rows]]) -> str:

@@ -60,6 +60,7 @@ def settings(figure: Figure) -> list[dict[str, Any]]:
             continue
         knobs = {key.removeprefix("adapter."): value for key, value in run["overrides"].items() if key != "seed"}
         method = run["recipe"].removeprefix("digits_").removeprefix("unet_")
+        method = method.rstrip("345d") if "order" in knobs else method
         about = {"figure": figure.name, "method": method, "knobs": knobs, "parameters": run["params"]["adapter"]}
         row = found.setdefault(json.dumps([method, knobs]), {**about, "seeds": [], "values": {}})
         row["seeds"].append(run["seed"])
@@ -105,6 +106,7 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     """The first two columns against parameters, a line a series, each point named by what changes along it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import LogLocator, NullLocator
 
     mpl.rcParams["svg.hashsalt"] = "superlora"
     shown = list(figure.columns.items())[:2]
@@ -118,6 +120,9 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
                 name = " ".join(f"{sign}{row['knobs'][key]}" for key, sign in ALONG.items() if key in row["knobs"])
                 axes.annotate(name, (x, y), xytext=(3, 4), textcoords="offset points", fontsize=6, color="#555")
         axes.set(xscale="log", xlabel="parameters", ylabel=title)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=7)
     PICTURES.mkdir(exist_ok=True)
