@@ -12,6 +12,7 @@ from rivals import Method
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.svg"
 OURS = "#c2410c"
+BUDGETS = (64, 128, 256, 512, 1024, 2048)
 RANGE = (50, 3000)  # parameters between which no peer is to be above our front
 SURE = 2.0  # standard errors
 
@@ -111,6 +112,23 @@ def table(found: list[Rows]) -> str:
     return "\n".join(lines)
 
 
+def at_budgets(found: list[Rows]) -> str:
+    """In Markdown: for some budgets our front, with its knobs, and the best peer of at most so many parameters."""
+    chosen = front(found)
+    lines = ["| at most | ours | knobs | test accuracy | best peer | test accuracy | ours over it |"]
+    lines += ["|---:|---|---|---:|---|---:|---|"]
+    for budget in BUDGETS:
+        own = rival_on(chosen, budget)
+        peers = [rows for rows in found if not rows.method.ours and rows.parameters <= budget]
+        if own is None or not peers:
+            continue
+        peer = max(peers, key=lambda rows: rows.accuracy)
+        cells = [f"{budget:,}", _named(own), f"`{own.method.knobs}`", f"{own.accuracy:.3f}"]
+        cells += [f"{peer.method.library} {_named(peer)}", f"{peer.accuracy:.3f}", str(Difference.of(own, peer))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def findings(found: list[Rows]) -> list[str]:
     """The claims, each as it came out."""
     chosen = front(found)
@@ -204,7 +222,7 @@ def write(found: list[Rows], changes: list[list[Rows]]) -> str:
     draw(found)
     points = "\n".join(f"- {line}" for line in findings(found))
     made = "Made by `python benchmarks/head_to_head.py`.\n"
-    results = f"{points}\n\n{table(found)}\n\n{made}"
+    results = f"{points}\n\n{at_budgets(found)}\n\nAll of them:\n\n{table(found)}\n\n{made}"
     changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1) + "\n"
     page = PAGE.read_text()
     for name, text in (("results", results), ("ablations", changed)):

@@ -56,9 +56,9 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
 
 
 def _shared(targets: Sequence[TargetShape], dim: int) -> Offer | None:
-    """LoRTA of order 3 on `dim` numbers, each of which two entries or more share."""
+    """LoRTA of order 3 on `dim` numbers, each of which four entries or more share."""
     try:
-        rank = next(rank for rank in RANKS if _params(SHARED | {"rank": rank}, targets) >= 2 * dim)
+        rank = next(rank for rank in RANKS if _params(SHARED | {"rank": rank}, targets) >= 4 * dim)
         knobs = SHARED | {"rank": rank, "inner": {"projection": "onehot", "dim": dim}}
         return Offer("recommended", knobs, _plan(knobs, targets))
     except (UsageError, StopIteration):
