@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from tests.faults import disks, files, images, kills, recipes, together
+from tests.faults import checkpoints, disks, files, images, kills, recipes, together
 from tests.faults.material import Material
 from tests.faults.trials import Trial
 
@@ -21,6 +21,7 @@ AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one r
     "adapters": (files.adapters, 28, 280),
     "forged": (files.forged, 24, 180),
     "bases": (files.bases, 14, 112),
+    "checkpoints": (checkpoints.checkpoints, 17, 170),
     "recipes": (recipes.recipes, 30, 300),
     "overrides": (recipes.on_the_command_line, 12, 120),
     "images": (images.images, 8, 40),
