@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from superlora_cli.data.source import Sample
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent ends
 Key = tuple[int, int]  # (epoch, index)
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
 
@@ -145,7 +150,8 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     """torch's loader, with errors of worker processes as they were raised, without the traceback around them."""
     # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
     generator = torch.Generator().manual_seed(0)
-    loader: DataLoader[Batch] = DataLoader(images, generator=generator, **how)
+    together = partial(_end_with, os.getpid())
+    loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=together, **how)
     with _deaf_children():
         iterator: Any = iter(loader)
     try:
@@ -164,6 +170,18 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     finally:
         if workers := getattr(iterator, "_shutdown_workers", None):
             workers()  # an error's traceback holds the iterator, and so the workers, which an exit would wait for
+
+
+def _end_with(parent: int, _worker: int) -> None:
+    """From now on this process ends when its parent does.
+
+    torch's workers look whether they have another parent than at their beginning: of one that was killed before that
+    they never hear.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @contextmanager

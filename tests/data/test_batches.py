@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -13,6 +16,18 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.errors import RunError
+from tests.conftest import environment
+from tests.training.test_signals import survivors
+
+# A worker that takes its time to begin, and a process that is killed meanwhile.
+KILLED = """
+import os, signal, threading, time
+from superlora_cli.data.batches import evaluation_batches
+from tests.data.test_batches import Images
+os.register_at_fork(after_in_child=lambda: time.sleep(1))
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+list(evaluation_batches(Images(deadly=False), 1, workers=1, pin=False))
+"""
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -50,6 +65,13 @@ def test_a_worker_that_ends_in_the_middle_of_a_batch_is_the_same_error(
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
     with pytest.raises(RunError, match="a loader worker ended before its time"):
         read(Images(deadly=False))
+
+
+def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment(), start_new_session=True)
+    assert process.wait(60) == -9
+    time.sleep(1)
+    assert survivors(process.pid) == []
 
 
 def test_another_error_of_torch_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
