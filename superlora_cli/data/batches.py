@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -168,8 +168,10 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
             hint="was it killed for memory? Try fewer, or 0 to load in the training process; --resume goes on",
         ) from error
     finally:
-        if workers := getattr(iterator, "_shutdown_workers", None):
-            workers()  # an error's traceback holds the iterator, and so the workers, which an exit would wait for
+        # An error's traceback holds the iterator, and so the workers, which an exit would wait for. Meanwhile one that
+        # has died may be heard of.
+        with suppress(RuntimeError):
+            getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _end_with(parent: int, _worker: int) -> None:

@@ -67,6 +67,20 @@ def test_a_worker_that_ends_in_the_middle_of_a_batch_is_the_same_error(
         read(Images(deadly=False))
 
 
+def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = _MultiProcessingDataLoaderIter._shutdown_workers
+
+    def interrupted(iterator: Any) -> None:
+        plain(iterator)
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 9.")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", interrupted)
+    with pytest.raises(RunError, match="a loader worker ended before its time"):
+        read(Images(deadly=True))
+
+
 def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment(), start_new_session=True)
     assert process.wait(60) == -9
