@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_read_is_named() -> None:
         splits_of("hfds/pets").train[0]
 
 
-@pytest.mark.parametrize("name", ["beans", "farm/beans"])
+@pytest.mark.parametrize("name", ["beans", "meadow/beans"])
 def test_a_set_in_the_cache_needs_no_network(name: str) -> None:
     table(8).to_parquet("rows.parquet")
     datasets.load_dataset("parquet", data_files="rows.parquet")
@@ -181,12 +181,12 @@ def test_a_configuration_is_chosen_in_the_cache() -> None:
         datasets.load_dataset("pets", name)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     for made in list(cache.glob("pets/*/*/*/")):  # as a set of the hub
-        place = cache / "farm___pets" / made.parts[-3].partition("-")[0] / "0.0.0" / "0123456789abcdef"
+        place = cache / "meadow___pets" / made.parts[-3].partition("-")[0] / "0.0.0" / "0123456789abcdef"
         place.parent.mkdir(parents=True)
         made.rename(place)
-    assert [sum(sizes(splits_of("hfds/farm/pets", config=name))) for name in ("cats", "dogs")] == [4, 8]
+    assert [sum(sizes(splits_of("hfds/meadow/pets", config=name))) for name in ("cats", "dogs")] == [4, 8]
     with pytest.raises(UsageError, match=r"data.config: .* multiple .* configurations in the cache: cats, dogs"):
-        splits_of("hfds/farm/pets")
+        splits_of("hfds/meadow/pets")
 
 
 def test_only_a_set_of_hugging_face_has_configurations() -> None:
@@ -204,15 +204,15 @@ def test_a_pinned_set_is_that_commit_in_the_cache_and_on_the_hub(monkeypatch: py
     (made,) = cache.glob("parquet/*/*/*/")
     (made / "parquet-train.arrow").rename(made / "beans-train.arrow")
     for commit in commits:
-        shutil.copytree(made, cache / "farm___beans/default/0.0.0" / commit)
-    assert sum(sizes(splits_of(f"hfds/farm/beans@{commits[0]}"))) == 8
-    with pytest.raises(UsageError, match=f"no folder 'farm/beans@{'c' * 40}', and no such"):
-        splits_of(f"hfds/farm/beans@{'c' * 40}")
+        shutil.copytree(made, cache / "meadow___beans/default/0.0.0" / commit)
+    assert sum(sizes(splits_of(f"hfds/meadow/beans@{commits[0]}"))) == 8
+    with pytest.raises(UsageError, match=f"no folder 'meadow/beans@{'c' * 40}', and no such"):
+        splits_of(f"hfds/meadow/beans@{'c' * 40}")
     asked: list[Any] = []
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, *name, **how: asked.append((name, how)))
     monkeypatch.setattr(datasets, "load_dataset", lambda *name, **how: asked.append((name, how)) or {"train": table(8)})
-    splits_of(f"hfds/farm/beans@{'c' * 40}", download=True)
-    assert [(name[0], how["revision"]) for name, how in asked] == [("farm/beans", "c" * 40)] * 2
+    splits_of(f"hfds/meadow/beans@{'c' * 40}", download=True)
+    assert [(name[0], how["revision"]) for name, how in asked] == [("meadow/beans", "c" * 40)] * 2
 
 
 def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
