@@ -64,6 +64,16 @@ class Offer:
     knobs: Knobs
     plan: Plan
 
+    @classmethod
+    def of(cls, family: str, knobs: Knobs, targets: Sequence[TargetShape]) -> Offer:
+        """Knobs (`method` among them) with the shapes that they give.
+
+        Raises:
+            UsageError: they cannot be together, or not on these targets.
+        """
+        rest = {name: value for name, value in knobs.items() if name != "method"}
+        return cls(family, knobs, plan(AdapterConfig.from_knobs(knobs.get("method"), **rest), targets))
+
     @property
     def flags(self) -> str:
         """The knobs as arguments of `superlora count-params`."""
@@ -117,8 +127,7 @@ def largest(
 
     def at(**rank: Any) -> Offer | None:
         try:
-            method, rest = knobs.get("method"), {k: v for k, v in (knobs | rank).items() if k != "method"}
-            made = Offer(family, knobs | rank, plan(AdapterConfig.from_knobs(method, **rest), targets))
+            made = Offer.of(family, knobs | rank, targets)
         except UsageError as error:
             refused.append(error)
             return None

@@ -228,7 +228,7 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
     if best is not None:
         print(f"\nrecommended, with {best.offer.plan.params:,} parameters: {best.adapter}")
         print(f"by docs/evidence.md, whose weights are 12 of 64×64: there it is like {best.like:,} parameters,"
-              f" and AdamW's best rate {best.lr:g}")  # fmt: skip
+              f" and {best.lr:g} a good rate of AdamW")  # fmt: skip
 
 
 def _draw(path: Path, counted: Count) -> None:
