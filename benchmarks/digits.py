@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pages
 from rich.console import Console
 
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
@@ -25,11 +26,8 @@ from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "digits.jsonl"
-PICTURE = HERE.parent / "docs" / "digits.svg"
-README = HERE.parent / "README.md"
-START, END = "<!-- results -->\n", "<!-- results end -->\n"
+RESULTS = Path(__file__).with_suffix(".jsonl")
+README, PICTURE = pages.ROOT / "README.md", pages.DOCS / "digits.svg"
 SEEDS = (0, 1, 2)
 LEFT = ("2d", "lorta3d", "lorta4d", "nonlinear_v2")  # labels that would cover others at the right
 
@@ -84,7 +82,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in found:
         spread = f"{row['low']:.3f} – {row['high']:.3f}"
         lines.append(f"| `{row['recipe']}` | {row['parameters']:,} | {row['bytes']:,} | {row['mean']:.3f} | {spread} |")
-    return "\n".join(lines) + "\n\nMade by `python benchmarks/digits.py`.\n"
+    return "\n".join(lines) + "\n\nMade by `python benchmarks/digits.py`."
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -123,9 +121,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
     found = summaries(load())
     draw(found)
-    text = README.read_text()
-    before, after = text.partition(START)[0], text.rpartition(END)[2]
-    README.write_text(before + START + table(found) + END + after)
+    pages.put(README, "results", table(found))
     print(table(found))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pages
 from rivals import Method
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.svg"
+PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
 OURS = "#c2410c"
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 RANGE = (50, 3000)  # parameters between which no peer is to be above our front
@@ -221,12 +220,9 @@ def write(found: list[Rows], changes: list[list[Rows]]) -> str:
         return "nothing has all its seeds yet"
     draw(found)
     points = "\n".join(f"- {line}" for line in findings(found))
-    made = "Made by `python benchmarks/head_to_head.py`.\n"
+    made = "Made by `python benchmarks/head_to_head.py`."
     results = f"{points}\n\n{at_budgets(found)}\n\nAll of them:\n\n{table(found)}\n\n{made}"
-    changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1) + "\n"
-    page = PAGE.read_text()
-    for name, text in (("results", results), ("ablations", changed)):
-        start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->\n"
-        page = page.partition(start)[0] + start + text + end + page.rpartition(end)[2]
-    PAGE.write_text(page)
-    return results + "\n" + changed
+    changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1)
+    pages.put(PAGE, "results", results)
+    pages.put(PAGE, "ablations", changed)
+    return f"{results}\n\n{changed}"

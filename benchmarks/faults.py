@@ -21,16 +21,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import pages
 
-from tests.faults.areas import AREAS  # noqa: E402
-from tests.faults.commands import Commands  # noqa: E402
-from tests.faults.material import Material  # noqa: E402
-from tests.faults.trials import Trial, summary  # noqa: E402
+sys.path.insert(0, str(pages.ROOT))
 
-RESULTS, DOCS = ROOT / "benchmarks" / "faults.jsonl", ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- faults -->\n", "<!-- faults end -->"
+from tests.faults.areas import AREAS
+from tests.faults.commands import Commands
+from tests.faults.material import Material
+from tests.faults.trials import Trial, summary
+
+RESULTS, PAGE = Path(__file__).with_suffix(".jsonl"), pages.DOCS / "reliability.md"
 
 Row = dict[str, Any]
 
@@ -66,17 +66,11 @@ def table(rows: list[Row]) -> str:
         lines.append(f"| **{name}** | | **{_sum(own, 'tried')}** | **{_sum(own, 'survived')}** | |")
         lines += [f"| | {row['kind']} | {row['tried']} | {row['survived']} | {row['outcome']} |" for row in own]
     lines.append(f"| **all** | | **{_sum(rows, 'tried')}** | **{_sum(rows, 'survived')}** | |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _sum(rows: list[Row], key: str) -> str:
     return f"{sum(row[key] for row in rows):,}"
-
-
-def write_table() -> None:
-    """Put the table between its markers."""
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    DOCS.write_text(before + BEGIN + table(recorded()) + END + rest.partition(END)[2])
 
 
 def main() -> None:
@@ -98,7 +92,7 @@ def main() -> None:
                 rows[area] = as_rows(area, trials)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in AREAS for row in rows[name]]
                 RESULTS.write_text("".join(lines))
-    write_table()
+    pages.put(PAGE, "faults", table(recorded()))
     sys.exit(not survived)
 
 

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).parent
-RESULTS, SWEEPS = HERE / "figures.jsonl", HERE.parent / "runs" / "sweeps"
-DOCS = HERE.parent / "docs"
-PAGE, PICTURES = DOCS / "figures.md", DOCS / "figures"
+import pages
+
+RESULTS, SWEEPS = Path(__file__).with_suffix(".jsonl"), pages.ROOT / "runs" / "sweeps"
+PAGE, PICTURES = pages.DOCS / "figures.md", pages.DOCS / "figures"
 GENERATED = {"loss": "noise loss", "fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy"}
 CLASSIFIED = {"accuracy": "test accuracy"}
 ALONG = {"groups": "G", "rank": "r", "ratio": "ρ"}  # what changes along a line of a plot
@@ -132,9 +132,7 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
 def write(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     """Draw a figure and put its table where the page has room for it."""
     draw(figure, rows)
-    start, end = f"<!-- {figure.name} -->\n", f"<!-- {figure.name} end -->\n"
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.partition(start)[0] + start + table(figure, rows) + "\n" + end + page.rpartition(end)[2])
+    pages.put(PAGE, figure.name, table(figure, rows))
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 from PIL import Image
 from rich.console import Console
 
@@ -30,10 +31,8 @@ from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-HERE = Path(__file__).parent
-RESULTS, RUNS = HERE / "generation.jsonl", HERE.parent / "runs" / "generation"
-PAGE, PICTURE = HERE.parent / "docs" / "generation.md", HERE.parent / "docs" / "generation.png"
-START, END = "<!-- results -->\n", "<!-- results end -->\n"
+RESULTS, RUNS = Path(__file__).with_suffix(".jsonl"), pages.ROOT / "runs" / "generation"
+PAGE, PICTURE = pages.DOCS / "generation.md", pages.DOCS / "generation.png"
 SEEDS = (0, 1, 2)
 BASE = "glyphs_unet"
 AGAINST = "digits:test"
@@ -178,8 +177,7 @@ def main() -> None:
     found = summaries(load())
     if set(SHOWN) <= {row["name"] for row in found}:
         draw(found)
-    text = PAGE.read_text()
-    PAGE.write_text(text.partition(START)[0] + START + table(found) + END + text.rpartition(END)[2])
+    pages.put(PAGE, "results", table(found).removesuffix("\n"))
     print(table(found))
 
 

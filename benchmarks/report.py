@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pages
 from playwright.sync_api import sync_playwright
 
-DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = (0, 1)
 CLASSIFIERS: dict[str, list[str]] = {
     "quickstart": ["quickstart"],
@@ -55,8 +55,8 @@ def photograph(page: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1200, "height": 1100}, color_scheme="light")
         opened.goto(page.absolute().as_uri())
-        opened.screenshot(path=DOCS / "report.png")
-        opened.locator(".grids").last.screenshot(path=DOCS / "report-images.png")
+        opened.screenshot(path=pages.DOCS / "report.png")
+        opened.locator(".grids").last.screenshot(path=pages.DOCS / "report-images.png")
         browser.close()
 
 
@@ -68,7 +68,9 @@ def main() -> None:
     train(folder)
     superlora("report", folder, "--against", folder / "digits_dense-s0")
     photograph(folder / "report.html")
-    shutil.copy(folder / "report-figures" / "classification-glyphs_vit-on-digits-geometry.svg", DOCS / "geometry.svg")
+    shutil.copy(
+        folder / "report-figures" / "classification-glyphs_vit-on-digits-geometry.svg", pages.DOCS / "geometry.svg"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""The places of a documentation page that benchmarks fill: from a line `<!-- name -->` to `<!-- name end -->`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def read(page: Path, name: str) -> str:
+    """What stands there now, without the line break at its end.
+
+    Raises:
+        ValueError: the page has no such place, or more than one.
+    """
+    return _parts(page, name)[1].removesuffix("\n")
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replace it.
+
+    Raises:
+        ValueError: as `read` does.
+    """
+    before, _, after = _parts(page, name)
+    page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
+
+
+def _parts(page: Path, name: str) -> tuple[str, str, str]:
+    """What is before the place, in it and after it; the marks belong to before and after."""
+    start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->"
+    text = page.read_text(encoding="utf-8")
+    if (text.count(start), text.count(end)) != (1, 1):
+        raise ValueError(f"{page.name} should have one line '{start.strip()}' and one '{end}'")
+    before, _, rest = text.partition(start)
+    inside, _, after = rest.partition(end)
+    return before + start, inside, end + after
