@@ -1,4 +1,4 @@
-"""Accuracy against parameters on the handwritten digits: the README's table and picture.
+"""Accuracy against parameters on the handwritten digits: the README's table and picture, and what bf16 costs.
 
     python benchmarks/digits.py                 # trains what is missing (3 seeds a recipe), writes table and picture
     python benchmarks/digits.py --only quickstart digits_dense
@@ -15,6 +15,7 @@ import io
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pages
 from rich.console import Console
 
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
@@ -29,17 +31,26 @@ from superlora_cli.training.run import RunFolder
 RESULTS = Path(__file__).with_suffix(".jsonl")
 README, PICTURE = pages.ROOT / "README.md", pages.DOCS / "digits.svg"
 SEEDS = (0, 1, 2)
+PRECISIONS = {"quickstart, bf16": ["quickstart", "train.precision=bf16"]}
+MADE = "Made by `python benchmarks/digits.py`."
 LEFT = ("2d", "lorta3d", "lorta4d", "nonlinear_v2")  # labels that would cover others at the right
 
 
 def recipes() -> list[str]:
-    """The recipes of the embedded task."""
-    return [name for name in shipped_recipes() if name == "quickstart" or name.startswith("digits_")]
+    """The recipes of the embedded task: those that recognise digits, not those that draw them."""
+    named = (name for name in shipped_recipes() if name == "quickstart" or name.startswith("digits_"))
+    return [name for name in named if load_recipe(name).task == "classification"]
+
+
+def loaded(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe, or the one of `PRECISIONS` that is called so."""
+    recipe, *own = PRECISIONS.get(name, [name])
+    return load_recipe(recipe, [*own, *overrides])
 
 
 def digest(name: str) -> str:
     """Of everything in a recipe but its comments: results of another recipe do not count."""
-    return hashlib.sha256(load_recipe(name).to_json().encode()).hexdigest()[:12]
+    return hashlib.sha256(loaded(name).to_json().encode()).hexdigest()[:12]
 
 
 def load() -> list[dict[str, Any]]:
@@ -47,13 +58,13 @@ def load() -> list[dict[str, Any]]:
     if not RESULTS.exists():
         return []
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    current = {name: digest(name) for name in recipes()}
+    current = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
     return [row for row in rows if current.get(row["recipe"]) == row["digest"]]
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
     """One run, in a folder that is thrown away."""
-    recipe = load_recipe(name, [f"seed={seed}", "train.threads=1"])
+    recipe = loaded(name, [f"seed={seed}", "train.threads=1"])
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
         result = train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
     metrics = result["metrics"]
@@ -62,10 +73,10 @@ def train(name: str, seed: int) -> dict[str, Any]:
     return row | {"validation": metrics["val_accuracy"], "seconds": result["seconds"]}
 
 
-def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summaries(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """A row per recipe: means over its seeds, by number of parameters."""
     found = []
-    for name in recipes():
+    for name in names:
         own = {row["seed"]: row for row in rows if row["recipe"] == name}
         if own:
             accuracies = [row["accuracy"] for row in own.values()]
@@ -82,7 +93,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in found:
         spread = f"{row['low']:.3f} – {row['high']:.3f}"
         lines.append(f"| `{row['recipe']}` | {row['parameters']:,} | {row['bytes']:,} | {row['mean']:.3f} | {spread} |")
-    return "\n".join(lines) + "\n\nMade by `python benchmarks/digits.py`."
+    return "\n".join(lines) + f"\n\n{MADE}"
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -107,10 +118,27 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
+def precisions() -> str:
+    """In Markdown: the quickstart in float32 and bf16."""
+    lines = ["| | seeds | test accuracy | of the seeds |", "|---|---:|---:|---:|"]
+    for row in summaries(load(), ["quickstart", *PRECISIONS]):
+        words = " ".join(PRECISIONS.get(row["recipe"], [row["recipe"]]))
+        spread = f"{row['low']:.3f} – {row['high']:.3f}"
+        lines.append(f"| `superlora train {words}` | {row['seeds']} | {row['mean']:.3f} | {spread} |")
+    return "\n".join([*lines, "", MADE])
+
+
+def places() -> pages.Places:
+    """What README and docs/training.md show."""
+    found = summaries(load(), recipes())
+    return {(README, "results"): table(found), (pages.DOCS / "training.md", "bf16"): precisions()}
+
+
 def main() -> None:
     """Train what is missing and write table and picture."""
+    names = [*recipes(), *PRECISIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=recipes(), default=recipes(), help="recipes to train")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="recipes to train")
     only: list[str] = parser.parse_args().only
     for name in only:
         for seed in SEEDS:
@@ -119,9 +147,9 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    found = summaries(load())
+    found = summaries(load(), recipes())
     draw(found)
-    pages.put(README, "results", table(found))
+    pages.fill(places())
     print(table(found))
 
 

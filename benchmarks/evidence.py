@@ -10,10 +10,14 @@ import pages
 from rivals import Method
 
 PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
+README = pages.ROOT / "README.md"
 OURS = "#c2410c"
 BUDGETS = (64, 128, 256, 512, 1024, 2048)
 RANGE = (50, 3000)  # parameters between which no peer is to be above our front
 SURE = 2.0  # standard errors
+FINALISTS = 4  # settings for each, by validation; these have more seeds, and the best by validation is shown
+LORA = Method("PEFT", "LoRA", {"r": 1})
+FRACTIONS = (3, 5, 10)  # how many times fewer parameters than weight-wise LoRA of rank 1 the claims are about
 
 
 class Rows(NamedTuple):
@@ -128,24 +132,9 @@ def at_budgets(found: list[Rows]) -> str:
     return "\n".join(lines)
 
 
-def findings(found: list[Rows]) -> list[str]:
-    """The claims, each as it came out."""
+def above_the_front(found: list[Rows]) -> str:
+    """Which peers are, in words."""
     chosen = front(found)
-    lines = []
-    lora = next((r for r in found if (r.method.library, r.method.name, r.parameters) == ("PEFT", "LoRA", 1536)), None)
-    if lora is not None:
-        level = next((r for r in chosen if r.accuracy >= lora.accuracy), None)
-        near = next((r for r in chosen if not Difference.of(lora, r).clear), None)
-        lines.append(f"Weight-wise LoRA of rank 1 reaches {lora.accuracy:.3f} with {lora.parameters:,} parameters.")
-        if level is not None:
-            lines[-1] += (
-                f" {_named(level)} reaches {level.accuracy:.3f}: {lora.parameters / level.parameters:.1f} times fewer."
-            )
-        if near is not None and near is not level:
-            lines[-1] += (
-                f" Within two standard errors of it already is {_named(near)}, {near.accuracy:.3f} "
-                f"({Difference.of(near, lora)}): {lora.parameters / near.parameters:.1f} times fewer."
-            )
     peers = [r for r in found if not r.method.ours and RANGE[0] <= r.parameters <= RANGE[1]]
     above = []
     for rows in peers:
@@ -154,8 +143,48 @@ def findings(found: list[Rows]) -> list[str]:
             above.append(f"{rows.method.library} {_named(rows)} ({difference} against {_named(own)})")
     said = "; ".join(above) if above else "none"
     asked = f"Of {len(peers)} settings of peers with {RANGE[0]} to {RANGE[1]:,} parameters"
-    lines.append(f"{asked} above our front by more than two standard errors: {said}.")
-    return lines
+    return f"{asked} above our front by more than two standard errors: {said}."
+
+
+def finalists(found: list[Rows]) -> list[list[Rows]]:
+    """For every one of `FRACTIONS` of LoRA's parameters: the best of ours with at most so many and more than half."""
+    (lora,) = (rows for rows in found if rows.method == LORA)
+    groups = []
+    for fraction in FRACTIONS:
+        most = lora.parameters / fraction
+        own = [rows for rows in found if rows.method.ours and most / 2 < rows.parameters <= most]
+        groups.append(sorted(own, key=lambda rows: -rows.validation)[:FINALISTS])
+    return groups
+
+
+def beside_lora(claims: list[Rows]) -> str:
+    """In Markdown: the first, and how the others compare with it."""
+    lora = claims[0]
+    lines = [f"| parameters | | method | test accuracy, {len(lora.rows)} seeds | least – most | beside LoRA |"]
+    lines += ["|---:|---|---|---:|---|---|"]
+    for rows in claims:
+        each = rows.right.mean(1)
+        fewer = f"{lora.parameters / rows.parameters:.1f} times fewer" if rows is not lora else ""
+        title = f"**{rows.method.name}**, `{rows.method.knobs}`" if rows.method.ours else "PEFT LoRA of rank 1"
+        cells = [f"{rows.parameters:,}", fewer, title, f"{rows.accuracy:.3f}", f"{each.min():.3f} – {each.max():.3f}"]
+        difference = Difference.of(rows, lora)
+        beside = f"{difference}{', clearly' if abs(difference).clear else ''}" if rows is not lora else ""
+        lines.append("| " + " | ".join([*cells, beside]) + " |")
+    return "\n".join(lines)
+
+
+def summary(found: list[Rows], claims: list[Rows]) -> str:
+    """README's sentences."""
+    lora, *fewer = claims
+    ours = sum(rows.method.ours for rows in found)
+    others = len(found) - ours
+    reached = ", ".join(f"{rows.accuracy:.3f} with {rows.parameters:,}" for rows in fewer)
+    return (
+        f"[docs/evidence.md](docs/evidence.md) has {ours} settings of ours and {others} of PEFT, LyCORIS and\n"
+        "plain tuning on the same work, every one with its best learning rate of the same grid. PEFT's LoRA of rank 1\n"
+        f"reaches {lora.accuracy:.3f} with {lora.parameters:,} parameters (mean of {len(lora.rows)} seeds),\n"
+        f"ours {reached}. {above_the_front(found)}"
+    )
 
 
 def ablated(changed: list[Rows]) -> str:
@@ -214,15 +243,10 @@ def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> 
     axes.errorbar(at, [r.accuracy for r in own], spread, fmt=fmt, ms=5, lw=0.8, color=color, label=label)
 
 
-def write(found: list[Rows], changes: list[list[Rows]]) -> str:
-    """Tables, findings and picture, into the page; what was written into it."""
-    if not found:
-        return "nothing has all its seeds yet"
-    draw(found)
-    points = "\n".join(f"- {line}" for line in findings(found))
+def places(found: list[Rows], claims: list[Rows], changes: list[list[Rows]]) -> pages.Places:
+    """What the page shows: findings and tables, and ablations."""
     made = "Made by `python benchmarks/head_to_head.py`."
-    results = f"{points}\n\n{at_budgets(found)}\n\nAll of them:\n\n{table(found)}\n\n{made}"
+    tables = f"{at_budgets(found)}\n\nAll of them:\n\n{table(found)}"
+    results = f"{beside_lora(claims)}\n\n{above_the_front(found)}\n\n{tables}\n\n{made}"
     changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1)
-    pages.put(PAGE, "results", results)
-    pages.put(PAGE, "ablations", changed)
-    return f"{results}\n\n{changed}"
+    return {(PAGE, "results"): results, (PAGE, "ablations"): changed, (README, "evidence"): summary(found, claims)}

@@ -73,6 +73,11 @@ def _sum(rows: list[Row], key: str) -> str:
     return f"{sum(row[key] for row in rows):,}"
 
 
+def places() -> pages.Places:
+    """What the page shows."""
+    return {(PAGE, "faults"): table(recorded())}
+
+
 def main() -> None:
     """Try, record, make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +97,7 @@ def main() -> None:
                 rows[area] = as_rows(area, trials)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in AREAS for row in rows[name]]
                 RESULTS.write_text("".join(lines))
-    pages.put(PAGE, "faults", table(recorded()))
+    pages.fill(places())
     sys.exit(not survived)
 
 

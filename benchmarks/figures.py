@@ -80,6 +80,11 @@ def known() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
 
 
+def rows_of(figure: Figure) -> list[dict[str, Any]]:
+    """Those of a figure that are known."""
+    return [row for row in known() if row["figure"] == figure.name]
+
+
 def series_of(row: dict[str, Any]) -> str:
     """The line of a plot that a row belongs to: its method and what does not change along the line."""
     fixed = [f"{key} {value}" for key, value in row["knobs"].items() if key not in ALONG]
@@ -129,10 +134,9 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     canvas.savefig(PICTURES / f"{figure.name}.svg", metadata={"Date": None})
 
 
-def write(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw a figure and put its table where the page has room for it."""
-    draw(figure, rows)
-    pages.put(PAGE, figure.name, table(figure, rows))
+def places() -> pages.Places:
+    """What the page shows: a table for every figure that has runs."""
+    return {(PAGE, figure.name): table(figure, rows) for figure in FIGURES if (rows := rows_of(figure))}
 
 
 def main() -> None:
@@ -147,8 +151,9 @@ def main() -> None:
         if not options.known:
             sweep(figure)
             keep(figure, settings(figure))
-        if rows := [row for row in known() if row["figure"] == figure.name]:
-            write(figure, rows)
+        if rows := rows_of(figure):
+            draw(figure, rows)
+    pages.fill(places())
 
 
 if __name__ == "__main__":

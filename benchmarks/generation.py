@@ -158,6 +158,11 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure.savefig(PICTURE, metadata={"Software": None}, bbox_inches="tight")
 
 
+def places() -> pages.Places:
+    """What the page shows."""
+    return {(PAGE, "results"): table(summaries(load())).removesuffix("\n")}
+
+
 def main() -> None:
     """Train and measure what is missing; write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,7 +182,7 @@ def main() -> None:
     found = summaries(load())
     if set(SHOWN) <= {row["name"] for row in found}:
         draw(found)
-    pages.put(PAGE, "results", table(found).removesuffix("\n"))
+    pages.fill(places())
     print(table(found))
 
 

@@ -1,15 +1,17 @@
 """Accuracy against parameters: ours, PEFT's and LyCORIS's methods on the same base, data and number of steps.
 
     python benchmarks/head_to_head.py                     # runs what is missing, writes docs/evidence.md
+    python benchmarks/head_to_head.py --only comparison   # a part: comparison, further, ablations
     python benchmarks/head_to_head.py --names LoRA VeRA   # methods whose name has one of these in it
     python benchmarks/head_to_head.py --list              # what would run
     python benchmarks/head_to_head.py --workers 1
 
-Beside the comparison there are ablations: some of ours with one thing changed.
+The comparison has every method at about three sizes; further are more sizes, and settings of ours; the ablations have
+some of ours with one thing changed.
 The task is the embedded one: glyphs_vit (64 wide, 6 blocks), its q and v as Linears of their own, frozen head, 300
 steps of AdamW on batches of 64 handwritten digits under OneCycleLR, no augmentation. Every method has the same grid of
 learning rates, which goes on where its end is the best; the rate with the best validation accuracy (seed 0, at the end
-of training) is run with two more seeds.
+of training) is run with two more seeds, and with ten what is claimed of LoRA.
 PEFT's and LyCORIS's other settings are their defaults. Results are kept in head_to_head.jsonl, one run a line, with
 what was right of the test images, so that differences are paired. Needs the extra `bench`.
 """
@@ -28,19 +30,30 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import evidence
+import pages
 import torch
-from evidence import Rows, write
-from rivals import Method, ablations, adapted, base_and_data, methods
+from evidence import LORA, Rows, draw, finalists
+from rivals import Method, ablations, adapted, base_and_data, further, methods
 from torch.nn import functional
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 STEPS, BATCH = 300, 64
 AT_ONCE = 5  # methods
 RATES, SEEDS = (0.01, 0.04, 0.15, 0.4), (0, 1, 2)
+MANY = tuple(range(10))  # seeds of what the claims are about
 BEYOND = {0.01: 0.0025, 0.4: 1.0}  # tried too where that end of the grid is the best of it
 Run = tuple[Method, float, int]  # learning rate, seed
 
 _task: list[Any] = []  # of this process: base and data
+
+
+PARTS = {"comparison": list(methods()), "further": list(further()), "ablations": list(chain(*ablations()))}
+
+
+def compared() -> list[Method]:
+    """What is in the table: all but the ablations."""
+    return PARTS["comparison"] + PARTS["further"]
 
 
 def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
@@ -128,44 +141,80 @@ def make(runs: Iterable[Run], pool: Executor) -> None:
             print(row["run"], row["parameters"], row["validation"], flush=True)
 
 
-def finished(asked: Iterable[Method]) -> list[Rows]:
-    """Those methods that have all their seeds at their best rate."""
+def finished(asked: Iterable[Method], seeds: Sequence[int] = SEEDS) -> list[Rows]:
+    """Those methods that have all these seeds at their best rate."""
     runs, found = known(), []
     for method in asked:
         rate = best_rate(method, runs)
-        rows = [runs[key(method, rate, seed)] for seed in SEEDS if rate and key(method, rate, seed) in runs]
-        if rate and len(rows) == len(SEEDS):
+        rows = [runs[key(method, rate, seed)] for seed in seeds if rate and key(method, rate, seed) in runs]
+        if rate and len(rows) == len(seeds):
             found.append(Rows(method, rate, rows))
     return found
 
 
-def run(chosen: Sequence[Method], workers: int) -> None:
+def run(chosen: Sequence[Method], pool: Executor) -> None:
     """Make what is missing of some methods."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
-            some = chosen[start : start + AT_ONCE]
-            for _ in range(2):  # the grid, then beyond its ends
-                have = known()
-                make([(method, rate, SEEDS[0]) for method in some for rate in grid(method, have)], pool)
-            best = [(method, best_rate(method, known())) for method in some]
-            make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
+    for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
+        some = chosen[start : start + AT_ONCE]
+        for _ in range(2):  # the grid, then beyond its ends
+            have = known()
+            make([(method, rate, SEEDS[0]) for method in some for rate in grid(method, have)], pool)
+        best = [(method, best_rate(method, known())) for method in some]
+        make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
+
+
+def claims(found: list[Rows]) -> list[Rows]:
+    """With their many seeds: LoRA of rank 1, and ours with so many times fewer parameters, the best by validation."""
+    finals = [finished((rows.method for rows in group), MANY) for group in finalists(found)]
+    return [*finished([LORA], MANY), *(max(group, key=lambda rows: rows.validation) for group in finals)]
+
+
+def costs() -> str:
+    """In Markdown: how many runs each part is, and what their steps took."""
+    lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
+    left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
+    for title, part in PARTS.items():
+        asked = [list(method) for method in part]
+        own = [run for run in left if run[0] in asked and run[2] in SEEDS]
+        left = [run for run in left if run not in own]
+        lines.append(_cost(f"`{title}`", len(part), [run[3] for run in own]))
+    lines.append(_cost("ten seeds beside LoRA", len({str(run[0]) for run in left}), [run[3] for run in left]))
+    return "\n".join(lines)
+
+
+def _cost(title: str, settings: int, ms: list[float]) -> str:
+    return f"| {title} | {settings} | {len(ms)} | {sum(ms) * STEPS / 60_000:.0f} |"
+
+
+def places() -> pages.Places:
+    """What the page shows."""
+    found = finished(compared())
+    changes = [finished(changed) for changed in ablations()]
+    return evidence.places(found, claims(found), changes) | {(evidence.PAGE, "time"): costs()}
 
 
 def main() -> None:
     """Make what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts; default: all")
     parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     options = parser.parse_args()
-    asked = [*methods(), *chain(*ablations())]
+    asked = [method for name in options.only for method in PARTS[name]]
     chosen = [m for m in asked if not options.names or any(name in m.name for name in options.names)]
     if options.list:
         runs = [key(method, rate, SEEDS[0]) for method in chosen for rate in grid(method, known())]
         print("\n".join(run for run in runs if run not in known()))
         return
-    run(chosen, options.workers)
-    print(write(finished(methods()), [finished(changed) for changed in ablations()]))
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        run(chosen, pool)
+        if len(found := finished(compared())) == len(compared()):
+            finals = [rows for rows in found if rows.method == LORA] + list(chain(*finalists(found)))
+            make([(rows.method, rows.rate, seed) for rows in finals for seed in MANY], pool)
+    draw(finished(compared()))
+    pages.fill(places())
+    print(*places().values(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+Places = dict[tuple[Path, str], str]  # page, name → what stands there
 
 
 def read(page: Path, name: str) -> str:
@@ -17,14 +18,15 @@ def read(page: Path, name: str) -> str:
     return _parts(page, name)[1].removesuffix("\n")
 
 
-def put(page: Path, name: str, text: str) -> None:
-    """Replace it.
+def fill(places: Places) -> None:
+    """Replace what stands in some places.
 
     Raises:
         ValueError: as `read` does.
     """
-    before, _, after = _parts(page, name)
-    page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
+    for (page, name), text in places.items():
+        before, _, after = _parts(page, name)
+        page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
 
 
 def _parts(page: Path, name: str) -> tuple[str, str, str]:

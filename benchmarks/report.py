@@ -1,4 +1,4 @@
-"""The pictures of docs/reports.md: trains small runs, reports them, and photographs the page.
+"""Pictures and table of docs/reports.md: trains small runs, reports them, and photographs the page.
 
 pip install -e '.[browser]'                            # and a Chromium on the PATH
 python benchmarks/report.py --runs runs/digits         # half an hour on one CPU core; runs that are there are kept
@@ -7,14 +7,20 @@ python benchmarks/report.py --runs runs/digits         # half an hour on one CPU
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pages
-from playwright.sync_api import sync_playwright
 
+RESULTS = Path(__file__).with_suffix(".jsonl")
+MEASURES = {"left": "d_L", "right": "d_R", "distance": "d_E"}
+WIDTH = 64  # of the adapted weights, on both sides
 SEEDS = (0, 1)
 CLASSIFIERS: dict[str, list[str]] = {
     "quickstart": ["quickstart"],
@@ -33,9 +39,10 @@ GENERATORS = ("digits_unet_dense", "digits_unet_lora", "digits_unet_lorta3d")
 MEASURING = ("--against", "digits:test", "--extractor", "digits", "--num", "250", "--steps", "25")
 
 
-def superlora(*words: str | Path) -> None:
-    """One command."""
-    subprocess.run([sys.executable, "-m", "superlora_cli", *map(str, words)], check=True)
+def superlora(*words: str | Path) -> str:
+    """What a command says on stdout."""
+    command = [sys.executable, "-m", "superlora_cli", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def train(folder: Path) -> None:
@@ -51,6 +58,8 @@ def train(folder: Path) -> None:
 
 def photograph(page: Path) -> None:
     """The beginning of the page, and the images of its last section."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1200, "height": 1100}, color_scheme="light")
@@ -60,13 +69,50 @@ def photograph(page: Path) -> None:
         browser.close()
 
 
+def rows(section: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each configuration of a section with geometry: its measures, means over weights and runs."""
+    accuracies = {one["row"]: one["mean"] for one in section["measures"][0]["values"]}
+    found = []
+    for row in section["rows"]:
+        weights = [
+            w for run in section["geometry"]["runs"] if run["row"] == row["row"] for w in run["weights"].values()
+        ]
+        if not weights:
+            continue
+        means = {key: round(statistics.mean(weight[key] for weight in weights), 4) for key in MEASURES}
+        chance = round(statistics.mean(math.sqrt(weight["vectors"] / WIDTH) for weight in weights), 4)
+        about = {"method": row["method"], "configuration": row["configuration"], "parameters": row["params"]}
+        found.append({**about, "accuracy": accuracies[row["row"]], **means, "chance": chance})
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    titles = " | ".join(MEASURES.values())
+    lines = [f"| | | parameters | accuracy | {titles} | d_L, d_R by chance |", "|---|---|" + "---:|" * 6]
+    for row in found:
+        cells = [row["method"], row["configuration"], f"{row['parameters']:,}", f"{row['accuracy']:.3f}"]
+        cells += [f"{row[key]:.2f}" for key in (*MEASURES, "chance")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def places() -> pages.Places:
+    """What the page shows."""
+    found = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return {(pages.DOCS / "reports.md", "geometry"): table(found)}
+
+
 def main() -> None:
     """Train, report, photograph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="folder of the runs")
     folder: Path = parser.parse_args().runs
     train(folder)
-    superlora("report", folder, "--against", folder / "digits_dense-s0")
+    done = json.loads(superlora("report", folder, "--against", folder / "digits_dense-s0", "--json"))
+    (section,) = (section for section in done["sections"] if "geometry" in section)
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows(section)), encoding="utf-8")
+    pages.fill(places())
     photograph(folder / "report.html")
     shutil.copy(
         folder / "report-figures" / "classification-glyphs_vit-on-digits-geometry.svg", pages.DOCS / "geometry.svg"

@@ -28,6 +28,8 @@ SEEDED = (
     "projection_prng_key",
 )  # where PEFT's configurations say it
 OURS = "superlora"
+SMALL = {"rescale": False, "init": "lora"}  # a small start
+STACKED = {"lotr": "LoTR", "cara": "CaRA", "fact_tk": "FacT-TK"}
 
 
 class Method(NamedTuple):
@@ -56,27 +58,17 @@ class Adapted(NamedTuple):
 
 
 def methods() -> Iterator[Method]:
-    """Every line of the table, the small ones first."""
-    yield from _onehot()
-    for length in (64, 128, 256, 512, 1024):
+    """The comparison: every method, at three sizes where it has so many between 30 and 10,000 parameters."""
+    for length in (128, 256, 512):
         yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
-    for count in (5, 10, 20, 40, 100):
+    for count in (5, 20, 100):
         yield Method("PEFT", "FourierFT", {"n_frequency": count})
-    for count in (5, 10, 20, 40):
+    for count in (5, 20, 40):
         yield Method("PEFT", "TinyLoRA", {"r": 2, "u": count})
     for rank in (8, 256):
         yield Method("PEFT", "VeRA", {"r": rank})
-    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 3, 1.2), (4, 4, 2.0), (3, 4, 2.0)):
-        yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": rank, "alpha": alpha})
-    for rank in (1, 2, 4):
-        yield Method(OURS, "2D, one group", {"rank": rank, "alpha": 0.6})
     for rank in (1, 2, 4):
         yield Method("PEFT", "LoRA", {"r": rank})
-    yield Method(OURS, "LoRA", {"method": "lora", "rank": 1})
-    yield Method(OURS, "LoNKr", {"method": "lonkr", "rank": 4})
-    yield Method(OURS, "dense, projected", {"order": 1, "projection": "nonlinear_v2", "ratio": 0.01})
-    yield Method(OURS, "2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1})
-    yield Method(OURS, "LoKr", {"method": "lokr", "rank": 2})
     yield Method("PEFT", "LoKr", {"r": 1, "decompose_both": True})
     yield Method("PEFT", "LoKr", {"r": 1})
     yield Method("PEFT", "LoKr", {"r": 4, "decompose_both": True})
@@ -90,26 +82,60 @@ def methods() -> Iterator[Method]:
     yield Method("plain", "BitFit, q and v", {})
     yield Method("plain", "BitFit, all biases", {})
     yield Method("plain", "linear probe", {})
+    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 4, 2.0), (3, 4, 2.0)):
+        yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": rank, "alpha": alpha})
+    for rank in (1, 2, 4):
+        yield Method(OURS, "2D, one group", {"rank": rank, "alpha": 0.6})
+    yield Method(OURS, "LoRA", {"method": "lora", "rank": 1})
+    yield Method(OURS, "LoNKr", {"method": "lonkr", "rank": 4})
+    yield Method(OURS, "LoKr", {"method": "lokr", "rank": 2})
+    yield Method(OURS, "dense, projected", {"order": 1, "projection": "nonlinear_v2", "ratio": 0.01})
+    yield Method(OURS, "2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1})
+    for dim, rank in ((64, 4), (128, 8), (256, 4), (512, 8)):
+        yield _onehot(dim, rank, "lorta", 3)
 
 
-def _onehot() -> Iterator[Method]:
-    """One tensor of all weights whose factors' entries are shared numbers: with Uni-LoRA's start, and with ours."""
-    small = {"rescale": False, "init": "lora"}
-    for dim, rank in ((32, 4), (64, 4), (128, 4), (256, 4), (256, 8), (300, 8), (512, 8)):
-        inner = {"projection": "onehot", "dim": dim}
-        yield Method(OURS, "2D one-hot, small start", {"rank": rank, "inner": inner, **small})
+def further() -> Iterator[Method]:
+    """More sizes of peers, and settings of ours tried for what is good at a budget."""
+    for length in (64, 1024):
+        yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
+    for count in (10, 40):
+        yield Method("PEFT", "FourierFT", {"n_frequency": count})
+    yield Method("PEFT", "TinyLoRA", {"r": 2, "u": 10})
+    for dim, rank in ((32, 4), (64, 4), (128, 4), (256, 4), (256, 8), (300, 2), (300, 8), (300, 16), (512, 8)):
+        yield _onehot(dim, rank)
     for dim, rank in ((256, 4), (512, 4), (512, 16), (1024, 4), (1024, 16)):
         yield Method(OURS, "2D one-hot", {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
-    sizes = ((64, 4), (128, 4), (128, 8), (256, 4), (256, 8), (300, 8), (512, 8))
-    for order, dim, rank in [*((3, *size) for size in sizes), (4, 64, 4), (4, 256, 4)]:
-        shared = {"inner": {"projection": "onehot", "dim": dim}, **small}
-        yield Method(OURS, f"LoRTA {order}D one-hot", {"method": "lorta", "order": order, "rank": rank, **shared})
+    for dim, rank in ((128, 4), (256, 8), (300, 8)):
+        yield _onehot(dim, rank, "lorta", 3)
+    for dim in (64, 256):
+        yield _onehot(dim, 4, "lorta", 4)
+    for method, rank in (("lotr", 4), ("fact_tk", 4), ("cara", 8)):  # stacked weights, not a folded tensor
+        yield _onehot(300, rank, method)
+    yield Method(OURS, "LoRTA 4D", {"method": "lorta", "order": 4, "rank": 3, "alpha": 1.2})
+    yield Method(OURS, "LoRA-XS", {"method": "lora_xs", "rank": 5})
+    for method in STACKED:
+        yield Method(OURS, STACKED[method], {"method": method, "rank": 2})
+        yield Method(OURS, STACKED[method], {"method": method, "rank": 2, **SMALL})
+    linear = {"projection": "linear_v2", "ratio": 0.1}
+    yield Method(OURS, "2D, projected", {"rank": 2, **linear, "alpha": 0.4, "rescale": False})
+    yield Method(OURS, "2D, projected", {"rank": 2, **linear, **SMALL})
+    yield Method(OURS, "2D, projected", {"rank": 1, **linear, "ratio": 0.4, "alpha": 0.4, "rescale": False})
+
+
+def _onehot(dim: int, rank: int, method: str | None = None, order: int | None = None) -> Method:
+    """Factors whose entries are `dim` shared numbers, with a small start: of a square matrix, or of a named method."""
+    knobs = {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, **SMALL}
+    if method is None:
+        return Method(OURS, "2D one-hot, small start", knobs)
+    name = STACKED.get(method, f"LoRTA {order}D")
+    return Method(OURS, f"{name} one-hot", {"method": method, **({"order": order} if order else {}), **knobs})
 
 
 def ablations() -> Iterator[list[Method]]:
     """Some of ours, each followed by itself with one thing changed."""
     inner = {"projection": "onehot", "dim": 128}
-    yield _changed("2D one-hot, small start", {"rank": 4, "inner": inner, "rescale": False, "init": "lora"}, [
+    yield _changed("2D one-hot, small start", {"rank": 4, "inner": inner, **SMALL}, [
         {"rank": 2}, {"rank": 8}, {"groups": 4}, {"groups": "weight", "fold": "none"}, {"order": 3, "method": "lorta"},
         {"init": "unit", "rescale": True, "alpha": 1.0}, {"inner": {"projection": "fastfood", "dim": 128}},
     ])  # fmt: skip

@@ -7,6 +7,7 @@ compiled modules, as an installed package does, whatever the environment says: t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -34,15 +35,20 @@ def seconds(arguments: list[str], environment: dict[str, str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15, help="processes per command (default 15)")
-    runs = parser.parse_args().runs
+    parser.add_argument("--json", action="store_true", help="seconds of every process, as JSON")
+    asked = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as compiled:
         environment["PYTHONPYCACHEPREFIX"] = compiled
-        for _ in range(runs + 1):
+        for _ in range(asked.runs + 1):
             for name, arguments in COMMANDS.items():
                 times[name].append(seconds(arguments, environment))
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    counted = {name: values[1:] for name, values in times.items()}
+    if asked.json:
+        print(json.dumps({"baseline": BASELINE, "seconds": counted}))
+        return
+    medians = {name: statistics.median(values) for name, values in counted.items()}
     for name, median in medians.items():
         print(f"{median:7.3f} s  {median / medians[BASELINE]:5.2f} ×  {name}")
 

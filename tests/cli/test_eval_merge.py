@@ -147,7 +147,11 @@ def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("recipe", "asset"), [("quickstart", BASE), ("digits_unet_lora", ASSETS / "glyphs_unet.safetensors")]
+    ("recipe", "asset"),
+    [
+        ("quickstart", BASE),
+        pytest.param("digits_unet_lora", ASSETS / "glyphs_unet.safetensors", marks=pytest.mark.slow),
+    ],
 )
 def test_a_base_in_half_precision_sees_images_in_its_own(
     dtype: torch.dtype, recipe: str, asset: Path, cli: Cli

@@ -124,10 +124,11 @@ def test_bf16_trains_on_a_cpu(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_bf16_trains_the_whole_quickstart_as_well_as_float32(cli: Cli) -> None:
-    words = ("train", "quickstart", "train.threads=1", "--quiet", "--json")
-    whole, half = (cli(*words, f"train.precision={name}").json()["metrics"]["accuracy"] for name in ("fp32", "bf16"))
-    assert half > whole - 0.02
+def test_bf16_learns_as_float32_does(cli: Cli) -> None:
+    words = ("train", "quickstart", "train.steps=80", "train.threads=1", "--quiet", "--json")
+    full, half = (cli(*words, f"train.precision={name}").json()["metrics"] for name in ("fp32", "bf16"))
+    assert full["accuracy"] > full["accuracy_before"] + 0.1
+    assert half["accuracy"] > full["accuracy"] - 0.05
 
 
 def test_a_base_without_adapter_is_trained_whole_and_loads_in_timm(cli: Cli) -> None:
@@ -169,7 +170,7 @@ def test_auto_resume_starts_afresh_where_there_is_nothing(adapter: Path, cli: Cl
     assert Path("runs/quickstart/adapter.safetensors").read_bytes() == adapter.read_bytes()
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("extra", [(), DROPOUT, AUGMENTED], ids=["plain", "dropout", "augmented"])
 def test_a_run_that_died_and_was_resumed_equals_an_uninterrupted_one(
     step: int, extra: tuple[str, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.areas import AREAS
 from tests.faults.material import Material
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.xdist_group("faults")]
 
 
 @pytest.mark.parametrize("area", AREAS)

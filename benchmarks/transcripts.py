@@ -1,0 +1,130 @@
+"""The commands whose output the documentation shows, run one after another, and what they said.
+
+    python benchmarks/transcripts.py             # all of them, quarter of an hour on two CPU cores
+    python benchmarks/transcripts.py --known     # the pages again, from what is on record
+
+They run in an empty folder, each on what those before it made. What they said is kept in benchmarks/transcripts.jsonl;
+of a long table the pages show the beginning and the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pages
+
+RESULTS = Path(__file__).with_suffix(".jsonl")
+README, EXPORTING, SWEEPS = pages.ROOT / "README.md", pages.DOCS / "exporting.md", pages.DOCS / "sweeps.md"
+WIDTH = 110
+LONGEST, BEGINNING = 8, 2  # rows of a table that are all shown, and how many of a longer one before its last
+
+
+class Transcript(NamedTuple):
+    """A command line, and the place of a page that shows what it says; without one it prepares others."""
+
+    command: str
+    page: Path | None = None
+    place: str = ""
+
+
+EXTRACT = "superlora extract --tuned tuned.safetensors --base glyphs_vit --method lora --rank 2 --out half.safetensors"
+COMBINE = "superlora combine runs/digits_lora runs/quickstart --weights 0.5,0.5 --out mean.safetensors"
+TRANSCRIPTS = [
+    Transcript("superlora train quickstart --quiet", README, "quickstart"),
+    Transcript("superlora train digits_lora --quiet"),
+    Transcript("superlora export runs/quickstart --to peft-lora --rank 16 --out quickstart-lora", EXPORTING, "export"),
+    Transcript(COMBINE, EXPORTING, "combine"),
+    Transcript("superlora merge runs/digits_lora --out tuned.safetensors --json"),
+    Transcript(EXTRACT, EXPORTING, "extract"),
+    Transcript("superlora eval half.safetensors data.name=digits", EXPORTING, "extracted"),
+    Transcript("superlora inspect runs/digits_lora --norms", EXPORTING, "norms"),
+    Transcript("superlora sweep sweep.yaml --dry-run", SWEEPS, "dry run"),
+    Transcript("superlora sweep sweep.yaml --workers 2", SWEEPS, "sweep"),
+]
+
+
+def run(command: str, folder: Path) -> str:
+    """What a command says on either stream, in the order of its lines.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    words = [sys.executable, "-m", "superlora_cli", *shlex.split(command)[1:]]
+    environment = os.environ | {"COLUMNS": str(WIDTH), "OMP_NUM_THREADS": "2"}
+    told = subprocess.run(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if told.returncode:
+        raise SystemExit(f"{command}\n{told.stdout}")
+    return told.stdout.strip()
+
+
+def shortened(said: str) -> str:
+    """Without the middle rows of long tables.
+
+    >>> print(shortened("\\n".join(["┃ n ┃", *(f"│ {n} │" for n in range(9)), "└───┘"])))
+    ┃ n ┃
+    │ 0 │
+    │ 1 │
+    …
+    │ 8 │
+    └───┘
+    """
+    shown: list[str] = []
+    for rows in re.split(r"^((?:│.*\n)+)", said + "\n", flags=re.M):
+        lines = rows.splitlines()
+        long = rows.startswith("│") and len(lines) > LONGEST
+        shown += [*lines[:BEGINNING], "…", lines[-1]] if long else lines
+    return "\n".join(shown)
+
+
+def block(transcript: Transcript, said: str) -> str:
+    """As a page shows it."""
+    return f"```text\n$ {transcript.command}\n{shortened(said)}\n```"
+
+
+def recorded() -> dict[str, str]:
+    """What is known: command → what it said."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    return {row["command"]: row["said"] for row in map(json.loads, lines)}
+
+
+def places() -> pages.Places:
+    """What the pages show."""
+    known = recorded()
+    return {(t.page, t.place): block(t, known[t.command]) for t in TRANSCRIPTS if t.page and t.command in known}
+
+
+def sweep_of_the_page() -> str:
+    """The file that docs/sweeps.md begins with."""
+    found = re.search(r"```yaml\n(.*?)```", SWEEPS.read_text(encoding="utf-8"), flags=re.S)
+    assert found
+    return found[1]
+
+
+def main() -> None:
+    """Run, keep, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--known", action="store_true", help="run nothing")
+    if not parser.parse_args().known:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "sweep.yaml").write_text(sweep_of_the_page(), encoding="utf-8")
+            rows = []
+            for transcript in TRANSCRIPTS:
+                rows.append({"command": transcript.command, "said": run(transcript.command, Path(folder))})
+                print(f"$ {transcript.command}\n{rows[-1]['said']}", flush=True)
+        RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    pages.fill(places())
+
+
+if __name__ == "__main__":
+    main()
