@@ -65,7 +65,7 @@ def run(command: str, folder: Path) -> str:
     )
     if told.returncode:
         raise SystemExit(f"{command}\n{told.stdout}")
-    return told.stdout.strip()
+    return "\n".join(line.rstrip() for line in told.stdout.strip().splitlines())
 
 
 def shortened(said: str) -> str:

@@ -104,7 +104,7 @@ def settings_of_an_adapter(draw: st.DrawFn) -> Case:
     return config, targets
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(settings_of_an_adapter())
 def test_the_count_is_the_sum_over_all_tensors(case: Case) -> None:
     counted = count(*case)

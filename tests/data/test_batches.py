@@ -81,6 +81,7 @@ def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_e
         read(Images(deadly=True))
 
 
+@pytest.mark.slow
 def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment(), start_new_session=True)
     assert process.wait(60) == -9
