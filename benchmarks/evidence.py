@@ -157,28 +157,48 @@ def finalists(found: list[Rows]) -> list[list[Rows]]:
     return groups
 
 
-def beside_lora(claims: list[Rows]) -> str:
-    """In Markdown: the first, and how the others compare with it."""
-    lora = claims[0]
-    lines = [f"| parameters | | method | test accuracy, {len(lora.rows)} seeds | least – most | beside LoRA |"]
-    lines += ["|---:|---|---|---:|---|---|"]
-    for rows in claims:
-        each = rows.right.mean(1)
-        fewer = f"{lora.parameters / rows.parameters:.1f} times fewer" if rows is not lora else ""
-        title = f"**{rows.method.name}**, `{rows.method.knobs}`" if rows.method.ours else "PEFT LoRA of rank 1"
-        cells = [f"{rows.parameters:,}", fewer, title, f"{rows.accuracy:.3f}", f"{each.min():.3f} – {each.max():.3f}"]
+class Claims(NamedTuple):
+    """With their many seeds: LoRA of rank 1, and the finalists for every one of `FRACTIONS`."""
+
+    lora: Rows
+    finals: list[list[Rows]]
+
+    @property
+    def chosen(self) -> list[Rows]:
+        """The best of the finalists for each, by validation."""
+        return [max(group, key=lambda rows: rows.validation) for group in self.finals]
+
+
+def beside_lora(claims: Claims) -> str:
+    """In Markdown: LoRA, and how all finalists compare with it; in bold what validation chooses."""
+    lora, finals = claims.lora, {id(rows.method): rows for group in claims.finals for rows in group}
+    titles = (
+        f"| parameters | | method | validation | test accuracy, {len(lora.rows)} seeds | least – most | beside LoRA |"
+    )
+    lines = [titles, "|---:|---|---|---:|---:|---|---|"]
+    lines.append(_beside(lora, "", "PEFT LoRA of rank 1", ""))
+    chosen = [rows.method for rows in claims.chosen]
+    for rows in sorted(finals.values(), key=lambda rows: (-rows.parameters, -rows.validation)):
+        name = f"**{rows.method.name}**" if rows.method in chosen else rows.method.name
         difference = Difference.of(rows, lora)
-        beside = f"{difference}{', clearly' if abs(difference).clear else ''}" if rows is not lora else ""
-        lines.append("| " + " | ".join([*cells, beside]) + " |")
+        clear = ", clearly" if abs(difference).clear else ""
+        fewer = f"{lora.parameters / rows.parameters:.1f} times fewer"
+        lines.append(_beside(rows, fewer, f"{name}, `{rows.method.knobs}`", f"{difference}{clear}"))
     return "\n".join(lines)
 
 
-def summary(found: list[Rows], claims: list[Rows]) -> str:
+def _beside(rows: Rows, fewer: str, title: str, beside: str) -> str:
+    each = rows.right.mean(1)
+    cells = [f"{rows.parameters:,}", fewer, title, f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
+    return "| " + " | ".join([*cells, f"{each.min():.3f} – {each.max():.3f}", beside]) + " |"
+
+
+def summary(found: list[Rows], claims: Claims) -> str:
     """README's sentences."""
-    lora, *fewer = claims
+    lora = claims.lora
     ours = sum(rows.method.ours for rows in found)
     others = len(found) - ours
-    reached = ", ".join(f"{rows.accuracy:.3f} with {rows.parameters:,}" for rows in fewer)
+    reached = ", ".join(f"{rows.accuracy:.3f} with {rows.parameters:,}" for rows in claims.chosen)
     return (
         f"[docs/evidence.md](docs/evidence.md) has {ours} settings of ours and {others} of PEFT, LyCORIS and\n"
         "plain tuning on the same work, every one with its best learning rate of the same grid. PEFT's LoRA of rank 1\n"
@@ -243,7 +263,7 @@ def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> 
     axes.errorbar(at, [r.accuracy for r in own], spread, fmt=fmt, ms=5, lw=0.8, color=color, label=label)
 
 
-def places(found: list[Rows], claims: list[Rows], changes: list[list[Rows]]) -> pages.Places:
+def places(found: list[Rows], claims: Claims, changes: list[list[Rows]]) -> pages.Places:
     """What the page shows: findings and tables, and ablations."""
     made = "Made by `python benchmarks/head_to_head.py`."
     tables = f"{at_budgets(found)}\n\nAll of them:\n\n{table(found)}"

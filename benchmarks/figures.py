@@ -1,6 +1,6 @@
 """The paper's figures at embedded size: runs the sweeps, draws them, and writes the tables of docs/figures.md.
 
-    python benchmarks/figures.py                  # all; one and a half hours on two CPU cores
+    python benchmarks/figures.py                  # all; two hours on two CPU cores
     python benchmarks/figures.py --only 4 6b      # some
     python benchmarks/figures.py --known          # only draw and write what benchmarks/figures.jsonl has
 

@@ -33,7 +33,7 @@ from typing import Any
 import evidence
 import pages
 import torch
-from evidence import LORA, Rows, draw, finalists
+from evidence import LORA, Claims, Rows, draw, finalists
 from rivals import Method, ablations, adapted, base_and_data, further, methods
 from torch.nn import functional
 
@@ -163,10 +163,10 @@ def run(chosen: Sequence[Method], pool: Executor) -> None:
         make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
 
 
-def claims(found: list[Rows]) -> list[Rows]:
-    """With their many seeds: LoRA of rank 1, and ours with so many times fewer parameters, the best by validation."""
-    finals = [finished((rows.method for rows in group), MANY) for group in finalists(found)]
-    return [*finished([LORA], MANY), *(max(group, key=lambda rows: rows.validation) for group in finals)]
+def claims(found: list[Rows]) -> Claims:
+    """LoRA of rank 1 and what is compared with it, with their many seeds."""
+    (lora,) = finished([LORA], MANY)
+    return Claims(lora, [finished((rows.method for rows in group), MANY) for group in finalists(found)])
 
 
 def costs() -> str:

@@ -104,8 +104,11 @@ def further() -> Iterator[Method]:
     yield Method("PEFT", "TinyLoRA", {"r": 2, "u": 10})
     for dim, rank in ((32, 4), (64, 4), (128, 4), (256, 4), (256, 8), (300, 2), (300, 8), (300, 16), (512, 8)):
         yield _onehot(dim, rank)
-    for dim, rank in ((256, 4), (512, 4), (512, 16), (1024, 4), (1024, 16)):
+    for dim, rank in ((256, 4), (300, 4), (300, 8), (512, 4), (512, 16), (1024, 4), (1024, 16)):
         yield Method(OURS, "2D one-hot", {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, "alpha": 1.0})
+    for order, rank, alpha in ((3, 8, 1.0), (4, 5, 2.0)):
+        shared = {"inner": {"projection": "onehot", "dim": 300}, "alpha": alpha}
+        yield Method(OURS, f"LoRTA {order}D one-hot", {"method": "lorta", "order": order, "rank": rank, **shared})
     for dim, rank in ((128, 4), (256, 8), (300, 8)):
         yield _onehot(dim, rank, "lorta", 3)
     for dim in (64, 256):
@@ -120,7 +123,25 @@ def further() -> Iterator[Method]:
     linear = {"projection": "linear_v2", "ratio": 0.1}
     yield Method(OURS, "2D, projected", {"rank": 2, **linear, "alpha": 0.4, "rescale": False})
     yield Method(OURS, "2D, projected", {"rank": 2, **linear, **SMALL})
-    yield Method(OURS, "2D, projected", {"rank": 1, **linear, "ratio": 0.4, "alpha": 0.4, "rescale": False})
+    for rank, ratio in ((1, 0.4), (3, 0.045), (4, 0.025)):
+        yield Method(OURS, "2D, projected", {"rank": rank, **linear, "ratio": ratio, "alpha": 0.4, "rescale": False})
+    nonlinear = {"rank": 2, "alpha": 0.4, "projection": "nonlinear_v2", "ratio": 0.1, "rescale": False}
+    yield Method(OURS, "2D, projected", nonlinear)
+    projected = {"method": "lorta", "order": 3, "rank": 4, "alpha": 0.6, **linear, "rescale": False}
+    yield Method(OURS, "LoRTA 3D, projected", projected)
+    for order, ranks in ((4, [2, 4, 4, 3]), (5, [3, 3, 3, 3, 2])):
+        yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": ranks, "alpha": 2.0})
+    yield from _cp()
+
+
+def _cp() -> Iterator[Method]:
+    """CP: no core, or a diagonal one."""
+    for rank in (1, 2, 5, 8):
+        yield Method(OURS, "CP 4D", {"order": 4, "rank": rank, "core": "identity", **SMALL})
+    for alpha in (0.2, 0.6, 2.0):
+        yield Method(OURS, "CP 4D", {"order": 4, "rank": 5, "core": "identity", "alpha": alpha})
+    yield Method(OURS, "CP 4D", {"order": 4, "rank": 5, "core": "diagonal", "alpha": 0.6})
+    yield Method(OURS, "CP 5D", {"order": 5, "rank": 6, "core": "identity", "alpha": 0.6})
 
 
 def _onehot(dim: int, rank: int, method: str | None = None, order: int | None = None) -> Method:
