@@ -171,10 +171,9 @@ class Claims(NamedTuple):
 
 def beside_lora(claims: Claims) -> str:
     """In Markdown: LoRA, and how all finalists compare with it; in bold what validation chooses."""
-    lora, finals = claims.lora, {id(rows.method): rows for group in claims.finals for rows in group}
-    titles = (
-        f"| parameters | | method | validation | test accuracy, {len(lora.rows)} seeds | least – most | beside LoRA |"
-    )
+    lora, finals = claims.lora, {rows.method.knobs: rows for group in claims.finals for rows in group}
+    seeds = f"test accuracy, {len(lora.rows)} seeds"
+    titles = f"| parameters | | method | validation | {seeds} | least – most | beside LoRA |"
     lines = [titles, "|---:|---|---|---:|---:|---|---|"]
     lines.append(_beside(lora, "", "PEFT LoRA of rank 1", ""))
     chosen = [rows.method for rows in claims.chosen]

@@ -132,9 +132,9 @@ def _best(method: Method, rates: Sequence[float], runs: dict[str, dict[str, Any]
 def make(runs: Iterable[Run], pool: Executor) -> None:
     """Run what is missing."""
     have = known()
-    missing = [run for run in runs if key(*run) not in have]
+    missing = {key(*run): run for run in runs if key(*run) not in have}
     with RESULTS.open("a") as file:
-        for done in as_completed([pool.submit(train, *run) for run in missing]):
+        for done in as_completed([pool.submit(train, *run) for run in missing.values()]):
             row = done.result()
             file.write(json.dumps(row) + "\n")
             file.flush()
