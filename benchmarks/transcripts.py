@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,23 @@ def run(command: str, folder: Path) -> str:
     )
     if told.returncode:
         raise SystemExit(f"{command}\n{told.stdout}")
-    return "\n".join(line.rstrip() for line in told.stdout.strip().splitlines())
+    lines = told.stdout.strip("\n").splitlines()
+    return "\n".join(anywhere(line.rstrip(), {str(folder): ".", str(pages.ROOT): "superlora"}) for line in lines)
+
+
+def anywhere(line: str, names: Mapping[str, str]) -> str:
+    """A line of output with the folders of this machine called something else, as wide as before where it is a box's.
+
+    >>> anywhere("│ /home/me/a │", {"/home/me": "x"})
+    '│ x/a        │'
+    """
+    for path, name in names.items():
+        lost = len(path) - len(name)
+        while path in line:
+            line = line.replace(path, name, 1)
+            if line.endswith("│"):
+                line = f"{line[:-1]}{' ' * lost}│"
+    return line
 
 
 def shortened(said: str) -> str:
