@@ -65,7 +65,7 @@ def methods() -> Iterator[Method]:
         yield Method("PEFT", "FourierFT", {"n_frequency": count})
     for count in (5, 20, 40):
         yield Method("PEFT", "TinyLoRA", {"r": 2, "u": count})
-    for rank in (8, 256):
+    for rank in (8, 64, 256):
         yield Method("PEFT", "VeRA", {"r": rank})
     for rank in (1, 2, 4):
         yield Method("PEFT", "LoRA", {"r": rank})
@@ -73,18 +73,20 @@ def methods() -> Iterator[Method]:
     yield Method("PEFT", "LoKr", {"r": 1})
     yield Method("PEFT", "LoKr", {"r": 4, "decompose_both": True})
     yield Method("LyCORIS", "LoKr", {"linear_dim": 1, "factor": 8, "decompose_both": True})
-    yield Method("LyCORIS", "LoKr", {"linear_dim": 1, "factor": 2})
-    yield Method("PEFT", "LoHa", {"r": 1})
-    for rank in (32, 8):
+    for factor in (2, 4):
+        yield Method("LyCORIS", "LoKr", {"linear_dim": 1, "factor": factor})
+    for rank in (1, 2, 3):
+        yield Method("PEFT", "LoHa", {"r": rank})
+    for rank in (32, 16, 8):
         yield Method("PEFT", "RandLoRA", {"r": rank})
     for count, length in ((4, 64), (8, 64), (16, 16)):
         yield Method("PEFT", "VB-LoRA", {"r": 1, "num_vectors": count, "vector_length": length, "topk": 2})
     yield Method("plain", "BitFit, q and v", {})
     yield Method("plain", "BitFit, all biases", {})
     yield Method("plain", "linear probe", {})
-    for order, rank, alpha in ((5, 1, 0.3), (4, 2, 0.6), (3, 2, 0.6), (4, 4, 2.0), (3, 4, 2.0)):
+    for order, rank, alpha in ((5, 1, 0.3), (3, 2, 0.6), (4, 4, 2.0), (3, 4, 2.0)):
         yield Method(OURS, f"LoRTA {order}D", {"method": "lorta", "order": order, "rank": rank, "alpha": alpha})
-    for rank in (1, 2, 4):
+    for rank in (1, 4):
         yield Method(OURS, "2D, one group", {"rank": rank, "alpha": 0.6})
     yield Method(OURS, "LoRA", {"method": "lora", "rank": 1})
     yield Method(OURS, "LoNKr", {"method": "lonkr", "rank": 4})
@@ -115,7 +117,9 @@ def further() -> Iterator[Method]:
         yield _onehot(dim, 4, "lorta", 4)
     for method, rank in (("lotr", 4), ("fact_tk", 4), ("cara", 8)):  # stacked weights, not a folded tensor
         yield _onehot(300, rank, method)
-    yield Method(OURS, "LoRTA 4D", {"method": "lorta", "order": 4, "rank": 3, "alpha": 1.2})
+    yield Method(OURS, "2D, one group", {"rank": 2, "alpha": 0.6})
+    for rank, alpha in ((2, 0.6), (3, 1.2)):
+        yield Method(OURS, "LoRTA 4D", {"method": "lorta", "order": 4, "rank": rank, "alpha": alpha})
     yield Method(OURS, "LoRA-XS", {"method": "lora_xs", "rank": 5})
     for method in STACKED:
         yield Method(OURS, STACKED[method], {"method": method, "rank": 2})
