@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic, write_folder, write_json
@@ -150,3 +150,20 @@ def test_a_truncated_safetensors_file_is_refused_with_its_name(length: int, tmp_
     path.write_bytes(safetensors_bytes(TENSORS, {"format": "pt"})[:length])
     with pytest.raises(UsageError, match=r"x\.safetensors: not a whole safetensors file"):
         read_safetensors(path)
+
+
+def test_a_file_replaced_while_it_is_read_is_the_one_or_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "other"
+    for n, file in enumerate((path, other)):
+        file.write_bytes(save({"a": torch.full((4,), float(n))}, {"n": str(n)}))
+    read = torch.UntypedStorage.from_file
+
+    def replaced(*words: Any, **named: Any) -> torch.UntypedStorage:
+        other.replace(path)
+        return read(*words, **named)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", replaced)  # the second time that safe_open opens it
+    tensors, metadata = read_safetensors(path)
+    assert tensors["a"].tolist() == [float(metadata["n"])] * 4
