@@ -161,8 +161,7 @@ BENCHMARKS = {
     "merging, projected": Benchmark(("merge.py", "--rounds", "1", "--knobs", LINEAR), merging),
 }  # fmt: skip
 
-
-PAIRS = (("lora", "LoRA"), ("lokr", "LoKr"))
+PAIRS = (("lora", "LoRA"), ("lokr", "LoKr"))  # ours, PEFT's
 
 
 def summary(known: dict[str, Found]) -> str:
