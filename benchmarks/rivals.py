@@ -19,7 +19,6 @@ from superlora_cli.data.splits import load_splits
 from superlora_cli.models.base import build
 from superlora_cli.recipe.schema import DataSection, ModelSection
 
-BLOCKS, WIDTH = 6, 64
 ROLES = ("q", "v")
 SEEDED = (
     "proj_seed",
@@ -192,8 +191,9 @@ def adapted(base: nn.Module, method: Method, seed: int) -> Adapted:
 
 def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
     targets = tuple(
-        Target(f"blocks.{block}.attn.qkv.{role}", 0, WIDTH, (WIDTH, WIDTH), True)
-        for block in range(BLOCKS)
+        Target(f"{name}.{role}", 0, module.width, (module.width, module.width), True)
+        for name, module in model.named_modules()
+        if isinstance(module, Split)
         for role in ROLES
     )
     knobs = dict(method.settings)
@@ -202,7 +202,7 @@ def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, 
     adapter = attach(model, targets, config)
     about = {"name": "glyphs_vit", "sha256": sha256, "dtype": dtype}
     factors = dict(adapter.factors.items())
-    return model, len(StoredAdapter(config, ROLES, digest_targets(targets), about, {}, {}, factors).to_bytes())
+    return model, len(StoredAdapter(adapter.config, ROLES, digest_targets(targets), about, {}, {}, factors).to_bytes())
 
 
 def _peft(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
@@ -255,7 +255,7 @@ class Split(nn.Module):
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
-        width = fused.in_features
+        self.width = width = fused.in_features
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
         with torch.no_grad():
             parts = (self.q, self.k, self.v)
@@ -266,6 +266,13 @@ class Split(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) → (…, 3 · width)."""
         return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+
+
+def split_qkv(model: nn.Module) -> None:
+    """Split the fused qkv of every block of a ViT."""
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.attn.qkv = Split(block.attn.qkv)
 
 
 Data = dict[str, tuple[Tensor, Tensor]]
@@ -281,9 +288,7 @@ def base_and_data() -> tuple[nn.Module, Data]:
         images: Any = splits.named(split)
         pairs = [images[i] for i in range(len(images))]
         data[split] = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
-    blocks: Any = made.model.blocks
-    for block in blocks:
-        block.attn.qkv = Split(block.attn.qkv)
+    split_qkv(made.model)
     return made.model.eval().requires_grad_(False), data
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from superlora_cli.adapter import attach as adapters
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import DEFAULT, activate, detach
-from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.config import NEWEST, AdapterConfig
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
@@ -48,7 +48,8 @@ def attach(
             defaults.
         name: of the adapter.
         head: modules or parameters of the model, by name or glob, that are trained and saved with this adapter.
-        **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, … as in a recipe.
+        **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, … as in a recipe. Without `alpha`
+            and `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any base.
 
     Returns:
         The adapter, an `nn.Module`: `adapter.parameters()`, `adapter.plan.params`, `adapter.compute()` for ΔW.
@@ -57,7 +58,7 @@ def attach(
         UsageError: a target or head that matches nothing, knobs that do not fit, or a name that is taken.
     """
     patterns = _listed(targets)
-    config = AdapterConfig.from_knobs(method, **knobs)
+    config = AdapterConfig.from_knobs(method, defaults=NEWEST, **knobs)
     adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=_parameters(model, _listed(head)))
     adapter.patterns = patterns
     return adapter

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layers import by_module, is_plain_linear, put_on, stored_parameter, take_off
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.scaling import settled
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError, did_you_mean
 
@@ -127,7 +128,7 @@ def attach(
     plain = all(is_plain_linear(modules[target.module]) for target in targets)
     weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
     base = [weight[target.start : target.stop] for weight, target in zip(weights, targets, strict=True)]
-    adapter = SuperLora(config, targets, plain=plain, base=base)
+    adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
     adapter.to(next(model.parameters()).device)
     adapters.add(name, adapter)
     activate(model, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ Core = Literal["identity", "diagonal", "dense"]
 Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
 Fold = Literal["none", "regular", "stack"]
-Scaling = Literal["alpha_over_rank", "rslora", "alpha"]
+Scaling = Literal["alpha_over_rank", "rslora", "alpha", "weights"]
 Init = Literal["unit", "lora"]
 Execution = Literal["auto", "factored", "materialised"]
 
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "execution": get_args(Execution),
     "frozen": get_args(FrozenFrom),
 }
+NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights where nothing else is asked for
 LATER = {"later": True}  # a knob that is written down only where it is used: other files keep their bytes
 DEFAULT_RANK = 4
 
@@ -85,8 +86,13 @@ class AdapterConfig:
     diagonals: tuple[int, ...] = field(default=(), metadata=LATER)
 
     @classmethod
-    def from_knobs(cls, method: str | None = None, /, **knobs: Any) -> AdapterConfig:
-        """The preset `method` with `knobs` on top; a knob that is None is one not given."""
+    def from_knobs(cls, method: str | None = None, /, *, defaults: int = 1, **knobs: Any) -> AdapterConfig:
+        """The preset `method` with `knobs` on top; a knob that is None is one not given.
+
+        Args:
+            defaults: the version of the defaults that knobs not given have. From 2 on `scaling` is `weights` where
+                neither it nor `alpha` is given and the factors start at unit scale.
+        """
         if method is not None and method not in PRESETS:
             hint = did_you_mean(method, PRESETS) or "one of " + ", ".join(PRESETS)
             raise UsageError(f"unknown method '{method}'", where="adapter.method", hint=hint)
@@ -104,7 +110,10 @@ class AdapterConfig:
                 merged[name] = tuple(merged[name])
         if isinstance(merged.get("inner"), Mapping):
             merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
-        return cls(**merged)
+        made = cls(**merged)
+        if defaults < 2 or not {"alpha", "scaling"}.isdisjoint(merged) or made.init != "unit" or made.frozen == "svd":
+            return made
+        return replace(made, scaling="weights")
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:
@@ -139,10 +148,14 @@ class AdapterConfig:
 
     @property
     def scale(self) -> float:
-        """What ΔW is multiplied by, after F; alpha defaults to the rank, which makes it 1."""
+        """What ΔW is multiplied by, after F; alpha defaults to the rank, which makes it 1.
+
+        `scaling: weights` is settled by `scaling.settled`, which knows the base; it counts as 1 before.
+        """
         rank = self.scale_rank
         alpha = float(rank) if self.alpha is None else self.alpha
-        return {"alpha_over_rank": alpha / rank, "rslora": alpha / rank**0.5, "alpha": alpha}[self.scaling]
+        kinds = {"alpha_over_rank": alpha / rank, "rslora": alpha / rank**0.5, "alpha": alpha, "weights": 1.0}
+        return kinds[self.scaling]
 
     @property
     def exact_ratio(self) -> Fraction:

@@ -16,6 +16,10 @@ def command(
     model: Annotated[
         str, typer.Option(help="A timm model (superlora ls models), or hf-hub:NAME, or local-dir:FOLDER.")
     ] = "vit_base_patch16_224.orig_in21k",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the images in pixels; default: the model's, without a GPU at most 224."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The recipe to write; default: the folder's name.yaml.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from pretrained weights.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
@@ -31,7 +35,7 @@ def command(
     from superlora_cli.files import write_atomic
     from superlora_cli.tasks.start import starting_recipe
 
-    start = starting_recipe(model, data, file, pretrained=pretrained)
+    start = starting_recipe(model, data, file, pretrained=pretrained, image_size=image_size)
     write_atomic(file, start.text)
     if as_json:
         params = {"adapter": start.adapter, "head": start.head}

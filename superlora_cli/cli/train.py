@@ -34,6 +34,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train an adapter (or, without one in the recipe, the base) from a YAML recipe."""
+    from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
@@ -63,6 +64,8 @@ def command(
         if launched() > 1:
             folder, fresh = processes.on_main(own_folder)
             folder.writes = processes.is_main
+        if not fresh:  # unset keys mean what they meant when the run was begun
+            loaded = load_recipe(recipe, overrides or (), defaults=recorded(folder.path))
         checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder, console))
         result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)

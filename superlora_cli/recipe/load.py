@@ -69,12 +69,16 @@ def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> P
     raise UsageError(f"no such file or shipped {kind}", where=str(name_or_path), hint=hint)
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe with KEY=VALUE `overrides` applied in order.
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, defaults: int | None = None) -> Recipe:
+    """The recipe with KEY=VALUE `overrides` applied in order, and unset keys filled in.
+
+    Args:
+        defaults: version of the defaults where the recipe says none; None: as `defaults.version_of` the file.
 
     Raises:
         UsageError: with everything that is wrong, a line each: `recipe.yaml:7: train.steps: expected a whole number`.
     """
+    from superlora_cli.recipe.defaults import version_of, with_defaults
     from superlora_cli.recipe.overrides import apply_overrides, parse_overrides
     from superlora_cli.recipe.places import Places
     from superlora_cli.recipe.problems import validate
@@ -84,17 +88,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     document = read_yaml(path)
     places = Places(str(path), document.positions)
     apply_overrides(document.data, parse_overrides(overrides), places)
-    return validate(document.data, places)
+    return with_defaults(validate(document.data, places), defaults or version_of(path), places)
 
 
-def recipe_from_dict(data: Any, source: str, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_from_dict(data: Any, source: str, overrides: Sequence[str] = (), *, defaults: int = 1) -> Recipe:
     """The recipe that `Recipe.to_dict` gave, as an adapter file or `run.json` stores it; `source` names that file.
+
+    Args:
+        defaults: version of the defaults where the data record none.
 
     Raises:
         UsageError: with everything that is wrong, a line each.
     """
     import copy
 
+    from superlora_cli.recipe.defaults import with_defaults
     from superlora_cli.recipe.overrides import apply_overrides, parse_overrides
     from superlora_cli.recipe.places import Places
     from superlora_cli.recipe.problems import validate
@@ -103,4 +111,4 @@ def recipe_from_dict(data: Any, source: str, overrides: Sequence[str] = ()) -> R
         raise UsageError(f"expected the keys of a recipe, got {type(data).__name__}", where=source)
     data, places = copy.deepcopy(data), Places(source)
     apply_overrides(data, parse_overrides(overrides), places)
-    return validate(data, places)
+    return with_defaults(validate(data, places), defaults, places)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from superlora_cli.adapter.config import (
+    NEWEST,
     PRESETS,
     PROJECTIONS,
     AdapterConfig,
@@ -150,8 +151,13 @@ class AdapterSection(Section):
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
     ratio: float | None = Field(None, description="Compression ρ = N_in/N_out of the projection, an exact decimal.")
     rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the step.")
-    alpha: float | None = Field(None, description="Scale of ΔW; default: the rank, which makes the factor 1.")
-    scaling: Scaling | None = Field(None, description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha.")
+    alpha: float | None = Field(None, description="Scale of ΔW, as `scaling` uses it; default: the rank, for `weights` 2.")
+    scaling: Scaling | None = Field(
+        None,
+        description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha; `weights`: ΔW gets alpha (2) times the size "
+        "of the weights it is added to, so that one rate fits every base. Default: `weights` where alpha is unset, the "
+        "factors start at unit scale and the optimizer is not SGD; else `alpha_over_rank`.",
+    )
     init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
     execution: Execution | None = Field(None, description="Through the factors, through ΔW, or the cheaper of the two.")
     seed: int | None = Field(None, description="Seed of all that is fixed, and of what is trained at its start.")
@@ -177,13 +183,13 @@ class AdapterSection(Section):
         """The knobs that are set, without `method` and `targets`."""
         return self.model_dump(exclude={"method", "targets"})
 
-    def config(self) -> AdapterConfig:
-        """The preset with the set knobs on top.
+    def config(self, *, defaults: int = 1) -> AdapterConfig:
+        """The preset with the set knobs on top, by a version of the `defaults` that `from_knobs` knows.
 
         Raises:
             UsageError: on knobs that do not go together; `where` is the key, as `adapter.rank`.
         """
-        return AdapterConfig.from_knobs(self.method, **self.knobs)
+        return AdapterConfig.from_knobs(self.method, defaults=defaults, **self.knobs)
 
 
 class OptimizerSection(Section):
@@ -192,7 +198,12 @@ class OptimizerSection(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field("AdamW", description="A class of `torch.optim`.")
-    lr: float = Field(ge=0, description="Learning rate of the adapter (of the base where there is no adapter).")
+    lr: float | None = Field(
+        None,
+        ge=0,
+        description="Learning rate of the adapter (of the base where there is no adapter). Default: 0.03 for an "
+        "adapter under AdamW; anything else needs one.",
+    )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
 
 
@@ -219,9 +230,9 @@ class TrainSection(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a slower step.")
     clip_norm: float | None = Field(None, gt=0, description="Clip the norm of all gradients together to this.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
-    optimizer: OptimizerSection = Field(description="Optimizer, with torch's own names.")
-    scheduler: SchedulerSection = Field(
-        SchedulerSection(), description="Learning-rate schedule, with torch's own names."
+    optimizer: OptimizerSection = Field(OptimizerSection(), description="Optimizer, with torch's own names.")
+    scheduler: SchedulerSection | None = Field(
+        None, description="Learning-rate schedule, with torch's own names; default: OneCycleLR with pct_start 0.1."
     )
     ema: float | None = Field(
         None,
@@ -275,6 +286,13 @@ class Recipe(Section):
     """A recipe of superlora: one training run, from base model to adapter."""
 
     task: Literal["classification", "diffusion"] = Field("classification", description="What the model is tuned for.")
+    defaults: int | None = Field(
+        None,
+        ge=1,
+        le=NEWEST,
+        description="Version of the defaults that unset keys have; a run records it. Default: the newest; 1 for what a "
+        "run recorded before there were versions.",
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random in the run.")
     model: ModelSection = Field(description="The base model.")
     data: DataSection = Field(description="The images.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from superlora_cli.analysis.trained import trained_params
 from superlora_cli.errors import LongUsageError, UsageError
+from superlora_cli.recipe.defaults import NEWEST, with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
 from superlora_cli.recipe.places import Places
@@ -199,7 +200,7 @@ def _run(path: Path, settings: _Settings) -> Run:
     train = data.get("train")
     if isinstance(train, dict) and train.get("threads") is None:
         train["threads"] = 1  # the same bytes however many runs share the machine
-    recipe = check(Recipe, data, places)
+    recipe = with_defaults(check(Recipe, data, places), NEWEST, places)
     chosen, fixed = (
         {leaf: value for key, value, _ in some for leaf, value in _leaves(key, value)}
         for some in (settings.chosen, settings.fixed)
@@ -229,7 +230,7 @@ def _id(name: str, own: Mapping[str, Any], recipe: Recipe) -> str:
     >>> _slug({"adapter.rank": 2, "adapter.projection": "linear_v2", "adapter.targets": ["q", "v"]})
     ['rank2', 'projection-linear_v2', 'targets-q-v']
     """
-    said = {key: value for key, value in recipe.to_dict().items() if key not in ("seed", "output")}
+    said = {key: value for key, value in recipe.to_dict().items() if key not in ("defaults", "seed", "output")}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     slug = "-".join([name, *_slug(own)])[:SLUG].rstrip("-")

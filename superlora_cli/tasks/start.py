@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from superlora_cli.data.folder import list_folder
 from superlora_cli.errors import UsageError
+from superlora_cli.models.base import Base
+from superlora_cli.recipe.defaults import HEAD_RATE, NEWEST, RATE
 from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.recipe.yaml import dump_yaml
+from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 from superlora_cli.tasks.build import Built, build_for_training
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10
+LARGE = 224  # pixels; a model made for larger images gets this without a GPU
 EMBEDDED = ("digits", "glyphs")  # a folder of that name is written ./digits
 TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has
 TEMPLATE = """\
@@ -22,19 +26,19 @@ TEMPLATE = """\
 # superlora train {file}   # {adapter:,} parameters + head {head:,}
 task: classification
 seed: 0
-model: {{name: {model_yaml}, pretrained: {pretrained}, head: new}}   # the new head is trained beside the adapter
+model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # the new head is trained beside the adapter
 data:
-  name: {data_yaml}
+  name: {data_yaml}{size}
   validation: 0.1   # a tenth is held out to choose the best step{test}
   augment: crop_flip   # cut and mirrored at random; none where borders or left and right matter, as in text
   workers: {workers}
-adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4, alpha: 4}}   # a higher rank: more parameters
+adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank: more parameters; none: the head alone
 train:
   steps: {steps}   # {epochs:.0f} epochs
   batch_size: {batch}
   precision: {precision}
-  optimizer: {{name: SGD, lr: 0.05, momentum: 0.9, weight_decay: 0.0, head_lr: 0.05}}
-  scheduler: {{name: OneCycleLR, cycle_momentum: false}}
+  optimizer: {{name: AdamW, lr: {rate}, head_lr: {head_rate}, weight_decay: 0.0}}   # try rates: superlora find-rate {file}
+  scheduler: {{name: OneCycleLR, pct_start: 0.1}}
   checkpoint_every: {every}
 eval: {{every: {every}}}
 """
@@ -56,13 +60,18 @@ class Start:
     head: int
 
 
-def starting_recipe(model: str, data: Path, file: Path, *, pretrained: bool = True) -> Start:
+def starting_recipe(
+    model: str, data: Path, file: Path, *, pretrained: bool = True, image_size: int | None = None
+) -> Start:
     """A recipe that adapts `model` to the folder of images `data`; `file` is where it will be written.
 
     The model is built without weights to see that it exists and which of its weights can be adapted.
 
+    Args:
+        image_size: side of the images in pixels; default: the model's, but without a GPU at most `LARGE`.
+
     Raises:
-        UsageError: no such model, or no folder of images.
+        UsageError: no such model, no folder of images, or images of a size that the model refuses.
     """
     import torch
 
@@ -81,27 +90,55 @@ def starting_recipe(model: str, data: Path, file: Path, *, pretrained: bool = Tr
         "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),
         "workers": min(8, (os.cpu_count() or 1) - 1), "test": ", a tenth to test it" if test is None else "",
         "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": max(1, steps // EVALUATIONS),
-        "precision": "bf16" if torch.cuda.is_available() else "fp32",
+        "precision": "bf16" if torch.cuda.is_available() else "fp32", "rate": RATE, "head_rate": HEAD_RATE,
+        "kwargs": "", "size": "", "adapter": 0, "head": 0,
     }  # fmt: skip
-    for targets in TARGETS:
-        counts = {"targets": dump_yaml(targets).strip(), "adapter": 0, "head": 0}
+    own = _base(settings)
+    wanted = image_size or (own.image_size if torch.cuda.is_available() else min(LARGE, own.image_size))
+    if wanted != own.image_size:
         try:
-            built = _built(TEMPLATE.format(**settings, **counts))
+            smaller = settings | _sized(own, wanted, asked=image_size is not None)
+            _base(smaller)
+            settings = smaller
+        except UsageError:
+            if image_size is not None:
+                raise
+    for targets in TARGETS:
+        settings["targets"] = dump_yaml(targets).strip()
+        try:
+            built = _built(TEMPLATE.format(**settings))
         except UsageError as error:
             if targets == TARGETS[-1] or "targets" not in (error.where or ""):
                 raise
             continue
         assert built.adapter
         adapter, head = built.adapter.plan.params, sum(parameter.numel() for parameter in built.head.values())
-        text = TEMPLATE.format(**settings, **counts | {"adapter": adapter, "head": head})
+        text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
         return Start(text, len(classes), images, adapter, head)
     raise AssertionError
 
 
-def _built(text: str) -> Built:
-    from superlora_cli.recipe.yaml import parse_yaml
+def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:
+    """What the recipe says of images of another size than the model's own."""
+    fixed = (getattr(own.model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    less = (own.image_size / size) ** 2
+    why = f"the model's own is {own.image_size}" + ("" if asked else f", {less:.0f} times the work: too much without a GPU")
+    return {
+        "kwargs": f", kwargs: {{img_size: {size}}}" if fixed else "",
+        "size": f"\n  image_size: {size}   # {why}",
+    }
 
-    return build_for_training(recipe_from_dict(parse_yaml(text).data, "the starting recipe"), weights=False)
+
+def _base(settings: Mapping[str, Any]) -> Base:
+    """The base of a starting recipe, without weights; its adapter is left out."""
+    plain = parse_yaml(TEMPLATE.format(**settings, targets="[q]")).data
+    del plain["adapter"]
+    return build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
+
+
+def _built(text: str) -> Built:
+    recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
+    return build_for_training(recipe, weights=False)
 
 
 def _inline(value: str | bool) -> str:

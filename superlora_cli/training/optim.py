@@ -38,6 +38,7 @@ def make_optimizer(
     if section.name in UNUSABLE:
         message = f"{section.name} needs {UNUSABLE[section.name]}"
         raise UsageError(message, where="train.optimizer.name", hint="AdamW, SGD, …")
+    assert section.lr is not None  # `with_defaults` filled it in
     groups: list[dict[str, Any]] = [{"params": body, "lr": section.lr}]
     if head:
         groups.append({"params": head, "lr": section.lr if section.head_lr is None else section.head_lr})

@@ -1,0 +1,54 @@
+"""`scaling: weights`: ΔW in the size of the weights that it is added to, so that one learning rate fits every base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.targets import Target
+
+ALPHA = 2.0  # where alpha is not given
+
+
+def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Tensor]) -> AdapterConfig:
+    """The same knobs with `scaling: weights` written as the plain `alpha` that it is on this base.
+
+    With every factor at unit scale, the root mean square of ΔW is then `alpha` times that of the target weights. So a
+    step of one rate moves ΔW by the same share of the base, whatever its width, the order, the rank and the projection.
+    Other scalings, and weights without values (meta), are left as they are.
+
+    Args:
+        base: the target slices of the base, in the targets' order.
+
+    >>> config = AdapterConfig(rank=4, scaling="weights")
+    >>> found = settled(config, [Target("q", 0, 8, (8, 8), True)], [torch.full((8, 8), 0.02)])
+    >>> found.scaling, found.alpha  # 2 · 0.02 / √4
+    ('alpha', 0.02)
+    """
+    if config.scaling != "weights" or any(weight.is_meta for weight in base):
+        return config
+    alpha = (ALPHA if config.alpha is None else config.alpha) * _size(base)
+    terms = max(bucket.shape.terms for bucket in plan(config, [target.flat for target in targets]).buckets)
+    alpha /= math.sqrt(terms * config.scale_rank ** _low_rank_units(config))
+    return replace(config, scaling="alpha", alpha=float(f"{alpha:.3g}"))  # rounded: the same number on every machine
+
+
+def _size(base: Sequence[Tensor]) -> float:
+    """Root mean square of all entries; of weights that are all zero, as if they had been initialised by their fan-in."""
+    squares = sum(weight.detach().double().square().sum().item() for weight in base)
+    if squares > 0:
+        return math.sqrt(squares / sum(weight.numel() for weight in base))
+    return 1 / math.sqrt(base[0][0].numel())
+
+
+def _low_rank_units(config: AdapterConfig) -> int:
+    """How many sums over a rank one product has: its entries grow with √r of each."""
+    if config.splits == 1 or config.combine == "hadamard" or config.left == "lowrank":
+        return config.splits
+    return config.splits - 1

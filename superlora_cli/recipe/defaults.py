@@ -1,0 +1,73 @@
+"""What keys that a recipe leaves unset mean, by version: a run keeps the defaults that it was trained with.
+
+Version 1 is that of runs that record none. Version 2 scales ΔW by the base's weights, and has a rate and a schedule.
+What is filled in is written into the recipe of the run, with the version, so a reader of it needs no table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.adapter.config import NEWEST
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.places import Places
+from superlora_cli.recipe.schema import AdapterSection, OptimizerSection, Recipe, SchedulerSection
+from superlora_cli.recipe.yaml import read_yaml
+
+RATE = 0.03  # of AdamW for an adapter whose ΔW is scaled by the weights: docs/rates.md
+HEAD_RATE = 0.01  # and for a new head beside it
+ONE_CYCLE = SchedulerSection.model_validate({"name": "OneCycleLR", "pct_start": 0.1})
+BY_GRADIENT = ("SGD", "ASGD")  # their step shrinks with the square of ΔW's scale
+
+
+def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
+    """The recipe with its unset keys filled in, by its own version of the defaults, or else by `version`.
+
+    Raises:
+        UsageError: the rate is unset where there is no default for it.
+    """
+    version = recipe.defaults or version
+    train = recipe.train
+    optimizer, scheduler = train.optimizer, train.scheduler or (SchedulerSection() if version == 1 else ONE_CYCLE)
+    if optimizer.lr is None:
+        optimizer = optimizer.model_copy(update={"lr": _rate(recipe, version, places)})
+    adapter = recipe.adapter
+    if adapter and adapter.scaling is None and optimizer.name not in BY_GRADIENT:
+        adapter = _scaled(adapter, version)
+    filled: dict[str, Any] = {"adapter": adapter, "train": train.model_copy(update={"optimizer": optimizer, "scheduler": scheduler})}
+    if version > 1 and any(getattr(recipe, name) != section for name, section in filled.items()):
+        filled["defaults"] = version  # where nothing was left to a default, nothing depends on it
+    return recipe.model_copy(update=filled)
+
+
+def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
+    try:
+        scaling = adapter.config(defaults=version).scaling
+    except UsageError:  # knobs that do not go together: for whoever checks them to say
+        return adapter
+    return adapter.model_copy(update={"scaling": scaling}) if scaling == "weights" else adapter
+
+
+def _rate(recipe: Recipe, version: int, places: Places) -> float:
+    own = recipe.train.optimizer.name
+    what = "training the whole base" if recipe.adapter is None else own
+    if version > 1 and recipe.adapter and own == OptimizerSection().name:
+        return RATE
+    where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
+    raise UsageError(message, where=where, hint=f"{what} has no default rate")
+
+
+def version_of(file: Path) -> int:
+    """The version of a recipe's file that records none: 1 in the folder of a run, which would record a newer one."""
+    return 1 if (file.parent / "run.json").is_file() else NEWEST
+
+
+def recorded(run: Path) -> int:
+    """The version that the run in a folder was begun with.
+
+    Raises:
+        UsageError: its recipe cannot be read.
+    """
+    found = read_yaml(run / "recipe.yaml").data.get("defaults", 1)
+    return found if isinstance(found, int) and 1 <= found <= NEWEST else NEWEST
