@@ -108,7 +108,11 @@ def _vit_s(where: Where) -> Ready:
         pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
         return (pixels.expand(-1, 3, -1, -1) - mean) / std, found.targets[start : start + count]
 
-    splits = {"train": images(True, 0, TRAIN), "validation": images(True, TRAIN, HELD_OUT), "test": images(False, 0, 1000)}
+    splits = {
+        "train": images(True, 0, TRAIN),
+        "validation": images(True, TRAIN, HELD_OUT),
+        "test": images(False, 0, 1000),
+    }
     return Ready(model, splits)
 
 

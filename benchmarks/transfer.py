@@ -61,7 +61,9 @@ def loss(base: str, variant: Method, known: dict[str, dict[str, Any]]) -> tuple[
         dtype=float,
     )
     lost = own[0] - own[1]
-    variance = lost.mean(0).var(ddof=1) / lost.shape[1] + (lost.mean(1).var(ddof=1) / len(seeds) if len(seeds) > 1 else 0)
+    variance = lost.mean(0).var(ddof=1) / lost.shape[1] + (
+        lost.mean(1).var(ddof=1) / len(seeds) if len(seeds) > 1 else 0
+    )
     return float(lost.mean()), float(variance**0.5), len(seeds)
 
 
@@ -84,7 +86,9 @@ def places() -> pages.Places:
             lines.append(f"| {base} | {variant.name} | {count:,} | {' | '.join(cells)} | {said} |")
     for base in WORK:
         if own := [lost for of, lost, _, _ in found if of == base]:
-            lines.append(f"\n{base}: lost at the default rate {statistics.mean(own):.3f} on average, {max(own):.3f} at worst.")
+            lines.append(
+                f"\n{base}: lost at the default rate {statistics.mean(own):.3f} on average, {max(own):.3f} at worst."
+            )
     if found:
         every = [lost for _, lost, _, _ in found]
         lines.append(f"\nAll: {statistics.mean(every):.3f} on average, {max(every):.3f} at worst.")

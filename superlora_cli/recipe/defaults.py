@@ -35,7 +35,10 @@ def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
     adapter = recipe.adapter
     if adapter and adapter.scaling is None and optimizer.name not in BY_GRADIENT:
         adapter = _scaled(adapter, version)
-    filled: dict[str, Any] = {"adapter": adapter, "train": train.model_copy(update={"optimizer": optimizer, "scheduler": scheduler})}
+    filled: dict[str, Any] = {
+        "adapter": adapter,
+        "train": train.model_copy(update={"optimizer": optimizer, "scheduler": scheduler}),
+    }
     if version > 1 and any(getattr(recipe, name) != section for name, section in filled.items()):
         filled["defaults"] = version  # where nothing was left to a default, nothing depends on it
     return recipe.model_copy(update=filled)

@@ -151,7 +151,9 @@ class AdapterSection(Section):
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
     ratio: float | None = Field(None, description="Compression ρ = N_in/N_out of the projection, an exact decimal.")
     rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the step.")
-    alpha: float | None = Field(None, description="Scale of ΔW, as `scaling` uses it; default: the rank, for `weights` 2.")
+    alpha: float | None = Field(
+        None, description="Scale of ΔW, as `scaling` uses it; default: the rank, for `weights` 2."
+    )
     scaling: Scaling | None = Field(
         None,
         description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha; `weights`: ΔW gets alpha (2) times the size "

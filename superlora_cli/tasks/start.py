@@ -122,7 +122,9 @@ def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:
     """What the recipe says of images of another size than the model's own."""
     fixed = (getattr(own.model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
     less = (own.image_size / size) ** 2
-    why = f"the model's own is {own.image_size}" + ("" if asked else f", {less:.0f} times the work: too much without a GPU")
+    why = f"the model's own is {own.image_size}" + (
+        "" if asked else f", {less:.0f} times the work: too much without a GPU"
+    )
     return {
         "kwargs": f", kwargs: {{img_size: {size}}}" if fixed else "",
         "size": f"\n  image_size: {size}   # {why}",
