@@ -9,7 +9,6 @@ adapt. AdamW under OneCycleLR, no augmentation, no weight decay.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time

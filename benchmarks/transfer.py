@@ -4,7 +4,7 @@
     python benchmarks/transfer.py --only glyphs_vit                        # on one base
     python benchmarks/transfer.py --fill                                   # the page alone
 
-`few_shot.py` says what is trained. Seed 0 has every rate; the default rate and each variant's best one have three seeds.
+`few_shot.py` says what is trained. Seed 0 has every rate; the default and each variant's best have three seeds.
 Runs are kept in transfer.jsonl.
 """
 
@@ -70,8 +70,9 @@ def loss(base: str, variant: Method, known: dict[str, dict[str, Any]]) -> tuple[
 def places() -> pages.Places:
     """The tables of docs/rates.md, from what is on record."""
     known = RECORDS.known()
-    lines = ["| base | variant | parameters | " + " | ".join(f"{rate:g}" for rate in RATES) + " | lost at the default |",
-             "|---|---|---:|" + "---:|" * len(RATES) + "---|"]  # fmt: skip
+    rates = " | ".join(f"{rate:g}" for rate in RATES)
+    lines = [f"| base | variant | parameters | {rates} | lost at the default |"]
+    lines.append("|---|---|---:|" + "---:|" * len(RATES) + "---|")
     found = []
     for base in WORK:
         for variant in VARIANTS:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
@@ -40,7 +39,7 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
 
 
 def _size(base: Sequence[Tensor]) -> float:
-    """Root mean square of all entries; of weights that are all zero, as if they had been initialised by their fan-in."""
+    """Root mean square of all entries; weights that are all zero count as if initialised by their fan-in."""
     squares = sum(weight.detach().double().square().sum().item() for weight in base)
     if squares > 0:
         return math.sqrt(squares / sum(weight.numel() for weight in base))

@@ -26,18 +26,19 @@ TEMPLATE = """\
 # superlora train {file}   # {adapter:,} parameters + head {head:,}
 task: classification
 seed: 0
-model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # the new head is trained beside the adapter
+model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # a new head, trained beside the adapter
 data:
   name: {data_yaml}{size}
   validation: 0.1   # a tenth is held out to choose the best step{test}
   augment: crop_flip   # cut and mirrored at random; none where borders or left and right matter, as in text
   workers: {workers}
-adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank: more parameters; none: the head alone
+adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
 train:
   steps: {steps}   # {epochs:.0f} epochs
   batch_size: {batch}
   precision: {precision}
-  optimizer: {{name: AdamW, lr: {rate}, head_lr: {head_rate}, weight_decay: 0.0}}   # try rates: superlora find-rate {file}
+  # superlora find-rate {file} tries rates on these images
+  optimizer: {{name: AdamW, lr: {rate}, head_lr: {head_rate}, weight_decay: 0.0}}
   scheduler: {{name: OneCycleLR, pct_start: 0.1}}
   checkpoint_every: {every}
 eval: {{every: {every}}}
