@@ -206,6 +206,9 @@ class Records:
                 print(row["run"], row["parameters"], f"{share(row['validation']):.3f}", flush=True)
 
 
+RECORDS = Records(Path(__file__).with_suffix(".jsonl"))
+
+
 def share(right: str) -> float:
     """The part of a string of 0 and 1 that is 1."""
     return right.count("1") / len(right)

@@ -5,25 +5,23 @@
     python benchmarks/transfer.py --fill                                   # the page alone
 
 `few_shot.py` says what is trained. Seed 0 has every rate; the default and each variant's best have three seeds.
-Runs are kept in transfer.jsonl.
+Runs are kept in few_shot.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
 import few_shot
 import numpy as np
 import pages
-from few_shot import SEEDS, WORK, Records, Run, share
+from few_shot import RECORDS, SEEDS, WORK, Run, share
 from rivals import OURS, Method
 
 from superlora_cli.recipe.defaults import RATE
 
-RECORDS = Records(Path(__file__).with_suffix(".jsonl"))
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 PAGE = pages.DOCS / "rates.md"
 SCALED = {"scaling": "weights"}

@@ -98,6 +98,32 @@ def test_init_adapts_what_the_model_has(model: str, targets: list[str], own: Pat
     assert load_recipe("numbers.yaml").model.pretrained is False
 
 
+SIZED = "vit_small_patch14_dinov2.lvd142m"  # made for 518 pixels, and told its size when it is built
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "size", "kwargs"),
+    [(SIZED, (), 224, {"img_size": 224}), (SIZED, ("--image-size", 56), 56, {"img_size": 56}),
+     (SIZED, ("--image-size", 518), None, {}), ("convnext_atto", ("--image-size", 96), 96, {}),
+     ("convnext_atto", (), None, {})],
+)  # fmt: skip
+def test_init_chooses_a_size_that_a_cpu_can_train(
+    model: str, asked: tuple[str | int, ...], size: int | None, kwargs: dict[str, int], own: Path, cli: Cli
+) -> None:
+    shutil.copytree(own / "numbers", "numbers")
+    assert cli("init", "--model", model, "--data", "numbers", "--no-pretrained", *map(str, asked)).code == 0
+    recipe = load_recipe("numbers.yaml")
+    assert (recipe.data.image_size, recipe.model.kwargs) == (size, kwargs)
+    assert ("too much without a GPU" in Path("numbers.yaml").read_text()) == (size == 224)
+
+
+def test_init_refuses_a_size_that_the_model_cannot_have(own: Path, cli: Cli) -> None:
+    result = cli("init", "--model", SIZED, "--data", own / "numbers", "--no-pretrained", "--image-size", "5")
+    assert result.code == 2
+    assert result.message
+    assert not Path("numbers.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -1,0 +1,211 @@
+"""Accuracy against parameters on a real pretrained base: ours, PEFT's methods, BitFit and the linear probe.
+
+    python benchmarks/real_base.py --base vits14.safetensors --data data   # runs what is missing, fills the page
+    python benchmarks/real_base.py --names LoRA probe                      # methods whose name has one of these in it
+    python benchmarks/real_base.py --list                                  # which runs are missing as far as is known
+    python benchmarks/real_base.py --fill                                  # page and picture alone
+
+`few_shot.py` says what is trained: 1,000 images of Fashion-MNIST, a new head, 120 steps of 32. Every method has the
+rate with the best validation accuracy at seed 0, searched outwards on one grid until its neighbours are worse, and then
+three seeds. Runs are kept in few_shot.jsonl, which `transfer.py` shares. Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import few_shot
+import pages
+from evidence import Difference, Rows
+from few_shot import RECORDS, SEEDS, Run, share
+from rivals import OURS, Method
+from transfer import SCALED, VARIANTS
+
+GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+START = (0.01, 0.03)  # where the search for a rate begins
+PAGE, PICTURE = pages.DOCS / "real-base.md", pages.DOCS / "real-base.svg"
+PROBE = Method("plain", "linear probe", {})
+LORA = Method("PEFT", "LoRA", {"r": 1})
+MADE = "Made by `python benchmarks/real_base.py`."
+
+
+def methods() -> list[Method]:
+    """All of them, what matters most first: runs that end early leave the rest for another time."""
+    onehot = [_onehot(dim) for dim in (64, 128, 256, 512, 1024, 2048)]
+    peers = [
+        Method("PEFT", "LoRA", {"r": 4}),
+        Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": 512}),
+        Method("PEFT", "VeRA", {"r": 256}),
+        Method("PEFT", "FourierFT", {"n_frequency": 100}),
+        Method("PEFT", "LoKr", {"r": 1, "decompose_both": True}),
+        Method("plain", "BitFit, all biases", {}),
+    ]
+    more = [
+        Method(OURS, "2D", {"rank": 1, **SCALED}),
+        Method(OURS, "CP 4D", {"order": 4, "rank": 10, "core": "identity", **SCALED}),
+        Method(OURS, "LoRTA 4D", {"method": "lorta", "order": 4, "rank": 4, **SCALED}),
+        Method(OURS, "2D, not folded", {"rank": 4, "fold": "none", **SCALED}),
+        Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": 2048}),
+        Method("PEFT", "FourierFT", {"n_frequency": 20}),
+        Method(OURS, "LoRA", {"method": "lora", "rank": 1, **SCALED}),
+    ]
+    return [PROBE, LORA, *VARIANTS, onehot[4], onehot[2], *peers, onehot[0], onehot[5], onehot[1], *more]
+
+
+def _onehot(dim: int) -> Method:
+    return Method(OURS, "one-hot", {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, **SCALED})
+
+
+def run(method: Method, rate: float, seed: int) -> Run:
+    """A training on the real base; the probe has no rate but the head's."""
+    return Run("vit_s", method, few_shot.HEAD_RATE if method == PROBE else rate, seed)
+
+
+def rates(method: Method, known: dict[str, dict[str, Any]]) -> Iterator[float]:
+    """The rates to try at seed 0: outwards from `START`, as far as those that are known do not tell the best one."""
+    tried = set(START)
+    while True:
+        yield from sorted(tried)
+        rows = {rate: known.get(run(method, rate, 0).key) for rate in tried}
+        if method == PROBE or not all(rows.values()):
+            return
+        at = GRID.index(_best(rows))
+        wanted = {GRID[i] for i in (at - 1, at + 1) if 0 <= i < len(GRID)} - tried
+        if not wanted:
+            return
+        tried |= wanted
+
+
+def best_rate(method: Method, known: dict[str, dict[str, Any]]) -> float | None:
+    """The best rate, once its neighbours on the grid are known; of equals the smallest."""
+    rows = {rate: known.get(run(method, rate, 0).key) for rate in set(rates(method, known))}
+    return _best(rows) if all(rows.values()) else None
+
+
+def _best(rows: dict[float, Any]) -> float:
+    return max(rows, key=lambda rate: (share(rows[rate]["validation"]), -rate))
+
+
+def missing(chosen: list[Method]) -> list[Run]:
+    """The next runs of each method, as far as is known."""
+    known, found = RECORDS.known(), []
+    for method in chosen:
+        rate = best_rate(method, known)
+        wanted = [(r, 0) for r in rates(method, known)] if rate is None else [(rate, seed) for seed in SEEDS]
+        found += [run(method, *each) for each in wanted if run(method, *each).key not in known]
+    return list({r.key: r for r in found}.values())
+
+
+def finished() -> list[Rows]:
+    """Those methods that have all seeds at their best rate."""
+    known, found = RECORDS.known(), []
+    for method in methods():
+        rate = best_rate(method, known)
+        rows = [known.get(run(method, rate, seed).key) for seed in SEEDS] if rate else [None]
+        if all(rows):
+            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows if row]
+            found.append(Rows(method, rate or 0, said))
+    return found
+
+
+def table(found: list[Rows]) -> str:
+    """In Markdown, by number of parameters; beside LoRA of rank 1 and the probe, paired over seeds and test images."""
+    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
+    titles = ["adapter", "head", "method", "settings", "validation", "test accuracy", "least – most", "rate"]
+    lines = ["| " + " | ".join([*titles, "over the probe", "over LoRA r 1"]) + " |"]
+    lines.append("|---:|---:|---|---|---:|---:|---|---:|---|---|")
+    for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
+        method, each = rows.method, rows.right.mean(1)
+        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
+        cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", title]
+        cells += [f"`{method.knobs}`" if method.settings else "", f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
+        cells += [f"{each.min():.3f} – {each.max():.3f}", "" if method == PROBE else f"{rows.rate:g}"]
+        for other in (beside.get(PROBE.name), beside.get(LORA.name)):
+            cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claim(found: list[Rows]) -> str:
+    """How many numbers reach LoRA's accuracy, in words."""
+    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
+    lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
+    if not lora or not probe:
+        return ""
+    said = [
+        f"PEFT's LoRA of rank 1 has {lora.parameters:,} numbers beside the head's {lora.rows[0]['head']:,} and reaches "
+        f"{lora.accuracy:.3f}; the head alone {probe.accuracy:.3f}."
+    ]
+
+    def add(what: str, rows: Rows) -> None:
+        fewer = lora.parameters / rows.parameters
+        said.append(
+            f"{what}: {rows.method.name} with {rows.parameters:,} ({fewer:.1f} times fewer), {rows.accuracy:.3f}, "
+            f"{Difference.of(rows, lora)} of LoRA's."
+        )
+
+    ours = [rows for rows in found if rows.method.ours]
+    level = [rows for rows in ours if not Difference.of(lora, rows).clear]
+    if level:
+        add("The smallest of ours that is not clearly behind it", min(level, key=lambda rows: rows.parameters))
+    tenth = [rows for rows in ours if rows.parameters <= lora.parameters / 10]
+    if tenth:
+        add("The best by validation of those with at most a tenth", max(tenth, key=lambda rows: rows.validation))
+    return " ".join(said)
+
+
+def draw(found: list[Rows]) -> None:
+    """Accuracy against the adapter's parameters, the probe as a line; bars from the worst to the best seed."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "superlora"
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for rows in found:
+        if rows.method == PROBE:
+            axes.axhline(rows.accuracy, color="0.5", linestyle=":", label="linear probe")
+    names = {(rows.method.ours, rows.method.name) for rows in found if rows.method != PROBE}
+    for number, (ours, name) in enumerate(sorted(names, reverse=True)):
+        own = sorted((r for r in found if (r.method.ours, r.method.name) == (ours, name)), key=lambda r: r.parameters)
+        each = [rows.right.mean(1) for rows in own]
+        spread = [[e.mean() - e.min() for e in each], [e.max() - e.mean() for e in each]]
+        look = {"fmt": "o-", "lw": 1.0} if ours else {"fmt": "s--", "lw": 0.8}
+        label = name if ours else f"{own[0].method.library} {name}"
+        axes.errorbar([rows.parameters for rows in own], [e.mean() for e in each], spread, ms=5, label=label,
+                      color=mpl.colormaps["tab20"](number), **look)  # fmt: skip
+    axes.set(xscale="log", xlabel="trained parameters beside the head", ylabel="test accuracy, mean of 3 seeds")
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def places() -> pages.Places:
+    """What docs/real-base.md shows, from what is on record."""
+    found = finished()
+    return {(PAGE, "claim"): claim(found), (PAGE, "results"): f"{table(found)}\n\n{MADE}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")
+    parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
+    parser.add_argument("--fill", action="store_true", help="fill page and picture, and train nothing")
+    few_shot.options(parser)
+    options = parser.parse_args()
+    chosen = [m for m in methods() if not options.names or any(name in m.name for name in options.names)]
+    if options.list:
+        print("\n".join(r.key for r in missing(chosen)))
+        return
+    for method in [] if options.fill else chosen:
+        while runs := missing([method]):
+            RECORDS.make(runs, few_shot.where(options), options.workers)
+    draw(finished())
+    pages.fill(places())
+    print(*places().values(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
