@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from superlora_cli.data.folder import list_folder
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
@@ -74,8 +76,6 @@ def starting_recipe(
     Raises:
         UsageError: no such model, no folder of images, or images of a size that the model refuses.
     """
-    import torch
-
     if not data.is_dir():
         hint = "a folder with a sub-folder of images per class, or with train and test folders of such"
         raise UsageError("no such folder", where=str(data), hint=hint)
@@ -136,7 +136,13 @@ def _base(settings: Mapping[str, Any]) -> Base:
     """The base of a starting recipe, without weights; its adapter is left out."""
     plain = parse_yaml(TEMPLATE.format(**settings, targets="[q]")).data
     del plain["adapter"]
-    return build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
+    base = build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
+    try:
+        base.model(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
+    except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
+        message = f"the model refuses images of {base.image_size} × {base.image_size}: {error}"
+        raise UsageError(message, where="--image-size", hint="a multiple of its patches, or its own size") from None
+    return base
 
 
 def _built(text: str) -> Built:
