@@ -32,7 +32,7 @@ model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # a
 data:
   name: {data_yaml}{size}
   validation: 0.1   # a tenth is held out to choose the best step{test}
-  augment: crop_flip   # cut and mirrored at random; none where borders or left and right matter, as in text
+  augment: none   # crop_flip cuts and mirrors at random: for photographs and long trainings
   workers: {workers}
 adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
 train:
