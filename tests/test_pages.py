@@ -10,7 +10,18 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-FILLING = ["digits", "faults", "figures", "generation", "head_to_head", "real_base", "report", "speed", "transcripts"]
+FILLING = [
+    "digits",
+    "faults",
+    "figures",
+    "first_recipe",
+    "generation",
+    "head_to_head",
+    "real_base",
+    "report",
+    "speed",
+    "transcripts",
+]
 FILLING += ["transfer"]
 
 
