@@ -91,8 +91,7 @@ def starting_recipe(model: str, data: Path, file: Path, *, pretrained: bool = Tr
             if targets == TARGETS[-1] or "targets" not in (error.where or ""):
                 raise
             continue
-        assert built.adapter
-        adapter, head = built.adapter.plan.params, sum(parameter.numel() for parameter in built.head.values())
+        adapter, head = built.params["adapter"], built.params["head"]
         text = TEMPLATE.format(**settings, **counts | {"adapter": adapter, "head": head})
         return Start(text, len(classes), images, adapter, head)
     raise AssertionError
