@@ -25,6 +25,8 @@ from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.models.checkpoints import digest_base
+from superlora_cli.models.parts import chosen, classifier_parameters, parts_of
 from superlora_cli.models.targets import expand
 
 __all__ = ["activate", "attach", "detach", "load", "save"]
@@ -45,21 +47,26 @@ def attach(
         model: what is called in training; its forward makes ΔW once.
         targets: short names (q k v o mlp all-linear) or patterns over module names, as in a recipe.
         method: a preset (lora, lokr, lorta, dense, vera, … as `superlora ls methods` has them), or None for the knobs'
-            defaults.
+            defaults. With `none` no weight is adapted, whatever the targets: `head` and `also` are all that is trained.
         name: of the adapter.
         head: modules or parameters of the model, by name or glob, that are trained and saved with this adapter.
-        **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, … as in a recipe. Without `alpha`
-            and `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any base.
+        **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, also, … as in a recipe. Without
+            `alpha` and `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any
+            base.
 
     Returns:
         The adapter, an `nn.Module`: `adapter.parameters()`, `adapter.plan.params`, `adapter.compute()` for ΔW.
 
     Raises:
-        UsageError: a target or head that matches nothing, knobs that do not fit, or a name that is taken.
+        UsageError: a target or head that matches nothing, knobs that do not fit, a name that is taken, or nothing that
+            would be trained.
     """
-    patterns = _listed(targets)
     config = AdapterConfig.from_knobs(method, defaults=NEWEST, **knobs)
-    adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=_parameters(model, _listed(head)))
+    patterns, own = _listed(targets) if config.adapts else (), _parameters(model, _listed(head))
+    also = list(chosen(parts_of(model), config.also, without={*own, *classifier_parameters(model)}))
+    if not (config.adapts or own or also):
+        raise UsageError("nothing would be trained", where="method", hint="head=…, also=['bias'], or another method")
+    adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
     adapter.patterns = patterns
     return adapter
 
@@ -67,7 +74,8 @@ def attach(
 def save(
     model: nn.Module, path: str | Path, *, name: str | None = None, metrics: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an adapter to one safetensors file: factors, head, knobs, targets, and a hash of the base's target weights.
+    """Write an adapter to one safetensors file: factors, head, knobs, targets, and a hash of the base's target weights
+    (without targets: of all weights that the file does not hold).
 
     Args:
         path: of the file, in a folder that exists; overwritten, whole or not at all.
@@ -82,15 +90,15 @@ def save(
     if held is None:
         raise UsageError("the model has no adapter", hint="attach or load one first")
     adapter = held.get(name)
-    active = held.named[held.active].head if held.active is not None else {}
+    active = {**held.get().head, **held.get().also} if held.active is not None else {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and not key.startswith("superlora.") and key not in active:
             raise UsageError("is trained, and would not be saved", where=key, hint="attach(…, head=[…]) names it")
-    if held.active is not None and adapter is held.named[held.active]:
-        head: dict[str, Tensor] = {key: stored_parameter(model, key) for key in adapter.head}
-    else:
-        head = adapter.head
-    sha256, dtype = store.digest_base(model, adapter.targets)
+    head: Mapping[str, Tensor] = adapter.head
+    also: Mapping[str, Tensor] = adapter.also
+    if held.active is not None and adapter is held.get():  # then the model holds them
+        head, also = ({key: stored_parameter(model, key) for key in own} for own in (head, also))
+    sha256, dtype = digest_base(model, adapter.targets, (*head, *also))
     store.StoredAdapter(
         config=adapter.config,
         patterns=adapter.patterns,
@@ -100,6 +108,7 @@ def save(
         metrics=dict(metrics or {}),
         factors=dict(adapter.factors.items()),
         head=head,
+        also=also,
     ).save(Path(path))
 
 
@@ -122,15 +131,18 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     store.check_targets(targets, stored, where=where)
     store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
     if not allow_base_mismatch:
-        store.check_base(model, targets, stored, where=where)
+        store.check_digest(digest_base(model, targets, stored.beside), stored, where=where)
     known = dict(model.named_parameters())
-    for key, tensor in stored.head.items():
-        if key not in known or known[key].shape[1:] != tensor.shape[1:]:  # another number of classes is fine
-            raise MismatchError(f"the base has no {key} like {list(tensor.shape)}", where=where, hint="another head")
-    adapter = adapters.attach(model, targets, stored.config, name=name, head=list(stored.head))
+    for key, tensor in stored.beside.items():
+        first = 1 if key in stored.head else 0  # a head may have another number of classes
+        if key not in known or known[key].shape[first:] != tensor.shape[first:]:
+            hint = "another head" if key in stored.head else "another base"
+            raise MismatchError(f"the base has no {key} like {list(tensor.shape)}", where=where, hint=hint)
+    own, also = list(stored.head), list(stored.also)
+    adapter = adapters.attach(model, targets, stored.config, name=name, head=own, also=also)
     adapter.patterns = stored.patterns
     store.restore(adapter, stored, where=where)
-    for key, tensor in stored.head.items():
+    for key, tensor in stored.beside.items():
         parameter = stored_parameter(model, key)
         parameter.data = tensor.to(parameter)
     return adapter

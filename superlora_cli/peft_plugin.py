@@ -82,6 +82,7 @@ class SuperLoraConfig(PeftConfig):
     freeze: list[str] | None = None
     frozen: str | None = None
     diagonals: list[int] | None = None
+    also: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,9 +92,17 @@ class SuperLoraConfig(PeftConfig):
         self.adapter_config()
 
     def adapter_config(self) -> AdapterConfig:
-        """The knobs of Eq. 2."""
+        """The knobs of Eq. 2.
+
+        Raises:
+            UsageError: they are not possible together, or PEFT would not save what they train.
+        """
         knobs = {knob.name: getattr(self, knob.name) for knob in fields(AdapterConfig)}
-        return AdapterConfig.from_knobs(self.method, **knobs)
+        config = AdapterConfig.from_knobs(self.method, **knobs)
+        if config.also or not config.adapts:
+            where = "also" if config.also else "method"
+            raise UsageError("PEFT saves factors and whole modules", where=where, hint="modules_to_save names modules")
+        return config
 
 
 class SharedFactors(nn.Module, BaseTunerLayer):

@@ -19,6 +19,7 @@ from superlora_cli.models import catalogue
 from superlora_cli.models.base import EMBEDDED
 from superlora_cli.models.base import build as build_base
 from superlora_cli.models.descriptions import cfg_unet, llama_7b
+from superlora_cli.models.parts import parts_of
 from superlora_cli.models.rolled import roll, unroll
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import ModelSection
@@ -51,6 +52,8 @@ def same_targets(name: str, model: Any) -> None:
 
 def same_parameters(name: str, model: Any) -> None:
     base = catalogue.find(name)
+    head = base.new_head(1)
+    assert base.parts == {name: part for name, part in parts_of(model).items() if name not in head}
     assert base.params == sum(parameter.numel() for parameter in model.parameters())
     if not hasattr(model, "reset_classifier"):
         assert not base.new_head(37)
@@ -93,6 +96,8 @@ def test_a_tag_may_have_another_head() -> None:
 
 def test_the_diffusion_base_is_the_published_one() -> None:
     assert sum(layer.params for layer in cfg_unet()) == catalogue.find("cfg_unet").params == 10_409_357
+    model = build_base(ModelSection(name="cfg_unet", pretrained=False), classes=None, weights=False).model
+    assert catalogue.find("cfg_unet").parts == parts_of(model)
     adapted = catalogue.targets("cfg_unet", ["q", "v"])
     assert [target.rows for target in adapted].count(64) == 10
     assert [target.rows for target in adapted].count(128) == 32
@@ -105,12 +110,13 @@ def test_the_diffusion_base_is_the_published_one() -> None:
 def test_the_language_model_has_llama_s_parameters() -> None:
     assert sum(layer.params for layer in llama_7b()) == catalogue.find("llama_7b").params == 6_738_415_616
     assert len(catalogue.targets("llama_7b", ["q", "v"])) == 64
+    assert len(catalogue.find("llama_7b").also(["norm"])) == 65
     assert "lm_head" not in {target.name for target in catalogue.targets("llama_7b", ["all-linear"])}
 
 
 def test_the_data_file_is_compact_and_has_every_architecture() -> None:
     assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, "cfg_unet", "llama_7b"]
-    assert catalogue.DATA.stat().st_size < 64_000
+    assert catalogue.DATA.stat().st_size < 80_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)
         shapes = list(unroll(entry["weights"]))

@@ -102,12 +102,14 @@ def attach(
     *,
     name: str = DEFAULT,
     head: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> SuperLora:
     """Freeze `model`, adapt `targets` of it, and return the adapter: active, with ΔW = 0.
 
     Args:
         name: of the adapter, beside others on the same model.
         head: parameters of the model, by name, that are trained with this adapter: it gets copies of its own.
+        also: the same, of what the knob `also` stands for in this model.
 
     Raises:
         UsageError: the knobs do not fit the targets, a target is no weight of this model or shares rows with
@@ -123,7 +125,7 @@ def attach(
         for one, following in pairwise(indices):
             if targets[following].start < targets[one].stop:
                 raise UsageError("two targets share rows", where=f"{targets[one].name}, {targets[following].name}")
-    for twice in {f"{target.module}.weight" for target in targets} & set(head):
+    for twice in {f"{target.module}.weight" for target in targets} & {*head, *also}:
         raise UsageError("adapted and trained as a head at once", where=twice, hint="one of the two")
     plain = all(is_plain_linear(modules[target.module]) for target in targets)
     weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
@@ -132,7 +134,9 @@ def attach(
     adapter.to(next(model.parameters()).device)
     adapters.add(name, adapter)
     activate(model, None)
-    adapter.head = {key: stored_parameter(model, key).detach().clone() for key in head}
+    adapter.head, adapter.also = (
+        {key: stored_parameter(model, key).detach().clone() for key in names} for names in (head, also)
+    )
     if adapters_of(model) is None:
         model.superlora = adapters
         model.register_forward_pre_hook(_BeforeForward(adapters))
@@ -144,7 +148,8 @@ def attach(
 def activate(model: nn.Module, name: str | None) -> None:
     """Let the model compute with the adapter `name`, or as the plain base where that is None.
 
-    Only the active adapter's parameters (and its head) are trainable; the weights of the base are not copied.
+    Only the active adapter's parameters (and what it trains beside them) are trainable; the weights of the base are not
+    copied.
 
     Raises:
         UsageError: the model has no adapter of this name.
@@ -168,8 +173,8 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
     """Take the adapter `name` off the model, or all of them.
 
     Args:
-        merge: leave ΔW and the head of `name` (or of the active adapter) in the base's weights. All adapters are off
-            then: the others belonged to another base.
+        merge: leave ΔW, the head and what else `name` (or the active adapter) has trained in the base's weights. All
+            adapters are off then: the others belonged to another base.
 
     Raises:
         UsageError: no adapter of this name, or none to merge. RunError: merging would write NaN or Inf; the model

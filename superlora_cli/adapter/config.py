@@ -22,6 +22,7 @@ Fold = Literal["none", "regular", "stack"]
 Scaling = Literal["alpha_over_rank", "rslora", "alpha", "weights"]
 Init = Literal["unit", "lora"]
 Execution = Literal["auto", "factored", "materialised"]
+Also = Literal["bias", "norm"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "core": get_args(Core),
@@ -54,6 +55,10 @@ class AdapterConfig:
     a shape, or (`svd`) singular vectors of the group's own base weights. `diagonals` are modes whose plane factor is
     multiplied by a trained diagonal, and `inner` maps a few trained numbers to all that is trained.
 
+    `groups: none` adapts no weight: there are no factors, and the other knobs of ΔW are as if nobody had set them.
+    `also` names tensors of the base that are trained themselves beside the factors: every `bias`, or all that
+    normalisation layers (`norm`) have.
+
     Raises:
         UsageError: on a value, or on values together, that Eq. 2 does not allow.
 
@@ -61,7 +66,7 @@ class AdapterConfig:
     'dense'
     """
 
-    groups: int | Literal["weight", "layer"] = 1
+    groups: int | Literal["weight", "layer", "none"] = 1
     order: int = 2
     rank: Rank | None = None
     core: Core | None = None
@@ -84,6 +89,7 @@ class AdapterConfig:
     freeze: tuple[str, ...] = field(default=(), metadata=LATER)
     frozen: FrozenFrom = field(default="random", metadata=LATER)
     diagonals: tuple[int, ...] = field(default=(), metadata=LATER)
+    also: tuple[Also, ...] = field(default=(), metadata=LATER)
 
     @classmethod
     def from_knobs(cls, method: str | None = None, /, *, defaults: int = 1, **knobs: Any) -> AdapterConfig:
@@ -105,15 +111,19 @@ class AdapterConfig:
         if method == "lotr" and isinstance(given.get("rank"), int):  # one number means LoTR's own form
             given["rank"] = ("full", given["rank"], given["rank"])
         merged = preset | given
-        for name in ("rank", "freeze", "diagonals"):
+        if preset.get("groups") == "none" != merged["groups"]:
+            raise refuse("groups", f"groups {merged['groups']} with method {method}", f"{method} adapts no weight")
+        if merged.get("groups") == "none":
+            merged = {name: value for name, value in merged.items() if name in ("groups", "also", "seed")}
+        for name in ("rank", "freeze", "diagonals", "also"):
             if isinstance(merged.get(name), list):
                 merged[name] = tuple(merged[name])
         if isinstance(merged.get("inner"), Mapping):
             merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
         made = cls(**merged)
-        if defaults < 2 or not {"alpha", "scaling"}.isdisjoint(merged) or made.init != "unit" or made.frozen == "svd":
-            return made
-        return replace(made, scaling="weights")
+        unit = made.adapts and made.init == "unit" and made.frozen != "svd"
+        own = not {"alpha", "scaling"}.isdisjoint(merged)
+        return replace(made, scaling="weights") if defaults >= 2 and unit and not own else made
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:
@@ -124,6 +134,16 @@ class AdapterConfig:
         """The knobs as JSON with sorted keys: the `superlora.config` entry of an adapter file."""
         unused = {f.name for f in fields(self) if f.metadata.get("later") and getattr(self, f.name) == f.default}
         return json.dumps({name: value for name, value in asdict(self).items() if name not in unused}, sort_keys=True)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether there is a ΔW at all."""
+        return self.groups != "none"
+
+    @property
+    def format_version(self) -> str:
+        """The oldest version of an adapter file's format that can say what these knobs make."""
+        return "1" if self.adapts and not self.also else "2"
 
     @property
     def core_kind(self) -> Core:
@@ -175,10 +195,13 @@ class AdapterConfig:
             if value != "full" and value > most:
                 raise refuse(name, f"{name} is {value}", f"at most {most:,}")
         if isinstance(self.groups, str):
-            if self.groups not in ("weight", "layer"):
-                raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight or layer")
+            if self.groups not in ("weight", "layer", "none"):
+                raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight, layer or none")
         elif self.groups < 1:
-            raise refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight or layer")
+            raise refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight, layer or none")
+        for kind in self.also:
+            if kind not in get_args(Also) or self.also.count(kind) > 1:
+                raise refuse("also", f"also is {list(self.also)}", "bias, norm or both")
         if self.alpha is not None and not 0 < abs(self.alpha) < float("inf"):
             raise refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
         self._check_rank()

@@ -112,18 +112,19 @@ def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torc
 
 
 def put_on(model: nn.Module, adapter: SuperLora) -> None:
-    """Let the target layers of `adapter` read as W + ΔW, and the model hold its head; both are trainable then."""
+    """Let the target layers of `adapter` read as W + ΔW, and the model hold its head and what it trains also; all are
+    trainable then."""
     modules = dict(model.named_modules())
     for name, indices in by_module(adapter.targets).items():
         module = modules[name]
         module.__class__ = _adapted_class(type(module))
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
     adapter.requires_grad_(True)
-    _swap_head(model, adapter, trainable=True)
+    _swap_beside(model, adapter, trainable=True)
 
 
 def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> None:
-    """Plain layers again; with `merge` ΔW is added to their weights and the head stays in the model.
+    """Plain layers again; with `merge` ΔW is added to their weights and what is beside it stays in the model.
 
     Raises:
         RunError: merging would write NaN or Inf; nothing has been changed then.
@@ -144,7 +145,7 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
     adapter.requires_grad_(False)
     adapter.forget()
     if not merge:
-        _swap_head(model, adapter, trainable=False)
+        _swap_beside(model, adapter, trainable=False)
 
 
 def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
@@ -161,8 +162,9 @@ def stored_parameter(model: nn.Module, name: str) -> nn.Parameter:
     return cast(nn.Parameter, model.get_submodule(module)._parameters[own])
 
 
-def _swap_head(model: nn.Module, adapter: SuperLora, *, trainable: bool) -> None:
-    """Exchange the model's head for the adapter's: no copy, and the same again undoes it."""
-    for name, kept in adapter.head.items():
-        parameter = stored_parameter(model, name).requires_grad_(trainable)
-        adapter.head[name], parameter.data, parameter.grad = parameter.data, kept.to(parameter), None
+def _swap_beside(model: nn.Module, adapter: SuperLora, *, trainable: bool) -> None:
+    """Exchange the model's head, and what is trained also, for the adapter's: no copy; the same again undoes it."""
+    for own in (adapter.head, adapter.also):
+        for name, kept in own.items():
+            parameter = stored_parameter(model, name).requires_grad_(trainable)
+            own[name], parameter.data, parameter.grad = parameter.data, kept.to(parameter), None

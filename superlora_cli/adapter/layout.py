@@ -30,6 +30,10 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     ((153, 153, 153), 3538944, 7600)
     """
     targets = tuple(targets)
+    if not config.adapts:
+        if targets:
+            raise UsageError(f"{len(targets)} targets, and no group", where="adapter.groups", hint="no target at all")
+        return Plan(config, (), (), ())
     if not targets:
         raise UsageError("no target to adapt", where="adapter.targets", hint="name at least one weight")
     spans = _cut(config, targets)

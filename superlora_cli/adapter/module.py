@@ -38,6 +38,7 @@ class SuperLora(nn.Module):
         factors: the trained tensors by name.
         head: trained tensors outside of `factors`, by their name in the model; while the adapter is active the model
             holds them, and the base's own are here.
+        also: the same, of what the knob `also` trains.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SuperLora(nn.Module):
         self.targets = tuple(targets)
         self.patterns = tuple(target.name for target in self.targets)
         self.head: dict[str, Tensor] = {}
+        self.also: dict[str, Tensor] = {}
         self.plan: Plan = plan(config, [target.flat for target in targets])
         self.factored = self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
@@ -60,6 +62,11 @@ class SuperLora(nn.Module):
         self._frozen: Frozen | None = None
         self._frozen_at = torch.device("cpu"), torch.float32
         self.forget()
+
+    @property
+    def params(self) -> int:
+        """Numbers that it trains: those of the factors, and what it trains also; a head is counted apart."""
+        return self.plan.params + sum(tensor.numel() for tensor in self.also.values())
 
     def _path(self, plain: bool) -> bool:
         """Whether training takes the factored path: as asked, or where it is possible and costs less."""
@@ -86,6 +93,8 @@ class SuperLora(nn.Module):
 
     def compute(self) -> list[Tensor]:
         """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
+        if not self.targets:
+            return []
         frozen, (device, _) = self._not_trained(), self._frozen_at
         with torch.autocast(device.type, enabled=False):
             made = deltas(self.plan, dict(self.factors.items()), frozen)

@@ -25,6 +25,7 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
     Args:
         base: the target slices of the base, in the targets' order.
 
+    >>> import torch
     >>> config = AdapterConfig(rank=4, scaling="weights")
     >>> found = settled(config, [Target("q", 0, 8, (8, 8), True)], [torch.full((8, 8), 0.02)])
     >>> found.scaling, found.alpha  # 2 · 0.02 / √4

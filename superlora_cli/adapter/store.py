@@ -26,8 +26,8 @@ from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomi
 from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
 
-FORMAT_VERSION = "1"
-HEAD = "head."
+FORMAT_VERSIONS = ("1", "2")  # 2: without factors, or with tensors of the base that are trained also
+HEAD, ALSO = "head.", "also."
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -44,6 +44,7 @@ class StoredAdapter:
         metrics: final metrics of the run.
         factors: the trained tensors by name.
         head: trained tensors outside the adapter, by their name in the model.
+        also: the same, of what the knob `also` trains.
         classes: what the model's outputs stand for, in their order; () where they are just numbered.
         origin: how an adapter that no run trained was made: from what, and the relative error of every target.
     """
@@ -58,14 +59,21 @@ class StoredAdapter:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+    also: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> dict[str, Tensor]:
+        """All tensors that take the place of the base's, by their name in the model: the head's and those of `also`."""
+        return {**self.head, **self.also}
 
     def to_bytes(self) -> bytes:
         """The file, canonical."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.factors.items()}
-        tensors |= {HEAD + name: tensor.detach().cpu() for name, tensor in self.head.items()}
+        for prefix, own in ((HEAD, self.head), (ALSO, self.also)):
+            tensors |= {prefix + name: tensor.detach().cpu() for name, tensor in own.items()}
         metadata = {
             "format": "pt",
-            "superlora.format_version": FORMAT_VERSION,
+            "superlora.format_version": self.config.format_version,
             "superlora.config": self.config.to_json(),
             "superlora.targets": _json({"patterns": list(self.patterns), "sha256": self.targets_digest}),
             "superlora.base": _json(self.base),
@@ -93,10 +101,10 @@ def load(path: Path) -> StoredAdapter:
         what, hint = recognise(tensors, metadata) or ("", "an adapter.safetensors that superlora train wrote")
         message = f"{what}, no superlora adapter" if what else "a safetensors file, but no superlora adapter"
         raise UsageError(message, where=str(path), hint=hint)
-    if metadata["superlora.format_version"] != FORMAT_VERSION:
+    if metadata["superlora.format_version"] not in FORMAT_VERSIONS:
         version = metadata["superlora.format_version"]
-        raise UsageError(f"adapter format {version}, this version reads {FORMAT_VERSION}", where=str(path),
-                         hint="update superlora")  # fmt: skip
+        raise UsageError(f"adapter format {version}, this version reads {' and '.join(FORMAT_VERSIONS)}",
+                         where=str(path), hint="update superlora")  # fmt: skip
     checksum.check(tensors, metadata, path)
     for name, tensor in tensors.items():
         _check_numbers(name, tensor, path)
@@ -109,8 +117,9 @@ def load(path: Path) -> StoredAdapter:
             base={"name": base["name"], **{key: _text(base[key]) for key in ("sha256", "dtype")}},
             recipe=_said(metadata, "recipe"),
             metrics=_said(metadata, "metrics"),
-            factors={name: t for name, t in tensors.items() if not name.startswith(HEAD)},
+            factors={name: t for name, t in tensors.items() if not name.startswith((HEAD, ALSO))},
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
+            also={name.removeprefix(ALSO): t for name, t in tensors.items() if name.startswith(ALSO)},
             classes=read_classes(metadata),
             origin=_said({"superlora.origin": "{}", **metadata}, "origin"),
         )
@@ -167,28 +176,29 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
             adapter.factors[name].copy_(tensor)
 
 
-def restore_head(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
-    """Copy a stored head into the parameters of its names.
+def restore_beside(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
+    """Copy a stored head, and what was trained also, into the parameters of their names.
 
     Raises:
         MismatchError: the model has none of a name, or one of another shape.
     """
-    check_head(model, stored, where=where)
+    check_beside(model, stored, where=where)
     with torch.no_grad():
-        for name, tensor in stored.head.items():
+        for name, tensor in stored.beside.items():
             model.get_parameter(name).copy_(tensor)
 
 
-def check_head(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
-    """Refuse a head that a model has no place for.
+def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
+    """Refuse tensors that a model has no place for.
 
     Raises:
         MismatchError: names the first parameter.
     """
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, tensor in stored.head.items():
+    for name, tensor in stored.beside.items():
         if own.get(name) != tensor.shape:
-            raise MismatchError(f"the base has no {name} like {list(tensor.shape)}", where=where, hint="another head")
+            hint = "another head" if name in stored.head else "another base"
+            raise MismatchError(f"the base has no {name} like {list(tensor.shape)}", where=where, hint=hint)
 
 
 def check_targets(targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:

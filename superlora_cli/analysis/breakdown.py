@@ -76,6 +76,9 @@ def tensor_rows(plan: Plan) -> list[TensorRow]:
 def steps(plan: Plan) -> Iterator[str]:
     """From targets to units, a line a step: N, how it is cut, how each kind of group is folded."""
     config, n_total = plan.config, plan.elements
+    if not config.adapts:
+        yield "groups: none, so no weight is adapted and there are no factors"
+        return
     shapes = Counter((target.rows, target.columns) for target in plan.targets)
     listed = " + ".join(f"{count} × {rows:,}×{columns:,}" for (rows, columns), count in shapes.items())
     yield f"targets: {listed} = {n_total:,} elements (N)"

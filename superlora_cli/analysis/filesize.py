@@ -18,6 +18,7 @@ def stored_bytes(
     patterns: Sequence[str],
     base: str,
     head: Mapping[str, tuple[int, ...]] | None = None,
+    also: Mapping[str, tuple[int, ...]] | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> int:
     """Bytes of the file that `adapter.store` writes: float32 tensors and header, without the metrics of a run.
@@ -27,13 +28,15 @@ def stored_bytes(
         patterns: targets as the user wrote them.
         base: the model's name.
         head: shapes of a trained head by parameter name.
+        also: the same, of what the knob `also` trains.
         recipe: the whole recipe as plain data.
     """
     shapes = plan.tensors | {f"head.{name}": shape for name, shape in (head or {}).items()}
+    shapes |= {f"also.{name}": shape for name, shape in (also or {}).items()}
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "pt",
-            "superlora.format_version": "1",
+            "superlora.format_version": plan.config.format_version,
             "superlora.config": plan.config.to_json(),
             "superlora.targets": _json({"patterns": list(patterns), "sha256": SHA256}),
             "superlora.base": _json({"name": base, "sha256": SHA256, "dtype": "float32"}),

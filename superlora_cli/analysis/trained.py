@@ -31,7 +31,8 @@ def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | 
 
 
 def trained_params(recipe: Recipe) -> dict[str, int | None]:
-    """Numbers of parameters: `adapter` (0 without one), `head` (trained; None where unknown), `base` (all of it).
+    """Numbers of parameters: `adapter` (with what it trains also; 0 without one), `head` (trained; None where unknown),
+    `base` (all of it).
 
     Raises:
         UsageError: an unknown model, targets that it does not have, or knobs that do not fit its weights.
@@ -41,8 +42,8 @@ def trained_params(recipe: Recipe) -> dict[str, int | None]:
     head = trained_head(recipe, base)
     adapter = 0
     if recipe.adapter is not None:
-        targets = _targets(named, arguments, tuple(recipe.adapter.targets))
-        adapter = plan(recipe.adapter.config(), targets).params
+        targets, config = _targets(named, arguments, recipe.adapter.patterns), recipe.adapter.config()
+        adapter = plan(config, targets).params + sum(math.prod(shape) for shape in base.also(config.also).values())
     heads = None if head is None else sum(math.prod(shape) for shape in head.values())
     return {"adapter": adapter, "head": heads if recipe.adapter is not None else 0, "base": base.params}
 

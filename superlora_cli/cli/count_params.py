@@ -14,9 +14,10 @@ import typer
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.counting import Count, count
 from superlora_cli.adapter.freezing import on_top
+from superlora_cli.adapter.presets import PRESETS
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
-from superlora_cli.analysis.breakdown import kinds, steps, tensor_rows, total_formula
+from superlora_cli.analysis.breakdown import TensorRow, kinds, steps, tensor_rows, total_formula
 from superlora_cli.analysis.filesize import stored_bytes
 from superlora_cli.analysis.trained import trained_head
 from superlora_cli.cli import knobs
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "vit_base_patch16_224"
 DEFAULT_TARGETS = ("q", "v")
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors of the base, by name
 
 
 @knobs.takes_knobs
@@ -65,14 +67,15 @@ def command(
     with located(flags, recipe):
         chosen = dict(subject.knobs)
         counted = count(AdapterConfig.from_knobs(chosen.pop("method", None), **chosen), subject.targets)
+        also = subject.base.also(counted.plan.config.also)
     if plot is not None:
         _draw(plot, counted)
     if as_json:
-        print_json(_result(subject, counted) | ({"explain": _explanation(counted)} if explain else {}))
+        print_json(_result(subject, counted, also) | ({"explain": _explanation(counted, also)} if explain else {}))
         return
-    _show(subject, counted)
+    _show(subject, counted, also)
     if explain:
-        _show_explanation(counted)
+        _show_explanation(counted, also)
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,18 @@ class Subject:
     targets: Sequence[TargetShape]
     knobs: Mapping[str, Any]
     recipe: Mapping[str, Any] | None
-    head: Mapping[str, tuple[int, ...]] | None
+    head: Shapes | None
 
     @property
     def head_params(self) -> int | None:
         """Parameters of the trained head; None where the number of classes is unknown."""
         return None if self.head is None else sum(math.prod(shape) for shape in self.head.values())
 
-    def stored_bytes(self, plan: Plan) -> int:
+    def stored_bytes(self, plan: Plan, also: Shapes | None = None) -> int:
         """Size of the adapter file, without the metrics of a run."""
-        return stored_bytes(plan, patterns=self.patterns, base=self.base.name, head=self.head, recipe=self.recipe)
+        return stored_bytes(
+            plan, patterns=self.patterns, base=self.base.name, head=self.head, also=also, recipe=self.recipe
+        )
 
 
 def _subject(
@@ -106,7 +111,7 @@ def _subject(
     if name is None:
         with located({"model": model, "targets": targets}, None):
             base = find(model or DEFAULT_MODEL)
-            patterns = patterns or DEFAULT_TARGETS
+            patterns = (patterns or DEFAULT_TARGETS) if _adapts(flags) else ()
             return Subject(base, patterns, base.targets(patterns), flags, None, {})
     if "=" in name and not Path(name).exists():
         raise UsageError("KEY=VALUE changes a recipe, and none is named", where=name, hint="--rank 2, or RECIPE first")
@@ -120,11 +125,19 @@ def _subject(
                              hint="options such as --method lorta say which adapter")  # fmt: skip
         section = {} if recipe.adapter is None else {"method": recipe.adapter.method, **recipe.adapter.knobs}
         patterns = patterns or (tuple(recipe.adapter.targets) if recipe.adapter else DEFAULT_TARGETS)
+        wanted = on_top(section, flags)
+        patterns = patterns if _adapts(wanted) else ()
         chosen = base.targets(patterns)
-    return Subject(base, patterns, chosen, on_top(section, flags), recipe.to_dict(), _head(recipe, base))
+    return Subject(base, patterns, chosen, wanted, recipe.to_dict(), _head(recipe, base))
 
 
-def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
+def _adapts(knobs: Mapping[str, Any]) -> bool:
+    """Whether any weight is adapted. Whether the knobs can be together is said when they are counted."""
+    preset = PRESETS.get(knobs.get("method") or "")
+    return "none" not in (knobs.get("groups"), preset and preset.knobs.get("groups"))
+
+
+def _head(recipe: Recipe, base: Base) -> Shapes | None:
     """Tensors of the head that the recipe trains."""
     head = trained_head(recipe, base)
     if head is None:
@@ -133,51 +146,67 @@ def _head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
     return head
 
 
-def _result(subject: Subject, counted: Count) -> dict[str, Any]:
+def _result(subject: Subject, counted: Count, also: Shapes) -> dict[str, Any]:
     return {
-        "adapter": counted.adapter,
+        "adapter": counted.adapter + _numbers(also),
+        **({"also": _numbers(also)} if also else {}),
         **({"entries": counted.entries} if counted.plan.config.inner else {}),
         "core": counted.core,
         "head": subject.head_params,
         "base": subject.base.params,
         "targets": {"weights": counted.weights, "elements": counted.elements},
         "units": list(counted.units),
-        "stored_bytes": subject.stored_bytes(counted.plan),
+        "stored_bytes": subject.stored_bytes(counted.plan, also),
         "lora_same_rank": counted.lora_same_rank,
     }
 
 
-def _explanation(counted: Count) -> dict[str, Any]:
-    return {"steps": list(steps(counted.plan)), "tensors": [row._asdict() for row in tensor_rows(counted.plan)]}
+def _numbers(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _show(subject: Subject, counted: Count) -> None:
+def _rows(counted: Count, also: Shapes) -> list[TensorRow]:
+    """Every trained tensor but the head's."""
+    own = [TensorRow(name, shape, math.prod(shape), "of the base, trained itself") for name, shape in also.items()]
+    return [*tensor_rows(counted.plan), *own]
+
+
+def _explanation(counted: Count, also: Shapes) -> dict[str, Any]:
+    return {"steps": list(steps(counted.plan)), "tensors": [row._asdict() for row in _rows(counted, also)]}
+
+
+def _show(subject: Subject, counted: Count, also: Shapes) -> None:
     from rich.table import Table
 
-    rank = counted.plan.config.scale_rank
+    config, params = counted.plan.config, counted.adapter + _numbers(also)
+    terms = [total_formula(counted.plan)] if config.adapts else []
+    terms += [f"{_numbers(also):,} of the base ({' and '.join(config.also)})"] if also else []
     head = "unknown" if subject.head_params is None else f"{subject.head_params:,}"
     units = " + ".join(f"{n:,} of {'×'.join(f'{side:,}' for side in unit.sides)}" for n, unit in kinds(counted.plan))
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     rows = {
-        "parameters": f"[bold]{counted.adapter:,}[/] = {total_formula(counted.plan)}",
+        "parameters": f"[bold]{params:,}[/]" + (f" = {' + '.join(terms)}" if terms else ""),
         "of these in cores": f"{counted.core:,}",
         "trained head": head,
         "base": f"{subject.base.name}, {subject.base.params:,} parameters: "
-        f"the adapter has {100 * counted.adapter / subject.base.params:.3g} % of that",
+        f"the adapter has {100 * params / subject.base.params:.3g} % of that",
         "targets": f"{counted.weights} weights, {counted.elements:,} elements",
         "units": units,
-        "LoRA, same rank": f"{counted.lora_same_rank:,} at rank {rank}: "
-        f"{counted.lora_same_rank / counted.adapter:,.3g} times as many",
-        "adapter file": f"{subject.stored_bytes(counted.plan):,} bytes",
+        "LoRA, same rank": f"{counted.lora_same_rank:,} at rank {config.scale_rank}: "
+        f"{counted.lora_same_rank / max(1, params):,.3g} times as many",
+        "adapter file": f"{subject.stored_bytes(counted.plan, also):,} bytes",
     }
+    if not config.adapts:
+        for name in ("of these in cores", "targets", "units", "LoRA, same rank"):
+            del rows[name]
     for row in rows.items():
         table.add_row(*row)
     print_table(table)
 
 
-def _show_explanation(counted: Count) -> None:
+def _show_explanation(counted: Count, also: Shapes) -> None:
     from rich.table import Table
 
     print()
@@ -186,9 +215,9 @@ def _show_explanation(counted: Count) -> None:
     print()
     table = Table("tensor", "shape", "what it is", box=None, pad_edge=False, header_style="dim")
     table.add_column("parameters", justify="right")
-    for row in tensor_rows(counted.plan):
+    for row in _rows(counted, also):
         table.add_row(row.name, "×".join(map(str, row.shape)), row.what, f"{row.params:,}")
-    table.add_row("sum", "", "", f"[bold]{counted.adapter:,}[/]")
+    table.add_row("sum", "", "", f"[bold]{counted.adapter + _numbers(also):,}[/]")
     print_table(table)
 
 
@@ -232,6 +261,8 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
 
 
 def _draw(path: Path, counted: Count) -> None:
+    if not counted.plan.config.adapts:
+        raise UsageError("no weight is adapted: nothing to draw", where="--plot", hint="a method with factors")
     from superlora_cli.analysis.fig2 import draw
 
     config = counted.plan.config

@@ -33,7 +33,7 @@ def command(
         "file": str(path),
         "bytes": path.stat().st_size,
         "params": {
-            "adapter": sum(tensor.numel() for tensor in stored.factors.values()),
+            "adapter": sum(tensor.numel() for tensor in (*stored.factors.values(), *stored.also.values())),
             "head": sum(tensor.numel() for tensor in stored.head.values()),
         },
         "config": json.loads(stored.config.to_json()),
@@ -42,7 +42,7 @@ def command(
         "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
         "origin": dict(stored.origin),
-        "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.head}.items()},
+        "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.beside}.items()},
         "recipe": dict(stored.recipe),
     }
     if delta is not None:
@@ -61,7 +61,7 @@ def command(
     rows = [
         ("parameters", f"{about['params']['adapter']:,} adapter, {about['params']['head']:,} head"),
         ("base", f"{stored.base['name']}  sha256 {stored.base['sha256'][:16]}…  {stored.base['dtype']}"),
-        ("targets", ", ".join(stored.patterns)),
+        ("targets", ", ".join(stored.patterns) or "none"),
         *([("classes", _few(stored.classes))] if stored.classes else []),
         ("knobs", ", ".join(f"{knob} {value}" for knob, value in _set_knobs(about["config"]).items())),
         *((name, " × ".join(map(str, shape))) for name, shape in about["tensors"].items()),
@@ -100,9 +100,9 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that differ from their defaults, and the four that everybody asks for."""
+    """The knobs that differ from their defaults, and of a ΔW the four that everybody asks for."""
     from superlora_cli.adapter.config import AdapterConfig
 
     default = json.loads(AdapterConfig().to_json())
-    always = ("groups", "order", "rank", "fold")
+    always = ("groups", "order", "rank", "fold") if config["groups"] != "none" else ()
     return {knob: value for knob, value in config.items() if knob in always or value != default.get(knob)}

@@ -28,7 +28,8 @@ OPTIONS: dict[str, Any] = {
     ],
     "method": Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")],
     "groups": Annotated[
-        str | None, typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each.")
+        str | None,
+        typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each; or none."),
     ],
     "order": Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")],
     "rank": Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")],
@@ -48,6 +49,7 @@ OPTIONS: dict[str, Any] = {
     "freeze": Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")],
     "frozen": Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")],
     "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, as 1,2.")],
+    "also": Annotated[str | None, typer.Option(help="What is trained of the base itself: bias, norm, or both.")],
 }
 INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option
 
@@ -151,4 +153,5 @@ READ: dict[str, Callable[[str], Any]] = {
     "terms": _terms,
     "freeze": lambda text: tuple(split_patterns(text)),
     "diagonals": _modes,
+    "also": lambda text: tuple(split_patterns(text)),
 }  # option → its value from the text

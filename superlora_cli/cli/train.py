@@ -124,12 +124,16 @@ def _show_plan(summary: dict[str, Any]) -> None:
         targets = summary["targets"]
         names = targets["names"]
         shown = names if len(names) <= 4 else [*names[:2], "…", names[-1]]
-        rows.append(("targets", f"{targets['weights']} weights, {targets['elements']:,} elements: {', '.join(shown)}"))
+        listed = f"{targets['weights']} weights, {targets['elements']:,} elements: {', '.join(shown)}"
+        rows.append(("targets", listed if names else "none"))
+        also = summary.get("also", {"tensors": 0, "params": 0})
         entries = sum(unit["count"] * unit["params"] for unit in summary["units"])
-        each = "parameters" if entries == params["adapter"] else "entries made by F_in"
+        each = "parameters" if entries + also["params"] == params["adapter"] else "entries made by F_in"
         for unit in summary["units"]:
             shape = " × ".join(map(str, unit["shape"]))
             rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} {each} each"))
+        if also["tensors"]:
+            rows.append(("trained also", f"{also['tensors']} tensors of the base, {also['params']:,} parameters"))
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))

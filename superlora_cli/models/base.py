@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
+from superlora_cli.models.parts import classifier_parameters
 from superlora_cli.weights.reading import open_weights
 
 if TYPE_CHECKING:
@@ -187,13 +188,6 @@ def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[
                 where=where,
                 hint="weights of the same architecture",
             )
-
-
-def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the classifier's parameters, () where a model has none."""
-    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    name = next((name for name, module in model.named_modules() if module is classifier), None)
-    return () if name is None else tuple(f"{name}.{own}" for own, _ in classifier.named_parameters())
 
 
 def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch: bool, meta: bool) -> nn.Module:

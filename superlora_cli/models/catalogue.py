@@ -3,7 +3,9 @@
 `catalogue.jsonl` has one line per architecture: its parameters without the classifier, the classes of every
 pretrained tag (the first is the default), and its linear and convolutional weights in model order, where
 `["blocks", 0, 12, [["attn.qkv", [2304, 768]], ...]]` stands for `blocks.0.attn.qkv` ... `blocks.11.…`, and a weight
-of 0 rows is the classifier: it has as many rows as the tag has classes. The file is rebuilt from the libraries by
+of 0 rows is the classifier: it has as many rows as the tag has classes. In the same form, but by the names of the
+parameters, it has the parameters of normalisation layers (`norms`), and the `biases` of all other layers but the
+classifier. The file is rebuilt from the libraries by
 
     python -m superlora_cli.models.catalogue --write
 """
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.descriptions import DESCRIPTIONS
+from superlora_cli.models.parts import Part, chosen, parts_of
 from superlora_cli.models.patterns import Weight, expand
 from superlora_cli.models.rolled import Shapes, roll, unroll
 
@@ -58,12 +61,14 @@ class Base:
         params: parameters of the whole model with its own classifier.
         weights: linear and convolutional weights by module name, in model order.
         classifiers: module name → input features, for the layers that a new head replaces.
+        parts: biases and parameters of normalisation layers, without the classifier's, by name.
     """
 
     name: str
     params: int
     weights: Mapping[str, Weight]
     classifiers: Mapping[str, int]
+    parts: Mapping[str, Part]
 
     def targets(self, patterns: Sequence[str]) -> list[TargetShape]:
         """The rows that `patterns` name, in model order.
@@ -72,6 +77,10 @@ class Base:
             UsageError: a pattern matches nothing, or its slice is no contiguous block of rows.
         """
         return [rows.flat for rows in expand(self.weights, patterns)]
+
+    def also(self, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what the knob `also` trains, by name; raises as `parts.chosen`."""
+        return {name: part.shape for name, part in chosen(self.parts, kinds).items()}
 
     def new_head(self, classes: int) -> dict[str, tuple[int, ...]]:
         """Tensors of a fresh classifier, weight (classes, features) and bias (classes,), by parameter name."""
@@ -134,7 +143,12 @@ def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
             if classes:
                 weights[module] = Weight((classes, *shape[1:]))
     params = entry["body"] + sum(classes * (features + 1) for features in classifiers.values())
-    return Base(name, params, weights, classifiers)
+    parts = {
+        key: Part(shape, norm)
+        for kind, norm in (("biases", False), ("norms", True))
+        for key, shape in unroll(entry[kind])
+    }
+    return Base(name, params, weights, classifiers, parts)
 
 
 def _built(name: str, kwargs: dict[str, Any]) -> Base:
@@ -153,11 +167,13 @@ def _built(name: str, kwargs: dict[str, Any]) -> Base:
     try:
         model = _create(name, **kwargs)
         weights, params = weights_of(model), _params(model)
-        classifiers = {module: shape[1] for module, shape in _shapes(model) if not shape[0]}
+        shapes = _shapes(model)
+        classifiers = {module: shape[1] for module, shape in shapes if not shape[0]}
+        parts = _parts(model, shapes)
     except Exception as error:  # timm's own refusals: an unknown tag, an argument the model does not take
         text = str(error).replace("\n", " ")
         raise UsageError(f"timm cannot build '{name}': {text}", where="model.name") from None
-    return Base(name, params, weights, classifiers)
+    return Base(name, params, weights, classifiers, parts)
 
 
 def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
@@ -166,7 +182,7 @@ def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
     from superlora_cli.recipe.schema import ModelSection
 
     model = build(ModelSection(name=name, pretrained=False, kwargs=kwargs), classes=None, weights=False).model
-    return Base(name, _params(model), weights_of(model), {})
+    return Base(name, _params(model), weights_of(model), {}, parts_of(model))
 
 
 # The generator.
@@ -187,7 +203,8 @@ def write() -> None:
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]
         body = sum(layer.params for layer in layers)
-        lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": roll(shapes)})
+        parts = {key: part for layer in layers for key, part in layer.parts.items()}
+        lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": roll(shapes), **_rolled(parts)})
     DATA.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -216,7 +233,20 @@ def _tags(name: str) -> dict[str, int]:
 def _entry(name: str, model: nn.Module, tags: Mapping[str, int]) -> dict[str, Any]:
     shapes = _shapes(model)  # a model without classifier has one from here on
     own = sum(model.get_parameter(key).numel() for n, s in shapes if not s[0] for key in (f"{n}.weight", f"{n}.bias"))
-    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": roll(shapes)}
+    weights, parts = roll(shapes), _parts(model, shapes)
+    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": weights, **_rolled(parts)}
+
+
+def _parts(model: nn.Module, shapes: Shapes) -> dict[str, Part]:
+    """`parts_of` a model without those of its classifier, which has 0 rows in `shapes`."""
+    heads = {f"{name}.bias" for name, shape in shapes if not shape[0]}
+    return {name: part for name, part in parts_of(model).items() if name not in heads}
+
+
+def _rolled(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """As they stand in the file."""
+    kinds = (("biases", False), ("norms", True))
+    return {key: roll([(name, part.shape) for name, part in parts.items() if part.norm == norm]) for key, norm in kinds}
 
 
 def _shapes(model: Any) -> Shapes:

@@ -6,13 +6,18 @@ says which order it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, permutations, product
+from typing import TYPE_CHECKING
 
-from superlora_cli.adapter.store import digest_targets
+from superlora_cli.adapter import store
 from superlora_cli.adapter.targets import Target, block_of
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.models.patterns import Weight, expand
+from superlora_cli.models.parts import classifier_parameters
+from superlora_cli.models.patterns import CLASSIFIERS, Weight, expand
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRIED = 10_000  # orders
 WEIGHT = ".weight"
@@ -35,7 +40,7 @@ def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], d
         raise MismatchError(error.message, where=where, hint=error.hint) from None
     for key in islice(_orders([target.module for target in found]), TRIED):
         ordered = sorted(found, key=lambda target, key=key: (key(target.module), target.start))  # type: ignore[misc]
-        if digest_targets(ordered) == digest:
+        if store.digest_targets(ordered) == digest:
             return ordered
     raise MismatchError(
         f"the {len(found)} weights that the adapter's patterns name here are not the ones it was trained on",
@@ -55,6 +60,29 @@ def weights_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
         for name, shape in shapes.items()
         if name.endswith(WEIGHT) and len(shape) >= 2 and "embed" not in name.split(".")[-2]
     }
+
+
+def witnesses(shapes: Mapping[str, tuple[int, ...]], replaced: Collection[str]) -> list[Target]:
+    """The weights by which a base is known where none is adapted: all but the classifier's and those `replaced`.
+
+    >>> [target.name for target in witnesses({"v.weight": (4, 4), "q.weight": (4, 4), "head.weight": (2, 4)}, ())]
+    ['q', 'v']
+    """
+    kept = {name: shape for name, shape in sorted(shapes.items()) if name not in replaced}
+    found = {name: shape for name, (shape, _) in weights_in(kept).items() if name not in CLASSIFIERS}
+    return [Target(name, 0, shape[0], shape, True) for name, shape in found.items()]
+
+
+def digest_base(model: nn.Module, targets: Sequence[Target], beside: Collection[str]) -> tuple[str, str]:
+    """(SHA-256, dtype) of what tells a base from others: its targets, or where there are none the `witnesses`.
+
+    Args:
+        beside: names of the tensors that the adapter brings, a head's among them.
+    """
+    if targets:
+        return store.digest_base(model, targets)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return store.digest_base(model, witnesses(shapes, {*beside, *classifier_parameters(model)}))
 
 
 Key = Callable[[str], tuple[object, ...]]

@@ -6,13 +6,27 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from superlora_cli.models.parts import Part
+
 
 class Layer(NamedTuple):
-    """A layer with parameters; `shape` is its weight's, () where it is neither linear nor convolution."""
+    """A layer with parameters; `shape` is its weight's, () where it is neither linear nor convolution.
+
+    `norm` names the parameters of a normalisation layer, which are equally long.
+    """
 
     name: str
     shape: tuple[int, ...]
     params: int
+    norm: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Its bias, or all that it has as a normalisation layer, by name."""
+        if self.norm:
+            return {f"{self.name}.{own}": Part((self.params // len(self.norm),), True) for own in self.norm}
+        has_bias = bool(self.shape) and self.params > math.prod(self.shape)
+        return {f"{self.name}.bias": Part(self.shape[:1], False)} if has_bias else {}
 
 
 def cfg_unet() -> Iterator[Layer]:
@@ -46,7 +60,7 @@ def cfg_unet() -> Iterator[Layer]:
             channels = width
         if level < 3:
             yield _layer(f"up.{level}.3", channels, channels, 3, 3)
-    yield Layer("norm_out", (), 2 * channels)
+    yield _group_norm("norm_out", channels)
     yield _layer("conv_out", 3, channels, 3, 3)
 
 
@@ -59,9 +73,9 @@ def llama_7b() -> Iterator[Layer]:
     for index in range(32):
         for name, shape in shapes.items():
             yield Layer(f"model.layers.{index}.{name}", shape, math.prod(shape))
-        yield Layer(f"model.layers.{index}.input_layernorm", (), width)
-        yield Layer(f"model.layers.{index}.post_attention_layernorm", (), width)
-    yield Layer("model.norm", (), width)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield Layer(f"model.layers.{index}.{norm}", (), width, ("weight",))
+    yield Layer("model.norm", (), width, ("weight",))
     yield Layer("lm_head", (32000, width), 32000 * width)
 
 
@@ -73,16 +87,21 @@ def _layer(name: str, *shape: int) -> Layer:
     return Layer(name, shape, math.prod(shape) + shape[0])
 
 
+def _group_norm(name: str, channels: int) -> Layer:
+    """A normalisation layer with weight and bias."""
+    return Layer(name, (), 2 * channels, ("weight", "bias"))
+
+
 def _block(name: str, inputs: int, outputs: int, *, attention: bool = True) -> Iterator[Layer]:
     """GN–SiLU–conv, plus time, plus label, GN–SiLU–conv, skip; then GN and 1×1 convolutions q, k, v, proj."""
-    yield Layer(f"{name}.norm1", (), 2 * inputs)
+    yield _group_norm(f"{name}.norm1", inputs)
     yield _layer(f"{name}.conv1", outputs, inputs, 3, 3)
     yield _layer(f"{name}.time", outputs, 256)
     yield _layer(f"{name}.label", outputs, 256)
-    yield Layer(f"{name}.norm2", (), 2 * outputs)
+    yield _group_norm(f"{name}.norm2", outputs)
     yield _layer(f"{name}.conv2", outputs, outputs, 3, 3)
     if inputs != outputs:
         yield _layer(f"{name}.skip", outputs, inputs, 1, 1)
     if attention:
-        yield Layer(f"{name}.attn.norm", (), 2 * outputs)
+        yield _group_norm(f"{name}.attn.norm", outputs)
         yield from (_layer(f"{name}.attn.{part}", outputs, outputs, 1, 1) for part in ("q", "k", "v", "proj"))

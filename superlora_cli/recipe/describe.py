@@ -77,7 +77,7 @@ def phrase(node: Schema) -> str:
     """What `node` allows, in words; null is left out.
 
     >>> phrase(schema_at(["adapter", "groups"]))
-    "a whole number, 'weight' or 'layer'"
+    "a whole number, 'weight', 'layer' or 'none'"
     >>> phrase(schema_at(["adapter", "rank"]))
     "a whole number or a list of (a whole number or 'full')"
     """

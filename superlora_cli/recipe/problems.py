@@ -13,6 +13,10 @@ from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, s
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import Recipe
 
+INSTEAD = {  # key → what was meant by a value that it cannot have
+    "adapter": "{method: none} trains the head alone; leave adapter out to train the whole base",
+}
+
 Path = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,7 +34,7 @@ def check(of: type[Model], data: Any, places: Places) -> Model:
 
 
 def validate(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe whose adapter's knobs go together.
+    """`data` as a recipe whose adapter's knobs go together, and that trains something.
 
     Raises:
         UsageError: as `check`, or for the first knob that does not go with the others.
@@ -38,12 +42,17 @@ def validate(data: Any, places: Places) -> Recipe:
     recipe = check(Recipe, data, places)
     if recipe.adapter is not None:
         try:
-            recipe.adapter.config()
+            config = recipe.adapter.config()
         except UsageError as error:
             if (error.where or "").startswith("adapter"):
                 key = str(error.where)
                 raise UsageError(error.message, where=places.where(key), hint=error.hint) from None
             raise
+        if not (config.adapts or config.also or (recipe.task == "classification" and recipe.model.head == "new")):
+            hint = "model.head: new, adapter.also: [bias], or a method with factors"
+            raise UsageError(
+                "nothing is trained: no factors, and no new head", where=places.where("adapter"), hint=hint
+            )
     return recipe
 
 
@@ -81,7 +90,8 @@ def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_P
                 problems.append(_Problem(path, f"missing, expected {phrase(schema_at(path, of))}"))
         else:
             node, value = schema_at(path, of), _value_at(data, path)
-            problems.append(_Problem(path, f"expected {phrase(node)}, got {_show(value)}", _value_hint(node, value)))
+            hint = INSTEAD.get(".".join(map(str, path))) or _value_hint(node, value)
+            problems.append(_Problem(path, f"expected {phrase(node)}, got {_show(value)}", hint))
     return problems
 
 

@@ -17,6 +17,7 @@ from superlora_cli.adapter.config import (
     PRESETS,
     PROJECTIONS,
     AdapterConfig,
+    Also,
     Combine,
     Core,
     Execution,
@@ -124,15 +125,20 @@ class InnerSection(Section):
 class AdapterSection(Section):
     """The adapter: the knobs of Eq. 2. What is unset comes from the preset `method`, else from the knob's default."""
 
-    method: Method | None = Field(None, description="Preset that sets knobs and nothing else; the keys below override.")
+    method: Method | None = Field(
+        None,
+        description="Preset that sets knobs and nothing else; the keys below override. `none` trains the head alone.",
+    )
     targets: list[str] = Field(
         ["q", "v"],
         min_length=1,
         description="Weights to adapt: `q k v o mlp all-linear`, or quoted patterns of module names with an optional "
         'slice of a fused weight, as `"blocks.*.attn.qkv[q]"`.',
     )
-    groups: int | Literal["weight", "layer"] | None = Field(
-        None, description="Number of groups G that all targets together are cut into, or one unit per weight or layer."
+    groups: int | Literal["weight", "layer", "none"] | None = Field(
+        None,
+        description="Number of groups G that all targets together are cut into, or one unit per weight or layer; "
+        "`none`: no ΔW, whatever the targets.",
     )
     order: int | None = Field(None, description="Tensor order M of a unit: 1 dense, 2 matrix, 3 and more Tucker.")
     rank: int | list[int | Literal["full"]] | None = Field(
@@ -179,6 +185,17 @@ class AdapterSection(Section):
     diagonals: list[int] | None = Field(
         None, description="Modes whose plane factor is multiplied by a trained diagonal, as VeRA's scaling vectors."
     )
+
+    also: list[Also] | None = Field(
+        None,
+        description="Tensors of the base that are trained themselves: every `bias` outside of the head, all that "
+        "normalisation layers (`norm`) have. With any method; `bitfit` is `none` with `[bias]`.",
+    )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The targets; none where no weight is adapted."""
+        return tuple(self.targets) if self.config().adapts else ()
 
     @property
     def knobs(self) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def facts(
                 "by": one.measure.by,
                 "budget": one.budget,
                 "row": one.row.number,
-                "order": one.row.config.order if one.row.config else None,
-                "rank": one.row.config.scale_rank if one.row.config else None,
+                "order": one.row.config.order if one.row.config and one.row.config.adapts else None,
+                "rank": one.row.config.scale_rank if one.row.config and one.row.config.adapts else None,
             }
             for one in budgeted
         ],

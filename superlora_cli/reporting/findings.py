@@ -48,6 +48,7 @@ class BestWithin:
         config, value = self.row.config, self.measure.values[self.row.number].mean
         assert config is not None
         setting = f"M {config.order}" if config.order == 1 else f"M {config.order}, r {config.scale_rank}"
+        setting = setting if config.adapts else "no factors"
         text = self.measure.metric.text(value)
         return f"within {self.budget:,} parameters {setting} ({self.row.method}, {text} with {self.row.params:,})"
 

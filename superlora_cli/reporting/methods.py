@@ -29,6 +29,8 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tinylora": ("TinyLoRA", ("rank",)),
 }
 WHOLE = "whole model"  # a run without an adapter
+PROBE = "head alone"
+ALSO = {"bias": "biases", "norm": "norms"}
 
 
 def method_name(config: AdapterConfig | None) -> str:
@@ -42,9 +44,13 @@ def method_name(config: AdapterConfig | None) -> str:
     'CP 3D'
     >>> method_name(AdapterConfig.from_knobs("lora", inner={"projection": "dense"}, freeze=["A2"]))
     'LoRA, dense F_in, A2 frozen'
+    >>> [method_name(AdapterConfig.from_knobs(name, also=["bias"])) for name in ("none", "lora")]
+    ['BitFit', 'LoRA, biases']
     """
     if config is None:
         return WHOLE
+    if not config.adapts:
+        return {(): PROBE, ("bias",): "BitFit"}.get(config.also) or " and ".join(ALSO[kind] for kind in config.also)
     preset, name = _preset(config)
     parts = [name]
     if not preset:
@@ -52,7 +58,7 @@ def method_name(config: AdapterConfig | None) -> str:
         parts = [_preset(plain)[1] or _described(config), *_trained(config)]
     if config.projection != "identity" and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
         parts.append(config.projection)
-    return ", ".join(parts)
+    return ", ".join([*parts, *(ALSO[kind] for kind in config.also)])
 
 
 def _preset(config: AdapterConfig) -> tuple[str, str]:

@@ -36,7 +36,8 @@ def _look(index: int) -> Look:
 def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
     """A metric against trained parameters (logarithmic): a point a row, its bar from the worst to the best seed.
 
-    Grey steps are the front of all rows, coloured ones that of a method; the dotted line is the unadapted base.
+    Grey steps are the front of all rows, coloured ones that of a method; the dotted line is the unadapted base, and a
+    dashed one a row without parameters, a head alone.
     """
     with _drawing(salt) as figure:
         figure.set_size_inches(8.2, 4.4)
@@ -53,9 +54,14 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
             for index, row in enumerate(own):
                 spread = measure.values[row.number]
                 bar = [[spread.mean - spread.low], [spread.high - spread.mean]]
-                drawn = axes.errorbar(row.params, spread.mean, yerr=bar, **looks[method], markersize=6, capsize=3,
-                                      linestyle="", label=method if index == 0 else None)  # fmt: skip
-                drawn.lines[0].set_gid(f"row-{row.number}")
+                label = method if index == 0 else None
+                if row.params:
+                    drawn = axes.errorbar(row.params, spread.mean, yerr=bar, **looks[method], markersize=6, capsize=3,
+                                          linestyle="", label=label).lines[0]  # fmt: skip
+                else:
+                    colour = looks[method]["color"]
+                    drawn = axes.axhline(spread.mean, color=colour, linestyle="--", linewidth=1, label=label)
+                drawn.set_gid(f"row-{row.number}")
                 value = measure.metric.text(spread.mean)
                 titles[f"row-{row.number}"] = f"{row.name}: {value} with {row.params:,} parameters"
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
@@ -128,6 +134,7 @@ def to_page(svg: str, prefix: str, label: str) -> str:
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:
     """What can be had for at most so many parameters."""
+    rows = [row for row in rows if row.params]
     if len(rows) > 1:
         values = [measure.values[row.number].mean for row in rows]
         axes.step([row.params for row in rows], values, where="post", zorder=1, **look)

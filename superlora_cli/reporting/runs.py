@@ -152,7 +152,7 @@ def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str
     if config is not None:
         knobs = asdict(config)
         knobs |= {"rank": list(config.ranks), "core": config.core_kind, "alpha": config.scale * config.scale_rank}
-        kept["adapter"] = {"targets": recipe["adapter"].get("targets"), **knobs}
+        kept["adapter"] = {"targets": recipe["adapter"].get("targets") if config.adapts else None, **knobs}
     for key in INCIDENTAL:
         *sections, name = key.split(".")
         place: Any = kept

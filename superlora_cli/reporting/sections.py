@@ -141,7 +141,7 @@ def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
 
 def _main_knobs(config: AdapterConfig | None) -> str:
     """The knobs that everybody asks for: `G 4 · rank 2 · ρ 0.1`, and d of an F_in."""
-    if config is None:
+    if config is None or not config.adapts:
         return ""
     words = []
     if isinstance(config.groups, int) or (config.order > 1 and config.fold != "none"):

@@ -141,6 +141,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         plain = {key: row[key] for key in ("id", "recipe", "seed", "status", "steps", "bytes", "error")}
         params = row["params"]
-        trained = params.get("adapter") or params.get("base")
+        adapted = params.get("adapter") or params.get("head") != 0  # without an adapter there is no head beside it
+        trained = params.get("adapter") if adapted else params.get("base")
         writer.writerow({**row["overrides"], **row["metrics"], **plain, "parameters": trained, "head": params["head"]})
     return text.getvalue()

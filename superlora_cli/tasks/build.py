@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base, build, load_weights
+from superlora_cli.models.checkpoints import digest_base
+from superlora_cli.models.parts import chosen, classifier_parameters, parts_of
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -29,7 +31,7 @@ class Built:
 
     Attributes:
         adapter: None where the recipe trains the base itself.
-        base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to.
+        base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
         class_names: what the outputs stand for, as the file says; () where it is for the data to say.
     """
 
@@ -47,9 +49,24 @@ class Built:
     @property
     def head(self) -> dict[str, nn.Parameter]:
         """The new classifier's parameters beside an adapter, by name."""
-        if self.adapter is None:
-            return {}
-        return {name: self.model.get_parameter(name) for name in self.base.trained_head}
+        return self._parameters(self.base.trained_head if self.adapter else ())
+
+    @property
+    def also(self) -> dict[str, nn.Parameter]:
+        """What the adapter trains of the base itself, by name."""
+        return self._parameters(self.adapter.also if self.adapter else ())
+
+    @property
+    def params(self) -> dict[str, int]:
+        """Numbers of parameters: `adapter` (0 without one), `head` (trained beside it), `base` (all of it)."""
+        return {
+            "adapter": self.adapter.params if self.adapter else 0,
+            "head": sum(parameter.numel() for parameter in self.head.values()),
+            "base": sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("superlora.")),
+        }
+
+    def _parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        return {name: self.model.get_parameter(name) for name in names}
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
@@ -73,11 +90,13 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     check_task(recipe, base)
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
-    targets = expand(base.model, recipe.adapter.targets)
-    digest = store.digest_base(base.model, targets) if weights else ("", "")
-    adapter = attach(base.model, targets, adapter_config(recipe))
+    config, model = adapter_config(recipe), base.model
+    targets = expand(model, recipe.adapter.patterns)
+    also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
+    digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
+    adapter = attach(model, targets, config, also=also)
     for name in base.trained_head:
-        base.model.get_parameter(name).requires_grad_(True)
+        model.get_parameter(name).requires_grad_(True)
     return Built(recipe, base, adapter, digest)
 
 
@@ -119,10 +138,11 @@ def build_from_file(
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
     if not allow_mismatch or stored.config.frozen == "svd":  # whose factors are the base's own singular vectors
-        store.check_base(made.model, targets, stored, where=str(path))
-    adapter = attach(made.model, targets, stored.config)
+        store.check_digest(digest_base(made.model, targets, stored.beside), stored, where=str(path))
+    store.check_beside(made.model, stored, where=str(path))
+    adapter = attach(made.model, targets, stored.config, also=list(stored.also))
     store.restore(adapter, stored, where=str(path))
-    store.restore_head(made.model, stored, where=str(path))
+    store.restore_beside(made.model, stored, where=str(path))
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
 
 

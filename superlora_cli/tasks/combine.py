@@ -23,7 +23,7 @@ from superlora_cli.models.base import build
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.tasks.build import classes_of
-from superlora_cli.tasks.stored import Stored, read_adapter
+from superlora_cli.tasks.stored import Stored, check_update, read_adapter
 from superlora_cli.weights.checksum import digest_tensors
 
 FORMS = ("adapter", "delta")
@@ -64,6 +64,8 @@ def combine(
     factors = _weights(weights, len(paths))
     check_output(out, force=force)
     read = [read_adapter(path) for path in paths]
+    for adapter in read:
+        check_update(adapter, hint="only ΔW and heads are added up")
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
     terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
     first = parts[0][1]

@@ -52,7 +52,7 @@ def evaluate(
             "n": len(task.splits.test),  # type: ignore[arg-type]
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
-            "params": built.adapter.plan.params if built.adapter else 0,
+            "params": built.params["adapter"],
         }
     finally:
         processes.end()

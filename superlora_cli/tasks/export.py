@@ -15,9 +15,10 @@ from superlora_cli.formats.delta import delta_file
 from superlora_cli.formats.diffusers_lora import PREFIX, diffusers_file
 from superlora_cli.formats.peft_lora import peft_files
 from superlora_cli.formats.whole import by_module, loras
-from superlora_cli.models.base import build, classifier_parameters
+from superlora_cli.models.base import build
+from superlora_cli.models.parts import classifier_parameters
 from superlora_cli.tasks.merge import merge
-from superlora_cli.tasks.stored import Stored, read_adapter
+from superlora_cli.tasks.stored import Stored, check_update, read_adapter
 
 FORMATS = ("timm", "peft-lora", "diffusers-lora", "delta")
 
@@ -38,7 +39,7 @@ def export(
 
     Raises:
         UsageError: an unknown format, an output that exists, limits where there is nothing to limit, a base that the
-            other library does not know. RunError: ΔW is not finite.
+            other library does not know, an adapter that is not a ΔW and a head. RunError: ΔW is not finite.
     """
     if to not in FORMATS:
         hint = did_you_mean(to, FORMATS) or "one of " + ", ".join(FORMATS)
@@ -54,9 +55,10 @@ def export(
     if out.exists() and out.is_dir() != (to == "peft-lora"):
         kind = "a folder" if to == "peft-lora" else "a file"
         raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
-    if to.endswith("-lora"):
-        return _export_lora(read_adapter(path), out, to, rank, energy, force)
     adapter = read_adapter(path)
+    check_update(adapter, hint="--to timm has all of it")
+    if to.endswith("-lora"):
+        return _export_lora(adapter, out, to, rank, energy, force)
     write_atomic(out, delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base), force=force)
     load = f"delta = safetensors.torch.load_file({str(out)!r})"
     return {"to": to, "output": str(out), "bytes": out.stat().st_size, "load": load}

@@ -21,8 +21,9 @@ from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output
-from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build, classifier_parameters
+from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.checkpoints import weights_in
+from superlora_cli.models.parts import classifier_parameters
 from superlora_cli.models.patterns import expand as expand_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -109,6 +110,11 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
     )
     config = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
+    if config.also or not config.adapts:
+        where, what = ("adapter.also", "with other tensors") if config.also else ("adapter.method", "without factors")
+        raise UsageError(
+            f"an adapter {what} is no fit to a difference", where=where, hint="a method with factors alone"
+        )
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
         tuned = opened.enter_context(open_weights(wanted.tuned))

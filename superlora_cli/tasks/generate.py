@@ -184,7 +184,7 @@ def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     if built.adapter is None:
         return built, {"model": built.recipe.model.name, "model_sha256": sha256, "adapter": None}
-    adapter = {"file": file.name, "sha256": sha256, "params": built.adapter.plan.params}
+    adapter = {"file": file.name, "sha256": sha256, "params": built.adapter.params}
     return built, {"model": built.recipe.model.name, "adapter": adapter}
 
 

@@ -109,10 +109,10 @@ class ImageTask:
             yield
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The factors, or every parameter of the base."""
+        """The factors and what the adapter trains also, or every parameter of the base."""
         if self.built.adapter is None:
             return dict(self.model.named_parameters())
-        return dict(self.built.adapter.factors.items())
+        return {**dict(self.built.adapter.factors.items()), **self.built.also}
 
     def head(self) -> dict[str, nn.Parameter]:
         """The new classifier beside an adapter."""
@@ -187,7 +187,7 @@ class ImageTask:
 
     def not_finite(self) -> str | None:
         """ΔW of a target with NaN or Inf."""
-        if self.built.adapter is None:
+        if self.built.adapter is None or not self.built.adapter.targets:
             return None
         with torch.no_grad():
             made = self.built.adapter.compute()
@@ -217,13 +217,14 @@ class ImageTask:
         sha256, dtype = self.built.base_digest
         stored = store.StoredAdapter(
             config=adapter.config,
-            patterns=tuple(recipe.adapter.targets),
+            patterns=recipe.adapter.patterns,
             targets_digest=store.digest_targets(adapter.targets),
             base={"name": recipe.model.name, "sha256": sha256, "dtype": dtype},
             recipe=recipe.to_dict(),
             metrics=metrics,
             factors=dict(adapter.factors.items()),
             head=self.head(),
+            also=self.built.also,
             classes=self.class_names,
         )
         return {ADAPTER_FILE: stored.to_bytes()}

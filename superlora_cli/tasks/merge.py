@@ -48,7 +48,7 @@ def merge(
         base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
         dtype: of the written floating-point tensors; default: as stored.
         verify: compare the outputs of the merged and the adapted model, or the tensors where no model can be built.
-        unmerge: subtract ΔW from `base`, a merged file.
+        unmerge: subtract ΔW from `base`, a merged file; its head stays.
         force: overwrite `out`.
 
     Returns:
@@ -66,6 +66,10 @@ def merge(
     _check_output(out, base, force)
     cast = DTYPES[dtype] if dtype else None
     with open_job(resolve_result(path), base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
+        if unmerge and (job.stored.also or not job.targets):
+            what = f"{len(job.stored.also)} tensors" if job.stored.also else "a head"
+            raise UsageError(f"{what} took the place of the base's, which a merged file does not give back",
+                             where=str(job.file), hint="keep the base")  # fmt: skip
         accepted = allow_mismatch and job.stored.config.frozen != "svd"  # whose frozen factors are the base's own
         check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
         with _place(out, job.source, force) as place:
@@ -75,7 +79,7 @@ def merge(
                 found = _distance(job, place, bound, allow_mismatch) if unmerge else _verify(job, place, base)
         return {
             "output": str(out),
-            "tensors_changed": len({target.module for target in job.targets}),
+            "tensors_changed": len({target.module for target in job.targets}) + len(job.stored.also),
             "max_abs_error": found.error if found else None,
             "verified": found is not None,
             "compared": found.what if found else None,
@@ -169,11 +173,13 @@ def _write(
 
 def _check_digest(job: Job, digest: BaseDigest) -> None:
     """Refuse another base; where the right one is at hand, the first weight that differs is named."""
+    for target in job.known_by:
+        digest.add(target, 0, job.source.rows(f"{target.module}.weight", 0, target.stop))
     try:
         store.check_digest(digest.found, job.stored, where=str(job.file))
     except MismatchError as error:
         right = job.own_base()
-        for target in job.targets if right else ():
+        for target in (*job.targets, *job.known_by) if right else ():
             assert right is not None
             name = f"{target.module}.weight"
             rows = job.source.rows(name, target.start, target.stop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +18,9 @@ from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.models.base import EMBEDDED, Base, build, check_shapes, classifier_parameters, is_safetensors
-from superlora_cli.models.checkpoints import targets_in
+from superlora_cli.models.base import EMBEDDED, Base, build, check_shapes, is_safetensors
+from superlora_cli.models.checkpoints import targets_in, witnesses
+from superlora_cli.models.parts import classifier_parameters
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.build import Built, build_from_file, shapes_from_file
@@ -38,6 +39,7 @@ class Job:
         built: the adapted model, where the base's weights are those of a model in memory.
         shapes: the recipe and its base without weights, where it can be built.
         merged: whether the source holds merged weights.
+        known_by: weights of the source that tell which base it is, where there are no targets.
     """
 
     file: Path
@@ -47,6 +49,7 @@ class Job:
     built: Built | None = None
     shapes: tuple[Recipe, Base] | None = None
     merged: bool = False
+    known_by: Sequence[Target] = ()
 
     def take(self) -> Take:
         """What gives the vector of all ΔW from its start on."""
@@ -122,12 +125,13 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
     """The adapter with weights on a disk: its targets, from the recipe's model or from the names in the files."""
     where = str(weights.index or weights.shards[0].path)
     shapes = {name: weights.shape(name) for name in weights.names}
-    replaced = {} if keep_head else dict(stored.head)
-    known = shapes_from_file(stored)
+    replaced = {} if keep_head else dict(stored.beside)
+    known, heads = shapes_from_file(stored), {*stored.beside}
     if known is None:
         targets = targets_in(shapes, stored.patterns, stored.targets_digest, where)
     else:
         recipe, made = known
+        heads |= {*classifier_parameters(made.model)}
         own = {name: tuple(tensor.shape) for name, tensor in made.model.state_dict().items()}
         if not isinstance(recipe.model.head, str) and not keep_head:
             for name in classifier_parameters(made.model):
@@ -138,6 +142,6 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
         targets = expand(made.model, stored.patterns)
         if store.digest_targets(targets) != stored.targets_digest:
             raise MismatchError("the adapter's targets are not the ones of its recipe's model", where=str(file))
-    return Job(
-        file, stored, tuple(targets), FromFiles(weights, dtype=cast, replaced=replaced), shapes=known, merged=keep_head
-    )
+    source = FromFiles(weights, dtype=cast, replaced=replaced)
+    known_by = () if targets else witnesses(shapes, heads)
+    return Job(file, stored, tuple(targets), source, shapes=known, merged=keep_head, known_by=known_by)

@@ -30,7 +30,7 @@ class Reference:
         built = _adapted(self.file)
         self.subject = built.recipe.task, built.recipe.model.name, built.recipe.data.name
         self.spectra, self.digests = _spectra(built)
-        model, patterns = built.model, built.recipe.adapter.targets if built.recipe.adapter else []
+        model, patterns = built.model, built.recipe.adapter.patterns if built.recipe.adapter else ()
         self.kinds = {pattern: tuple(target.name for target in expand(model, [pattern])) for pattern in patterns}
 
     def compare(self, file: Path) -> dict[str, Similarity]:
@@ -54,7 +54,8 @@ def nearness(section: Section, reference: Reference, say: Callable[[str], None])
     """All adapted runs of a section but the reference itself, compared with it; `say` is told each run's path."""
     found: dict[int, list[dict[str, Similarity]]] = {}
     for row in section.rows:
-        runs = [run for run in row.runs if run.config is not None and not run.result.samefile(reference.file)]
+        adapted = [run for run in row.runs if run.config is not None and run.config.adapts]
+        runs = [run for run in adapted if not run.result.samefile(reference.file)]
         for run in runs:
             say(str(run.path))
             found.setdefault(row.number, []).append(reference.compare(run.result))
@@ -65,7 +66,7 @@ def nearness(section: Section, reference: Reference, say: Callable[[str], None])
 
 def _adapted(file: Path) -> Built:
     built = build_from_file(file)
-    if built.adapter is None:
+    if built.adapter is None or not built.adapter.targets:
         hint = "a run with an adapter, such as method: dense"
         raise UsageError("has no adapter whose update could be compared", where=str(file), hint=hint)
     return built

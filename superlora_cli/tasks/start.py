@@ -112,8 +112,7 @@ def starting_recipe(
             if targets == TARGETS[-1] or "targets" not in (error.where or ""):
                 raise
             continue
-        assert built.adapter
-        adapter, head = built.adapter.plan.params, sum(parameter.numel() for parameter in built.head.values())
+        adapter, head = built.params["adapter"], built.params["head"]
         text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
         return Start(text, len(classes), images, adapter, head)
     raise AssertionError

@@ -109,6 +109,20 @@ def read_adapter(path: Path) -> Stored:
     return Stored(path, stored, recipe, base, adapter)
 
 
+def check_update(adapter: Stored, *, hint: str) -> None:
+    """Refuse an adapter that is not a ΔW and a head, where nothing else has a place.
+
+    Raises:
+        UsageError: it has no ΔW, or tensors of the base that were trained themselves.
+    """
+    if adapter.stored.also:
+        count, kinds = len(adapter.stored.also), " and ".join(adapter.stored.config.also)
+        message = f"{count} tensors of the base were trained themselves (also: {kinds}), which is no ΔW"
+        raise UsageError(message, where=str(adapter.path), hint=hint)
+    if not adapter.targets:
+        raise UsageError("no weight is adapted: there is no ΔW", where=str(adapter.path), hint=hint)
+
+
 def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Sequence[Target]) -> list[Tensor] | None:
     """The base's rows of every target where frozen factors come from them: only then its weights are read.
 

@@ -41,7 +41,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "status": "dry-run",
         "model": built.base.call,
         "image_size": built.base.image_size,
-        "params": _params(built),
+        "params": built.params,
         "steps": train.steps,
         "images": train.steps * train.batch_size * train.accumulate,
     }
@@ -57,6 +57,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
             for bucket in plan.buckets
             for unit in bucket.shape.units
         ]
+    if built.also:
+        summary["also"] = {"tensors": len(built.also), "params": sum(tensor.numel() for tensor in built.also.values())}
     summary["memory"] = _memory(built)  # the last: the model is of no use after it
     return summary
 
@@ -134,7 +136,7 @@ def _train(
     trackers = check_trackers(recipe.output.trackers)
     built = build_for_training(recipe)
     processes.seed(recipe.seed)
-    params = _params(built)
+    params = built.params
     task = task_of(recipe)(built, processes)
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
     before = task.evaluate("test")[task.measure] if built.adapter and not built.head else None
@@ -226,11 +228,3 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, Mapping):
         return {prefix: data}
     return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _params(built: Built) -> dict[str, int]:
-    return {
-        "adapter": built.adapter.plan.params if built.adapter else 0,
-        "head": sum(parameter.numel() for parameter in built.head.values()),
-        "base": sum(p.numel() for name, p in built.model.named_parameters() if not name.startswith("superlora.")),
-    }

@@ -218,6 +218,9 @@ def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pyt
 def test_where_it_stops_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rank 2 with order 1"):
         SuperLoraConfig(target_modules=["q"], order=1, rank=2)
+    for method, also in (("none", None), ("bitfit", None), ("lora", ["norm"])):
+        with pytest.raises(UsageError, match="PEFT saves factors and whole modules"):
+            SuperLoraConfig(target_modules=["q"], method=method, also=also)
     with pytest.raises(UsageError, match="matches no weight"):
         get_peft_model(build("llama"), SuperLoraConfig(target_modules=["nowhere"]))
     with pytest.raises(UsageError, match="no target"):

@@ -15,6 +15,10 @@ from tests.adapter.variants import VARIANTS, config_of
 @pytest.mark.parametrize(
     ("method", "knobs", "name"),
     [
+        ("none", {}, "head alone"),
+        ("bitfit", {}, "BitFit"),
+        (None, {"groups": "none", "also": ["bias", "norm"]}, "biases and norms"),
+        ("vera", {"also": ["norm"], "projection": "shuffle"}, "VeRA, shuffle, norms"),
         ("dense", {}, "dense"),
         ("lora", {"rank": 7, "alpha": 3.0, "init": "lora"}, "LoRA"),
         (None, {"groups": "weight", "order": 2, "fold": "none", "rank": 2}, "LoRA"),

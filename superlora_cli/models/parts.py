@@ -1,0 +1,63 @@
+"""What of a base may be trained beside an adapter's factors: its classifier, its biases, its normalisation layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from superlora_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Part(NamedTuple):
+    """A bias, or a parameter of a normalisation layer: its shape, and whether it is of the latter."""
+
+    shape: tuple[int, ...]
+    norm: bool
+
+
+def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the classifier's parameters, () where a model has none."""
+    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    name = next((name for name, module in model.named_modules() if module is classifier), None)
+    return () if name is None else tuple(f"{name}.{own}" for own, _ in classifier.named_parameters())
+
+
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """Every bias of `model`, and every parameter of its normalisation layers, by name and in its order."""
+    found = {}
+    for module, layer in model.named_modules():
+        norm = any("norm" in kind.__name__.lower() for kind in type(layer).__mro__)  # torch's, timm's, transformers' …
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and (norm or is_bias(name)) and module.partition(".")[0] != "superlora":
+                found[f"{module}.{name}".lstrip(".")] = Part(tuple(parameter.shape), norm)
+    return found
+
+
+def is_bias(name: str) -> bool:
+    """Whether a parameter is a bias, by its name.
+
+    >>> [is_bias(name) for name in ("head.bias", "attn.q_bias", "attn.relative_position_bias_table")]
+    [True, True, False]
+    """
+    return name.endswith("bias")
+
+
+def chosen(parts: Mapping[str, Part], also: Iterable[str], *, without: Collection[str] = ()) -> dict[str, Part]:
+    """Those that the knob `also` stands for, but for those `without`: a head's.
+
+    Raises:
+        UsageError: a kind of which there is none.
+
+    >>> list(chosen({"norm.weight": Part((4,), True), "fc.bias": Part((4,), False)}, ["bias"]))
+    ['fc.bias']
+    """
+    found: set[str] = set()
+    for kind in also:
+        own = {name for name, part in parts.items() if (part.norm if kind == "norm" else is_bias(name))} - {*without}
+        if not own:
+            raise UsageError(f"the base has no {kind} to train", where="adapter.also", hint="leave it out")
+        found |= own
+    return {name: part for name, part in parts.items() if name in found}
