@@ -92,7 +92,8 @@ def train(subject: Subject, way: str, batch: int) -> dict[str, Any]:
         recipe = load_recipe(file, wanted)
         with RunFolder(Path("run")).opened() as run:
             done = train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
-    return {"base": subject.name, "way": way, "batch": batch, "steps": recipe.train.steps, **done["params"],
+    counts = {what: done["params"][what] for what in ("adapter", "head")}
+    return {"base": subject.name, "way": way, "batch": batch, "steps": recipe.train.steps, **counts,
             "validation": done["metrics"]["val_accuracy"], "accuracy": done["metrics"]["accuracy"]}  # fmt: skip
 
 
