@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,14 +120,7 @@ def fit(
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
         while at.step < train.steps:
-            with task.one_step():
-                for _ in range(train.accumulate):
-                    with meter.waiting(), processes.alone():
-                        batch = next(batches)
-                    with processes.autocast():
-                        loss = task.loss(batch)
-                    learner.backward(loss / train.accumulate)
-                    meter.add(loss, task.images_in(batch), at.step + 1)
+            passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
             last, lr = at.step == train.steps, learner.lr
@@ -162,6 +155,26 @@ def fit(
             meter.restart()
     learner.put(at.best_tensors)
     return at, meter
+
+
+def passes(
+    task: Task,
+    train: TrainSection,
+    learner: Learner,
+    batches: Iterator[Any],
+    processes: Processes,
+    meter: Meter,
+    step: int,
+) -> None:
+    """The forward and backward passes of one optimizer step."""
+    with task.one_step():
+        for _ in range(train.accumulate):
+            with meter.waiting(), processes.alone():
+                batch = next(batches)
+            with processes.autocast():
+                loss = task.loss(batch)
+            learner.backward(loss / train.accumulate)
+            meter.add(loss, task.images_in(batch), step)
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:
