@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from superlora_cli.adapter.config import AdapterConfig, Core, Rank
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.analysis.pictures import picture_kind, save_picture
 from superlora_cli.errors import UsageError
-from superlora_cli.files import write_atomic
 
 ORDERS = (2, 3, 4, 5)
 RANKS = range(1, 65)
@@ -47,33 +46,27 @@ def draw(path: Path, targets: Sequence[TargetShape], *, groups: int, rank: int, 
     Raises:
         UsageError: another suffix, or the folder cannot be written.
     """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in ("svg", "pdf", "png"):
-        raise UsageError(f"cannot draw a '{path.suffix}' file", where=str(path), hint="a name that ends in .svg")
-    import matplotlib as mpl
+    picture_kind(path)
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "superlora"}):  # the same numbers give the same bytes
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for order in ORDERS:
-            left.plot(*_axes(against_rank(groups, order, core, targets)), label=f"order {order}")
-            right.plot(*_axes(against_width(order, rank, core)), label=f"order {order}")
-        lora = ((r, AdapterConfig.from_knobs("lora", rank=r)) for r in RANKS)
-        left.plot(*_axes(curve(lora, targets)), "k--", label="LoRA, one per weight")
-        elements = sum(target.elements for target in targets)
-        left.axhline(elements, color="grey", linestyle=":", label="order 1 (dense)")
-        right.plot(WIDTHS, [width**2 for width in WIDTHS], ":", color="grey", label="order 1 (dense)")
-        left.set(xlabel="rank", yscale="log", title=f"{len(targets)} weights, {elements:,} elements, groups {groups}")
-        right.set(xlabel="width of one square weight", xscale="log", yscale="log", title=f"rank {rank}")
-        right.set_xscale("log", base=2)
-        for panel in (left, right):
-            panel.set_ylabel(f"parameters ({core} core)")
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize="small")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    write_atomic(path, buffer.getvalue())
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for order in ORDERS:
+        left.plot(*_axes(against_rank(groups, order, core, targets)), label=f"order {order}")
+        right.plot(*_axes(against_width(order, rank, core)), label=f"order {order}")
+    lora = ((r, AdapterConfig.from_knobs("lora", rank=r)) for r in RANKS)
+    left.plot(*_axes(curve(lora, targets)), "k--", label="LoRA, one per weight")
+    elements = sum(target.elements for target in targets)
+    left.axhline(elements, color="grey", linestyle=":", label="order 1 (dense)")
+    right.plot(WIDTHS, [width**2 for width in WIDTHS], ":", color="grey", label="order 1 (dense)")
+    left.set(xlabel="rank", yscale="log", title=f"{len(targets)} weights, {elements:,} elements, groups {groups}")
+    right.set(xlabel="width of one square weight", xscale="log", yscale="log", title=f"rank {rank}")
+    right.set_xscale("log", base=2)
+    for panel in (left, right):
+        panel.set_ylabel(f"parameters ({core} core)")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    save_picture(figure, path)
 
 
 def _axes(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:

@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (
-    *("train", "sweep", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
+    *("train", "find-rate", "sweep", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
     *("ls", "validate", "schema", "inspect", "init", "report"),
 )
 

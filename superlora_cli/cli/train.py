@@ -114,6 +114,7 @@ def _show_result(result: dict[str, Any]) -> None:
     rows.append(("file", f"{result.get('adapter') or result['model']}  {result['bytes']:,} bytes"))
     rate = f", {result['images_per_second']:.0f} images/s" if result["images_per_second"] else ""
     rows.append(("time", f"{result['seconds']:.0f} s{rate}"))
+    rows += [("warning", line) for line in result.get("warnings", [])]
     print_pairs(result["run"], rows)
 
 

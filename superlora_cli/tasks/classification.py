@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,11 @@ class Classification(ImageTask):
         """Mean cross-entropy, with the recipe's label smoothing."""
         images, labels = batch
         return functional.cross_entropy(model(images).float(), labels, label_smoothing=recipe.train.label_smoothing)
+
+    @property
+    def guessing(self) -> float:
+        """Every class is as likely as any other."""
+        return math.log(self.splits.classes)
 
     @property
     def output_names(self) -> list[str]:

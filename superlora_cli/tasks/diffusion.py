@@ -58,6 +58,11 @@ class Diffusion(ImageTask):
         steps, noise, named = (drawn.to(images.device, non_blocking=True) for drawn in (steps, noise, named))
         return _errors(model, recipe, images, (classes + 1) * named, steps, noise).mean()
 
+    @property
+    def guessing(self) -> float:
+        """Of no noise at all: the noise's own variance."""
+        return 1.0
+
     def data(self) -> DataSection:
         """Images as they are: cut or mirrored ones would be drawn so."""
         section = self.recipe.data

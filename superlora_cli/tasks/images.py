@@ -108,6 +108,11 @@ class ImageTask:
         with self.built.adapter.one_step():
             yield
 
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that knows nothing."""
+        raise NotImplementedError
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The factors and what the adapter trains also, or every parameter of the base."""
         if self.built.adapter is None:

@@ -98,7 +98,7 @@ def train_run(
 
     Returns:
         status, run, adapter (or model), params, steps, metrics, seconds, images_per_second, data_wait (a fraction),
-        peak_memory (bytes) and bytes of the file.
+        peak_memory (bytes), bytes of the file, and warnings, if there are any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
@@ -185,6 +185,7 @@ def _train(
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
         **meter.totals(),
+        **run.warned(),
     }
 
 

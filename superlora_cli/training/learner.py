@@ -108,11 +108,14 @@ class Learner:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the average weights, where the recipe asks for them: those that are judged and kept."""
-        if not self.average:
+        with self.having(self.average or {}):
             yield
-            return
-        present = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self.put(self.average)
+
+    @contextmanager
+    def having(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, some of the trained tensors have other values."""
+        present = {name: self.tensors[name].detach().clone() for name in values}
+        self.put(values)
         try:
             yield
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from superlora_cli.training.learner import Learner
 from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import Processes
 from superlora_cli.training.profiler import traced
+from superlora_cli.training.relapse import relapse
 from superlora_cli.training.run import RunFolder
 from superlora_cli.training.signals import stop_signals
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 class Task(Protocol):
     """What the loop needs to know of a task."""
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that knows nothing."""
 
     def one_step(self) -> AbstractContextManager[None]:
         """Around the forward and backward passes of one optimizer step: the model is in training mode inside."""
@@ -83,6 +88,8 @@ def fit(
 ) -> tuple[Progress, Meter]:
     """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
 
+    Where the loss has not stayed down, the run's folder says so.
+
     Args:
         begin: called with the step that training starts at, when all that can be wrong with the recipe has shown and
             before the run's folder is touched; makes the display.
@@ -116,18 +123,18 @@ def fit(
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
+    def warn() -> None:
+        if found := relapse(run.losses(), task.guessing):
+            rate = f"the learning rate {train.optimizer.lr:g} is too high"
+            line = f"{found}: {rate}; lower train.optimizer.lr (superlora find-rate {run.path / 'recipe.yaml'})"
+            run.warn(line)
+            display.say(f"warning: {line}")
+
     batches = task.batches(at.step, train.steps)
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
         while at.step < train.steps:
-            with task.one_step():
-                for _ in range(train.accumulate):
-                    with meter.waiting(), processes.alone():
-                        batch = next(batches)
-                    with processes.autocast():
-                        loss = task.loss(batch)
-                    learner.backward(loss / train.accumulate)
-                    meter.add(loss, task.images_in(batch), at.step + 1)
+            passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
             last, lr = at.step == train.steps, learner.lr
@@ -157,11 +164,33 @@ def fit(
             if saves:
                 save()
             if stop and not last:
+                warn()
                 hint = f"go on with --resume {run.path}"
                 raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
+        warn()
     learner.put(at.best_tensors)
     return at, meter
+
+
+def passes(
+    task: Task,
+    train: TrainSection,
+    learner: Learner,
+    batches: Iterator[Any],
+    processes: Processes,
+    meter: Meter,
+    step: int,
+) -> None:
+    """The forward and backward passes of one optimizer step."""
+    with task.one_step():
+        for _ in range(train.accumulate):
+            with meter.waiting(), processes.alone():
+                batch = next(batches)
+            with processes.autocast():
+                loss = task.loss(batch)
+            learner.backward(loss / train.accumulate)
+            meter.add(loss, task.images_in(batch), step)
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:

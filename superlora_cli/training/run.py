@@ -76,6 +76,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # to whom `record` tells step and figures
+        self.warnings: list[str] = []  # of this training, which has ended
 
     @contextmanager
     def opened(self) -> Iterator[RunFolder]:
@@ -142,6 +143,11 @@ class RunFolder:
         with system_errors(path), path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
+    def warn(self, line: str) -> None:
+        """A warning, in log.txt, and from now on in run.json."""
+        self.warnings.append(line)
+        self.log(f"warning: {line}")
+
     @_writing
     def truncate_metrics(self, step: int) -> None:
         """Drop the metrics of steps after `step`: a resumed run writes them again."""
@@ -160,10 +166,21 @@ class RunFolder:
         for tell in self.listeners:
             tell(step, {**metrics, **cost})
 
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, mean loss) of every recorded part of the training; where this process does not write, none."""
+        if not (self.writes and self.metrics.exists()):
+            return []
+        lines = map(json.loads, self.metrics.read_text().splitlines())
+        return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
     @_writing
     def describe(self, content: Mapping[str, Any]) -> None:
-        """Write run.json."""
-        write_json(self.path / "run.json", content)
+        """Write run.json, with the warnings if there are any."""
+        write_json(self.path / "run.json", {**content, **self.warned()})
+
+    def warned(self) -> dict[str, list[str]]:
+        """`{"warnings": [...]}`, {} where there are none."""
+        return {"warnings": self.warnings} if self.warnings else {}
 
     @_writing
     def write(self, name: str, content: bytes | str) -> None:

@@ -1,0 +1,106 @@
+"""The rate that is proposed: on problems whose largest stable rate is known, and for a recipe."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Generator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from superlora_cli.errors import RunError
+from superlora_cli.recipe.schema import TrainSection
+from superlora_cli.training.display import Display
+from superlora_cli.training.processes import join
+from superlora_cli.training.rates import STEPS, RangeTest, range_test
+
+
+class Valley:
+    """½ · curvature · (w − target)² for targets of ±1, drawn for every image: SGD is stable below 2 / curvature."""
+
+    guessing = math.inf
+
+    def __init__(self, curvature: float, *, head: bool = False) -> None:
+        self.curvature = curvature
+        self.weight, self.other = nn.Parameter(torch.tensor([5.0])), nn.Parameter(torch.tensor([5.0]))
+        self.parts = {"head": self.other} if head else {}
+
+    def one_step(self) -> nullcontext[None]:
+        return nullcontext()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {"weight": self.weight}
+
+    def head(self) -> dict[str, nn.Parameter]:
+        return self.parts
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {}
+
+    def batches(self, start: int, stop: int) -> Generator[Tensor, None, None]:
+        draw = torch.Generator().manual_seed(start)
+        while True:
+            yield torch.randint(2, (4,), generator=draw) * 2.0 - 1
+
+    def images_in(self, batch: Tensor) -> int:
+        return len(batch)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        rest = 0.5 * self.other**2 if self.parts else torch.zeros(1)
+        return (0.5 * self.curvature * (self.weight - batch) ** 2 + rest).mean()
+
+
+def found(task: Any, **keys: Any) -> RangeTest:
+    optimizer = {"name": "SGD", "lr": 123.0, **keys.pop("optimizer", {})}
+    train = TrainSection.model_validate({"steps": 3, "device": "cpu", "optimizer": optimizer, **keys})
+    display = Display(Console(file=io.StringIO()), steps=STEPS, start=0, quiet=True)
+    return range_test(task, train, join(train), display)
+
+
+@pytest.mark.parametrize("keys", [{}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("curvature", [0.1, 1.0, 300.0])
+def test_the_rate_follows_the_curvature_and_is_stable(curvature: float, keys: dict[str, Any]) -> None:
+    test = found(Valley(curvature), **keys)
+    assert 0.1 < test.proposed * curvature < 2
+    assert len(test.rates) < STEPS
+    lowest = min(loss for _, loss in test.curve)
+    assert lowest < 0.5 * test.curve[0][1] < test.curve[-1][1]
+
+
+def test_adam_is_asked_for_a_rate_of_its_own() -> None:
+    sgd, adam = (found(Valley(300.0), optimizer={"name": name}) for name in ("SGD", "AdamW"))
+    assert adam.proposed > 10 * sgd.proposed  # its steps do not grow with the gradient
+
+
+def test_a_head_with_a_rate_of_its_own_keeps_it_and_any_other_follows() -> None:
+    own, follows = Valley(1.0, head=True), Valley(1.0, head=True)
+    found(own, optimizer={"head_lr": 0.0})
+    found(follows)
+    assert own.other.item() == 5.0
+    assert follows.other.item() != 5.0
+
+
+def test_a_loss_that_is_no_number_ends_the_test_and_is_left_out_of_the_curve() -> None:
+    test = RangeTest()
+    for rate, loss in ((0.1, 1.0), (0.2, 0.5), (0.4, math.nan)):
+        test.add(rate, loss, 1.0)
+    assert test.blown_up
+    assert [rate for rate, _ in test.curve] == [0.1, 0.2]
+    assert test.proposed == 0.04
+
+
+def test_batches_that_differ_do_not_end_it() -> None:
+    test = RangeTest()
+    for step, untrained in enumerate((1.0, 0.2, 3.0, 9.0, 0.5), start=1):
+        test.add(float(step), 0.9 * untrained, untrained)
+        assert not test.blown_up
+
+
+def test_where_nothing_depends_on_the_rate_none_is_proposed() -> None:
+    with pytest.raises(RunError, match="has not risen up to a learning rate of 237"):
+        found(Valley(0.0))
