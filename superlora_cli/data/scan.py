@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import PIL
@@ -34,11 +34,16 @@ class Checked:
         size: in bytes.
         mtime_ns: when it was last changed.
         cause: why it cannot be read; None where it can.
+        content: SHA-256 of its bytes, "" where it cannot be read.
     """
 
     size: int
     mtime_ns: int
     cause: str | None
+    content: str = ""
+
+
+FIELDS = fields(Checked)  # a memory of fewer, of an older version, does not count
 
 
 def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
@@ -59,8 +64,8 @@ def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
             found[name] = was
     new = [name for name, file in found.items() if file.cause == UNKNOWN]
     try:
-        for name, cause in _decoded(root, new):
-            found[name] = Checked(found[name].size, found[name].mtime_ns, cause)
+        for name, (cause, content) in _decoded(root, new):
+            found[name] = Checked(found[name].size, found[name].mtime_ns, cause, content)
     finally:
         if new:
             _remember(memory, {name: file for name, file in found.items() if file.cause != UNKNOWN})
@@ -78,8 +83,17 @@ def _changed(path: str) -> Checked:
     return Checked(stat.st_size, stat.st_mtime_ns, UNKNOWN)
 
 
-def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Why each file cannot be read, with a bar on a terminal if it takes long."""
+def _look(path: Path) -> tuple[str | None, str]:
+    """Why a file cannot be read, and the SHA-256 of one that can."""
+    cause = why_unreadable(path)
+    if cause is not None:
+        return cause, ""
+    with path.open("rb") as file:
+        return None, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[str | None, str]]]:
+    """What each file is, with a bar on a terminal if it takes long."""
     bar = Progress(
         TextColumn("looking at the images"),
         BarColumn(),
@@ -93,7 +107,7 @@ def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str | None
         threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         for start in range(0, len(names), AT_ONCE):
             part = names[start : start + AT_ONCE]
-            yield from zip(part, threads.map(why_unreadable, [root / name for name in part]), strict=True)
+            yield from zip(part, threads.map(_look, [root / name for name in part]), strict=True)
             bar.advance(task, len(part))
             if not shown and time.monotonic() - begun > PATIENCE and shows_bars():
                 shown = True
@@ -114,7 +128,7 @@ def _recall(memory: Path | None) -> dict[str, Checked]:
         return {}
     try:
         stored = json.loads(memory.read_bytes())
-        return {name: Checked(*file) for name, file in stored[DECODER].items()}
+        return {name: Checked(*file) for name, file in stored[DECODER].items() if len(file) == len(FIELDS)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, damaged, or of another Pillow
         return {}
 

@@ -7,9 +7,11 @@ import hashlib
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 from torchvision import datasets
@@ -24,8 +26,8 @@ TIMEOUT = 15  # seconds without an answer
 class TorchvisionImages(Pictures):
     """A split of such a set."""
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self.name, self.dataset = name, dataset
+    def __init__(self, name: str, split: str, dataset: Any) -> None:
+        self.name, self.split, self.dataset = name, split, dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -36,6 +38,18 @@ class TorchvisionImages(Pictures):
         except (OSError, SyntaxError, ValueError) as error:  # of the sets that are files in folders
             raise UsageError(f"no image that can be read: {error}", where=f"image {index} of {self.name}") from None
         return to_rgb(image), int(label)
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        kept = (getattr(self.dataset, name, None) for name in ("targets", "labels", "index"))
+        rows = next(found for found in kept if found is not None)
+        return [int(np.atleast_1d(row)[0]) for row in rows]  # QMNIST and iNaturalist have more than a class in one
+
+    @cached_property
+    def contents(self) -> Sequence[str]:
+        """By their places: in such a set no image is ever added."""
+        places = (f"{self.name}\0{self.split}\0{index}" for index in range(len(self)))
+        return [hashlib.sha256(place.encode()).hexdigest() for place in places]
 
 
 def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> Source:
@@ -61,7 +75,7 @@ def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> S
             hint = f"put the data under '{root}', or see to the network"
         raise UsageError(f"cannot read data set '{name}': {cause}", where="data", hint=hint) from None
     fingerprint = hashlib.sha256(f"{name} {len(train)} {len(test)}".encode()).hexdigest()
-    parts = TorchvisionImages(name, train), None, TorchvisionImages(name, test)
+    parts = TorchvisionImages(name, "train", train), None, TorchvisionImages(name, "test", test)
     return Source(*parts, class_names=_class_names(train, classes), fingerprint=fingerprint)
 
 

@@ -90,7 +90,19 @@ class DataSection(Section):
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set that has several.")
     root: str = Field("data", description="Folder that holds a set of torchvision.")
     image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
-    validation: float = Field(0.1, ge=0, lt=1, description="Part of the training images held out for validation.")
+    validation: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Part of the training images held out for validation, and as much for testing where the data "
+        "have no test part.",
+    )
+    split: Literal["content", "shuffle"] | None = Field(
+        None,
+        description="How they are held out: `content`: a part of every class, by a hash of the images, so that the "
+        "split stays where images come or go; `shuffle`: by their places. A training without it takes `content` and "
+        "writes that into its recipe; a finished run without it is of before, and keeps `shuffle`.",
+    )
     download: bool = Field(False, description="Download a set of torchvision or Hugging Face where it is missing.")
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")

@@ -151,6 +151,12 @@ def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] 
     return recipe_from_dict(dict(stored.recipe), str(path), overrides)
 
 
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe in an adapter or model file, as it was trained by; raises as `recipe_of`."""
+    model = read_model(path)
+    return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
+
+
 def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
     """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
     if stored.classes or stored.head:

@@ -24,12 +24,15 @@ from superlora_cli.training.processes import Processes
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
 
 
+OTHER_DATA = "images that were trained on may be among those held out"
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
     Attributes:
         measure: the metric that is reported first and chosen by.
-        splits: the data.
+        look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
     """
 
@@ -38,8 +41,8 @@ class ImageTask:
     def __init__(self, built: Built, processes: Processes) -> None:
         self.built, self.recipe, self.processes = built, built.recipe, processes
         self.model, base = built.model, built.base
-        look = Look(base.image_size, base.mean, base.std)
-        self.splits: Splits = load_splits(self.data(), look, seed=DATA_SEED)
+        self.look = Look(base.image_size, base.mean, base.std)
+        self.splits: Splits = load_splits(self.data(), self.look, seed=DATA_SEED)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)
@@ -156,6 +159,11 @@ class ImageTask:
     def score(self) -> dict[str, float]:
         """Metrics on the split that selects."""
         return self.evaluate(self.recipe.eval.select)
+
+    def judged_by(self) -> str:
+        """`validation, 200 images`."""
+        split = self.recipe.eval.select
+        return f"{split}, {len(self.splits.named(split)):,} images"  # type: ignore[arg-type]
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics on a whole split."""

@@ -112,6 +112,21 @@ def test_svhn(tmp_path: Path) -> None:
     assert labels(splits.test) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cifar10", lambda root: write_cifar(root, fine=False)),
+        ("mnist", write_mnist),
+        ("svhn", write_svhn),
+    ],
+)
+def test_classes_are_known_without_decoding_and_held_out_alike(name: str, write: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    held_out = splits_of(f"torch/{name}", root=str(tmp_path), validation=0.5, split="content").validation
+    known = held_out.dataset.labels  # type: ignore[attr-defined]
+    assert [known[index] for index in held_out.indices] == labels(held_out) != []  # type: ignore[attr-defined]
+
+
 def test_training_on_cifar100(cli: Cli, tmp_path: Path) -> None:
     write_cifar(tmp_path / "data", fine=True)
     result = cli("train", "quickstart", "data.name=torch/cifar100", *QUICK)
