@@ -6,23 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import PIL
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from superlora_cli.data.images import why_unreadable
+from superlora_cli.data.progress import with_bar
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
-from superlora_cli.launch import shows_bars
 
 DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
-PATIENCE = 2.0  # seconds before a bar is shown
 AT_ONCE = 512  # files handed to the threads together; what they found is remembered even where the rest is interrupted
 
 
@@ -93,25 +89,11 @@ def _look(path: Path) -> tuple[str | None, str]:
 
 
 def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[str | None, str]]]:
-    """What each file is, with a bar on a terminal if it takes long."""
-    bar = Progress(
-        TextColumn("looking at the images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task, begun, shown = bar.add_task("", total=len(names)), time.monotonic(), False
-    with contextlib.ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start : start + AT_ONCE]
+    """What each file is."""
+    parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for part in with_bar(parts, "looking at the images", total=len(names), size=len):
             yield from zip(part, threads.map(_look, [root / name for name in part]), strict=True)
-            bar.advance(task, len(part))
-            if not shown and time.monotonic() - begun > PATIENCE and shows_bars():
-                shown = True
-                stack.enter_context(bar)
 
 
 def _memory(root: Path) -> Path | None:

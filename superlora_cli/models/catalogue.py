@@ -236,7 +236,7 @@ def _shapes(model: Any) -> Shapes:
     classifiers = {name for name, layer in model.named_modules() if layer in inside}
     return [
         (name, (0, *shape[1:]) if name in classifiers and shape[0] == model.num_classes else shape)
-        for name, (shape, _) in weights_of(model).items()
+        for name, (shape, *_) in weights_of(model).items()
     ]
 
 

@@ -110,7 +110,12 @@ class DataSection(Section):
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
     )
-    workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Loader processes; 0 loads in the training process. To evaluate or predict 1,000 images "
+        "of a folder or more, a few are started in any case.",
+    )
     augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
         description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "

@@ -15,7 +15,8 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
-from superlora_cli.models.base import Base, build, load_weights
+from superlora_cli.models.base import Base, build
+from superlora_cli.models.local_weights import load_weights
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -74,6 +75,10 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
     targets = expand(base.model, recipe.adapter.targets)
+    for target in targets:
+        if f"{target.module}.weight" in base.trained_head:
+            hint = "leave it out, or model.head: frozen"
+            raise UsageError(f"{target.module} is a new head, trained whole", where="adapter.targets", hint=hint)
     digest = store.digest_base(base.model, targets) if weights else ("", "")
     adapter = attach(base.model, targets, adapter_config(recipe))
     for name in base.trained_head:

@@ -44,6 +44,7 @@ def evaluate(
     processes = join(built.recipe.train)
     try:
         task = task_of(built.recipe)(built, processes)
+        task.shows_progress = True
         found: dict[str, Any] = {"task": built.recipe.task}
         if isinstance(task, Classification):
             found["metrics"], matrix = task.judge("test")
@@ -58,7 +59,7 @@ def evaluate(
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
             "params": built.adapter.plan.params if built.adapter else 0,
-            "notes": [*task.splits.notes, *_doubts(file, task)],
+            "notes": [*filter(None, (built.base.note, *task.splits.notes)), *_doubts(file, task)],
         }
     finally:
         processes.end()

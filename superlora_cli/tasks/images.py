@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
+from superlora_cli.data.progress import with_bar
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
@@ -34,9 +35,11 @@ class ImageTask:
         measure: the metric that is reported first and chosen by.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
+        shows_progress: a bar for every evaluation, where there is no other one.
     """
 
     measure: ClassVar[str]
+    shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
         self.built, self.recipe, self.processes = built, built.recipe, processes
@@ -186,7 +189,10 @@ class ImageTask:
         self.model.eval()
         pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
         share = images if self.processes.count == 1 else Subset(images, self.processes.share(len(images)))
-        for batch in evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin):
+        batches: Iterator[Batch] = evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin)
+        if self.shows_progress:
+            batches = with_bar(batches, f"{split} images", total=len(share), size=self.images_in)
+        for batch in batches:
             yield self.to_device(batch)
 
     def numbers(self, labels: Tensor) -> Tensor:

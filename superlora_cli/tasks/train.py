@@ -164,7 +164,7 @@ def _train(
         start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
         run.log(start_line)
         display.say(start_line)
-        for note in task.splits.notes:
+        for note in filter(None, (built.base.note, *task.splits.notes)):
             run.log(note)
             display.say(note)
         return display

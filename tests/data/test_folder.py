@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from superlora_cli.data import scan
+from superlora_cli.data import progress, scan
 from superlora_cli.data.source import Unreadable
 from superlora_cli.data.splits import class_count, class_names
 from superlora_cli.errors import UsageError
@@ -227,7 +227,7 @@ class Terminal(io.StringIO):
 def test_a_long_look_shows_a_bar_on_a_terminal_only(
     terminal: bool, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(scan, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", screen := Terminal() if terminal else io.StringIO())
     splits_of(pets)
@@ -238,7 +238,7 @@ def test_a_long_look_shows_a_bar_on_a_terminal_only(
 @pytest.mark.parametrize("quiet", [False, True])
 def test_quiet_is_without_that_bar_too(quiet: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.conftest.io", SimpleNamespace(StringIO=Terminal))
-    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     write_folder(Path("pets"))
     result = cli("train", "quickstart", "data.name=pets", *QUICK, *(["--quiet"] if quiet else []))
     assert result.code == 0, result.err
