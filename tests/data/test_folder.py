@@ -18,7 +18,7 @@ from superlora_cli.data.splits import class_count, class_names
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli, contents
-from tests.data.conftest import QUICK, labels, picture, sizes, splits_of, write_folder
+from tests.data.conftest import QUICK, Terminal, labels, picture, sizes, splits_of, write_folder
 
 
 def spoil(path: Path) -> None:
@@ -214,13 +214,6 @@ def test_without_a_home_nothing_is_remembered(pets: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
     assert sum(sizes(splits_of(pets))) == 12
-
-
-class Terminal(io.StringIO):
-    """What is written on a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("terminal", [True, False])
