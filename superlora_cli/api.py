@@ -26,7 +26,8 @@ from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import digest_base
-from superlora_cli.models.parts import chosen, classifier_parameters, parts_of
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.targets import expand
 
 __all__ = ["activate", "attach", "detach", "load", "save"]

@@ -10,19 +10,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-FILLING = [
-    "digits",
-    "faults",
-    "figures",
-    "first_recipe",
-    "generation",
-    "head_to_head",
-    "real_base",
-    "report",
-    "speed",
-    "transcripts",
-]
-FILLING += ["transfer"]
+FILLING = ["digits", "families", "faults", "figures", "first_recipe", "generation", "head_to_head", "real_base"]
+FILLING += ["report", "speed", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)

@@ -125,9 +125,9 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
         print_json(found)
         return
     rows = [
-        ("base, data", f"{found['model']}, {found['data']} (test split, {found['n']:,} images)"),
+        ("base, data", f"{found['model']}, {found['data']} (test split)"),
         ("adapter parameters", f"{found['params']:,}"),
-        *((name, f"{value:.4f}") for name, value in found["metrics"].items()),
+        *((name, f"{value:.4f} ({found['n']:,} images)") for name, value in found["metrics"].items()),
     ]
     classes = sorted(found.get("per_class", ()), key=lambda row: row["accuracy"])
     if len(classes) > SHOWN:
@@ -137,6 +137,7 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
         rows.append((f"  {row['class']}", f"{row['accuracy']:.4f} of {row['n']:,} images{mistaken}"))
     if plot is not None:
         rows.append(("confusion matrix", str(plot)))
+    rows += [("note", note) for note in found["notes"]]
     print_pairs(str(result), rows)
 
 

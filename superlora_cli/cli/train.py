@@ -98,13 +98,15 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 
 def _show_result(result: dict[str, Any]) -> None:
-    metrics, params = result["metrics"], result["params"]
+    metrics, params, images = result["metrics"], result["params"], result["images"]
     measure = "accuracy" if "accuracy" in metrics else "loss"
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
-    rows.append((f"test {measure}", f"{metrics[measure]:.4f}"))
-    rows.append((f"validation {measure}", f"{metrics[f'val_{measure}']:.4f} (best, step {metrics['best_step']})"))
+    rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({images['test']:,} images)"))
+    split = result["selected_on"]
+    best = f"{images[split]:,} images; best, step {metrics['best_step']}"
+    rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
     if "adapter" in result:
         share = params["adapter"] / params["base"]
         rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))

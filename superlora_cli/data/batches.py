@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from superlora_cli.data.source import Sample
+from superlora_cli.data.source import Pictures, Sample
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
+from superlora_cli.launch import launched
 
+MANY = 1000  # images, from which on workers pay to be started
+MOST_WORKERS = 8  # unasked
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent ends
 Key = tuple[int, int]  # (epoch, index)
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
@@ -142,7 +145,12 @@ class _ByIndex(Dataset[Sample]):
 
 
 def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """All images once, in order."""
+    """All images once, in order. Many that have to be decoded are read by a few workers even if none are asked for."""
+    pictures = images
+    while isinstance(pictures, Subset):
+        pictures = pictures.dataset
+    if isinstance(pictures, Pictures) and len(images) >= MANY:
+        workers = max(workers, min(MOST_WORKERS, (os.cpu_count() or 1) // launched()))
     return _read(images, batch_size=batch_size, num_workers=workers, pin_memory=pin)
 
 

@@ -24,10 +24,10 @@ NAMED = 3  # files that a note names
 
 
 class FolderImages(Pictures):
-    """Image files and their classes."""
+    """Image files and their classes, and the digests of their bytes where they are known."""
 
-    def __init__(self, files: Sequence[Labelled]) -> None:
-        self.files = files
+    def __init__(self, files: Sequence[Labelled], contents: Sequence[str] = ()) -> None:
+        self.files, self._contents = files, contents
 
     def __len__(self) -> int:
         return len(self.files)
@@ -35,6 +35,14 @@ class FolderImages(Pictures):
     def picture(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.files[index]
         return open_rgb(path), label
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return [label for _, label in self.files]
+
+    @property
+    def contents(self) -> Sequence[str]:
+        return self._contents
 
 
 def folder_classes(root: Path) -> tuple[str, ...]:
@@ -58,18 +66,19 @@ def read_folder(root: Path) -> Source:
     digest, bad = hashlib.sha256(), []
     kept: list[FolderImages | None] = []
     for files in parts:
-        good = []
+        good, contents = [], []
         for path, label in files or []:
             name = _name(root, path)
             size, cause = checked[name].size, checked[name].cause
             if cause is None:
                 good.append((path, label))
+                contents.append(checked[name].content)
                 digest.update(f"{name}\0{size}\0{names[label]}\0".encode(errors="surrogateescape"))
             else:
                 bad.append(Unreadable(path, cause))
         if files and not good:
             raise UsageError(f"none of {len(files)} images can be read: {bad[-1].cause}", where=bad[-1].path)
-        kept.append(None if files is None else FolderImages(good))
+        kept.append(None if files is None else FolderImages(good, contents))
     images, validation, test = kept
     assert train is not None
     assert images is not None

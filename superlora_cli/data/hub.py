@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,29 @@ class HubImages(Pictures):
     """A split: the column of encoded images, and the classes."""
 
     def __init__(self, name: str, images: Any, labels: Sequence[int]) -> None:
-        self.name, self.images, self.labels = name, images, labels
+        self.name, self.images, self._labels = name, images, labels
         (self.column,) = images.column_names
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
         found = self.images[index][self.column] or {"bytes": b"", "path": None}
         file = found["path"] if found["bytes"] is None else io.BytesIO(found["bytes"])
-        return open_rgb(file, name=f"image {index} of {self.name}"), self.labels[index]
+        return open_rgb(file, name=f"image {index} of {self.name}"), self._labels[index]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return self._labels
+
+    @cached_property
+    def contents(self) -> Sequence[str]:
+        return [self._content(row[self.column] or {"bytes": b"", "path": None}) for row in self.images]
+
+    @staticmethod
+    def _content(found: Mapping[str, Any]) -> str:
+        content = Path(found["path"]).read_bytes() if found["bytes"] is None else found["bytes"]
+        return hashlib.sha256(content).hexdigest()
 
 
 def hub_classes(name: str, *, config: str | None, download: bool) -> tuple[str, ...]:

@@ -6,23 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import PIL
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from superlora_cli.data.images import why_unreadable
+from superlora_cli.data.progress import with_bar
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
-from superlora_cli.launch import shows_bars
 
 DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
-PATIENCE = 2.0  # seconds before a bar is shown
 AT_ONCE = 512  # files handed to the threads together; what they found is remembered even where the rest is interrupted
 
 
@@ -34,11 +30,16 @@ class Checked:
         size: in bytes.
         mtime_ns: when it was last changed.
         cause: why it cannot be read; None where it can.
+        content: SHA-256 of its bytes, "" where it cannot be read.
     """
 
     size: int
     mtime_ns: int
     cause: str | None
+    content: str = ""
+
+
+FIELDS = fields(Checked)  # a memory of fewer, of an older version, does not count
 
 
 def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
@@ -59,8 +60,8 @@ def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
             found[name] = was
     new = [name for name, file in found.items() if file.cause == UNKNOWN]
     try:
-        for name, cause in _decoded(root, new):
-            found[name] = Checked(found[name].size, found[name].mtime_ns, cause)
+        for name, (cause, content) in _decoded(root, new):
+            found[name] = Checked(found[name].size, found[name].mtime_ns, cause, content)
     finally:
         if new:
             _remember(memory, {name: file for name, file in found.items() if file.cause != UNKNOWN})
@@ -78,26 +79,21 @@ def _changed(path: str) -> Checked:
     return Checked(stat.st_size, stat.st_mtime_ns, UNKNOWN)
 
 
-def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Why each file cannot be read, with a bar on a terminal if it takes long."""
-    bar = Progress(
-        TextColumn("looking at the images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task, begun, shown = bar.add_task("", total=len(names)), time.monotonic(), False
-    with contextlib.ExitStack() as stack:
-        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        for start in range(0, len(names), AT_ONCE):
-            part = names[start : start + AT_ONCE]
-            yield from zip(part, threads.map(why_unreadable, [root / name for name in part]), strict=True)
-            bar.advance(task, len(part))
-            if not shown and time.monotonic() - begun > PATIENCE and shows_bars():
-                shown = True
-                stack.enter_context(bar)
+def _look(path: Path) -> tuple[str | None, str]:
+    """Why a file cannot be read, and the SHA-256 of one that can."""
+    cause = why_unreadable(path)
+    if cause is not None:
+        return cause, ""
+    with path.open("rb") as file:
+        return None, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[str | None, str]]]:
+    """What each file is."""
+    parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for part in with_bar(parts, "looking at the images", total=len(names), size=len):
+            yield from zip(part, threads.map(_look, [root / name for name in part]), strict=True)
 
 
 def _memory(root: Path) -> Path | None:
@@ -114,7 +110,7 @@ def _recall(memory: Path | None) -> dict[str, Checked]:
         return {}
     try:
         stored = json.loads(memory.read_bytes())
-        return {name: Checked(*file) for name, file in stored[DECODER].items()}
+        return {name: Checked(*file) for name, file in stored[DECODER].items() if len(file) == len(FIELDS)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, damaged, or of another Pillow
         return {}
 

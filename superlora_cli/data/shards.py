@@ -15,6 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +50,25 @@ class ShardImages(Pictures):
 
     def picture(self, index: int) -> tuple[Image.Image, int]:
         entry = self.entries[index]
-        try:
-            with open(entry.shard, "rb") as file:
-                file.seek(entry.offset)
-                content = file.read(entry.size)
-        except OSError as error:
-            raise UsageError(f"cannot be read: {error.strerror}", where=entry.shard) from None
-        return open_rgb(io.BytesIO(content), name=f"{entry.shard}: {entry.key}"), entry.label
+        return open_rgb(io.BytesIO(_bytes(entry)), name=f"{entry.shard}: {entry.key}"), entry.label
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return [entry.label for entry in self.entries]
+
+    @cached_property
+    def contents(self) -> Sequence[str]:
+        return [hashlib.sha256(_bytes(entry)).hexdigest() for entry in self.entries]
+
+
+def _bytes(entry: Entry) -> bytes:
+    """The image file inside a shard."""
+    try:
+        with open(entry.shard, "rb") as file:
+            file.seek(entry.offset)
+            return file.read(entry.size)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=entry.shard) from None
 
 
 def shard_classes(root: Path) -> tuple[str, ...] | None:

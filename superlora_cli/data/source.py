@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -43,6 +43,16 @@ class Pictures(Dataset[Sample]):
         Raises:
             UsageError: it cannot be read.
         """
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """The class of every image, known without decoding one."""
+        raise NotImplementedError
+
+    @property
+    def contents(self) -> Sequence[str]:
+        """What every image is: a digest that is the same wherever the image stands."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Sample:

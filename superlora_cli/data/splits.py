@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from superlora_cli.data.holding_out import by_content, by_position
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.kept import once
@@ -20,12 +21,16 @@ from superlora_cli.kept import once
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
+T = TypeVar("T")
 DIGITS = tuple("0123456789")
 EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
 CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10), "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10,
            "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
            "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
+SPLITS = ("train", "validation", "test")
 KEPT = 4  # data sets
+FEW = 5  # images of a class, of which an accuracy says little
+NAMED = 5  # classes that a note names
 
 
 @dataclass(frozen=True)
@@ -177,27 +182,60 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
             input_size=(3, look.size, look.size), mean=look.mean, std=look.std, is_training=True, auto_augment=None,
             color_jitter=0.0, re_prob=0.0,
         )  # fmt: skip
-    order = np.random.RandomState(seed).permutation(len(source.train)).tolist()
-    cut = round(len(order) * section.validation)
-    parts: list[Dataset[Sample]] = []
-    for given in (source.validation, source.test):
-        if given is not None:
-            parts.append(given.seen_through(plain))
-        else:
-            parts.append(_part(source.train.seen_through(plain), order[:cut]))
-            order = order[cut:]
-    validation, test = parts
-    return Splits(
-        _part(source.train.seen_through(training), order),
-        validation,
-        test,
-        source.class_names,
-        source.fingerprint,
+    train, given = source.train, [source.test, source.validation]
+    missing = sum(images is None for images in given)
+    if section.split == "content" and missing and section.validation:
+        *held, left = by_content(train.labels, train.contents, section.validation, missing)
+    else:
+        *held, left = by_position(len(train), section.validation, missing, seed)
+    if section.split != "content":
+        held.reverse()  # of old the validation images were cut off first
+    found: list[Dataset[Sample]] = [
+        Subset(train.seen_through(plain), held.pop(0)) if images is None else images.seen_through(plain)
+        for images in given
+    ]
+    splits = Splits(
+        Subset(train.seen_through(training), left),
+        validation=found[1],
+        test=found[0],
+        class_names=source.class_names,
+        fingerprint=source.fingerprint,
         augmented=section.augment != "none",
         unreadable=source.unreadable,
         notes=source.notes,
     )
+    if section.split != "content":
+        return splits
+    doubts = [seen_in_training(splits.test, splits.train) if missing else None, _few(splits)]
+    return replace(splits, notes=(*splits.notes, *filter(None, doubts)))
 
 
-def _part(images: Pictures, indices: Sequence[int]) -> Dataset[Sample]:
-    return Subset(images, sorted(indices))
+def contents_of(images: Dataset[Sample]) -> list[str]:
+    """What every image of a split is; [] for embedded sets, whose splits are fixed."""
+    return _of_each(images, lambda pictures: pictures.contents)
+
+
+def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | None:
+    """A line on images of a test split that are training images as well, None where there are none."""
+    known = set(contents_of(train))
+    found = contents_of(test)
+    count = sum(content in known for content in found)
+    return f"{count:,} of {len(found):,} test images are training images as well" if count else None
+
+
+def _few(splits: Splits) -> str | None:
+    """A line on classes with few test images, None where all have more."""
+    counts = Counter(_of_each(splits.test, lambda pictures: pictures.labels))
+    few = [f"{name} ({counts[label]})" for label, name in enumerate(splits.class_names) if counts[label] < FEW]
+    if not few:
+        return None
+    named = ", ".join(few[:NAMED]) + (", …" if len(few) > NAMED else "")
+    return f"classes of fewer than {FEW} test images, whose accuracy says little: {named}"
+
+
+def _of_each(images: Dataset[Sample], ask: Callable[[Pictures], Sequence[T]]) -> list[T]:
+    """What is known of every image of a split without decoding one; [] for embedded sets."""
+    if isinstance(images, Subset):
+        known = ask(cast(Pictures, images.dataset))
+        return [known[index] for index in images.indices]
+    return list(ask(images)) if isinstance(images, Pictures) else []

@@ -7,25 +7,40 @@ import hashlib
 import re
 import socket
 import sys
-from collections.abc import Iterator
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 from torchvision import datasets
+from torchvision.datasets.utils import extract_archive
 
 from superlora_cli.data.images import to_rgb
 from superlora_cli.data.source import Pictures, Source
 from superlora_cli.errors import UsageError
 
 TIMEOUT = 15  # seconds without an answer
+RAW = {
+    "torch/mnist": "MNIST",
+    "torch/fashion_mnist": "FashionMNIST",
+    "torch/kmnist": "KMNIST",
+    "torch/qmnist": "QMNIST",
+}
+TARS = {"torch/cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py"),
+        "torch/cifar100": ("cifar-100-python.tar.gz", "cifar-100-python")}  # and what is in them  # fmt: skip
 
 
 class TorchvisionImages(Pictures):
     """A split of such a set."""
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self.name, self.dataset = name, dataset
+    def __init__(self, name: str, split: str, dataset: Any) -> None:
+        self.name, self.split, self.dataset = name, split, dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -37,19 +52,32 @@ class TorchvisionImages(Pictures):
             raise UsageError(f"no image that can be read: {error}", where=f"image {index} of {self.name}") from None
         return to_rgb(image), int(label)
 
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        kept = (getattr(self.dataset, name, None) for name in ("targets", "labels", "index"))
+        rows = next(found for found in kept if found is not None)
+        return [int(np.atleast_1d(row)[0]) for row in rows]  # QMNIST and iNaturalist have more than a class in one
+
+    @cached_property
+    def contents(self) -> Sequence[str]:
+        """By their places: in such a set no image is ever added."""
+        places = (f"{self.name}\0{self.split}\0{index}" for index in range(len(self)))
+        return [hashlib.sha256(place.encode()).hexdigest() for place in places]
+
 
 def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> Source:
     """A set's training images and its test (or validation) images.
 
     Args:
         name: as `torch/cifar100`.
-        root: folder that holds it.
+        root: folder that holds it, unpacked or as the archives that it is published in, which are unpacked there.
         download: fetch it where it is missing.
         classes: how many it has.
 
     Raises:
         UsageError: it is not there, is damaged, or cannot be downloaded.
     """
+    _unpack(name, Path(root))
     try:
         with _patient_for(TIMEOUT), contextlib.redirect_stdout(sys.stderr):  # older versions print
             train, test = (_open(name, root, split, download) for split in ("train", "validation"))
@@ -61,7 +89,7 @@ def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> S
             hint = f"put the data under '{root}', or see to the network"
         raise UsageError(f"cannot read data set '{name}': {cause}", where="data", hint=hint) from None
     fingerprint = hashlib.sha256(f"{name} {len(train)} {len(test)}".encode()).hexdigest()
-    parts = TorchvisionImages(name, train), None, TorchvisionImages(name, test)
+    parts = TorchvisionImages(name, "train", train), None, TorchvisionImages(name, "test", test)
     return Source(*parts, class_names=_class_names(train, classes), fingerprint=fingerprint)
 
 
@@ -69,6 +97,37 @@ def _open(name: str, root: str, split: str, download: bool) -> Any:
     if name == "torch/svhn":  # timm's factory does not know it
         return datasets.SVHN(root, split="train" if split == "train" else "test", download=download)
     return create_dataset(name, root=root, split=split, download=download)
+
+
+def _unpack(name: str, root: Path) -> None:
+    """Unpack the archives of a set that lie where torchvision looks for what is in them, or in `root` itself.
+
+    Raises:
+        UsageError: one is damaged, or the folder cannot be written.
+    """
+    for archive, target in _archives(name, root):
+        if target.exists():
+            continue
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:  # whole or not at all
+                extract_archive(str(archive), folder)
+                (Path(folder) / target.name).rename(target)
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            command = f"tar -xzf {archive} -C {root}" if name in TARS else f"gunzip -c {archive} > {target}"
+            raise UsageError(f"cannot be unpacked: {error}", where=str(archive), hint=command) from None
+
+
+def _archives(name: str, root: Path) -> Iterator[tuple[Path, Path]]:
+    """Archives of a set and what each becomes."""
+    if name in TARS:
+        file, inside = TARS[name]
+        if (root / file).is_file():
+            yield root / file, root / inside
+    elif name in RAW:
+        home = root / RAW[name] / "raw"
+        for archive in sorted(home.glob("*.gz")) or sorted(root.glob("*-idx*.gz")):
+            yield archive, home / archive.stem
 
 
 def _class_names(dataset: Any, count: int) -> tuple[str, ...]:

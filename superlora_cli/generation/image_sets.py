@@ -21,6 +21,7 @@ from timm.utils import natural_key
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from superlora_cli.data.embedded import Images
 from superlora_cli.data.images import SUFFIXES, open_rgb
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
@@ -138,8 +139,8 @@ def read_split(data: DataSection, split: str, size: tuple[int, int]) -> ImageSet
     images: Any = splits.named(split)
     if not len(images):
         raise UsageError(f"the {split} split is empty", where=name, hint="another split")
-    labels = getattr(images, "labels", None)  # known without decoding an image for embedded sets alone
-    classes = None if labels is None else tuple(splits.class_names[label] for label in labels.tolist())
+    labels = images.labels.tolist() if isinstance(images, Images) else None
+    classes = None if labels is None else tuple(splits.class_names[label] for label in labels)
     return ImageSet(name, images, classes)
 
 

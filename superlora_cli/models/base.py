@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import timm
 import torch
 from timm.data import resolve_data_config
-from torch import Tensor, nn
+from timm.models import _builder
+from torch import nn
 
-from superlora_cli.errors import MismatchError, UsageError, did_you_mean
+from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.models.heads import new_head, select_rows
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
-from superlora_cli.models.parts import classifier_parameters
-from superlora_cli.weights.reading import open_weights
+from superlora_cli.models.local_weights import Filter, load_weights
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -69,6 +70,7 @@ class Base:
         image_size: side in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
         trained_head: parameter names of a new classifier, which is trained beside the adapter.
         task: what it can do.
+        note: how the weights of a file were made to fit, in a line.
     """
 
     model: nn.Module
@@ -79,6 +81,7 @@ class Base:
     std: tuple[float, ...]
     trained_head: tuple[str, ...] = field(default=())
     task: Literal["classification", "diffusion"] = "classification"
+    note: str | None = None
 
     @property
     def call(self) -> str:
@@ -120,77 +123,31 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         arguments["num_classes"] = classes
     elif embedded:
         arguments["num_classes"] = embedded.classes
-    fetch = section.pretrained and not embedded and section.checkpoint is None and weights
-    model = _create(section.name, architecture, arguments, fetch=fetch, meta=not weights)
-    if weights and section.checkpoint is not None:
-        load_weights(model, Path(section.checkpoint), new_head=section.head == "new")
+    own = weights and section.checkpoint is not None
+    fetch = weights and not own and section.pretrained and not embedded
+    filters: list[Filter | None] = []
+    with _nothing_loaded(filters) if own else nullcontext():
+        model = _create(section.name, architecture, arguments, pretrained=fetch or own, fetch=fetch, meta=not weights)
+    new, note = section.head == "new", None
+    if own:
+        note = load_weights(model, Path(str(section.checkpoint)), new_head=new, filter_=next(iter(filters), None))
     elif weights and embedded and section.pretrained:
-        load_weights(model, ASSETS / embedded.weights, new_head=section.head == "new")
+        load_weights(model, ASSETS / embedded.weights, new_head=new)
     if not isinstance(section.head, str):
-        _select_rows(model, section.head.select)
+        select_rows(model, section.head.select)
         arguments["num_classes"] = len(section.head.select)
     config = resolve_data_config(model=model)
     usual = embedded.image_size if embedded else config["input_size"][-1]
     size = image_size or arguments.get("img_size") or usual
-    new = classifier_parameters(model) if section.head == "new" else ()
-    return Base(model, architecture, arguments, int(size), tuple(config["mean"]), tuple(config["std"]), new)
+    trained = new_head(model, section.name) if new else ()
+    look = int(size), tuple(config["mean"]), tuple(config["std"])
+    return Base(model, architecture, arguments, *look, trained_head=trained, note=note)
 
 
-def load_weights(model: nn.Module, path: Path, *, new_head: bool = False) -> None:
-    """Load a base's weights from a safetensors file, shards with an index or a torch file; a new head stays as it was
-    initialised.
-
-    Raises:
-        UsageError: the file cannot be read. MismatchError: names or shapes differ; names the first one.
-    """
-    if is_safetensors(path):
-        with open_weights(path) as weights:
-            state = {name: weights.tensor(name) for name in weights.names}
-    else:
-        state = _read_torch(path)
-    own = dict(model.state_dict())
-    if new_head:
-        for name in classifier_parameters(model):
-            state[name] = own[name]
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_shapes({name: tuple(tensor.shape) for name, tensor in own.items()}, shapes, where=str(path))
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1 and dtypes != {torch.float32}:  # stored in bfloat16 it stays so: its bytes are its identity
-        model.to(dtypes.pop())
-        model.register_forward_pre_hook(_in_own_dtype)
-    model.load_state_dict(state)
-
-
-def _in_own_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Images in the dtype of a base's weights, where autocast does not see to that."""
-    images, *others = inputs
-    if torch.is_autocast_enabled(images.device.type):
-        return inputs
-    return images.to(next(model.parameters()).dtype), *others
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether a path means safetensors: a file, an index of shards, or a folder with either."""
-    return path.suffix in (".safetensors", ".json") or path.is_dir()
-
-
-def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], *, where: str) -> None:
-    """Refuse tensors of a file (`theirs`) that are not those of a model (`own`).
-
-    Raises:
-        MismatchError: names the first, in the model's order, whose name or shape differs.
-    """
-    for name in (*own, *theirs):
-        if own.get(name) != theirs.get(name):
-            found = [list(shapes[name]) if name in shapes else "missing" for shapes in (theirs, own)]
-            raise MismatchError(
-                f"{name} is {found[0]} in the file and {found[1]} in the model",
-                where=where,
-                hint="weights of the same architecture",
-            )
-
-
-def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch: bool, meta: bool) -> nn.Module:
+def _create(
+    name: str, architecture: str, arguments: Mapping[str, Any], *, pretrained: bool, fetch: bool, meta: bool
+) -> nn.Module:
+    """The model; `fetch` says that a `pretrained` one's weights come from elsewhere."""
     if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
         hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
         raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
@@ -201,7 +158,7 @@ def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch
             cache_if_unreachable() if remote else nullcontext(True) as reachable,
             torch.device("meta" if meta else "cpu"),
         ):
-            model: nn.Module = timm.create_model(architecture, pretrained=fetch, **arguments)
+            model: nn.Module = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
     except (RuntimeError, ValueError, AssertionError, OSError) as error:
@@ -218,30 +175,15 @@ def _create(name: str, architecture: str, arguments: Mapping[str, Any], *, fetch
     return model
 
 
-def _select_rows(model: nn.Module, rows: list[int]) -> None:
-    """Replace the classifier by `rows` of it, in that order: (1000, d) → (len(rows), d)."""
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear) or max(rows) >= classifier.out_features or min(rows) < 0:
-        size = getattr(classifier, "out_features", None)
-        raise UsageError(f"rows {rows} of a classifier with {size}", where="model.head.select")
-    chosen = nn.Linear(classifier.in_features, len(rows), bias=classifier.bias is not None, device="meta")
-    chosen.weight = nn.Parameter(classifier.weight.detach()[rows].clone())
-    if classifier.bias is not None:
-        chosen.bias = nn.Parameter(classifier.bias.detach()[rows].clone())
-    name = next(name for name, module in model.named_modules() if module is classifier)
-    model.set_submodule(name, chosen)
-    model.num_classes = len(rows)  # type: ignore[assignment]
+@contextmanager
+def _nothing_loaded(filters: list[Filter | None]) -> Iterator[None]:
+    """Inside, timm builds a pretrained model without its weights, and tells `filters` what it would put them through.
 
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
+    It says that nowhere else.
+    """
+    before = _builder.load_pretrained
+    _builder.load_pretrained = lambda model, filter_fn=None, **_: filters.append(filter_fn)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError("no such file", where=str(path), hint="weights of the base") from None
-    except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
-        cause = str(error).splitlines()[0]
-        raise UsageError(f"not a readable torch file: {cause}", where=str(path), hint="use safetensors") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError("holds no state_dict", where=str(path), hint="a mapping of names to tensors")
-    return state
+        yield
+    finally:
+        _builder.load_pretrained = before

@@ -260,13 +260,9 @@ def _shapes(model: Any) -> Shapes:
 
         with torch.device("meta"):
             model.reset_classifier(1)
-    heads = model.get_classifier()
-    heads = heads if isinstance(heads, tuple | list) else (heads,)
-    inside = {layer for head in heads for layer in head.modules()}
-    classifiers = {name for name, layer in model.named_modules() if layer in inside}
     return [
-        (name, (0, *shape[1:]) if name in classifiers and shape[0] == model.num_classes else shape)
-        for name, (shape, _) in weights_of(model).items()
+        (name, (0, *weight.shape[1:]) if weight.classifies and weight.shape[0] == model.num_classes else weight.shape)
+        for name, weight in weights_of(model).items()
     ]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from superlora_cli.adapter import store
 from superlora_cli.adapter.targets import Target, block_of
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.models.parts import classifier_parameters
+from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import CLASSIFIERS, Weight, expand
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def weights_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
     """The matrices and kernels among the tensors of a checkpoint, by module name, without embeddings.
 
     >>> weights_in({"token_embed.weight": (9, 4), "q.weight": (4, 4), "q.bias": (4,)})
-    {'q': Weight(shape=(4, 4), mixed='')}
+    {'q': Weight(shape=(4, 4), mixed='', classifies=False)}
     """
     return {
         name.removesuffix(WEIGHT): Weight(shape)
@@ -69,7 +69,7 @@ def witnesses(shapes: Mapping[str, tuple[int, ...]], replaced: Collection[str]) 
     ['q', 'v']
     """
     kept = {name: shape for name, shape in sorted(shapes.items()) if name not in replaced}
-    found = {name: shape for name, (shape, _) in weights_in(kept).items() if name not in CLASSIFIERS}
+    found = {name: weight.shape for name, weight in weights_in(kept).items() if name not in CLASSIFIERS}
     return [Target(name, 0, shape[0], shape, True) for name, shape in found.items()]
 
 

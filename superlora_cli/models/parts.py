@@ -1,9 +1,9 @@
-"""What of a base may be trained beside an adapter's factors: its classifier, its biases, its normalisation layers."""
+"""What of a base may be trained beside an adapter's factors: its biases, its normalisation layers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from superlora_cli.errors import UsageError
 
@@ -16,13 +16,6 @@ class Part(NamedTuple):
 
     shape: tuple[int, ...]
     norm: bool
-
-
-def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the classifier's parameters, () where a model has none."""
-    classifier: Any = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    name = next((name for name, module in model.named_modules() if module is classifier), None)
-    return () if name is None else tuple(f"{name}.{own}" for own, _ in classifier.named_parameters())
 
 
 def parts_of(model: nn.Module) -> dict[str, Part]:

@@ -34,11 +34,13 @@ SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 class Weight(NamedTuple):
     """A linear or convolutional weight: its shape (out, in) or (out, in, kh, kw), and whether its rows are mixed.
 
-    `mixed` is the class of an attention layer that does not keep q, k and v as equal blocks of rows in it.
+    `mixed` is the class of an attention layer that does not keep q, k and v as equal blocks of rows in it; `classifies`
+    says that it is the model's classifier, as far as more than its name is known.
     """
 
     shape: tuple[int, ...]
     mixed: str = ""
+    classifies: bool = False
 
 
 def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Target]:
@@ -70,7 +72,7 @@ def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -
 
 def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
     if word == "all-linear":
-        linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2}
+        linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2 and not weight.classifies}
         return [_slice(name, weight) for name, weight in linear.items() if name not in CLASSIFIERS]
     if word == "mlp":
         return [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from superlora_cli.adapter.targets import Target
+from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import Weight
 from superlora_cli.models.patterns import expand as expand_weights
 
@@ -48,9 +49,9 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
     """Every linear and convolutional weight of `model` by module name, in model order."""
-    modules = dict(model.named_modules())
+    modules, head = dict(model.named_modules()), set(classifier_parameters(model))
     return {
-        name: Weight(tuple(module._parameters["weight"].shape), _mixed(modules, name))  # type: ignore[union-attr]
+        name: Weight(tuple(module._parameters["weight"].shape), _mixed(modules, name), f"{name}.weight" in head)  # type: ignore[union-attr]
         for name, module in modules.items()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not name.startswith("superlora")
     }

@@ -92,7 +92,19 @@ class DataSection(Section):
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set that has several.")
     root: str = Field("data", description="Folder that holds a set of torchvision.")
     image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
-    validation: float = Field(0.1, ge=0, lt=1, description="Part of the training images held out for validation.")
+    validation: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Part of the training images held out for validation, and as much for testing where the data "
+        "have no test part.",
+    )
+    split: Literal["content", "shuffle"] | None = Field(
+        None,
+        description="How they are held out: `content`: a part of every class, by a hash of the images, so that the "
+        "split stays where images come or go; `shuffle`: by their places. A training without it takes `content` and "
+        "writes that into its recipe; a finished run without it is of before, and keeps `shuffle`.",
+    )
     download: bool = Field(False, description="Download a set of torchvision or Hugging Face where it is missing.")
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
@@ -100,7 +112,12 @@ class DataSection(Section):
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
     )
-    workers: int = Field(0, ge=0, description="Loader processes; 0 loads in the training process.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Loader processes; 0 loads in the training process. To evaluate or predict 1,000 images "
+        "of a folder or more, a few are started in any case.",
+    )
     augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
         description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "

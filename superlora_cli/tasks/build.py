@@ -15,9 +15,11 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
-from superlora_cli.models.base import Base, build, load_weights
+from superlora_cli.models.base import Base, build
 from superlora_cli.models.checkpoints import digest_base
-from superlora_cli.models.parts import chosen, classifier_parameters, parts_of
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.local_weights import load_weights
+from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
@@ -92,6 +94,10 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
         return Built(recipe, base, None, ("", ""))
     config, model = adapter_config(recipe), base.model
     targets = expand(model, recipe.adapter.patterns)
+    for target in targets:
+        if f"{target.module}.weight" in base.trained_head:
+            hint = "leave it out, or model.head: frozen"
+            raise UsageError(f"{target.module} is a new head, trained whole", where="adapter.targets", hint=hint)
     also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
     digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
     adapter = attach(model, targets, config, also=also)
@@ -169,6 +175,12 @@ def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] 
         hint = "superlora merge --base FILE, or from Python: superlora_cli.load(model, FILE)"
         raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
     return recipe_from_dict(dict(stored.recipe), str(path), overrides)
+
+
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe in an adapter or model file, as it was trained by; raises as `recipe_of`."""
+    model = read_model(path)
+    return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
 
 
 def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:

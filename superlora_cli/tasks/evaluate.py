@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from superlora_cli.analysis.confusion import draw, per_class
+from superlora_cli.data.splits import load_splits, seen_in_training
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.build import build_from_file
+from superlora_cli.files import read_json
+from superlora_cli.tasks.build import build_from_file, stored_recipe
 from superlora_cli.tasks.choose import task_of
 from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.images import DATA_SEED, OTHER_DATA, ImageTask
 from superlora_cli.tasks.results import resolve_result
 from superlora_cli.training.processes import join
 
@@ -26,19 +30,21 @@ def evaluate(
         plot: picture of the confusion matrix to write.
 
     Returns:
-        task, metrics, n, for classification per_class, and what was evaluated.
+        task, metrics, n, for classification per_class, what was evaluated, and notes: what speaks against the metrics.
 
     Raises:
         UsageError: a class of the data that the model does not know, or a picture that cannot be written.
     """
     if plot is not None and not plot.parent.is_dir():
         raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
-    built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
+    file = resolve_result(path)
+    built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     if plot is not None and built.recipe.task != "classification":
         raise UsageError(f"the task {built.recipe.task} has no classes to confuse", where="--plot", hint="leave it out")
     processes = join(built.recipe.train)
     try:
         task = task_of(built.recipe)(built, processes)
+        task.shows_progress = True
         found: dict[str, Any] = {"task": built.recipe.task}
         if isinstance(task, Classification):
             found["metrics"], matrix = task.judge("test")
@@ -53,9 +59,24 @@ def evaluate(
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
             "params": built.params["adapter"],
+            "notes": [*filter(None, (built.base.note, *task.splits.notes)), *_doubts(file, task)],
         }
     finally:
         processes.end()
+
+
+def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
+    """That the data are not those of the training, and that images were trained on, as far as it can be known."""
+    trained, splits = stored_recipe(file).data, task.splits
+    known = read_json(file.parent / "run.json").get("data", splits.fingerprint)
+    if known != splits.fingerprint:
+        yield f"not the data of the training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
+    elif trained == task.recipe.data:
+        return
+    with suppress(UsageError):  # they are not there any more
+        seen = seen_in_training(splits.test, load_splits(trained, task.look, seed=DATA_SEED).train)
+        if seen is not None:
+            yield seen
 
 
 def _draw(matrix: Tensor, names: Sequence[str], plot: Path) -> None:

@@ -16,7 +16,8 @@ from superlora_cli.formats.diffusers_lora import PREFIX, diffusers_file
 from superlora_cli.formats.peft_lora import peft_files
 from superlora_cli.formats.whole import by_module, loras
 from superlora_cli.models.base import build
-from superlora_cli.models.parts import classifier_parameters
+from superlora_cli.models.heads import classifier_tensors
+from superlora_cli.tasks.build import classes_of
 from superlora_cli.tasks.merge import merge
 from superlora_cli.tasks.stored import Stored, check_update, read_adapter
 
@@ -98,13 +99,17 @@ def _export_lora(
 
 
 def _head(adapter: Stored) -> dict[str, Tensor]:
-    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one."""
-    head = dict(adapter.stored.head)
-    section = adapter.recipe.model
-    if not isinstance(section.head, str):
-        model = build(section, classes=None, image_size=adapter.recipe.data.image_size).model
-        head |= {name: model.get_parameter(name).detach() for name in classifier_parameters(model)}
-    return head
+    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one.
+
+    Whole modules, so that running statistics in a trained head, which are the base's, go with it.
+    """
+    trained, recipe = dict(adapter.stored.head), adapter.recipe
+    whole = classifier_tensors(adapter.base.model).keys()
+    if isinstance(recipe.model.head, str) and (not trained or trained.keys() == whole):
+        return trained
+    classes, image_size = classes_of(adapter.stored, recipe), recipe.data.image_size
+    model = build(recipe.model, classes=classes, image_size=image_size).model
+    return {name: tensor.detach() for name, tensor in classifier_tensors(model).items()} | trained
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.checkpoints import weights_in
-from superlora_cli.models.parts import classifier_parameters
+from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import expand as expand_weights
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict

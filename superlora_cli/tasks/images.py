@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
+from superlora_cli.data.progress import with_bar
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
@@ -24,22 +25,27 @@ from superlora_cli.training.processes import Processes
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
 
 
+OTHER_DATA = "images that were trained on may be among those held out"
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
     Attributes:
         measure: the metric that is reported first and chosen by.
-        splits: the data.
+        look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
+        shows_progress: a bar for every evaluation, where there is no other one.
     """
 
     measure: ClassVar[str]
+    shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
         self.built, self.recipe, self.processes = built, built.recipe, processes
         self.model, base = built.model, built.base
-        look = Look(base.image_size, base.mean, base.std)
-        self.splits: Splits = load_splits(self.data(), look, seed=DATA_SEED)
+        self.look = Look(base.image_size, base.mean, base.std)
+        self.splits: Splits = load_splits(self.data(), self.look, seed=DATA_SEED)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)
@@ -162,6 +168,11 @@ class ImageTask:
         """Metrics on the split that selects."""
         return self.evaluate(self.recipe.eval.select)
 
+    def judged_by(self) -> str:
+        """`validation, 200 images`."""
+        split = self.recipe.eval.select
+        return f"{split}, {len(self.splits.named(split)):,} images"  # type: ignore[arg-type]
+
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics on a whole split."""
         raise NotImplementedError
@@ -183,7 +194,10 @@ class ImageTask:
         self.model.eval()
         pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
         share = images if self.processes.count == 1 else Subset(images, self.processes.share(len(images)))
-        for batch in evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin):
+        batches: Iterator[Batch] = evaluation_batches(share, size, workers=self.recipe.data.workers, pin=pin)
+        if self.shows_progress:
+            batches = with_bar(batches, f"{split} images", total=len(share), size=self.images_in)
+        for batch in batches:
             yield self.to_device(batch)
 
     def numbers(self, labels: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.models.base import EMBEDDED, Base, build, check_shapes, is_safetensors
+from superlora_cli.models.base import EMBEDDED, Base, build
 from superlora_cli.models.checkpoints import targets_in, witnesses
-from superlora_cli.models.parts import classifier_parameters
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.local_weights import check_shapes, is_safetensors
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.build import Built, build_from_file, shapes_from_file

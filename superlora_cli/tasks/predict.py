@@ -15,6 +15,7 @@ from timm.utils import natural_key
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.data.folder import FolderImages
 from superlora_cli.data.images import SUFFIXES
+from superlora_cli.data.progress import with_bar
 from superlora_cli.data.scan import scan
 from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
@@ -61,7 +62,8 @@ def predict(
     look = Look(base.image_size, base.mean, base.std)
     images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
     found = []
-    for batch, _ in evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False):
+    batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
+    for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
         with processes.autocast():
             found.append(model(batch.to(processes.device)).float().softmax(-1).topk(2))
     processes.end()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from superlora_cli.analysis.memory import step_memory
 from superlora_cli.data.batches import Batch
+from superlora_cli.data.splits import EMBEDDED_SETS, SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
 from superlora_cli.launch import hushed
@@ -21,6 +22,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.choose import task_of
+from superlora_cli.tasks.images import OTHER_DATA
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.optim import make_optimizer
@@ -97,8 +99,8 @@ def train_run(
     The folder is not touched before model, data, optimizer and checkpoint have been found right.
 
     Returns:
-        status, run, adapter (or model), params, steps, metrics, seconds, images_per_second, data_wait (a fraction),
-        peak_memory (bytes), bytes of the file, and warnings, if there are any.
+        status, run, adapter (or model), params, steps, metrics, images (of every split), selected_on, seconds,
+        images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file, and warnings, if any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
@@ -133,6 +135,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
+    recipe = _with_rule(recipe, run if resume else None)
     trackers = check_trackers(recipe.output.trackers)
     built = build_for_training(recipe)
     processes.seed(recipe.seed)
@@ -148,6 +151,8 @@ def _train(
             run_id = run.about().get("id", run_id)
             for line in _changes(run, recipe, processes):
                 display.say(f"resuming with a changed recipe: {line}")
+            if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
+                display.say(f"resuming on changed data: {OTHER_DATA}")
             run.sweep()
         else:
             run.clear()
@@ -161,7 +166,7 @@ def _train(
         start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
         run.log(start_line)
         display.say(start_line)
-        for note in task.splits.notes:
+        for note in filter(None, (built.base.note, *task.splits.notes)):
             run.log(note)
             display.say(note)
         return display
@@ -173,7 +178,8 @@ def _train(
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
-    evaluated = {"task": recipe.task, "metrics": test, "n": len(task.splits.test)}  # type: ignore[arg-type]
+    images = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
+    evaluated = {"task": recipe.task, "metrics": test, "n": images["test"]}
     run.write("eval.json", json_text(evaluated))
     return {
         "status": "completed",
@@ -182,11 +188,24 @@ def _train(
         "params": params,
         "steps": at.step,
         "metrics": metrics,
+        "images": images,
+        "selected_on": recipe.eval.select,
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
         **meter.totals(),
         **run.warned(),
     }
+
+
+def _with_rule(recipe: Recipe, resumed: RunFolder | None) -> Recipe:
+    """The recipe with the rule by which images are held out: of a run that is gone on with its own, else `content`."""
+    data = recipe.data
+    if data.split or data.name in EMBEDDED_SETS:
+        return recipe
+    rule = "content"
+    if resumed and (resumed.path / "recipe.yaml").is_file():
+        rule = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
+    return recipe.model_copy(update={"data": data.model_copy(update={"split": rule})})
 
 
 def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:

@@ -56,6 +56,9 @@ class Task(Protocol):
     def score(self) -> dict[str, float]:
         """Metrics on the split that the best step is chosen on, the same in all processes."""
 
+    def judged_by(self) -> str:
+        """What `score` looks at, in words."""
+
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether `new` metrics beat `old` ones."""
 
@@ -160,7 +163,8 @@ def fit(
                     if not at.best or task.better(found, at.best):
                         at.best_step, at.best, at.best_tensors = at.step, found, learner.snapshot()
                 run.record(at.step, {"eval": found})
-                display.say(f"step {at.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+                words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                display.say(f"step {at.step}  {task.judged_by()}  {words}")
             if saves:
                 save()
             if stop and not last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ from superlora_cli.recipe.schema import DataSection
 
 LOOK = Look(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 QUICK = ("model.head=new", "train.steps=2", "train.batch_size=4", "eval.every=1", "--json")  # of `superlora train`
+
+
+class Terminal(io.StringIO):
+    """What is written on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(autouse=True)

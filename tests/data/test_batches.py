@@ -6,17 +6,22 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from superlora_cli.data import batches, progress
 from superlora_cli.data.batches import evaluation_batches
+from superlora_cli.data.folder import FolderImages
 from superlora_cli.errors import RunError
-from tests.conftest import environment
+from tests.conftest import Cli, environment
+from tests.data.conftest import Terminal
 from tests.training.test_signals import survivors
 
 # A worker that takes its time to begin, and a process that is killed meanwhile.
@@ -100,3 +105,23 @@ def test_another_error_of_torch_stays_what_it_is(monkeypatch: pytest.MonkeyPatch
 
 def test_workers_read_in_order() -> None:
     assert read(Images(deadly=False)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("count", "asked", "expected"), [(3, 0, 0), (4, 0, 3), (4, 2, 3), (4, 5, 5)])
+def test_many_pictures_are_read_by_a_few_workers_unasked(
+    count: int, asked: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MANY", 4)
+    monkeypatch.setattr(batches.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(batches, "_read", lambda images, **how: how["num_workers"])
+    pictures = FolderImages([("a.png", 0)] * count)
+    assert evaluation_batches(pictures, 2, workers=asked, pin=False) == expected
+    assert evaluation_batches(Subset(pictures, range(count)), 2, workers=asked, pin=False) == expected
+    in_memory = TensorDataset(torch.zeros(count, 1), torch.zeros(count))
+    assert evaluation_batches(in_memory, 2, workers=asked, pin=False) == asked
+
+
+def test_an_evaluation_shows_a_bar_on_a_terminal(cli: Cli, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.conftest.io", SimpleNamespace(StringIO=Terminal))
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    assert "test images" in cli("eval", adapter, "eval.batch_size=100").err

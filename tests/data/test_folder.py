@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from superlora_cli.data import scan
+from superlora_cli.data import progress, scan
 from superlora_cli.data.source import Unreadable
 from superlora_cli.data.splits import class_count, class_names
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli, contents
-from tests.data.conftest import QUICK, labels, picture, sizes, splits_of, write_folder
+from tests.data.conftest import QUICK, Terminal, labels, picture, sizes, splits_of, write_folder
 
 
 def spoil(path: Path) -> None:
@@ -216,18 +216,11 @@ def test_without_a_home_nothing_is_remembered(pets: Path, monkeypatch: pytest.Mo
     assert sum(sizes(splits_of(pets))) == 12
 
 
-class Terminal(io.StringIO):
-    """What is written on a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_long_look_shows_a_bar_on_a_terminal_only(
     terminal: bool, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(scan, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", screen := Terminal() if terminal else io.StringIO())
     splits_of(pets)
@@ -238,7 +231,7 @@ def test_a_long_look_shows_a_bar_on_a_terminal_only(
 @pytest.mark.parametrize("quiet", [False, True])
 def test_quiet_is_without_that_bar_too(quiet: bool, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.conftest.io", SimpleNamespace(StringIO=Terminal))
-    monkeypatch.setattr(scan, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     write_folder(Path("pets"))
     result = cli("train", "quickstart", "data.name=pets", *QUICK, *(["--quiet"] if quiet else []))
     assert result.code == 0, result.err

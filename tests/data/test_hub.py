@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from superlora_cli.data.splits import class_count
+from superlora_cli.data.splits import SPLITS, class_count, contents_of
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli
@@ -70,6 +70,15 @@ def test_a_saved_set_gives_three_splits(how: str, parts: dict[str, int], expecte
     assert set(labels(splits.test)) <= {0, 1}
     assert class_count(DataSection(name="hfds/pets")) == 2
     assert splits.fingerprint == splits_of("hfds/pets").fingerprint
+
+
+@pytest.mark.parametrize("how", ["disk", "parquet"])
+def test_a_saved_set_is_held_out_by_content(how: str) -> None:
+    saved(Path("pets"), {"train": 20}, how)
+    splits = splits_of("hfds/pets", split="content")
+    assert sizes(splits) == (16, 2, 2)
+    contents = [contents_of(splits.named(split)) for split in SPLITS]
+    assert len({content for part in contents for content in part}) == 20
 
 
 def test_one_split_saved_on_its_own_is_for_training() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from superlora_cli.data.batches import training_batches
-from superlora_cli.data.splits import class_count, evaluation_transform
+from superlora_cli.data.splits import SPLITS, class_count, contents_of, evaluation_transform
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli
@@ -57,6 +58,14 @@ def test_samples_of_all_shards_by_index(pets: Path) -> None:
         assert label == index % 3
         assert torch.equal(image, evaluation_transform(LOOK)(picture(index)))
     assert class_count(DataSection(name="wds/pets")) == 3
+
+
+def test_shards_are_held_out_by_content(pets: Path) -> None:
+    parts = [contents_of(splits_of("wds/pets", split="content").named(split)) for split in SPLITS]
+    assert [len(part) for part in parts] == [9, 3, 3]
+    one = io.BytesIO()
+    picture(5).save(one, "png")
+    assert hashlib.sha256(one.getvalue()).hexdigest() in parts[0] + parts[1]
 
 
 def test_batches_resume_at_a_step_with_workers(pets: Path) -> None:

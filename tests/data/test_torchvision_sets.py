@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import shutil
 import socket
+import tarfile
 import time
 import urllib.error
 from pathlib import Path
@@ -110,6 +113,58 @@ def test_svhn(tmp_path: Path) -> None:
     splits = splits_of("torch/svhn", root=str(tmp_path))
     assert splits.class_names == tuple("0123456789")
     assert labels(splits.test) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cifar10", lambda root: write_cifar(root, fine=False)),
+        ("mnist", write_mnist),
+        ("svhn", write_svhn),
+    ],
+)
+def test_classes_are_known_without_decoding_and_held_out_alike(name: str, write: Any, tmp_path: Path) -> None:
+    write(tmp_path)
+    held_out = splits_of(f"torch/{name}", root=str(tmp_path), validation=0.5, split="content").validation
+    known = held_out.dataset.labels  # type: ignore[attr-defined]
+    assert [known[index] for index in held_out.indices] == labels(held_out) != []  # type: ignore[attr-defined]
+
+
+def pack(path: Path) -> None:
+    """A file as it is published."""
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_archives_are_unpacked(beside: bool, tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    wanted = {path.name: path.read_bytes() for path in raw.iterdir()}
+    for path in list(raw.iterdir()):
+        pack(path)
+        if not beside:
+            (raw / f"{path.name}.gz").rename(tmp_path / f"{path.name}.gz")
+    assert sizes(splits_of("torch/mnist", root=str(tmp_path))) == (18, 2, 10)
+    assert {path.name: path.read_bytes() for path in raw.iterdir() if path.suffix != ".gz"} == wanted
+    write_cifar(tmp_path, fine=False)
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    shutil.rmtree(tmp_path / "cifar-10-batches-py")
+    assert sum(sizes(splits_of("torch/cifar10", root=str(tmp_path)))) == 60
+
+
+def test_an_archive_that_cannot_be_unpacked_is_named_with_the_command(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    pack(raw / "train-images-idx3-ubyte")
+    archive = raw / "train-images-idx3-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:100])
+    with pytest.raises(UsageError) as caught:
+        splits_of("torch/mnist", root=str(tmp_path))
+    assert str(caught.value).startswith(f"{archive}: cannot be unpacked: ")
+    assert f"(gunzip -c {archive} > {raw / 'train-images-idx3-ubyte'})" in str(caught.value)
+    assert sorted(path.name for path in raw.iterdir() if "train-images" in path.name) == [archive.name]
 
 
 def test_training_on_cifar100(cli: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""The classifier of a model: one head, or several, as distilled models have for their two tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from superlora_cli.errors import UsageError
+
+
+def classifiers(model: nn.Module) -> dict[str, nn.Module]:
+    """The classifier's modules by name, in the model's order; {} where it has none.
+
+    They are what `get_classifier` gives, and what timm's own configuration names beside that (VOLO's `aux_head`).
+    """
+    modules = dict(model.named_modules())
+    given: Any = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    named: Any = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = list(given) if isinstance(given, tuple | list) else [given]
+    heads += [modules.get(name) for name in ([named] if isinstance(named, str) else named)]
+    inside = {module for head in heads if head is not None for module in head.modules()}
+    found: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        if module in inside and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
+def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the classifier's parameters, () where a model has none."""
+    return tuple(f"{name}.{own}" for name, module in classifiers(model).items() for own, _ in module.named_parameters())
+
+
+def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The classifier's parameters and running statistics by name."""
+    found = classifiers(model).items()
+    return {f"{name}.{own}": tensor for name, module in found for own, tensor in module.state_dict().items()}
+
+
+def new_head(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Names of the parameters of a head that is to be trained anew.
+
+    Raises:
+        UsageError: the model has no head, so that nothing would be.
+    """
+    found = classifier_parameters(model)
+    if not found:
+        hint = "a model that classifies: superlora ls models"
+        raise UsageError(f"{name} has no classifier that could be trained anew", where="model.head", hint=hint)
+    return found
+
+
+def select_rows(model: nn.Module, rows: list[int]) -> None:
+    """Replace every head by `rows` of it, in that order: (1000, d) → (len(rows), d).
+
+    Raises:
+        UsageError: a head is no linear layer with as many rows.
+    """
+    heads = classifiers(model)
+    for name, head in heads.items():
+        if not isinstance(head, nn.Linear) or max(rows) >= head.out_features or min(rows) < 0:
+            size = getattr(head, "out_features", None)
+            raise UsageError(f"rows {rows} of a classifier with {size}", where="model.head.select")
+        chosen = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device="meta")
+        chosen.weight = nn.Parameter(head.weight.detach()[rows].clone())
+        if head.bias is not None:
+            chosen.bias = nn.Parameter(head.bias.detach()[rows].clone())
+        model.set_submodule(name, chosen)
+    if not heads:
+        raise UsageError("the model has no classifier", where="model.head.select")
+    model.num_classes = len(rows)  # type: ignore[assignment]

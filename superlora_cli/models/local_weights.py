@@ -1,0 +1,186 @@
+"""Weights of a base from a file of one's own, in whatever form people have it.
+
+What is around the tensors is taken off (`state_dict`, `model_ema`, `teacher`, `module.`, `backbone.` …), names of other
+libraries become the ones of the original checkpoints, timm's own filter of the model makes the rest of it (it also
+resamples position embeddings), and then every tensor of the model has to be there, in its shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.models.foreign_names import original_names
+from superlora_cli.models.heads import classifier_tensors, classifiers
+from superlora_cli.weights.reading import open_weights
+
+Filter = Callable[..., Mapping[str, Tensor]]  # (state dict, model) → state dict
+AROUND = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "teacher", "module", "student")  # the first
+NAMED = 4  # tensors that a line names
+
+
+def load_weights(model: nn.Module, path: Path, *, new_head: bool = False, filter_: Filter | None = None) -> str | None:
+    """Load a base's weights from a safetensors file, shards with an index or a torch file; a new head stays as it was
+    initialised.
+
+    Args:
+        filter_: what makes other forms of the weights those of the model: timm's, for a model of timm.
+
+    Returns:
+        What was stripped, resampled and left out, in a line; None where the file is as the model is.
+
+    Raises:
+        UsageError: the file cannot be read. MismatchError: names or shapes differ; names the first one.
+    """
+    said: list[str] = []
+    state, own = _read(path, said), dict(model.state_dict())
+    head = classifier_tensors(model) if new_head else {}
+    if not _fit(state, own, head):
+        state = _without_prefix(state, own, said)
+    if not _fit(state, own, head):
+        state = _converted(original_names(state, said), model, filter_, path, said)
+    state = _without_others(state, own, classifiers(model) if new_head else (), said)
+    state |= {name: own[name] for name in head}
+    check_shapes(_shapes(own), _shapes(state), where=str(path))
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1 and dtypes != {torch.float32}:  # stored in bfloat16 it stays so: its bytes are its identity
+        model.to(dtypes.pop())
+        model.register_forward_pre_hook(_in_own_dtype)
+    model.load_state_dict(state)
+    return f"{path}: {'; '.join(said)}" if said else None
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a path means safetensors: a file, an index of shards, or a folder with either."""
+    return path.suffix in (".safetensors", ".json") or path.is_dir()
+
+
+def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Refuse tensors of a file (`theirs`) that are not those of a model (`own`).
+
+    Raises:
+        MismatchError: names the first, in the model's order, whose name or shape differs.
+    """
+    for name in (*own, *theirs):
+        if own.get(name) != theirs.get(name):
+            found = [list(shapes[name]) if name in shapes else "missing" for shapes in (theirs, own)]
+            raise MismatchError(
+                f"{name} is {found[0]} in the file and {found[1]} in the model",
+                where=where,
+                hint="weights of the same architecture",
+            )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: Iterable[str]) -> bool:
+    """Whether the tensors are the model's, but for a head that is not looked at."""
+    mine, theirs = _shapes(own), _shapes(state)
+    return all(mine.get(name) == theirs.get(name) for name in (mine | theirs).keys() - set(head))
+
+
+def _read(path: Path, said: list[str]) -> dict[str, Tensor]:
+    if is_safetensors(path):
+        with open_weights(path) as weights:
+            return {name: weights.tensor(name) for name in weights.names}
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in which timm and others keep their arguments
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError("no such file", where=str(path), hint="weights of the base") from None
+    except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
+        cause = str(error).splitlines()[0]
+        raise UsageError(f"not a readable torch file: {cause}", where=str(path), hint="use safetensors") from None
+    taken = []
+    while isinstance(found, Mapping) and (key := next((k for k in AROUND if isinstance(found.get(k), Mapping)), None)):
+        taken.append(key)
+        found = found[key]
+    state = {name: value for name, value in found.items() if isinstance(value, Tensor)} if _named(found) else {}
+    if not state:
+        raise UsageError("holds no state_dict", where=str(path), hint="a mapping of names to tensors")
+    if taken:
+        said.append(f"took '{'.'.join(taken)}'")
+    return state
+
+
+def _named(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+
+
+def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor], said: list[str]) -> dict[str, Tensor]:
+    """What lies under the prefix that makes most names the model's own, if that is most of these."""
+    prefixes: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        prefixes.update(".".join([*parts[:at], ""]) for at in range(len(parts)) if ".".join(parts[at:]) in own)
+    averaged = re.compile("ema|teacher")  # of two copies the one that people use
+    prefix, count = max(prefixes.items(), key=lambda item: (item[1], bool(averaged.search(item[0]))), default=("", 0))
+    if not prefix or 2 * count < len(own):
+        return state
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    said.append(f"stripped '{prefix}'")
+    if others := [name for name in state if not name.startswith(prefix)]:
+        said.append(f"left out {_some(others)}")
+    return inside
+
+
+def _converted(
+    state: dict[str, Tensor], model: nn.Module, filter_: Filter | None, path: Path, said: list[str]
+) -> dict[str, Tensor]:
+    if filter_ is None:
+        return state
+    before = _shapes(state)
+    try:
+        found = dict(filter_(state, model))
+    except Exception as error:  # a filter that is given another model's weights may raise anything
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "weights of the same architecture"
+        raise MismatchError(f"timm cannot make them the model's: {cause}", where=str(path), hint=hint) from None
+    resampled = [
+        f"{name} from {list(before[name])} to {list(tensor.shape)}"
+        for name, tensor in found.items()
+        if before.get(name, tensor.shape) != tensor.shape
+    ]
+    if resampled:
+        said.append(f"resampled {_some(resampled)}")
+    return found
+
+
+def _without_others(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], heads: Iterable[str], said: list[str]
+) -> dict[str, Tensor]:
+    """Without what the model has no part for: heads of other tasks, mask tokens, a text tower; and without `heads`.
+
+    A tensor more of a part that it has, as a thirteenth block, stays, to be refused.
+    """
+    parts = {name.partition(".")[0] for name in own if "." in name}
+    replaced = tuple(f"{head}." for head in heads)
+    others = [
+        name for name in state if name.startswith(replaced) or (name not in own and name.partition(".")[0] not in parts)
+    ]
+    if others:
+        said.append(f"left out {_some(others)}")
+    return {name: tensor for name, tensor in state.items() if name not in others}
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _in_own_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Images in the dtype of a base's weights, where autocast does not see to that."""
+    images, *others = inputs
+    if torch.is_autocast_enabled(images.device.type):
+        return inputs
+    return images.to(next(model.parameters()).dtype), *others
