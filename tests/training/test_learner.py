@@ -17,7 +17,9 @@ STEPS = 8
 
 
 def section(**keys: Any) -> TrainSection:
-    return TrainSection.model_validate({"steps": STEPS, "optimizer": {"name": "SGD", "lr": 0.1}, **keys})
+    return TrainSection.model_validate(
+        {"steps": STEPS, "optimizer": {"name": "SGD", "lr": 0.1}, "scheduler": {"name": "constant"}, **keys}
+    )
 
 
 class Problem:
