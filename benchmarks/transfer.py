@@ -20,7 +20,7 @@ import pages
 from few_shot import RECORDS, SEEDS, WORK, Run, share
 from rivals import OURS, Method
 
-from superlora_cli.recipe.defaults import RATE
+from superlora_cli.adapter.config import RATE
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 PAGE = pages.DOCS / "rates.md"

@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "execution": get_args(Execution),
     "frozen": get_args(FrozenFrom),
 }
+RATE = 0.03  # of AdamW for what is scaled by the weights (docs/rates.md)
 NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights where nothing else is asked for
 LATER = {"later": True}  # a knob that is written down only where it is used: other files keep their bytes
 DEFAULT_RANK = 4

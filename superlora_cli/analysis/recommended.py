@@ -1,4 +1,4 @@
-"""The setting that the evidence (docs/evidence.md) is for, at a number of parameters."""
+"""The setting that the evidence (docs/real-base.md) is for, at a number of parameters."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from superlora_cli.adapter.config import RATE
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.budget import Knobs, Offer, largest
 from superlora_cli.errors import UsageError
 
-MEASURED = [TargetShape(str(number), 64, 64) for number in range(12)]  # what docs/evidence.md adapts
-RATE = 0.15  # of AdamW: the best there, or as good within 0.03 of validation accuracy
-FOLDED: Knobs = {"order": 2, "groups": 1, "alpha": 0.6}
-FOLDED_FROM = 444  # parameters there; with fewer, LoRTA's entries share them
-SHARED: Knobs = {"method": "lorta", "order": 3, "rescale": False, "init": "lora"}
-RANKS = (4, 8, 16, 32, 64)
+MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
+FOLDED: Knobs = {"order": 2, "groups": 1}
+FOLDED_FROM = 3764  # parameters there, rank 1; with fewer, the entries of a matrix of rank 8 share them
+SHARED: Knobs = {"order": 2, "rank": 8}
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
     """What to train with at most `budget` parameters on these targets; None where nothing fits, or all of them do.
 
     Many parameters are one square matrix of all weights, of the highest rank that fits; few are shared by the entries
-    of a LoRTA of order 3 (one-hot F_in). Other weights than those of the evidence count as many times the parameters
-    that weight-wise LoRA of rank 1 has.
+    of one of rank 8 (one-hot F_in). Other weights than those of the evidence count as many times the parameters that
+    weight-wise LoRA of rank 1 has.
     """
     scale = _lora(MEASURED) / _lora(targets)
     if budget >= sum(target.elements for target in targets):
@@ -53,12 +52,9 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
 
 
 def _shared(targets: Sequence[TargetShape], dim: int) -> Offer | None:
-    """LoRTA of order 3 on `dim` numbers, each of which four entries or more share."""
     try:
-        rank = next(rank for rank in RANKS if _params(SHARED | {"rank": rank}, targets) >= 4 * dim)
-        knobs = SHARED | {"rank": rank, "inner": {"projection": "onehot", "dim": dim}}
-        return Offer.of("recommended", knobs, targets)
-    except (UsageError, StopIteration):
+        return Offer.of("recommended", SHARED | {"inner": {"projection": "onehot", "dim": dim}}, targets)
+    except UsageError:
         return None
 
 

@@ -256,8 +256,8 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
     print_table(table)
     if best is not None:
         print(f"\nrecommended, with {best.offer.plan.params:,} parameters: {best.adapter}")
-        print(f"by docs/evidence.md, whose weights are 12 of 64×64: there it is like {best.like:,} parameters,"
-              f" and {best.lr:g} a good rate of AdamW")  # fmt: skip
+        print(f"by docs/real-base.md, whose weights are 24 of 384×384: there it is like {best.like:,} parameters;"
+              f" train it with AdamW at {best.lr:g}, the default")  # fmt: skip
 
 
 def _draw(path: Path, counted: Count) -> None:

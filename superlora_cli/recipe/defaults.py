@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.adapter.config import NEWEST
+from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import AdapterSection, OptimizerSection, Recipe, SchedulerSection
 from superlora_cli.recipe.yaml import read_yaml
 
-RATE = 0.03  # of AdamW for an adapter whose ΔW is scaled by the weights: docs/rates.md
-HEAD_RATE = 0.01  # and for a new head beside it
+HEAD_RATE = 0.01  # for a new head beside an adapter, where init writes one
 ONE_CYCLE = SchedulerSection.model_validate({"name": "OneCycleLR", "pct_start": 0.1})
 BY_GRADIENT = ("SGD", "ASGD")  # their step shrinks with the square of ΔW's scale
 

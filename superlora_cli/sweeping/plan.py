@@ -13,9 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.adapter.config import NEWEST
 from superlora_cli.analysis.trained import trained_params
 from superlora_cli.errors import LongUsageError, UsageError
-from superlora_cli.recipe.defaults import NEWEST, with_defaults
+from superlora_cli.recipe.defaults import with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
 from superlora_cli.recipe.places import Places

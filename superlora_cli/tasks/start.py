@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.data.folder import list_folder
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
-from superlora_cli.recipe.defaults import HEAD_RATE, NEWEST, RATE
+from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 from superlora_cli.tasks.build import Built, build_for_training

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.errors import UsageError
-from superlora_cli.recipe.defaults import NEWEST, RATE
 from superlora_cli.recipe.load import load_recipe, recipe_from_dict
 from tests.conftest import Cli
 
