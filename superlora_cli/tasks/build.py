@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ class Built:
         if self.adapter is None:
             return {}
         return {name: self.model.get_parameter(name) for name in self.base.trained_head}
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Where nothing is trained: ΔW is made once, for all that is computed without gradients inside."""
+        return self.adapter.kept() if self.adapter else nullcontext()
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
