@@ -10,8 +10,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-FILLING = ["digits", "families", "faults", "figures", "first_recipe", "generation", "head_to_head", "real_base"]
-FILLING += ["report", "speed", "transcripts", "transfer"]
+FILLING = ["digits", "families", "faults", "figures", "first_recipe", "generation", "head_to_head", "loops"]
+FILLING += ["real_base", "report", "speed", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)

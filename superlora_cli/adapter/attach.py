@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layers import by_module, is_plain_linear, put_on, stored_parameter, take_off
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.scaling import settled
+from superlora_cli.adapter.statistics import hold_statistics, release_statistics
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError, did_you_mean
 
@@ -84,15 +86,28 @@ class Adapters(nn.Module):
         delattr(self, "factors" if name == DEFAULT else name)
 
 
-class _BeforeForward:
-    """The adapted model's forward pre-hook; a class so that the model stays picklable."""
+class _Hook:
+    """On the adapted model's calls; a class so that the model stays picklable."""
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
 
+
+class _Before(_Hook):
     def __call__(self, module: nn.Module, args: object) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            from superlora_cli.adapter.compiling import refuse_fullgraph
+
+            refuse_fullgraph()
         if self.adapters.active is not None:
-            self.adapters.get().before_forward()
+            adapter = self.adapters.get()
+            adapter.sharing.begin_call(adapter)
+
+
+class _After(_Hook):
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:
+        if self.adapters.active is not None:
+            self.adapters.get().sharing.end_call()
 
 
 def attach(
@@ -139,7 +154,9 @@ def attach(
     )
     if adapters_of(model) is None:
         model.superlora = adapters
-        model.register_forward_pre_hook(_BeforeForward(adapters))
+        model.register_forward_pre_hook(_Before(adapters))
+        model.register_forward_hook(_After(adapters))
+        hold_statistics(model)
     model.requires_grad_(False)
     activate(model, name)
     return adapter
@@ -195,9 +212,10 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
     for each in leaving:
         adapters.remove(each)
     if not adapters.named:
-        for key, hook in list(model._forward_pre_hooks.items()):
-            if isinstance(hook, _BeforeForward):
-                del model._forward_pre_hooks[key]
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
+                del hooks[key]
+        release_statistics(model)
         del model.superlora
 
 

@@ -37,7 +37,9 @@ class Frozen:
         base: Mapping[str, Tensor] | None = None,
         start: bool = True,
     ) -> None:
-        config, device = plan.config, torch.device(device)
+        config = plan.config
+        device = torch.device(device)
+        self.device, self.dtype = device, dtype
         self.relative = relative(plan)
         self.inner = InnerMaps(plan, base, device=device, dtype=dtype)
         self.maps: dict[tuple[object, ...], projections.Project] = {}
@@ -97,14 +99,14 @@ def in_turn(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
     (torch.Size([12]), torch.Size([8]))
     """
     pieces = _pieces(plan, {name: tensor.detach() for name, tensor in params.items()}, base)
-    piece = torch.empty(0)
+    piece = torch.empty(0, device="cpu")
 
     def take(count: int) -> Tensor:
         nonlocal piece
         taken, missing = [], count
         while missing:
             if not len(piece):
-                piece = torch.empty(0)  # lets the last one go before the next is made
+                piece = torch.empty(0, device="cpu")  # lets the last one go before the next is made
                 piece = next(pieces)
             taken.append(piece[:missing])
             piece = piece[len(taken[-1]) :]

@@ -111,7 +111,7 @@ def initial(plan: Plan) -> dict[str, Tensor]:
             k, part = _place(name)
             unit = bucket.shape.units[k - 1]
             if (k, part) == bucket.shape.zeroed and not nonzero:
-                values[name] = torch.zeros(shape)
+                values[name] = torch.zeros(shape, dtype=torch.float32, device="cpu")
             else:
                 values_of = start(plan.config, unit, part, shape, random_state(plan.config.seed, "init", name))
                 if nonzero and part == unit.zeroed and part.startswith("A"):

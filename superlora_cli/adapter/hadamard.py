@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter.modes import lasting
 from superlora_cli.errors import UsageError
 
 LARGEST = 5  # log2 of the largest block: H₃₂, by benchmarks/fwht.py
@@ -25,7 +26,7 @@ def hadamard(bits: int, *, dtype: torch.dtype, device: torch.device | str = "cpu
     tensor([[ 1.,  1.],
             [ 1., -1.]], dtype=torch.float64)
     """
-    index = torch.arange(2**bits)
+    index = torch.arange(2**bits, device="cpu")
     both = index[:, None] & index[None, :]
     parity = torch.zeros_like(both)
     for bit in range(bits):
@@ -36,7 +37,8 @@ def hadamard(bits: int, *, dtype: torch.dtype, device: torch.device | str = "cpu
 
 @lru_cache(maxsize=64)
 def _block(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return hadamard(bits, dtype=dtype, device=device)
+    with lasting(device):
+        return hadamard(bits, dtype=dtype, device=device)
 
 
 def forget_blocks() -> None:
@@ -77,6 +79,8 @@ def block_sizes(bits: int) -> list[int]:
 
 
 class _Transform(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return transform(x)
@@ -88,6 +92,10 @@ class _Transform(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return _Transform.apply(grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Transform.apply(tangents[0])
 
 
 def fwht(x: Tensor) -> Tensor:

@@ -7,24 +7,26 @@ Swapping is all it takes to put an adapter on a model and to take it off, and co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from superlora_cli.adapter.modes import only_operators
 from superlora_cli.adapter.module import SuperLora
-from superlora_cli.adapter.rows_linear import RowsLinear
+from superlora_cli.adapter.rows_linear import RowsLinear, as_rows, splice
+from superlora_cli.adapter.shown import show
+from superlora_cli.adapter.swapping import Swapped, own_class, swap, unswap
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 from superlora_cli.errors import RunError
 
 
-class _Adapted:
+class Adapted(Swapped):
     """Mixed into a layer's class by `attach`: `weight` is the stored weight with ΔW added to its target rows."""
 
     _pieces: tuple[tuple[SuperLora, int], ...]  # the active adapter, and which of its targets are rows of this weight
-    _base_class: type[nn.Module]
     _parameters: dict[str, Tensor]
 
     @property
@@ -32,7 +34,11 @@ class _Adapted:
         stored = self._parameters["weight"]
         if hasattr(stored, "to_local"):  # a shard (FSDP): it is whole while the layer runs
             return stored
-        return splice(stored, [(start, update.dense()) for start, update in self.updates()])
+        whole = splice(stored, [(start, update.dense()) for start, update in self.updates()])
+        if torch.compiler.is_compiling() or only_operators():
+            return whole
+        ((owner, _), *_) = self._pieces
+        return show(whole, owner.write_is_lost)
 
     def updates(self) -> list[tuple[int, Update]]:
         """(first row, update) of every target in this layer, by row."""
@@ -40,75 +46,51 @@ class _Adapted:
         current = owner.current()
         return [(owner.targets[i].start, current[i]) for owner, i in self._pieces]
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return (_blank, (self._base_class,), self.__dict__)
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        hint = "DistributedDataParallel, with one process for each device"
+        raise RunError("an adapted model has no replicas", where="nn.DataParallel", hint=hint)
 
 
-class _AdaptedLinear(_Adapted):
+class AdaptedLinear(Adapted):
     """A plain `nn.Linear`: the gradient of rows that no target covers is never computed, and updates that are
     factored meet the activations without ΔW."""
 
     bias: Tensor | None
 
     def forward(self, input: Tensor) -> Tensor:
+        stored = self._parameters["weight"]
+        if stored.requires_grad or input.is_nested or input.layout != torch.strided or only_operators():
+            return functional.linear(input, self.weight, self.bias)
         found = self.updates()
         dense = [(start, update.delta) for start, update in found if isinstance(update, Dense)]
         low = [(start, update) for start, update in found if isinstance(update, LowRank)]
-        weight = splice(self._parameters["weight"], [(start, delta.detach()) for start, delta in dense])
+        weight = splice(stored, [(start, delta.detach()) for start, delta in dense])
         bias = self.bias
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        if not torch.is_grad_enabled():
-            return functional.linear(input, weight, bias)
+            input, weight = autocast(input, dtype), autocast(weight, dtype)
+            bias = None if bias is None else autocast(bias, dtype)
         parts = [delta for _, delta in dense] + [update.left for _, update in low] + [update.right for _, update in low]
         starts = tuple(start for start, _ in dense), tuple(start for start, _ in low)
-        if parts:
+        if low or (dense and torch.is_grad_enabled()):
             parts = [part.to(weight.dtype) for part in parts]
             return cast(Tensor, RowsLinear.apply(input, weight, bias, starts, *parts))
         output = functional.linear(input, weight, bias)
         for start, update in found:
             if isinstance(update, Kronecker):
-                made = update.to(weight.dtype)(input.flatten(0, -2))
-                output[..., start : start + update.rows] += made.view(*input.shape[:-1], -1)
+                made = update.to(weight.dtype)(as_rows(input))
+                output[..., start : start + update.rows] += made.view(*input.shape[:-1], update.rows)
         return output
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _adapted_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of `base` whose `weight` is W + ΔW; one per base class, so that types stay comparable."""
-    if base not in _CLASSES:
-        mixin = _AdaptedLinear if base.forward is nn.Linear.forward else _Adapted
-        _CLASSES[base] = type(f"Adapted{base.__name__}", (mixin, base), {"_base_class": base})
-    return _CLASSES[base]
+def autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does it: float64 stays."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a layer, without its adapter, computes x Wᵀ + b and nothing else."""
-    return getattr(module, "_base_class", type(module)).forward is nn.Linear.forward
-
-
-def _blank(base: type[nn.Module]) -> nn.Module:
-    adapted = _adapted_class(base)
-    return adapted.__new__(adapted)
-
-
-def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torch.dtype | None = None) -> Tensor:
-    """`weight` with every update added to its rows, in float32 at least and cast once; other rows bit for bit.
-
-    weight (out, ...), updates [(first row, (rows, ...))] in row order; `dtype` of the result, the weight's if None.
-    """
-    dtype = dtype or weight.dtype
-    pieces, at = [], 0
-    for start, delta in updates:
-        rows = weight[start : start + len(delta)]
-        pieces += [weight[at:start].to(dtype), (rows + delta).to(dtype)]
-        at = start + len(delta)
-    pieces = [piece for piece in (*pieces, weight[at:].to(dtype)) if len(piece)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return own_class(module).forward is nn.Linear.forward
 
 
 def put_on(model: nn.Module, adapter: SuperLora) -> None:
@@ -117,7 +99,7 @@ def put_on(model: nn.Module, adapter: SuperLora) -> None:
     modules = dict(model.named_modules())
     for name, indices in by_module(adapter.targets).items():
         module = modules[name]
-        module.__class__ = _adapted_class(type(module))
+        swap(module, AdaptedLinear if is_plain_linear(module) else Adapted)
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
     adapter.requires_grad_(True)
     _swap_beside(model, adapter, trainable=True)
@@ -132,20 +114,28 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
     modules = dict(model.named_modules())
     names = list(by_module(adapter.targets))
     with torch.no_grad():
-        merged = {name: cast(Tensor, modules[name].weight) for name in names} if merge else {}
+        merged = _merged(model, adapter) if merge else {}
         for name, weight in merged.items():
             if not torch.isfinite(weight).all():
                 raise RunError("the merged weight is not finite", where=f"{name}.weight")
         for name in names:
             module = modules[name]
-            module.__class__ = cast(Any, module)._base_class
+            unswap(module)
             del module.__dict__["_pieces"]
             if name in merged:
                 cast(Tensor, module.weight).copy_(merged[name])
     adapter.requires_grad_(False)
-    adapter.forget()
     if not merge:
         _swap_beside(model, adapter, trainable=False)
+
+
+def _merged(model: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
+    """The weight W + ΔW of every target layer, from the factors as they are now."""
+    deltas, found = adapter.compute(), {}
+    for name, indices in by_module(adapter.targets).items():
+        rows = [(adapter.targets[index].start, deltas[index]) for index in indices]
+        found[name] = splice(stored_parameter(model, f"{name}.weight"), rows)
+    return found
 
 
 def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:

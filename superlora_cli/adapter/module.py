@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from superlora_cli.adapter import svd, updates
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import Frozen, deltas
 from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.modes import lasting
 from superlora_cli.adapter.shapes import Plan
+from superlora_cli.adapter.sharing import Kept, Sharing
+from superlora_cli.adapter.shown import Warned
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Update
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import RunError, UsageError
 
 
 class SuperLora(nn.Module):
     """The adapter's trained tensors, and ΔW of every target made from them when it is needed.
 
-    Updates are made once per forward of the adapted model; without gradients ΔW is cached until a parameter
-    changes. A training loop that holds them for a whole optimizer step uses `one_step`.
+    Updates are made once per call of the adapted model, and never taken for those of another call (see `sharing`). A
+    loop that holds them for a whole optimizer step uses `one_step`, one that changes no factor `kept`.
 
     Args:
         plain: whether every target is the weight of a plain `nn.Linear`.
@@ -51,6 +55,7 @@ class SuperLora(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.sharing, self.write_is_lost = Sharing(), Warned()
         self.targets = tuple(targets)
         self.patterns = tuple(target.name for target in self.targets)
         self.head: dict[str, Tensor] = {}
@@ -60,8 +65,6 @@ class SuperLora(nn.Module):
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
         self._from_base = svd.planes(self.plan, base) if config.frozen == "svd" and base is not None else None
         self._frozen: Frozen | None = None
-        self._frozen_at = torch.device("cpu"), torch.float32
-        self.forget()
 
     @property
     def params(self) -> int:
@@ -77,15 +80,9 @@ class SuperLora(nn.Module):
             return reason is None and updates.pays(self.plan)
         return self.config.execution == "factored"
 
-    def forget(self) -> None:
-        """Drop what was made from the factors."""
-        self._updates: list[Update] | None = None
-        self._made_from: tuple[object, ...] = ()
-        self._held = False
-
     def __getstate__(self) -> dict[str, Any]:
-        """Without the cached ΔW, which belongs to a graph, and without what the seed gives back."""
-        return self.__dict__ | {"_updates": None, "_made_from": (), "_held": False, "_frozen": None}
+        """Without what the seed gives back."""
+        return self.__dict__ | {"_frozen": None}
 
     def extra_repr(self) -> str:
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
@@ -95,69 +92,77 @@ class SuperLora(nn.Module):
         """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
         if not self.targets:
             return []
-        frozen, (device, _) = self._not_trained(), self._frozen_at
-        with torch.autocast(device.type, enabled=False):
+        frozen = self._not_trained()
+        with torch.autocast(frozen.device.type, enabled=False):
             made = deltas(self.plan, dict(self.factors.items()), frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def compute_factored(self) -> list[Update]:
         """The updates as products of factors, where `updates.why_not_factored` has nothing against it."""
-        frozen, (device, _) = self._not_trained(), self._frozen_at
-        with torch.autocast(device.type, enabled=False):
+        frozen = self._not_trained()
+        with torch.autocast(frozen.device.type, enabled=False):
             return updates.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
 
     def _not_trained(self) -> Frozen:
         """F, F_in and the frozen factors where the trained ones are."""
         one = next(iter(self.factors.values()))
-        if self._frozen is None or self._frozen_at != (one.device, one.dtype):
-            self._frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self._from_base)
-            self._frozen_at = one.device, one.dtype
-        return self._frozen
+        frozen = self._frozen  # another thread may be about to make it as well
+        if frozen is None or (frozen.device, frozen.dtype) != (one.device, one.dtype):
+            with lasting(one.device):
+                frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self._from_base)
+            self._frozen = frozen
+        return frozen
 
-    def _make(self) -> list[Update]:
-        """The updates as the layers are to meet them: factored only where it is trained, and where it pays."""
-        if not (self.factored and torch.is_grad_enabled()):
-            return [Dense(delta) for delta in self.compute()]
-        return self.compute_factored()
+    def trained(self) -> tuple[Tensor, ...]:
+        """The factors as they are now: `torch.func.functional_call` exchanges them for a time."""
+        return tuple(self.factors.values())
+
+    def make(self) -> list[Update]:
+        """The updates as layers meet them, freshly made from the factors."""
+        return self.compute_factored() if self.factored else self._materialised()
+
+    def _materialised(self) -> list[Update]:
+        return [Dense(delta) for delta in self.compute()]
 
     def current(self) -> list[Update]:
-        """The updates for the forward in progress: held, cached, or made now."""
-        if self._held and self._updates is not None:
-            return self._updates
-        state = self._state()
-        if self._updates is None or state != self._made_from:
-            self._updates, self._made_from = self._make(), state
-        return self._updates
-
-    def before_forward(self) -> None:
-        """Make the updates anew where gradients are wanted, outside of any checkpointed region."""
-        if torch.is_grad_enabled() and not self._held:
-            self._updates = None
-            self.current()
-
-    def _state(self) -> tuple[object, ...]:
-        versions = tuple((p.data_ptr(), p._version, p.dtype) for p in self.factors.values())
-        return (torch.is_grad_enabled(), *versions)
+        """The updates for a layer that is computed now, or whose weight is read."""
+        return self.sharing.current(self)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Hold the updates for one optimizer step: gradients of all backward passes inside add up in them (in ΔW
-        where it is materialised), then go through the rest of the factors' graph once, on leaving."""
-        made = self._make()
-        sources = list({id(tensor): tensor for update in made for tensor in update.tensors}.values())
-        leaves = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in sources}
-        self._updates = [replace_tensors(update, leaves) for update in made]
-        self._held = True
+        where it is materialised), then go through the rest of the factors' graph once, on leaving.
+
+        Raises:
+            RunError: an optimizer's step inside, where the factors have no gradients yet; or, later, a backward pass
+                that comes after the step.
+        """
+        with self.sharing.step(self), self._no_optimizer("one_step", "before the gradients are there"):
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Make ΔW once for all that is computed without gradients inside, where the factors must stay as they are.
+
+        Raises:
+            RunError: an optimizer's step inside.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            kept = Kept(self.trained(), plain=self._materialised())
+        with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must stay as they are"):
+            yield
+
+    @contextmanager
+    def _no_optimizer(self, where: str, why: str) -> Iterator[None]:
+        """Inside, no optimizer of torch may change the factors."""
+        own = {id(factor) for factor in self.factors.values()}
+
+        def check(optimizer: Optimizer, *_: Any) -> None:
+            if any(id(tensor) in own for group in optimizer.param_groups for tensor in group["params"]):
+                raise RunError(f"optimizer.step() {why}", where=where, hint="step() belongs after the with block")
+
+        watch = register_optimizer_step_pre_hook(check)
         try:
             yield
-            pairs = [(tensor, leaves[id(tensor)].grad) for tensor in sources if leaves[id(tensor)].grad is not None]
-            if pairs:
-                torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
         finally:
-            self.forget()
-
-
-def replace_tensors(update: Update, leaves: Mapping[int, Tensor]) -> Update:
-    """The same update on other tensors, found by the identity of its own."""
-    own = {name: leaves[id(value)] for name, value in vars(update).items() if isinstance(value, Tensor)}
-    return cast(Update, replace(cast(Any, update), **own))
+            watch.remove()

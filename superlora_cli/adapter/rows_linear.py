@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,26 @@ from torch import Tensor
 from torch.nn import functional
 
 Starts = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def as_rows(input: Tensor) -> Tensor:
+    """(..., in) → (n, in), also where n is 0 or there is one axis."""
+    return input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+
+
+def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torch.dtype | None = None) -> Tensor:
+    """`weight` with every update added to its rows, in float32 at least and cast once; other rows bit for bit.
+
+    weight (out, ...), updates [(first row, (rows, ...))] in row order; `dtype` of the result, the weight's if None.
+    """
+    dtype = dtype or weight.dtype
+    pieces, at = [], 0
+    for start, delta in updates:
+        rows = weight[start : start + len(delta)]
+        pieces += [weight[at:start].to(dtype), (rows + delta).to(dtype)]
+        at = start + len(delta)
+    pieces = [piece for piece in (*pieces, weight[at:].to(dtype)) if len(piece)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class RowsLinear(torch.autograd.Function):
@@ -26,24 +48,29 @@ class RowsLinear(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, starts: Starts, *parts: Tensor) -> Tensor:
         dense, low = len(starts[0]), len(starts[1])
         lefts, rights = parts[dense : dense + low], parts[dense + low :]
-        flat = input.flatten(0, -2)  # (n, in)
+        flat = as_rows(input)  # (n, in)
         output = functional.linear(flat, weight, bias)
         inner = flat @ torch.cat(rights).mT if low else None  # (n, Σr): all right factors in one product
         if inner is not None:
             for start, left, own in zip(starts[1], lefts, inner.split([len(r) for r in rights], 1), strict=True):
                 output[:, start : start + len(left)].addmm_(own, left.mT)
-        ctx.save_for_backward(flat, weight, inner, *lefts, *rights)
-        ctx.starts, ctx.sizes, ctx.shape = starts, [len(part) for part in parts[:dense]], input.shape
-        return output.view(*input.shape[:-1], -1)
+        ctx.save_for_backward(input, weight, bias, inner, *parts)
+        ctx.starts = starts
+        return output.view(*input.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        flat, weight, inner, *factors = ctx.saved_tensors
-        (dense_starts, low_starts), grad = ctx.starts, grads[0].flatten(0, -2)  # (n, out)
-        lefts, rights = factors[: len(low_starts)], factors[len(low_starts) :]
+        input, weight, bias, inner, *parts = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            needed = [needs for index, needs in enumerate(ctx.needs_input_grad) if index not in (1, 3)]
+            for_input, for_bias, *for_parts = _with_a_graph(input, weight, bias, ctx.starts, parts, needed, grads[0])
+            return for_input, None, for_bias, None, *for_parts
+        (dense_starts, low_starts), flat, grad = ctx.starts, as_rows(input), as_rows(grads[0])  # (n, in), (n, out)
+        dense, low = len(dense_starts), len(low_starts)
+        lefts, rights = parts[dense : dense + low], parts[dense + low :]
         for_input = grad @ weight if ctx.needs_input_grad[0] else None
         for_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        for_dense = [grad[:, s : s + n].mT @ flat for s, n in zip(dense_starts, ctx.sizes, strict=True)]
+        for_dense = [grad[:, s : s + len(p)].mT @ flat for s, p in zip(dense_starts, parts[:dense], strict=True)]
         for_left, for_right = [], []
         if rights:
             ranks = [len(right) for right in rights]
@@ -54,5 +81,27 @@ class RowsLinear(torch.autograd.Function):
             if for_input is not None:
                 for_input.addmm_(through, torch.cat(rights))
         if for_input is not None:
-            for_input = for_input.view(ctx.shape)
+            for_input = for_input.view(input.shape)
         return for_input, None, for_bias, None, *for_dense, *for_left, *for_right
+
+
+def _with_a_graph(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    starts: Starts,
+    parts: list[Tensor],
+    needed: list[bool],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of input, bias and parts that have gradients themselves: from torch's own operators."""
+    input, bias = input.view_as(input), None if bias is None else bias.view_as(bias)  # this layer's own
+    parts = [part.view_as(part) for part in parts]
+    dense, low = len(starts[0]), len(starts[1])
+    changes = [(start, part - part.detach()) for start, part in zip(starts[0], parts, strict=False)]  # 0 in value
+    products = zip(starts[1], parts[dense : dense + low], parts[dense + low :], strict=True)
+    changes += [(start, left @ right) for start, left, right in products]
+    output = functional.linear(input, splice(weight, sorted(changes, key=lambda change: change[0])), bias)
+    wanted = [own for own, needs in zip((input, bias, *parts), needed, strict=True) if needs and own is not None]
+    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return [next(found) if needs else None for needs in needed]

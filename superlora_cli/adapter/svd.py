@@ -23,7 +23,7 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
         weights: the base's target slices in the plan's order. Weights without values (meta) give factors of zeros.
     """
     if any(weight.is_meta for weight in weights):
-        return {name: torch.zeros(shape) for name, shape in _shapes(plan).items()}
+        return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
     vector = torch.cat([weight.detach().flatten().cpu() for weight in weights])
     found: dict[str, list[Tensor]] = {name: [] for name in _shapes(plan)}
     for index, bucket in enumerate(plan.buckets):

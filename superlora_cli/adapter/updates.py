@@ -91,7 +91,7 @@ class Kronecker:
             inner = x.view(-1, e) @ self.into.permute(1, 0, 2).flatten(1)  # (n·f, e) @ (e, t·r)
             mixed = torch.einsum("tgf,nftr->ngtr", self.left, inner.view(-1, f, terms, rank))
         made = mixed.reshape(-1, terms * rank) @ self.out.mT.flatten(0, 1)  # (n·f, t·r) @ (t·r, d)
-        return made.view(len(x), -1)[:, : self.rows]
+        return made.view(len(x), f * self.out.shape[-2])[:, : self.rows]
 
 
 Update = Dense | LowRank | Kronecker

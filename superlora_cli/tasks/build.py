@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ class Built:
 
     def _parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
         return {name: self.model.get_parameter(name) for name in names}
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Where nothing is trained: ΔW is made once, for all that is computed without gradients inside."""
+        return self.adapter.kept() if self.adapter else nullcontext()
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:

@@ -73,9 +73,10 @@ class Classification(ImageTask):
             UsageError: the split has no image. RunError: the model gives NaN or Inf.
         """
         found = []
-        for inputs, labels in self.batches_of(split):
-            with self.processes.autocast():
-                found.append((self.model(inputs).float(), labels))
+        with self.built.kept():
+            for inputs, labels in self.batches_of(split):
+                with self.processes.autocast():
+                    found.append((self.model(inputs).float(), labels))
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
         self.check_outputs(logits)

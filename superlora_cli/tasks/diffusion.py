@@ -88,14 +88,15 @@ class Diffusion(ImageTask):
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         own, seen, found = self.processes.share(count), 0, []
         passes = min(MOST, -(-DRAWS // max(1, count)))
-        for images, classes in self.batches_of(split):
-            indices, seen = own[seen : seen + len(images)], seen + len(images)
-            labels, total = self.numbers(classes) + 1, torch.zeros(len(images), device=images.device)
-            for number in range(passes):
-                steps, noise = self._draws([number * count + index for index in indices], images)
-                with self.processes.autocast():
-                    total += _errors(self.model, self.recipe, images, labels, steps, noise)
-            found.append(total / passes)
+        with self.built.kept():
+            for images, classes in self.batches_of(split):
+                indices, seen = own[seen : seen + len(images)], seen + len(images)
+                labels, total = self.numbers(classes) + 1, torch.zeros(len(images), device=images.device)
+                for number in range(passes):
+                    steps, noise = self._draws([number * count + index for index in indices], images)
+                    with self.processes.autocast():
+                        total += _errors(self.model, self.recipe, images, labels, steps, noise)
+                found.append(total / passes)
         errors = self.processes.gather(torch.cat(found), count)  # (count,)
         self.check_outputs(errors[:, None])
         return {"loss": errors.double().mean().item()}

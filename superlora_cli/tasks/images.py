@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
@@ -49,9 +48,6 @@ class ImageTask:
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)
-        self.frozen_statistics = [
-            module for module in self.model.modules() if built.adapter and isinstance(module, _BatchNorm)
-        ]
         self.in_training = False
         self._place()
 
@@ -102,12 +98,10 @@ class ImageTask:
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
-        """Training mode, but for the running statistics of a frozen base; ΔW is built once per optimizer step."""
+        """Training mode; ΔW is built once per optimizer step."""
         if not self.in_training:
             self.in_training = True
             self.model.train()
-            for module in self.frozen_statistics:
-                module.eval()
         if self.built.adapter is None:
             yield
             return

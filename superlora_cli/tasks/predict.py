@@ -63,9 +63,10 @@ def predict(
     images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
     found = []
     batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
-    for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
-        with processes.autocast():
-            found.append(model(batch.to(processes.device)).float().softmax(-1).topk(2))
+    with built.kept():
+        for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
+            with processes.autocast():
+                found.append(model(batch.to(processes.device)).float().softmax(-1).topk(2))
     processes.end()
     likely = torch.cat([top.values for top in found]).tolist()
     numbers = torch.cat([top.indices for top in found]).tolist()

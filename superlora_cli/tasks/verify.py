@@ -46,7 +46,8 @@ def compare_outputs(built: Built, merged: Path) -> Found:
     def outputs() -> Tensor:
         return torch.cat([_output(built, batch).float() for batch in images.split(64)])
 
-    adapted = outputs()
+    with built.kept():
+        adapted = outputs()
     detach(model)
     with open_weights(merged) as weights:
         state = {name: weights.tensor(name) for name in weights.names}

@@ -59,6 +59,8 @@ class Fastfood:
 class _Apply(torch.autograd.Function):
     """F without its activation or, with `adjoint`, its adjoint; each is the other's backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, fastfood: Fastfood, adjoint: bool) -> Tensor:
         return fastfood.adjoint(x) if adjoint else fastfood.forward(x)
@@ -70,6 +72,10 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Apply.apply(grads[0], ctx.fastfood, not ctx.adjoint), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Apply.apply(tangents[0], ctx.fastfood, ctx.adjoint)
 
 
 def draw_fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool) -> Fastfood:

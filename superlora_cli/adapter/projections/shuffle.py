@@ -14,6 +14,8 @@ from superlora_cli.adapter.projections import Draw, Place, Project, Size
 class _Permute(torch.autograd.Function):
     """A gather whose backward is a gather too, by the inverse permutation; autograd's own would scatter."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, order: Tensor, home: Tensor) -> Tensor:
         return x.index_select(-1, order)
@@ -26,6 +28,10 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         order, home = ctx.permutations
         return _Permute.apply(grads[0], home, order), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Permute.apply(tangents[0], *ctx.permutations)
 
 
 def build(size: Size, draw: Draw, place: Place) -> Project:

@@ -1,0 +1,92 @@
+"""The loops that people put around a model, tried with every variant on every execution path.
+
+    python benchmarks/loops.py                    # about 600 trainings of three steps
+    python benchmarks/loops.py --only plain 'torch.func: grad, vmap, jvp'
+    python benchmarks/loops.py --table            # docs/reliability.md again from what is on record
+
+What is tried is in tests/loops, where `pytest tests/loops` tries a little of it: an adapter of a few numbers is trained
+for three steps in float64, and its factors, the model's outputs and those of the merged model are compared with plain
+autograd from the paper's formulas (`adapter/naive.py`). Every loop that was tried takes the place of its lines in
+benchmarks/loops.jsonl, and with them the table in docs/reliability.md is made again. Exit code 1 if one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pages
+
+sys.path.insert(0, str(pages.ROOT))
+
+RESULTS, PAGE = Path(__file__).with_suffix(".jsonl"), pages.DOCS / "reliability.md"
+
+Row = dict[str, Any]
+
+
+def recorded() -> list[Row]:
+    """What is on record."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def table(rows: list[Row]) -> str:
+    """A line a loop, a column a variant: comparisons that are right, of those tried, over its execution paths."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    lines = [f"| loop | {' | '.join(variants)} | tried | right |", f"|---|{'---:|' * (len(variants) + 2)}"]
+    for loop in dict.fromkeys(row["loop"] for row in rows):
+        own = [row for row in rows if row["loop"] == loop]
+        cells = [_cell([row for row in own if row["variant"] == variant]) for variant in variants]
+        lines.append(f"| {loop} | {' | '.join(cells)} | {_sum(own, 'tried')} | {_sum(own, 'right')} |")
+    cells = [_cell([row for row in rows if row["variant"] == variant]) for variant in variants]
+    lines.append(f"| **all** | {' | '.join(cells)} | **{_sum(rows, 'tried'):,}** | **{_sum(rows, 'right'):,}** |")
+    return "\n".join(lines)
+
+
+def _cell(rows: list[Row]) -> str:
+    return f"{_sum(rows, 'right')}/{_sum(rows, 'tried')}"
+
+
+def _sum(rows: list[Row], key: str) -> int:
+    return sum(row[key] for row in rows)
+
+
+def places() -> pages.Places:
+    """What the page shows."""
+    return {(PAGE, "loops"): table(recorded())}
+
+
+def main() -> None:
+    """Try, record, make the table."""
+    from tests.loops.loops import LOOPS
+    from tests.loops.trials import tried
+    from tests.loops.work import cases
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(LOOPS), default=list(LOOPS))
+    parser.add_argument("--table", action="store_true", help="try nothing")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    right = True
+    for loop in [] if asked.table else asked.only:
+        rows = {name: [row for row in recorded() if row["loop"] == name] for name in LOOPS}
+        rows[loop] = []
+        for variant, path in cases():
+            found = tried(loop, variant, path)
+            wrong = {what: said for what, said in found.items() if said is not None}
+            about = {"loop": loop, "variant": variant, "path": path, "compared": list(found)}
+            rows[loop].append(about | {"tried": len(found), "right": len(found) - len(wrong)})
+            right &= not wrong
+            for what, said in wrong.items():
+                print(f"{loop}, {variant}, {path}: {what}: {said}", flush=True)
+        print(f"{loop}: {_cell(rows[loop])}", flush=True)
+        RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for name in LOOPS for row in rows[name]))
+    pages.fill(places())
+    sys.exit(not right)
+
+
+if __name__ == "__main__":
+    main()

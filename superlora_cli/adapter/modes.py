@@ -1,0 +1,28 @@
+"""What torch's modes mean for an adapter: tensors that outlive them, and transforms that need plain operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def lasting(device: torch.device) -> Iterator[None]:
+    """Inside, tensors are made that are used again later, in any mode: the caller's own leaves no mark on them."""
+    traced = _disable_current_modes() if torch.compiler.is_exporting() else nullcontext()
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False), traced:
+        yield
+
+
+def only_operators() -> bool:
+    """Whether what runs is transformed or traced as a whole: by torch.func, forward-mode gradients or an export."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+    )
