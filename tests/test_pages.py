@@ -11,7 +11,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    "benchmark", ["digits", "faults", "figures", "generation", "head_to_head", "report", "speed", "transcripts"]
+    "benchmark",
+    ["digits", "faults", "figures", "generation", "head_to_head", "rates", "report", "speed", "transcripts"],
 )
 def test_a_page_says_what_is_on_record(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
