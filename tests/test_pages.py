@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 FILLING = ["digits", "families", "faults", "figures", "first_recipe", "generation", "head_to_head", "loops"]
-FILLING += ["real_base", "report", "speed", "transcripts", "transfer"]
+FILLING += ["rates", "real_base", "report", "speed", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 STEPS, FIRST, PER_DECADE = 60, 1e-5, 8  # steps at most, their first rate, steps until it is ten times that
 KEPT = 0.6  # of what the loss won or lost so far, at every step: an exponential mean
 RISEN = 0.1  # part of the untrained loss that it has to be above it, to have blown up
-BELOW = 10  # the rate that is proposed is so many times below the one where it blew up (docs/training.md)
+BELOW = 20  # the rate that is proposed is so many times below the one where it blew up (docs/training.md)
+
+
+def proposal(blown_up: float) -> float:
+    """The rate that is proposed where the loss blew up at another, to two digits.
+
+    >>> proposal(0.316228)
+    0.016
+    """
+    return float(f"{blown_up / BELOW:.1e}")
 
 
 @dataclass
@@ -68,8 +77,8 @@ class RangeTest:
 
     @property
     def proposed(self) -> float:
-        """The rate to train at, to two digits."""
-        return float(f"{self.rates[-1] / BELOW:.1e}")
+        """The rate to train at."""
+        return proposal(self.rates[-1])
 
 
 def range_test(task: Task, train: TrainSection, processes: Processes, display: Display) -> RangeTest:

@@ -19,7 +19,7 @@ def test_a_rate_a_curve_and_a_picture_are_all_that_is_left(cli: Cli) -> None:
     rates = [rate for rate, _ in found["curve"]]
     assert 2 < len(rates) <= 60
     assert rates == sorted(rates)
-    assert found["rate"] == pytest.approx(rates[-1] / 10, rel=0.5)
+    assert found["rate"] == pytest.approx(rates[-1] / 20, rel=0.4)
     assert found["plot"] == "rate.png"
     assert set(contents(Path())) == {"rate.png"}
     assert len(Image.open("rate.png").convert("L").getcolors() or []) > 10

@@ -66,7 +66,7 @@ def found(task: Any, **keys: Any) -> RangeTest:
 @pytest.mark.parametrize("curvature", [0.1, 1.0, 300.0])
 def test_the_rate_follows_the_curvature_and_is_stable(curvature: float, keys: dict[str, Any]) -> None:
     test = found(Valley(curvature), **keys)
-    assert 0.1 < test.proposed * curvature < 2
+    assert 0.05 < test.proposed * curvature < 2
     assert len(test.rates) < STEPS
     lowest = min(loss for _, loss in test.curve)
     assert lowest < 0.5 * test.curve[0][1] < test.curve[-1][1]
@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_ends_the_test_and_is_left_out_of_the_curve() -
         test.add(rate, loss, 1.0)
     assert test.blown_up
     assert [rate for rate, _ in test.curve] == [0.1, 0.2]
-    assert test.proposed == 0.04
+    assert test.proposed == 0.02
 
 
 def test_batches_that_differ_do_not_end_it() -> None:
