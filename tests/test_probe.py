@@ -13,17 +13,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import superlora_cli
 from superlora_cli.adapter import store
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.analysis.trained import trained_params
-from superlora_cli.cli.app import app
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.tasks.build import build_for_training
+from tests.conftest import run_cli
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 FEW = ("train.steps=4", "eval.every=4", "train.threads=1", "data.augment=none", "train.optimizer.lr=0.01")
@@ -36,10 +35,9 @@ TRAINED = {
 
 def superlora(*words: str | Path, code: int = 0) -> dict[str, Any]:
     """What a command says under --json."""
-    result = CliRunner().invoke(app, [*map(str, words), "--json"])
-    assert result.exit_code == code, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    result = run_cli(*words, "--json")
+    assert result.code == code, result.err or result.out
+    return result.json()
 
 
 @pytest.fixture(scope="module")

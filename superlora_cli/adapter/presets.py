@@ -17,10 +17,6 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that every adapter is compared with"),
-    "bitfit": Preset(
-        {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"
-    ),
     "dense": Preset({"groups": "weight", "order": 1}, "ΔW_i = A_i", "Table 1, dense FT"),
     "lora": Preset({"groups": "weight", "order": 2, "fold": "none"}, "ΔW_i = A_i1 A_i2ᵀ", "Table 1, LoRA"),
     "lokr": Preset(
@@ -121,5 +117,9 @@ PRESETS: dict[str, Preset] = {
         {"groups": "weight", "order": 1, "fold": "none", "projection": "dft", "ratio": 0.01},
         "ΔW_i = Re DFT⁻¹(A_i), A_i at n random frequencies",
         "FourierFT, arXiv 2405.03003",
+    ),
+    "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that every adapter is compared with"),
+    "bitfit": Preset(
+        {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"
     ),
 }

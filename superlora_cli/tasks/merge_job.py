@@ -89,7 +89,7 @@ class Job:
             return None
         classes = made.arguments.get("num_classes")
         model = build(section, classes=classes, image_size=recipe.data.image_size).model
-        right = store.digest_base(model, self.targets)[0] == self.stored.base["sha256"]
+        right = store.digest_base(model, self.targets or self.known_by)[0] == self.stored.base["sha256"]
         return model.state_dict() if right else None
 
 

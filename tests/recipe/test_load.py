@@ -120,8 +120,9 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("validation: 0.1", "validation: 1", "5: data.validation: expected a number ≥ 0 and < 1, got 1"),
         ("[q, v]", "q", "6: adapter.targets: expected a non-empty list of text, got 'q' (write [q])"),
         ("lorta", "lortha",
-         "6: adapter.method: expected 'none', 'bitfit', 'dense', 'lora', 'lokr', 'lonkr', 'krona', 'loha', 'lotr',"
-         " 'lorta', 'fact_tk', 'cara', 'unilora', 'nola', 'vera', 'randlora', 'lora_xs', 'tinylora' or 'fourierft',"
+         "6: adapter.method: expected 'dense', 'lora', 'lokr', 'lonkr', 'krona', 'loha', 'lotr', 'lorta',"
+         " 'fact_tk', 'cara', 'unilora', 'nola', 'vera', 'randlora', 'lora_xs', 'tinylora', 'fourierft', 'none' or"
+         " 'bitfit',"
          " got 'lortha' (did you mean 'lorta'?)"),
         ("rank: 4", "rank: [4, ful]",
          "6: adapter.rank.1: expected a whole number or 'full', got 'ful' (did you mean 'full'?)"),
