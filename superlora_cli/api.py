@@ -10,7 +10,8 @@ superlora_cli.detach(model, merge=True)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from superlora_cli.adapter import attach as adapters
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import DEFAULT, activate, detach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
@@ -56,9 +58,11 @@ def attach(
     Raises:
         UsageError: a target or head that matches nothing, knobs that do not fit, or a name that is taken.
     """
-    patterns = _listed(targets)
+    patterns = _listed(targets, "targets")
     config = AdapterConfig.from_knobs(method, **knobs)
-    adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=_parameters(model, _listed(head)))
+    adapter = adapters.attach(
+        model, expand(model, patterns), config, name=name, head=_parameters(model, _listed(head, "head"))
+    )
     adapter.patterns = patterns
     return adapter
 
@@ -74,8 +78,8 @@ def save(
         metrics: numbers or strings to keep in the file; `superlora inspect` shows them.
 
     Raises:
-        UsageError: no such adapter, parameters outside of it are being trained (they would be lost), or the file
-            cannot be written. RunError: the disk is full.
+        UsageError: no such adapter, parameters outside of it are being trained (they would be lost), a metric that
+            is neither number nor text, or the file cannot be written. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -96,7 +100,7 @@ def save(
         targets_digest=store.digest_targets(adapter.targets),
         base={"name": _base_name(model), "sha256": sha256, "dtype": dtype},
         recipe={},
-        metrics=dict(metrics or {}),
+        metrics=_written(metrics or {}),
         factors=dict(adapter.factors.items()),
         head=head,
     ).save(Path(path))
@@ -135,8 +139,25 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     return adapter
 
 
-def _listed(words: str | Sequence[str]) -> tuple[str, ...]:
-    return (words,) if isinstance(words, str) else tuple(words)
+def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:
+    listed = (words,) if isinstance(words, str) else tuple(words) if isinstance(words, Iterable) else (words,)
+    if not all(isinstance(word, str) for word in listed):
+        raise UsageError(f"{words!r:.60} is no list of names", where=where, hint='as ["q", "v"]')
+    return listed
+
+
+def _written(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as a file can hold them; a tensor cannot be told from one that was meant to be a number."""
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"{metrics!r:.60} has no names", where="metrics", hint='as {"accuracy": 0.9}')
+    found: dict[str, Any] = plain(metrics)
+    for name, value in found.items():
+        try:
+            json.dumps({name: value}, sort_keys=True)
+        except (TypeError, ValueError):
+            hint = "a number or text; of a tensor, its .item()"
+            raise UsageError(f"is {value!r:.60}", where=f"metrics: {name}", hint=hint) from None
+    return found
 
 
 def _parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -197,6 +198,9 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.attach(model, rnak=2, name="new"), "unknown knob 'rnak'"),
         (lambda model: superlora_cli.attach(model, name="new", head="tail"), "'tail' matches no parameter"),
         (lambda model: superlora_cli.attach(model, ["head"], name="new", head="head"), "adapted and trained as a head"),
+        (lambda model: superlora_cli.attach(model, [3], name="new"), "targets: .* is no list of names"),
+        (lambda model: superlora_cli.attach(model, name="new", head=3), "head: 3 is no list of names"),
+        (lambda model: superlora_cli.attach(model, name=3), "'3' cannot be the name"),
     ],
 )
 def test_what_cannot_be_is_said_and_changes_nothing(wrong, message: str) -> None:
@@ -285,6 +289,19 @@ def test_what_is_trained_outside_the_adapter_is_not_lost_silently(tmp_path: Path
     with pytest.raises(UsageError, match=r"norm.weight: is trained, and would not be saved"):
         superlora_cli.save(model, tmp_path / "lost.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_are_numbers_and_text_of_any_library(tmp_path: Path) -> None:
+    model, _ = two_adapters()
+    metrics = {"accuracy": np.float32(0.1), "n": np.int64(3), "by class": [np.float64(0.5), 1], "set": "test"}
+    superlora_cli.save(model, tmp_path / "numpy.safetensors", metrics=metrics)
+    same = {"accuracy": 0.1, "n": 3, "by class": [0.5, 1], "set": "test"}
+    superlora_cli.save(model, tmp_path / "plain.safetensors", metrics=same)
+    assert (tmp_path / "numpy.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    for wrong in (torch.tensor(0.5), np.ones(2), {"deep": torch.ones(2)}, {1: 0, "a": 1}):
+        with pytest.raises(UsageError, match="metrics: loss: is "):
+            superlora_cli.save(model, tmp_path / "never.safetensors", metrics={"loss": wrong})
+    assert not (tmp_path / "never.safetensors").exists()
 
 
 def test_importing_the_package_imports_no_torch() -> None:

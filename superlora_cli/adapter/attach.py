@@ -69,7 +69,7 @@ class Adapters(nn.Module):
         """
         if name in self.named:
             raise UsageError(f"the model has an adapter '{name}' already", hint="another name, or detach it first")
-        if name in ("", "factors") or "." in name or hasattr(self, name):
+        if not isinstance(name, str) or name in ("", "factors") or "." in name or hasattr(self, name):
             raise UsageError(f"'{name}' cannot be the name of an adapter", hint="a word like 'pets'")
         self.named[name] = adapter
         if name == DEFAULT:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
+from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.presets import PRESETS as PRESETS
 from superlora_cli.adapter.projections import FULL_SIZE
 from superlora_cli.adapter.projections import NAMES as PROJECTIONS
@@ -87,21 +88,18 @@ class AdapterConfig:
     @classmethod
     def from_knobs(cls, method: str | None = None, /, **knobs: Any) -> AdapterConfig:
         """The preset `method` with `knobs` on top; a knob that is None is one not given."""
-        if method is not None and method not in PRESETS:
-            hint = did_you_mean(method, PRESETS) or "one of " + ", ".join(PRESETS)
+        if method is not None and not (isinstance(method, str) and method in PRESETS):
+            hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
             raise UsageError(f"unknown method '{method}'", where="adapter.method", hint=hint)
         known = {field.name for field in fields(cls)}
         for name in knobs:
             if name not in known:
                 raise UsageError(f"unknown knob '{name}'", where="adapter", hint=did_you_mean(name, known))
-        given = {name: value for name, value in knobs.items() if value is not None}
+        given = {name: plain(value) for name, value in knobs.items() if value is not None}
         preset = dict(PRESETS[method].knobs) if method else {}
         if method == "lotr" and isinstance(given.get("rank"), int):  # one number means LoTR's own form
             given["rank"] = ("full", given["rank"], given["rank"])
         merged = preset | given
-        for name in ("rank", "freeze", "diagonals"):
-            if isinstance(merged.get(name), list):
-                merged[name] = tuple(merged[name])
         if isinstance(merged.get("inner"), Mapping):
             merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
         return cls(**merged)
@@ -152,19 +150,17 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value not in choices and not (name == "core" and value is None):
-                hint = did_you_mean(str(value), choices) or "one of " + ", ".join(choices)
+            if isinstance(value, str) and value not in choices:
+                hint = did_you_mean(value, choices) or "one of " + ", ".join(choices)
                 raise refuse(name, f"unknown {name} '{value}'", hint)
+        settle(self, "adapter")
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if value != "full" and value < 1:
                 raise refuse(name, f"{name} is {value}", "a whole number ≥ 1")
             if value != "full" and value > most:
                 raise refuse(name, f"{name} is {value}", f"at most {most:,}")
-        if isinstance(self.groups, str):
-            if self.groups not in ("weight", "layer"):
-                raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight or layer")
-        elif self.groups < 1:
+        if not isinstance(self.groups, str) and self.groups < 1:
             raise refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight or layer")
         if self.alpha is not None and not 0 < abs(self.alpha) < float("inf"):
             raise refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
