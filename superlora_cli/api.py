@@ -26,6 +26,7 @@ from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.targets import expand
 
@@ -58,12 +59,10 @@ def attach(
     Raises:
         UsageError: a target or head that matches nothing, knobs that do not fit, or a name that is taken.
     """
-    patterns = _listed(targets, "targets")
+    patterns, trained = _listed(targets, "targets"), _parameters(model, _listed(head, "head"))
     config = AdapterConfig.from_knobs(method, **knobs)
-    adapter = adapters.attach(
-        model, expand(model, patterns), config, name=name, head=_parameters(model, _listed(head, "head"))
-    )
-    adapter.patterns = patterns
+    adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=trained)
+    _remember(model, adapter, patterns)
     return adapter
 
 
@@ -79,7 +78,8 @@ def save(
 
     Raises:
         UsageError: no such adapter, parameters outside of it are being trained (they would be lost), a metric that
-            is neither number nor text, or the file cannot be written. RunError: the disk is full.
+            is neither number nor text, or the file cannot be written. MismatchError: with `frozen: svd`, the base's
+            weights are not those that the adapter was attached to. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -93,7 +93,13 @@ def save(
         head: dict[str, Tensor] = {key: stored_parameter(model, key) for key in adapter.head}
     else:
         head = adapter.head
-    sha256, dtype = store.digest_base(model, adapter.targets)
+    sha256, dtype = digest = store.digest_base(model, adapter.targets)
+    if adapter.base_digest not in (None, digest):
+        raise MismatchError(
+            "the base is not the one that the frozen factors were taken from: its weights have changed since",
+            where=str(path),
+            hint="attach after they are loaded; detach(merge=True) keeps what was trained",
+        )
     store.StoredAdapter(
         config=adapter.config,
         patterns=adapter.patterns,
@@ -112,7 +118,8 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     Args:
         path: an adapter file, or a run's folder.
         name: what it is called on this model.
-        allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted.
+        allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
+            frozen factors come from it.
 
     Raises:
         UsageError: not an adapter file, or a name that is taken. MismatchError: adapter and base do not belong
@@ -124,19 +131,26 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     targets = expand(model, stored.patterns)
     store.check_targets(targets, stored, where=where)
     store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
-    if not allow_base_mismatch:
-        store.check_base(model, targets, stored, where=where)
+    store.check_base(model, targets, stored, where=where, allow_mismatch=allow_base_mismatch)
     known = dict(model.named_parameters())
     for key, tensor in stored.head.items():
         if key not in known or known[key].shape[1:] != tensor.shape[1:]:  # another number of classes is fine
             raise MismatchError(f"the base has no {key} like {list(tensor.shape)}", where=where, hint="another head")
-    adapter = adapters.attach(model, targets, stored.config, name=name, head=list(stored.head))
-    adapter.patterns = stored.patterns
-    store.restore(adapter, stored, where=where)
-    for key, tensor in stored.head.items():
-        parameter = stored_parameter(model, key)
-        parameter.data = tensor.to(parameter)
+    with all_or_nothing(model):
+        adapter = adapters.attach(model, targets, stored.config, name=name, head=list(stored.head))
+        _remember(model, adapter, stored.patterns)
+        store.restore(adapter, stored, where=where)
+        for key, tensor in stored.head.items():
+            parameter = stored_parameter(model, key)
+            parameter.data = tensor.to(parameter)
     return adapter
+
+
+def _remember(model: nn.Module, adapter: SuperLora, patterns: tuple[str, ...]) -> None:
+    """What `save` writes down that is known now: the patterns, and the base that frozen factors come from."""
+    adapter.patterns = patterns
+    if adapter.config.frozen == "svd":
+        adapter.base_digest = store.digest_base(model, adapter.targets)
 
 
 def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:

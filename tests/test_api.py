@@ -244,6 +244,22 @@ def test_one_of_two_adapters_can_go() -> None:
     assert list(model.superlora.named) == ["cars"]
 
 
+def test_frozen_factors_of_another_base_are_not_saved_nor_loaded(tmp_path: Path) -> None:
+    model = vit()
+    moved(superlora_cli.attach(model, method="lora_xs", rank=2), 0)
+    superlora_cli.save(model, tmp_path / "xs.safetensors")
+    with pytest.raises(MismatchError, match="not the base"):
+        superlora_cli.load(vit(seed=1), tmp_path / "xs.safetensors", allow_base_mismatch=True)
+    model.load_state_dict(vit(seed=1).state_dict(), strict=False)
+    with pytest.raises(MismatchError, match=r"changed since .attach after they are loaded"):
+        superlora_cli.save(copy.deepcopy(model), tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+    loaded = vit()
+    superlora_cli.load(loaded, tmp_path / "xs.safetensors")
+    superlora_cli.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "xs.safetensors").read_bytes()
+
+
 def test_a_head_belongs_to_its_adapter(tmp_path: Path) -> None:
     model, base = vit(), vit()
     plain = base(X)

@@ -248,9 +248,16 @@ def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
     return digest.found
 
 
-def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
-    """Refuse a base whose target bytes are not the ones that were adapted; raises as `check_digest`."""
-    check_digest(digest_base(model, targets), stored, where=where)
+def check_base(
+    model: nn.Module, targets: Sequence[Target], stored: StoredAdapter, *, where: str, allow_mismatch: bool = False
+) -> None:
+    """Refuse a base whose target bytes are not the ones that were adapted; raises as `check_digest`.
+
+    Args:
+        allow_mismatch: accept another base, unless frozen factors come from it: its singular vectors are others.
+    """
+    if not allow_mismatch or stored.config.frozen == "svd":
+        check_digest(digest_base(model, targets), stored, where=where)
 
 
 def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str) -> None:

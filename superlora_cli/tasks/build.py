@@ -75,7 +75,7 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
         return Built(recipe, base, None, ("", ""))
     targets = expand(base.model, recipe.adapter.targets)
     digest = store.digest_base(base.model, targets) if weights else ("", "")
-    adapter = attach(base.model, targets, adapter_config(recipe))
+    adapter = attach(base.model, targets, adapter_config(recipe), shapes_only=not weights)
     for name in base.trained_head:
         base.model.get_parameter(name).requires_grad_(True)
     return Built(recipe, base, adapter, digest)
@@ -118,8 +118,7 @@ def build_from_file(
     made = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
-    if not allow_mismatch or stored.config.frozen == "svd":  # whose factors are the base's own singular vectors
-        store.check_base(made.model, targets, stored, where=str(path))
+    store.check_base(made.model, targets, stored, where=str(path), allow_mismatch=allow_mismatch)
     adapter = attach(made.model, targets, stored.config)
     store.restore(adapter, stored, where=str(path))
     store.restore_head(made.model, stored, where=str(path))
