@@ -10,7 +10,8 @@ superlora_cli.detach(model, merge=True)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from superlora_cli.adapter import attach as adapters
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import DEFAULT, activate, detach
 from superlora_cli.adapter.config import NEWEST, AdapterConfig
+from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
@@ -63,12 +66,13 @@ def attach(
             would be trained.
     """
     config = AdapterConfig.from_knobs(method, defaults=NEWEST, **knobs)
-    patterns, own = _listed(targets) if config.adapts else (), _parameters(model, _listed(head))
+    patterns = _listed(targets, "targets") if config.adapts else ()
+    own = _parameters(model, _listed(head, "head"))
     also = list(chosen(parts_of(model), config.also, without={*own, *classifier_parameters(model)}))
     if not (config.adapts or own or also):
         raise UsageError("nothing would be trained", where="method", hint="head=…, also=['bias'], or another method")
     adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
-    adapter.patterns = patterns
+    _remember(model, adapter, patterns)
     return adapter
 
 
@@ -84,8 +88,9 @@ def save(
         metrics: numbers or strings to keep in the file; `superlora inspect` shows them.
 
     Raises:
-        UsageError: no such adapter, parameters outside of it are being trained (they would be lost), or the file
-            cannot be written. RunError: the disk is full.
+        UsageError: no such adapter, parameters outside of it are being trained (they would be lost), a metric that
+            is neither number nor text, or the file cannot be written. MismatchError: with `frozen: svd`, the base's
+            weights are not those that the adapter was attached to. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -99,14 +104,20 @@ def save(
     also: Mapping[str, Tensor] = adapter.also
     if held.active is not None and adapter is held.get():  # then the model holds them
         head, also = ({key: stored_parameter(model, key) for key in own} for own in (head, also))
-    sha256, dtype = digest_base(model, adapter.targets, (*head, *also))
+    sha256, dtype = digest = digest_base(model, adapter.targets, (*head, *also))
+    if adapter.base_digest not in (None, digest):
+        raise MismatchError(
+            "the base is not the one that the frozen factors were taken from: its weights have changed since",
+            where=str(path),
+            hint="attach after they are loaded; detach(merge=True) keeps what was trained",
+        )
     store.StoredAdapter(
         config=adapter.config,
         patterns=adapter.patterns,
         targets_digest=store.digest_targets(adapter.targets),
         base={"name": _base_name(model), "sha256": sha256, "dtype": dtype},
         recipe={},
-        metrics=dict(metrics or {}),
+        metrics=_written(metrics or {}),
         factors=dict(adapter.factors.items()),
         head=head,
         also=also,
@@ -119,7 +130,8 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     Args:
         path: an adapter file, or a run's folder.
         name: what it is called on this model.
-        allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted.
+        allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
+            frozen factors come from it.
 
     Raises:
         UsageError: not an adapter file, or a name that is taken. MismatchError: adapter and base do not belong
@@ -131,8 +143,8 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     targets = expand(model, stored.patterns)
     store.check_targets(targets, stored, where=where)
     store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
-    if not allow_base_mismatch:
-        store.check_digest(digest_base(model, targets, stored.beside), stored, where=where)
+    digest = digest_base(model, targets, stored.beside)
+    store.check_digest(digest, stored, where=where, allow_mismatch=allow_base_mismatch)
     known = dict(model.named_parameters())
     for key, tensor in stored.beside.items():
         first = 1 if key in stored.head else 0  # a head may have another number of classes
@@ -140,17 +152,42 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
             hint = "another head" if key in stored.head else "another base"
             raise MismatchError(f"the base has no {key} like {list(tensor.shape)}", where=where, hint=hint)
     own, also = list(stored.head), list(stored.also)
-    adapter = adapters.attach(model, targets, stored.config, name=name, head=own, also=also)
-    adapter.patterns = stored.patterns
-    store.restore(adapter, stored, where=where)
-    for key, tensor in stored.beside.items():
-        parameter = stored_parameter(model, key)
-        parameter.data = tensor.to(parameter)
+    with all_or_nothing(model):
+        adapter = adapters.attach(model, targets, stored.config, name=name, head=own, also=also)
+        _remember(model, adapter, stored.patterns)
+        store.restore(adapter, stored, where=where)
+        for key, tensor in stored.beside.items():
+            parameter = stored_parameter(model, key)
+            parameter.data = tensor.to(parameter)
     return adapter
 
 
-def _listed(words: str | Sequence[str]) -> tuple[str, ...]:
-    return (words,) if isinstance(words, str) else tuple(words)
+def _remember(model: nn.Module, adapter: SuperLora, patterns: tuple[str, ...]) -> None:
+    """What `save` writes down that is known now: the patterns, and the base that frozen factors come from."""
+    adapter.patterns = patterns
+    if adapter.config.frozen == "svd":
+        adapter.base_digest = store.digest_base(model, adapter.targets)
+
+
+def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:
+    listed = (words,) if isinstance(words, str) else tuple(words) if isinstance(words, Iterable) else (words,)
+    if not all(isinstance(word, str) for word in listed):
+        raise UsageError(f"{words!r:.60} is no list of names", where=where, hint='as ["q", "v"]')
+    return listed
+
+
+def _written(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as a file can hold them; a tensor cannot be told from one that was meant to be a number."""
+    if not isinstance(metrics, Mapping):
+        raise UsageError(f"{metrics!r:.60} has no names", where="metrics", hint='as {"accuracy": 0.9}')
+    found: dict[str, Any] = plain(metrics)
+    for name, value in found.items():
+        try:
+            json.dumps({name: value}, sort_keys=True)
+        except (TypeError, ValueError):
+            hint = "a number or text; of a tensor, its .item()"
+            raise UsageError(f"is {value!r:.60}", where=f"metrics: {name}", hint=hint) from None
+    return found
 
 
 def _parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:

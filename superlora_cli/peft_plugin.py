@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import activate, attach, detach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.kinds import plain
 from superlora_cli.errors import UsageError
 from superlora_cli.models.patterns import SHORT_NAMES
 from superlora_cli.models.targets import expand, weights_of
@@ -89,6 +90,8 @@ class SuperLoraConfig(PeftConfig):
         self.peft_type = PeftType(NAME.upper())
         if isinstance(self.target_modules, set | tuple):
             self.target_modules = sorted(self.target_modules)
+        for knob in fields(AdapterConfig):
+            setattr(self, knob.name, plain(getattr(self, knob.name)))
         self.adapter_config()
 
     def adapter_config(self) -> AdapterConfig:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -197,6 +198,9 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.attach(model, rnak=2, name="new"), "unknown knob 'rnak'"),
         (lambda model: superlora_cli.attach(model, name="new", head="tail"), "'tail' matches no parameter"),
         (lambda model: superlora_cli.attach(model, ["head"], name="new", head="head"), "adapted and trained as a head"),
+        (lambda model: superlora_cli.attach(model, [3], name="new"), "targets: .* is no list of names"),
+        (lambda model: superlora_cli.attach(model, name="new", head=3), "head: 3 is no list of names"),
+        (lambda model: superlora_cli.attach(model, name=3), "'3' cannot be the name"),
     ],
 )
 def test_what_cannot_be_is_said_and_changes_nothing(wrong, message: str) -> None:
@@ -238,6 +242,22 @@ def test_one_of_two_adapters_can_go() -> None:
     assert torch.equal(model(X), outputs[None])
     superlora_cli.detach(model, "pets")
     assert list(model.superlora.named) == ["cars"]
+
+
+def test_frozen_factors_of_another_base_are_not_saved_nor_loaded(tmp_path: Path) -> None:
+    model = vit()
+    moved(superlora_cli.attach(model, method="lora_xs", rank=2), 0)
+    superlora_cli.save(model, tmp_path / "xs.safetensors")
+    with pytest.raises(MismatchError, match="not the base"):
+        superlora_cli.load(vit(seed=1), tmp_path / "xs.safetensors", allow_base_mismatch=True)
+    model.load_state_dict(vit(seed=1).state_dict(), strict=False)
+    with pytest.raises(MismatchError, match=r"changed since .attach after they are loaded"):
+        superlora_cli.save(copy.deepcopy(model), tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+    loaded = vit()
+    superlora_cli.load(loaded, tmp_path / "xs.safetensors")
+    superlora_cli.save(loaded, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "xs.safetensors").read_bytes()
 
 
 def test_a_head_belongs_to_its_adapter(tmp_path: Path) -> None:
@@ -285,6 +305,19 @@ def test_what_is_trained_outside_the_adapter_is_not_lost_silently(tmp_path: Path
     with pytest.raises(UsageError, match=r"norm.weight: is trained, and would not be saved"):
         superlora_cli.save(model, tmp_path / "lost.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_are_numbers_and_text_of_any_library(tmp_path: Path) -> None:
+    model, _ = two_adapters()
+    metrics = {"accuracy": np.float32(0.1), "n": np.int64(3), "by class": [np.float64(0.5), 1], "set": "test"}
+    superlora_cli.save(model, tmp_path / "numpy.safetensors", metrics=metrics)
+    same = {"accuracy": 0.1, "n": 3, "by class": [0.5, 1], "set": "test"}
+    superlora_cli.save(model, tmp_path / "plain.safetensors", metrics=same)
+    assert (tmp_path / "numpy.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    for wrong in (torch.tensor(0.5), np.ones(2), {"deep": torch.ones(2)}, {1: 0, "a": 1}):
+        with pytest.raises(UsageError, match="metrics: loss: is "):
+            superlora_cli.save(model, tmp_path / "never.safetensors", metrics={"loss": wrong})
+    assert not (tmp_path / "never.safetensors").exists()
 
 
 def test_importing_the_package_imports_no_torch() -> None:

@@ -11,14 +11,15 @@ plain ones, and only its parameters are trainable. `activate` switches, without 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter import preflight
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layers import by_module, is_plain_linear, put_on, stored_parameter, take_off
+from superlora_cli.adapter.layers import is_plain_linear, put_on, stored_parameter, take_off
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.adapter.scaling import settled
 from superlora_cli.adapter.statistics import hold_statistics, release_statistics
 from superlora_cli.adapter.targets import Target
@@ -36,10 +37,12 @@ class Adapters(nn.Module):
     Attributes:
         named: the adapters by name.
         active: the name of the one that the model computes with, None for the plain base.
+        trainable: the base's parameters, by name, that were trainable before the first adapter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainable: frozenset[str] = frozenset()) -> None:
         super().__init__()
+        self.trainable = trainable
         self.named: dict[str, SuperLora] = {}
         self.active: str | None = None
 
@@ -72,7 +75,7 @@ class Adapters(nn.Module):
         """
         if name in self.named:
             raise UsageError(f"the model has an adapter '{name}' already", hint="another name, or detach it first")
-        if name in ("", "factors") or "." in name or hasattr(self, name):
+        if not isinstance(name, str) or name in ("", "factors") or "." in name or hasattr(self, name):
             raise UsageError(f"'{name}' cannot be the name of an adapter", hint="a word like 'pets'")
         self.named[name] = adapter
         if name == DEFAULT:
@@ -118,6 +121,7 @@ def attach(
     name: str = DEFAULT,
     head: Sequence[str] = (),
     also: Sequence[str] = (),
+    shapes_only: bool = False,
 ) -> SuperLora:
     """Freeze `model`, adapt `targets` of it, and return the adapter: active, with ΔW = 0.
 
@@ -125,40 +129,37 @@ def attach(
         name: of the adapter, beside others on the same model.
         head: parameters of the model, by name, that are trained with this adapter: it gets copies of its own.
         also: the same, of what the knob `also` stands for in this model.
+        shapes_only: accept a model without values, on the meta device.
 
     Raises:
-        UsageError: the knobs do not fit the targets, a target is no weight of this model or shares rows with
-            another, or the model has an adapter of this name already. Nothing has been changed then.
+        UsageError: the knobs do not fit the targets, a target or the model cannot be adapted (`preflight`), or the
+            model has an adapter of this name already. Nothing has been changed then, nor after any other error.
     """
-    adapters = adapters_of(model) or Adapters()
-    modules = dict(model.named_modules())
-    for target in targets:
-        weight = getattr(modules.get(target.module), "_parameters", {}).get("weight")
-        if weight is None or weight[target.start : target.stop].shape != target.shape:
-            raise UsageError(f"the model has no weight of shape {list(target.shape)}", where=target.name)
-    for indices in by_module(targets).values():
-        for one, following in pairwise(indices):
-            if targets[following].start < targets[one].stop:
-                raise UsageError("two targets share rows", where=f"{targets[one].name}, {targets[following].name}")
-    for twice in {f"{target.module}.weight" for target in targets} & {*head, *also}:
-        raise UsageError("adapted and trained as a head at once", where=twice, hint="one of the two")
-    plain = all(is_plain_linear(modules[target.module]) for target in targets)
-    weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
-    base = [weight[target.start : target.stop] for weight, target in zip(weights, targets, strict=True)]
-    adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
-    adapter.to(next(model.parameters()).device)
-    adapters.add(name, adapter)
-    activate(model, None)
-    adapter.head, adapter.also = (
-        {key: stored_parameter(model, key).detach().clone() for key in names} for names in (head, also)
-    )
-    if adapters_of(model) is None:
-        model.superlora = adapters
-        model.register_forward_pre_hook(_Before(adapters))
-        model.register_forward_hook(_After(adapters))
-        hold_statistics(model)
-    model.requires_grad_(False)
-    activate(model, name)
+    present = adapters_of(model)
+    own = list(present.named.values()) if present else []
+    nested = [at for at, module in model.named_modules() if at and adapters_of(module)]
+    preflight.check(model, targets, [*head, *also], own, nested=nested, shapes_only=shapes_only)
+    with torch.inference_mode(False), all_or_nothing(model):
+        modules = dict(model.named_modules())
+        plain = all(is_plain_linear(modules[target.module]) for target in targets)
+        weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
+        base = [weight[target.start : target.stop] for weight, target in zip(weights, targets, strict=True)]
+        adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
+        adapter.to(weights[0].device if weights else next(model.parameters()).device)
+        adapters = present or Adapters(frozenset(k for k, each in model.named_parameters() if each.requires_grad))
+        if present is None:
+            model.superlora = adapters
+            model.register_forward_pre_hook(_Before(adapters))
+            model.register_forward_hook(_After(adapters))
+            hold_statistics(model)
+        adapters.add(name, adapter)
+        activate(model, None)
+        adapter.head, adapter.also = (
+            {key: stored_parameter(model, key).detach().clone() for key in names} for names in (head, also)
+        )
+        for parameter in model.parameters():
+            parameter.requires_grad = False  # one that is not initialised knows no requires_grad_()
+        activate(model, name)
     return adapter
 
 
@@ -169,7 +170,8 @@ def activate(model: nn.Module, name: str | None) -> None:
     copied.
 
     Raises:
-        UsageError: the model has no adapter of this name.
+        UsageError: the model has no adapter of this name, an adapter of another module is on a layer of it, or
+            its layers were replaced. Nothing has been changed then.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -179,7 +181,10 @@ def activate(model: nn.Module, name: str | None) -> None:
     wanted = None if name is None else adapters.get(name)
     if adapters.active == name:
         return
+    if wanted is not None:
+        preflight.check_free(model, wanted, list(adapters.named.values()))
     if adapters.active is not None:
+        preflight.check_on(model, adapters.get())
         take_off(model, adapters.get())
     adapters.active = name
     if wanted is not None:
@@ -187,36 +192,43 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) -> None:
-    """Take the adapter `name` off the model, or all of them.
+    """Take the adapter `name` off the model, or all of them; after the last one the base's parameters are trainable
+    again that were before the first.
 
     Args:
         merge: leave ΔW, the head and what else `name` (or the active adapter) has trained in the base's weights. All
             adapters are off then: the others belonged to another base.
 
     Raises:
-        UsageError: no adapter of this name, or none to merge. RunError: merging would write NaN or Inf; the model
-            computes as before then.
+        UsageError: no adapter of this name, none to merge, or its layers were replaced. RunError: merging would
+            write NaN or Inf. Nothing has been changed then, and the adapter that was active is.
     """
     adapters = adapters_of(model)
     if adapters is None:
         raise UsageError("the model has no adapter", hint="attach or load one first")
     if name is not None or merge:
         chosen = adapters.get(name)
-    if merge:
-        activate(model, name or adapters.active)
-        take_off(model, chosen, merge=True)
-        adapters.active = None
-    leaving = list(adapters.named) if merge or name is None else [name]
-    if adapters.active in leaving:
-        activate(model, None)
-    for each in leaving:
-        adapters.remove(each)
-    if not adapters.named:
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook)]:
-                del hooks[key]
-        release_statistics(model)
-        del model.superlora
+    if adapters.active is not None:
+        preflight.check_on(model, adapters.get())
+    with all_or_nothing(model):
+        if merge:
+            activate(model, name or adapters.active)
+            take_off(model, chosen, merge=True)
+            adapters.active = None
+        leaving = list(adapters.named) if merge or name is None else [name]
+        if adapters.active in leaving:
+            activate(model, None)
+        for each in leaving:
+            adapters.remove(each)
+        if not adapters.named:
+            for hooks in (model._forward_pre_hooks, model._forward_hooks):
+                for number in [number for number, hook in hooks.items() if isinstance(hook, _Hook)]:
+                    del hooks[number]
+            release_statistics(model)
+            del model.superlora
+            for key, parameter in model.named_parameters():
+                if key in adapters.trainable:
+                    parameter.requires_grad = True
 
 
 def adapters_of(model: nn.Module) -> Adapters | None:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
+from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.presets import PRESETS as PRESETS
 from superlora_cli.adapter.projections import FULL_SIZE
 from superlora_cli.adapter.projections import NAMES as PROJECTIONS
@@ -100,14 +101,14 @@ class AdapterConfig:
             defaults: the version of the defaults that knobs not given have. From 2 on `scaling` is `weights` where
                 neither it nor `alpha` is given and the factors start at unit scale.
         """
-        if method is not None and method not in PRESETS:
-            hint = did_you_mean(method, PRESETS) or "one of " + ", ".join(PRESETS)
+        if method is not None and not (isinstance(method, str) and method in PRESETS):
+            hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
             raise UsageError(f"unknown method '{method}'", where="adapter.method", hint=hint)
         known = {field.name for field in fields(cls)}
         for name in knobs:
             if name not in known:
                 raise UsageError(f"unknown knob '{name}'", where="adapter", hint=did_you_mean(name, known))
-        given = {name: value for name, value in knobs.items() if value is not None}
+        given = {name: plain(value) for name, value in knobs.items() if value is not None}
         preset = dict(PRESETS[method].knobs) if method else {}
         if method == "lotr" and isinstance(given.get("rank"), int):  # one number means LoTR's own form
             given["rank"] = ("full", given["rank"], given["rank"])
@@ -116,9 +117,6 @@ class AdapterConfig:
             raise refuse("groups", f"groups {merged['groups']} with method {method}", f"{method} adapts no weight")
         if merged.get("groups") == "none":
             merged = {name: value for name, value in merged.items() if name in ("groups", "also", "seed")}
-        for name in ("rank", "freeze", "diagonals", "also"):
-            if isinstance(merged.get(name), list):
-                merged[name] = tuple(merged[name])
         if isinstance(merged.get("inner"), Mapping):
             merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
         made = cls(**merged)
@@ -186,23 +184,20 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value not in choices and not (name == "core" and value is None):
-                hint = did_you_mean(str(value), choices) or "one of " + ", ".join(choices)
+            if isinstance(value, str) and value not in choices:
+                hint = did_you_mean(value, choices) or "one of " + ", ".join(choices)
                 raise refuse(name, f"unknown {name} '{value}'", hint)
+        settle(self, "adapter")
         for name, most in LIMITS.items():
             value = getattr(self, name)
             if value != "full" and value < 1:
                 raise refuse(name, f"{name} is {value}", "a whole number ≥ 1")
             if value != "full" and value > most:
                 raise refuse(name, f"{name} is {value}", f"at most {most:,}")
-        if isinstance(self.groups, str):
-            if self.groups not in ("weight", "layer", "none"):
-                raise refuse("groups", f"unknown grouping '{self.groups}'", "a number ≥ 1, weight, layer or none")
-        elif self.groups < 1:
+        if not isinstance(self.groups, str) and self.groups < 1:
             raise refuse("groups", f"groups is {self.groups}", "a number ≥ 1, weight, layer or none")
-        for kind in self.also:
-            if kind not in get_args(Also) or self.also.count(kind) > 1:
-                raise refuse("also", f"also is {list(self.also)}", "bias, norm or both")
+        if len(set(self.also)) < len(self.also):
+            raise refuse("also", f"also is {list(self.also)}", "bias, norm or both")
         if self.alpha is not None and not 0 < abs(self.alpha) < float("inf"):
             raise refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
         self._check_rank()

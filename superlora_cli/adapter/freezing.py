@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from superlora_cli.adapter.kinds import settle
 from superlora_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ class Inner:
     def __post_init__(self) -> None:
         for name, kind in (("projection", InnerProjection), ("per", Per)):
             value, choices = getattr(self, name), get_args(kind)
-            if value not in choices:
-                hint = did_you_mean(str(value), choices) or "one of " + ", ".join(choices)
+            if isinstance(value, str) and value not in choices:
+                hint = did_you_mean(value, choices) or "one of " + ", ".join(choices)
                 raise refuse(f"inner.{name}", f"unknown {name} '{value}'", hint)
+        settle(self, "adapter.inner")
         if self.dim < 1:
             raise refuse("inner.dim", f"dim is {self.dim}", "a whole number ≥ 1")
 

@@ -38,6 +38,7 @@ class SuperLora(nn.Module):
     Attributes:
         targets: the rows it adapts, in model order.
         patterns: what gives these targets back on the same model.
+        base_digest: of the base that frozen factors come from, where that is to be looked at when it is saved.
         plan: its shapes; `plan.params` is the number of its parameters.
         factors: the trained tensors by name.
         head: trained tensors outside of `factors`, by their name in the model; while the adapter is active the model
@@ -58,6 +59,7 @@ class SuperLora(nn.Module):
         self.sharing, self.write_is_lost = Sharing(), Warned()
         self.targets = tuple(targets)
         self.patterns = tuple(target.name for target in self.targets)
+        self.base_digest: tuple[str, str] | None = None
         self.head: dict[str, Tensor] = {}
         self.also: dict[str, Tensor] = {}
         self.plan: Plan = plan(config, [target.flat for target in targets])

@@ -263,12 +263,17 @@ def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapte
     check_digest(digest_base(model, targets), stored, where=where)
 
 
-def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str) -> None:
+def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, allow_mismatch: bool = False) -> None:
     """Refuse the (digest, dtype) of a base that is not the one that was adapted.
+
+    Args:
+        allow_mismatch: accept another base, unless frozen factors come from it: its singular vectors are others.
 
     Raises:
         MismatchError: with a message of its own where only the dtype differs.
     """
+    if allow_mismatch and stored.config.frozen != "svd":
+        return
     sha256, dtype = found
     if sha256 == stored.base["sha256"]:
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from superlora_cli.adapter.targets import Target
 from superlora_cli.models.heads import classifier_parameters
@@ -51,10 +52,23 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
     """Every linear and convolutional weight of `model` by module name, in model order."""
     modules, head = dict(model.named_modules()), set(classifier_parameters(model))
     return {
-        name: Weight(tuple(module._parameters["weight"].shape), _mixed(modules, name), f"{name}.weight" in head)  # type: ignore[union-attr]
+        name: Weight(_shape(module), _mixed(modules, name), f"{name}.weight" in head)
         for name, module in modules.items()
-        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and not name.startswith("superlora")
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name.partition(".")[0] != "superlora"
     }
+
+
+def _shape(module: Any) -> tuple[int, ...]:
+    """A layer's weight as it computes with it, also where what it holds is something else: parametrised, normed,
+    pruned, quantised, not yet initialised."""
+    weight = module._parameters.get("weight")
+    if weight is not None and not is_lazy(weight) and weight.is_floating_point():
+        return tuple(weight.shape)
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    sides = (module.out_channels, module.in_channels)
+    first, second = reversed(sides) if module.transposed else sides
+    return (first, second // module.groups, *module.kernel_size)
 
 
 def _mixed(modules: dict[str, nn.Module], name: str) -> str:

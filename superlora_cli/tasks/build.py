@@ -105,7 +105,7 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
             raise UsageError(f"{target.module} is a new head, trained whole", where="adapter.targets", hint=hint)
     also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
     digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
-    adapter = attach(model, targets, config, also=also)
+    adapter = attach(model, targets, config, also=also, shapes_only=not weights)
     for name in base.trained_head:
         model.get_parameter(name).requires_grad_(True)
     return Built(recipe, base, adapter, digest)
@@ -148,8 +148,8 @@ def build_from_file(
     made = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
     check_task(recipe, made)
     targets = expand(made.model, stored.patterns)
-    if not allow_mismatch or stored.config.frozen == "svd":  # whose factors are the base's own singular vectors
-        store.check_digest(digest_base(made.model, targets, stored.beside), stored, where=str(path))
+    digest = digest_base(made.model, targets, stored.beside)
+    store.check_digest(digest, stored, where=str(path), allow_mismatch=allow_mismatch)
     store.check_beside(made.model, stored, where=str(path))
     adapter = attach(made.model, targets, stored.config, also=list(stored.also))
     store.restore(adapter, stored, where=str(path))
