@@ -95,12 +95,14 @@ def _with_a_graph(
     grad: Tensor,
 ) -> list[Tensor | None]:
     """Gradients of input, bias and parts that have gradients themselves: from torch's own operators."""
-    input, bias, *parts = (None if own is None else own.view_as(own) for own in (input, bias, *parts))  # this layer's
+    input, parts = input.view_as(input), [part.view_as(part) for part in parts]  # as they meet in this layer alone
+    bias = None if bias is None else bias.view_as(bias)
     dense, low = len(starts[0]), len(starts[1])
     changes = [(start, part - part.detach()) for start, part in zip(starts[0], parts, strict=False)]  # 0 in value
     products = zip(starts[1], parts[dense : dense + low], parts[dense + low :], strict=True)
     changes += [(start, left @ right) for start, left, right in products]
     output = functional.linear(input, splice(weight, sorted(changes, key=lambda change: change[0])), bias)
-    wanted = [own for own, needs in zip((input, bias, *parts), needed, strict=True) if needs]
+    owns = zip((input, bias, *parts), needed, strict=True)
+    wanted = [own for own, needs in owns if needs and own is not None]
     found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
     return [next(found) if needs else None for needs in needed]

@@ -168,7 +168,7 @@ class Sharing:
                 self._backward.pop(number, None)
                 leaves.push()
 
-            torch.autograd.Variable._execution_engine.queue_callback(end)  # type: ignore[no-untyped-call]
+            torch.autograd.Variable._execution_engine.queue_callback(end)
         return self._backward[number].updates
 
     @torch._disable_dynamo

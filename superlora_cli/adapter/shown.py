@@ -13,7 +13,7 @@ from torch import Tensor
 class Shown(Tensor):
     """A tensor like any other for whoever computes with it; the first write to it is told to `_written`."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # as Parameter: results are plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as Parameter: results are plain tensors
     _written: Callable[[], None]
 
     @property
