@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,7 +15,9 @@ def all_or_nothing(model: nn.Module) -> Iterator[None]:
     """Where the block raises, every module has again the class, children, tensors and hooks that it had, and every
     parameter its values, gradient and `requires_grad`. Values that were overwritten in place stay so."""
     modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
-    contents = [(held, held.copy()) for _, _, own in modules for held in own.values() if isinstance(held, dict)]
+    contents = [
+        (held, held.copy()) for _, _, own in modules for held in own.values() if type(held) in (dict, OrderedDict)
+    ]
     parameters = [(each, each.data, each.grad, each.requires_grad) for each in model.parameters()]
     try:
         yield

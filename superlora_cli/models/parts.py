@@ -20,11 +20,15 @@ class Part(NamedTuple):
 
 def parts_of(model: nn.Module) -> dict[str, Part]:
     """Every bias of `model`, and every parameter of its normalisation layers, by name and in its order."""
+    from torch.nn.parameter import is_lazy  # here: counting does without torch
+
     found = {}
     for module, layer in model.named_modules():
         norm = any("norm" in kind.__name__.lower() for kind in type(layer).__mro__)  # torch's, timm's, transformers' …
+        if module.partition(".")[0] == "superlora":
+            continue
         for name, parameter in layer._parameters.items():
-            if parameter is not None and (norm or is_bias(name)) and module.partition(".")[0] != "superlora":
+            if parameter is not None and (norm or is_bias(name)) and not is_lazy(parameter):
                 found[f"{module}.{name}".lstrip(".")] = Part(tuple(parameter.shape), norm)
     return found
 

@@ -417,7 +417,8 @@ def hugging_face(model: Any, adapter: SuperLora, batches: list[Tensor], objectiv
             optim="adamw_torch_fused", gradient_checkpointing=True, eval_strategy="steps", eval_steps=1,
             use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
-        Own(model, asked, train_dataset=[{"input_ids": batch} for batch in batches]).train()
+        data = [{"input_ids": batch} for batch in batches]
+        Own(model, asked, train_dataset=data, eval_dataset=data).train()
     model.gradient_checkpointing_disable()
     return model, adapter
 
