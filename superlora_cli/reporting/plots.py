@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
         axes = figure.add_subplot(xscale="log", xlabel="trained parameters", ylabel=measure.label)
         looks = looks_of(row.method for row in section.rows)
         rows = [row for row in section.rows if row.number in measure.values]
+        axes.set_xlim(_with_room([row.params for row in rows]))
         _steps(axes, measure, measure.front(rows), color=INK, linewidth=3, alpha=0.25)
         if measure.before is not None:
             axes.axhline(measure.before, color=INK, alpha=0.5, linestyle=":", linewidth=1, label="unadapted")
@@ -124,6 +126,17 @@ def to_page(svg: str, prefix: str, label: str) -> str:
     body = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{prefix}-", body)
     head = f'<svg role="img" aria-label="{escape(label, quote=True)}" '
     return body.replace("<svg ", head, 1).replace(INK, "currentColor").replace(PAPER, "none")
+
+
+def _with_room(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis with room on both sides; a power of ten at least, however near the values are.
+
+    >>> _with_room([100]) == _with_room([100, 100]), [round(limit) for limit in _with_room([100, 100])]
+    (True, [28, 355])
+    """
+    low, high = min(values), max(values)
+    half, middle = max(high / low, 10) ** 0.55, math.sqrt(low * high)
+    return middle / half, middle * half
 
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:
