@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import at_random
+from superlora_cli.reporting.history import Curve
 from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.sections import Measure, Row, Section
 
@@ -44,7 +46,7 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
         axes = figure.add_subplot(xscale="log", xlabel="trained parameters", ylabel=measure.label)
         looks = looks_of(row.method for row in section.rows)
         rows = [row for row in section.rows if row.number in measure.values]
-        axes.set_xlim(_with_room([row.params for row in rows]))
+        axes.set_xlim(_with_room([max(1, row.params) for row in rows]))
         _steps(axes, measure, measure.front(rows), color=INK, linewidth=3, alpha=0.25)
         if measure.before is not None:
             axes.axhline(measure.before, color=INK, alpha=0.5, linestyle=":", linewidth=1, label="unadapted")
@@ -62,6 +64,40 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
                 titles[f"row-{row.number}"] = f"{row.name}: {value} with {row.params:,} parameters"
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
         return _svg(figure, salt, titles)
+
+
+def curves_plot(section: Section, salt: str) -> str:
+    """How the best trainings went: the loss of the step, and the first metric where the best step was chosen.
+
+    A line a run, a colour a row, the best rows by that metric.
+    """
+    rows, first = shown_curves(section), section.measures[0].metric
+    with _drawing(salt) as figure:
+        figure.set_size_inches(11, 4.4)
+        left, right = figure.subplots(1, 2)
+        left.set(xlabel="step", ylabel="training loss")
+        right.set(xlabel="step", ylabel=first.label.replace("test", "validation"))
+        for index, row in enumerate(rows):
+            look: Look = {**_look(index), "markersize": 2.5, "linewidth": 1}
+            for number, run in enumerate(row.runs):
+                label = _plain(row.name) if number == 0 else None
+                left.plot(*_columns(run.history.loss), **look, label=label)
+                right.plot(*_columns(run.history.scores.get(first.name, ())), **look)
+        figure.legend(loc="outside lower left", frameon=False, fontsize="small", ncols=2)
+        return _svg(figure, salt, {})
+
+
+def shown_curves(section: Section) -> list[Row]:
+    """The best rows, as many as can be told apart, of those that tell how they went."""
+    best = section.measures[0].best(section.rows) if section.measures else []
+    return [row for row in best if any(run.history.loss for run in row.runs)][: len(COLOURS)]
+
+
+def confusion_plot(table: ConfusionTable, salt: str) -> str:
+    """Which classes are taken for which."""
+    with _drawing(salt) as figure:
+        table.paint(figure)
+        return _svg(figure, salt, {})
 
 
 def geometry_plot(nearness: Nearness, rows: Sequence[Row], salt: str) -> str:
@@ -137,6 +173,10 @@ def _with_room(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     half, middle = max(high / low, 10) ** 0.55, math.sqrt(low * high)
     return middle / half, middle * half
+
+
+def _columns(points: Curve) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:

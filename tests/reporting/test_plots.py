@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from superlora_cli.reporting.geometry import Similarity
 from superlora_cli.reporting.nearness import Nearness
-from superlora_cli.reporting.plots import geometry_plot, looks_of, pareto_plot, summary_plot
+from superlora_cli.reporting.plots import (
+    confusion_plot,
+    curves_plot,
+    geometry_plot,
+    looks_of,
+    pareto_plot,
+    summary_plot,
+)
 from superlora_cli.reporting.runs import collect
 from superlora_cli.reporting.sections import Section, sections
 from tests.reporting.folders import make_run
@@ -35,7 +42,7 @@ Drawn = Callable[..., list[Pixels]]
 @pytest.fixture(params=FOLDERS.values(), ids=FOLDERS)
 def section(request: pytest.FixtureRequest, tmp_path: Path) -> Section:
     for number, (recipe, override, params, accuracy) in enumerate(request.param):
-        make_run(tmp_path / str(number), recipe, override, accuracy=accuracy, params=params)
+        make_run(tmp_path / str(number), recipe, override, accuracy=accuracy, validation=accuracy, params=params)
     (found,), _ = sections(collect([tmp_path])[0])
     return found
 
@@ -80,6 +87,19 @@ def test_a_metric_against_parameters(section: Section, drawn: Drawn) -> None:
     for measure in section.measures:
         (inside,) = drawn(pareto_plot, section, measure)
         assert all(shows(inside, colour) for colour in colours_of(section))
+
+
+def test_how_the_trainings_went(section: Section, drawn: Drawn) -> None:
+    for inside in drawn(curves_plot, section):
+        assert is_coloured(inside)
+
+
+def test_the_confusion_matrix(section: Section, drawn: Drawn) -> None:
+    table = section.rows[0].runs[0].confusion
+    assert table
+    assert table.counts.tolist() == [[4, 0], [1, 5]]
+    inside, _ = drawn(confusion_plot, table)
+    assert is_coloured(inside)
 
 
 def test_the_geometry(section: Section, drawn: Drawn) -> None:
