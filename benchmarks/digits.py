@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pages
+from labels import name_points
 from rich.console import Console
 
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
@@ -33,7 +34,6 @@ README, PICTURE = pages.ROOT / "README.md", pages.DOCS / "digits.svg"
 SEEDS = (0, 1, 2)
 PRECISIONS = {"quickstart, bf16": ["quickstart", "train.precision=bf16"]}
 MADE = "Made by `python benchmarks/digits.py`."
-LEFT = ("2d", "lorta3d", "lorta4d", "nonlinear_v2")  # labels that would cover others at the right
 
 
 def recipes() -> list[str]:
@@ -108,13 +108,15 @@ def draw(found: list[dict[str, Any]]) -> None:
         marker = "s" if row["recipe"] in ("digits_lora", "digits_dense") else "o"
         bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         axes.errorbar(row["parameters"], row["mean"], yerr=bars, fmt=marker, capsize=3)
-        label = row["recipe"].removeprefix("digits_")
-        place: dict[str, Any] = {"xytext": (-6, -3), "ha": "right"} if label in LEFT else {"xytext": (6, -9)}
-        axes.annotate(label, (row["parameters"], row["mean"]), textcoords="offset points", fontsize=8, **place)
     axes.axhline(found[0]["before"], linestyle=":", color="grey")
     axes.text(found[-1]["parameters"], found[0]["before"] + 0.006, "unadapted", ha="right", fontsize=8, color="grey")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
     axes.grid(alpha=0.3)
+    axes.margins(x=0.1, y=0.15)
+    names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in found]
+    name_points(
+        axes, names, avoid=[(row["parameters"], row[end]) for row in found for end in ("low", "high")], fontsize=8
+    )
     figure.savefig(PICTURE, metadata={"Date": None})
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
+from labels import name_points
 from rivals import Method
 
 PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
@@ -197,12 +198,14 @@ def summary(found: list[Rows], claims: Claims) -> str:
     lora = claims.lora
     ours = sum(rows.method.ours for rows in found)
     others = len(found) - ours
+    (probe,) = (rows for rows in found if rows.method.name == "linear probe")
     reached = ", ".join(f"{rows.accuracy:.3f} with {rows.parameters:,}" for rows in claims.chosen)
     return (
         f"[docs/evidence.md](docs/evidence.md) has {ours} settings of ours and {others} of PEFT, LyCORIS and\n"
         "plain tuning on the same work, every one with its best learning rate of the same grid. PEFT's LoRA of rank 1\n"
         f"reaches {lora.accuracy:.3f} with {lora.parameters:,} parameters (mean of {len(lora.rows)} seeds),\n"
-        f"ours {reached}. {above_the_front(found)}"
+        f"ours {reached}. A linear probe, the head alone, reaches {probe.accuracy:.3f} with {probe.parameters}.\n"
+        f"{above_the_front(found)}"
     )
 
 
@@ -240,15 +243,14 @@ def draw(found: list[Rows]) -> None:
     chosen = front(found)
     at, reached = [rows.parameters for rows in chosen], [rows.accuracy for rows in chosen]
     axes.plot(at, reached, color=OURS, lw=1.5, label="superlora, front by validation")
-    for rows in chosen:
-        axes.annotate(rows.method.name, (rows.parameters, rows.accuracy), xytext=(-4, 6), textcoords="offset points",
-                      fontsize=7, color=OURS, rotation=35, rotation_mode="anchor")  # fmt: skip
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, mean of 3 seeds", ylim=(0.6, 1.0))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
+    names = [(rows.parameters, rows.accuracy, rows.method.name) for rows in chosen]
+    name_points(axes, names, avoid=[(rows.parameters, rows.accuracy) for rows in found], fontsize=7, color=OURS)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 

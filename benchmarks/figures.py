@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pages
+from labels import Point, name_points
 
 RESULTS, SWEEPS = Path(__file__).with_suffix(".jsonl"), pages.ROOT / "runs" / "sweeps"
 PAGE, PICTURES = pages.DOCS / "figures.md", pages.DOCS / "figures"
@@ -111,25 +112,27 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     """The first two columns against parameters, a line a series, each point named by what changes along it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     mpl.rcParams["svg.hashsalt"] = "superlora"
     shown = list(figure.columns.items())[:2]
     canvas = Canvas(figsize=(5.5 * len(shown), 4), layout="constrained")
     for axes, (column, title) in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        names: list[Point] = []
         for series in dict.fromkeys(map(series_of, rows)):
             own = sorted((row for row in rows if series_of(row) == series), key=lambda row: row["parameters"])
             at, means = [row["parameters"] for row in own], [statistics.mean(row["values"][column]) for row in own]
             axes.plot(at, means, "o-", ms=4, lw=1, label=series)
             for row, x, y in zip(own, at, means, strict=True):
                 name = " ".join(f"{sign}{row['knobs'][key]}" for key, sign in ALONG.items() if key in row["knobs"])
-                axes.annotate(name, (x, y), xytext=(3, 4), textcoords="offset points", fontsize=6, color="#555")
+                names.append((x, y, name))
         axes.set(xscale="log", xlabel="parameters", ylabel=title)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.2)
-    axes.legend(frameon=False, fontsize=7)
+        name_points(axes, names, fontsize=6, color="#555")
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=7, ncols=2)
     PICTURES.mkdir(exist_ok=True)
     canvas.savefig(PICTURES / f"{figure.name}.svg", metadata={"Date": None})
 

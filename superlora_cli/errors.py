@@ -78,8 +78,9 @@ class InterruptedRunError(SuperLoraError):
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
     """The hint for a misspelt name, or None where nothing is near.
 
-    >>> did_you_mean("ordr", ["rank", "order"])
-    "did you mean 'order'?"
+    >>> did_you_mean("ordr", ["rank", "order"]), did_you_mean("adamw", ["Adam", "AdamW"])
+    ("did you mean 'order'?", "did you mean 'AdamW'?")
     """
-    near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
-    return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else None
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.5)
+    return "did you mean " + " or ".join(f"'{names[name]}'" for name in near) + "?" if near else None

@@ -1,14 +1,22 @@
-"""What shows progress: a bar on a terminal, a line now and then elsewhere."""
+"""What shows progress: what is being done, or a bar, on a terminal; a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 BETWEEN_LINES = 15  # seconds, where there is no terminal
+
+
+def doing(console: Console, what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
+    """Says on a terminal what is being done, as long as it takes."""
+    return nullcontext() if quiet else console.status(Text(what))
 
 
 class Showing:

@@ -23,6 +23,7 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.kinds import ADAPTER_MARK, MODEL_MARK, Kind
 from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
 
@@ -73,7 +74,7 @@ class StoredAdapter:
             tensors |= {prefix + name: tensor.detach().cpu() for name, tensor in own.items()}
         metadata = {
             "format": "pt",
-            "superlora.format_version": self.config.format_version,
+            ADAPTER_MARK: self.config.format_version,
             "superlora.config": self.config.to_json(),
             "superlora.targets": _json({"patterns": list(self.patterns), "sha256": self.targets_digest}),
             "superlora.base": _json(self.base),
@@ -97,12 +98,13 @@ def load(path: Path) -> StoredAdapter:
         UsageError: missing, truncated, tampered with, foreign, or of a newer format.
     """
     tensors, metadata = read_safetensors(path)
-    if "superlora.format_version" not in metadata:
+    if ADAPTER_MARK not in metadata:
         what, hint = recognise(tensors, metadata) or ("", "an adapter.safetensors that superlora train wrote")
-        message = f"{what}, no superlora adapter" if what else "a safetensors file, but no superlora adapter"
+        what = what or (Kind.MODEL if MODEL_MARK in metadata else Kind.WEIGHTS)
+        message = f"{what}, no superlora adapter"
         raise UsageError(message, where=str(path), hint=hint)
-    if metadata["superlora.format_version"] not in FORMAT_VERSIONS:
-        version = metadata["superlora.format_version"]
+    if metadata[ADAPTER_MARK] not in FORMAT_VERSIONS:
+        version = metadata[ADAPTER_MARK]
         raise UsageError(f"adapter format {version}, this version reads {' and '.join(FORMAT_VERSIONS)}",
                          where=str(path), hint="update superlora")  # fmt: skip
     checksum.check(tensors, metadata, path)

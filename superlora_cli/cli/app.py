@@ -26,13 +26,12 @@ app = typer.Typer(
     help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-COMMANDS = (
-    *("train", "find-rate", "sweep", "eval", "count-params", "merge", "export", "combine", "extract", "generate"),
-    *("ls", "validate", "schema", "inspect", "init", "report"),
+COMMANDS = (  # in the order of work
+    *("ls", "init", "validate", "count-params", "find-rate", "train", "eval", "generate", "inspect"),
+    *("merge", "export", "combine", "extract", "sweep", "report", "schema"),
 )
 
 for name in COMMANDS:
@@ -68,7 +67,7 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
     try:
-        code = app(words, standalone_mode=False) or 0
+        code = app(words, prog_name="superlora", standalone_mode=False) or 0
         if code == InterruptedRunError.code:  # what the parser makes of Ctrl-C, without a word
             raise KeyboardInterrupt
         sys.exit(code)

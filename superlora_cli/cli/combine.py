@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import print_errors, print_json, print_pairs
+from superlora_cli.cli.console import KEEPING, loading, print_errors, print_json, print_pairs
 from superlora_cli.errors import UsageError
 
 
@@ -27,10 +27,11 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Add up the updates of adapters of any variants on the same base."""
-    from superlora_cli.tasks.combine import combine
-
+    """Add up adapters of any variants on the same base."""
     numbers = None if weights is None else [_number(part) for part in weights.split(",")]
+    with loading():
+        from superlora_cli.tasks.combine import combine
+
     done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force)
     if as_json:
         print_json(done)
@@ -38,7 +39,7 @@ def command(
     rows = [("output", f"{done['output']}  {done['bytes']:,} bytes"), ("parameters", f"{done['params']:,}")]
     print_pairs(to, rows)
     if "weights" in done:
-        print_errors(done["weights"], done["error"])
+        print_errors(done["weights"], done["error"], f"{KEEPING} keeps it to 5 %, --to delta is exact")
 
 
 def _number(text: str) -> float:

@@ -12,7 +12,12 @@ from superlora_cli.launch import speaks
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
+
+
+MUCH = 0.05  # of ΔW's norm, missed by an approximation
+KEEPING = f"--energy {1 - MUCH**2:g}"  # misses no more than that
 
 
 def stderr_console() -> Console:
@@ -20,6 +25,11 @@ def stderr_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def loading(what: str = "torch and timm") -> Status:
+    """Around an import that takes seconds: says so on a terminal."""
+    return stderr_console().status(f"loading {what}")
 
 
 def print_json(content: Any) -> None:
@@ -47,8 +57,12 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
     print_table(table)
 
 
-def print_errors(weights: Sequence[dict[str, Any]], whole: float, *, shown: int = 12) -> None:
-    """What approximated weights miss: name, rank if there is one, relative Frobenius error; the worst where many."""
+def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, shown: int = 12) -> None:
+    """What approximated weights miss: name, rank if there is one, relative Frobenius error; the worst where many.
+
+    Args:
+        hint: what would miss less, said where it is much.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -60,6 +74,8 @@ def print_errors(weights: Sequence[dict[str, Any]], whole: float, *, shown: int 
         table.add_row(Text(row["name"]), *([str(row["rank"])] if ranked else []), f"{row['error']:.2e}")
     table.add_row("all", *([""] if ranked else []), f"{whole:.2e}")
     print_table(table)
+    if whole > MUCH and speaks():
+        sys.stderr.write(f"warning: ΔW is missed by {whole:.0%} of its size: {hint}\n")
 
 
 def report(error: SuperLoraError, *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **options: Any,
 ) -> None:
-    """Count the parameters of an adapter without building it.
+    """Count the parameters of an adapter, or plan for a budget.
 
     Bare, it counts order 2, rank 4, folded, on the query and value weights of a ViT-base; options or a recipe say
     otherwise, and options go before the recipe's keys.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from superlora_cli.cli import options
-from superlora_cli.cli.console import print_json, print_pairs, stderr_console
+from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
 from superlora_cli.errors import UsageError
 
 SHOWN = 12  # classes in the table, the worst
@@ -60,7 +60,9 @@ def command(
     allow_base_mismatch: options.AllowBaseMismatch = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a run or an adapter file on the test split of its recipe's data, or predict the classes of images.
+    """Evaluate a run, or predict the classes of images.
+
+    A run or an adapter file is evaluated on the test split of its recipe's data.
 
     With --against, measure how near generated images are to real ones: FID, IS, KID, MSID, precision and recall. The
     images are those in a folder, or are made by a diffusion run.
@@ -84,13 +86,17 @@ def command(
         _refuse(given, ("out",), "is the file of --predict", "--plot FILE draws a picture")
         _evaluate(result, overrides or [], plot, allow_base_mismatch, as_json)
         return
+    from superlora_cli.tasks.results import resolve_result
+
+    resolve_result(result)
     if plot is not None:
         raise UsageError("predictions have no true classes to draw", where="--plot", hint="leave out one of the two")
     file = out or Path(f"{predict.resolve().name}.csv")
     if file.exists() and not force:
         raise UsageError("the file exists", where=str(file), hint="--force overwrites it, --out names another")
 
-    from superlora_cli.tasks.predict import predict as run
+    with loading():
+        from superlora_cli.tasks.predict import predict as run
 
     found = run(result, predict, file, overrides or (), allow_mismatch=allow_base_mismatch)
     print_json(found) if as_json else _show_predictions(found)
@@ -115,7 +121,8 @@ def _is_run(result: Path) -> bool:
 
 
 def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool, as_json: bool) -> None:
-    from superlora_cli.tasks.evaluate import evaluate
+    with loading():
+        from superlora_cli.tasks.evaluate import evaluate
 
     if result.is_dir() and not (result / "recipe.yaml").exists() and any(result.glob("*.png")):
         hint = "say what to measure them against: --against digits:test"
@@ -149,7 +156,7 @@ def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any)
 
 def _measure_run(source: str, against: str, overrides: list[str] | None, **settings: Any) -> dict[str, Any]:
     console = stderr_console()
-    with console.status("loading torch and diffusers"):
+    with loading("torch and diffusers"):
         from superlora_cli.tasks.measure import measure_run
 
     return measure_run(source, against, console, overrides or (), **settings)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import print_errors, print_json, print_pairs
+from superlora_cli.cli.console import KEEPING, loading, print_errors, print_json, print_pairs
 
 
 def command(
@@ -24,18 +24,25 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write an adapter in the form of another library: merged for timm, as LoRA for PEFT or diffusers, or ΔW itself.
+    """Write an adapter for timm, PEFT or diffusers, or ΔW.
+
+    Merged for timm, as LoRA for PEFT or diffusers, or the update itself.
 
     LoRA is exact where the update has low rank weight by weight; else it is the nearest of a rank, and the relative
     error of every weight is told and stored.
     """
-    from superlora_cli.tasks.export import export
+    with loading():
+        from superlora_cli.tasks.export import export
 
     done = export(result, out, to=to, rank=rank, energy=energy, force=force)
     if as_json:
         print_json(done)
         return
     size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
-    print_pairs(to, [("output", done["output"] + size), ("load it with", done["load"])])
+    rows = [("output", done["output"] + size), ("load it with", done["load"])]
     if "weights" in done:
-        print_errors(done["weights"], done["error"])
+        ranks = f"rank {max(row['rank'] for row in done['weights'])} at most, ΔW missed by {done['error']:.1%}"
+        rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), ("as LoRA", ranks)]
+    print_pairs(to, rows)
+    if "weights" in done:
+        print_errors(done["weights"], done["error"], f"{KEEPING} keeps it to 5 %, --to timm or delta is exact")

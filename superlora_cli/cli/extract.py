@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from superlora_cli.cli import knobs
-from superlora_cli.cli.console import print_errors, print_json, print_pairs
+from superlora_cli.cli.console import loading, print_errors, print_json, print_pairs
 from superlora_cli.errors import UsageError
 
 
@@ -36,7 +36,10 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     **options: Any,
 ) -> None:
-    """Fit an adapter of any variant to the difference of two checkpoints, and tell the error of every weight."""
+    """Fit an adapter to the difference of two checkpoints.
+
+    An adapter of any variant; the error of every weight is told.
+    """
     if tuned is None or out is None:
         option, hint = ("--tuned", "the tuned weights") if tuned is None else ("--out", "the adapter file to write")
         raise UsageError("is missing", where=option, hint=hint)
@@ -45,7 +48,9 @@ def command(
     patterns = None if targets is None else knobs.split_patterns(targets)
 
     from superlora_cli.recipe.load import load_recipe
-    from superlora_cli.tasks.extract import Wanted, extract
+
+    with loading():
+        from superlora_cli.tasks.extract import Wanted, extract
 
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
     flags = {
@@ -68,4 +73,4 @@ def command(
         names, count = done["elsewhere"], len(done["elsewhere"])
         rows.append(("not in the adapter", f"{count} more changed tensors: {', '.join(names[:3])}{' …' * (count > 3)}"))
     print_pairs("extracted", rows)
-    print_errors(done["weights"], done["error"])
+    print_errors(done["weights"], done["error"], "a higher rank or another method may come nearer")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from superlora_cli.cli import options
-from superlora_cli.cli.console import print_json, print_pairs, stderr_console
+from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
 
 
 def command(
@@ -37,10 +37,13 @@ def command(
 ) -> None:
     """Draw images with a diffusion model and its adapter."""
     from superlora_cli.generation.folder import ImagesFolder
+    from superlora_cli.tasks.results import resolve_result
 
+    if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
+        resolve_result(Path(source))
     ImagesFolder(out).check(force=force)  # before torch, which takes seconds to load
     console = stderr_console()
-    with console.status("loading torch and diffusers"):
+    with loading("torch and diffusers"):
         from superlora_cli.tasks.generate import generate
 
     done = generate(

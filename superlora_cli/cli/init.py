@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs
+from superlora_cli.cli.console import loading, print_json, print_pairs
 from superlora_cli.errors import UsageError
+from superlora_cli.kinds import check_kind
 
 
 def command(
@@ -25,7 +26,10 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write a recipe that fine-tunes a model on a folder of images, to start from."""
+    """Write a recipe for a folder of images, to start from."""
+    if not data.is_dir():
+        check_kind(data, "a folder of images", ())
+        raise UsageError("no such folder", where=str(data), hint="a sub-folder of images per class")
     file = out or Path(f"{data.resolve().name}.yaml")
     if file.exists() and not force:
         raise UsageError("the file exists", where=str(file), hint="--force overwrites it, --out names another")
@@ -33,7 +37,9 @@ def command(
         raise UsageError("no such folder", where=str(file.parent), hint="make it first")
 
     from superlora_cli.files import write_atomic
-    from superlora_cli.tasks.start import starting_recipe
+
+    with loading():
+        from superlora_cli.tasks.start import starting_recipe
 
     start = starting_recipe(model, data, file, pretrained=pretrained, image_size=image_size)
     write_atomic(file, start.text)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs, print_table
+from superlora_cli.cli.console import loading, print_json, print_pairs, print_table
 
 
 def command(
@@ -23,11 +23,16 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --delta.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Show an adapter's knobs, targets, tensors, base, recipe and metrics; with --norms, what it changes."""
-    from superlora_cli.adapter import store
+    """Show what is in an adapter file.
+
+    Its knobs, targets, tensors, base, recipe and metrics; with --norms, how much it changes.
+    """
     from superlora_cli.tasks.results import resolve_result
 
     path = resolve_result(adapter)
+    with loading("torch"):
+        from superlora_cli.adapter import store
+
     stored = store.load(path)
     about: dict[str, Any] = {
         "file": str(path),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_table
+from superlora_cli.cli.console import print_json, print_table, stderr_console
 
 
 class Kind(StrEnum):
@@ -25,7 +25,10 @@ def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """List shipped recipes or sweeps, models whose shapes are known, methods with their knobs, or projections."""
+    """List recipes, sweeps, models, methods or projections.
+
+    Recipes and sweeps are those that come with superlora, models those whose shapes are known.
+    """
     listed = {
         Kind.recipes: _recipes,
         Kind.sweeps: _sweeps,
@@ -54,14 +57,13 @@ def _recipes() -> list[dict[str, Any]]:
 
 def _sweeps() -> list[dict[str, Any]]:
     from superlora_cli.recipe.load import shipped_sweeps
-    from superlora_cli.recipe.yaml import read_yaml
-    from superlora_cli.sweeping.schema import Sweep
+    from superlora_cli.sweeping.plan import load_plan
 
-    rows = []
-    for name, path in shipped_sweeps().items():
-        number = Sweep.model_validate(read_yaml(path).data).combinations
-        rows.append({"name": name, "combinations": number, "what": _first_line(path), "path": str(path)})
-    return rows
+    with stderr_console().status("counting runs"):
+        return [
+            {"name": name, "runs": len(load_plan(path).possible), "what": _first_line(path), "path": str(path)}
+            for name, path in shipped_sweeps().items()
+        ]
 
 
 def _first_line(path: Path) -> str:

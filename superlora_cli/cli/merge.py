@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import print_json, print_pairs, stderr_console
+from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
 
 
 def command(
@@ -29,9 +29,9 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Add an adapter's update to its base and write the weights, ready for timm."""
+    """Add an adapter to its base's weights, ready for timm."""
     console = stderr_console()
-    with console.status("loading torch and timm"):
+    with loading():
         from superlora_cli.tasks.merge import merge
 
     done = merge(

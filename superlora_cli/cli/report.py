@@ -33,9 +33,10 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a page that is no report.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare finished runs: metrics against parameters with their Pareto fronts, tables, images, configurations.
+    """Compare finished runs on one page.
 
-    Everything goes into one HTML page that needs no network, and its pictures also into files.
+    Metrics against parameters with their Pareto fronts, learning curves, tables, images, configurations: one HTML page
+    that needs no network, and its pictures also as files.
     """
     limits = _budgets(budgets)
     from superlora_cli.tasks.report import report

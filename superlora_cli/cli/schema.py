@@ -20,7 +20,10 @@ def command(
     kind: Annotated[Kind, typer.Argument(help="Whose keys.")] = Kind.recipe,
     markdown: Annotated[bool, typer.Option("--markdown", help="A table for people instead of JSON Schema.")] = False,
 ) -> None:
-    """Print the JSON Schema of recipes or of sweeps; editors complete and check keys from it."""
+    """Print the JSON Schema of recipes or of sweeps.
+
+    Editors complete and check keys from it.
+    """
     from superlora_cli.recipe.describe import json_schema, markdown_table
     from superlora_cli.recipe.schema import Recipe
     from superlora_cli.sweeping.schema import Sweep

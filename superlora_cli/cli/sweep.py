@@ -35,7 +35,9 @@ def command(
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train many variants of a recipe, several at a time, and gather the results.
+    """Train many variants of a recipe, several at a time.
+
+    The results are gathered in one table.
 
     The same command goes on where it was stopped: runs that are done are kept, all others are run again from their
     newest checkpoint.
@@ -64,6 +66,10 @@ def _show(found: dict[str, Any]) -> None:
     if found["impossible"]:
         rows.append(("left out", f"{found['impossible']} that cannot be"))
     rows += [(row["id"], row["error"]) for row in found["errors"]]
+    if best := found["best"]:
+        figures = {name: best["metrics"][name] for name in (best["chosen_by"], "accuracy") if name in best["metrics"]}
+        words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        rows.append(("best", f"{best['run']}: {words}"))
     rows.append(("results", found["results"]))
     print_pairs(found["out"], rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,15 +33,17 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train an adapter (or, without one in the recipe, the base) from a YAML recipe."""
+    """Train an adapter, or the base itself, by a recipe."""
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
+    from superlora_cli.showing import doing
 
     loaded = load_recipe(recipe, overrides or ())
     name = find_recipe(recipe).stem
     console = stderr_console()
     if dry_run:
-        from superlora_cli.tasks import train as tasks
+        with doing(console, "loading torch and timm", quiet=quiet):
+            from superlora_cli.tasks import train as tasks
 
         summary = tasks.dry_run(loaded)
         print_json(summary) if as_json else _show_plan(summary)
@@ -57,7 +59,7 @@ def command(
 
         if launched() == 1:
             folder, fresh = own_folder()  # before torch, which takes seconds to load
-        with nullcontext() if quiet or not speaks() else console.status("loading torch and timm"):
+        with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.tasks import train as tasks
             from superlora_cli.training.processes import join
         processes = join(loaded.train)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from superlora_cli.cli.console import print_json
+from superlora_cli.cli.knobs import located
 
 
 def command(
@@ -14,10 +15,18 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to override.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Check a recipe and name everything that is wrong with it, with file and line."""
+    """Check a recipe, and name everything that is wrong.
+
+    Every key, with file and line, and whether targets and knobs fit the model's weights. A model on the hub is not
+    fetched for it.
+    """
+    from superlora_cli.analysis.trained import trained_params
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    if ":" not in loaded.model.name:
+        with located({}, recipe):
+            trained_params(loaded)
     if as_json:
         print_json({"valid": True, "recipe": loaded.to_dict()})
     else:

@@ -18,6 +18,7 @@ from superlora_cli.data.images import SUFFIXES, open_rgb
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
 from superlora_cli.errors import UsageError
+from superlora_cli.kinds import Kind, check_kind
 
 Labelled = tuple[str, int]  # a file and its class
 NAMED = 3  # files that a note names
@@ -100,6 +101,8 @@ def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None
     if train is None and test is not None:
         raise UsageError(f"holds {test.name}, but no train", where=str(root), hint="or class folders, without either")
     files, classes = find_images_and_targets(str(train or root), types=SUFFIXES)
+    if not files:
+        check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
     if not files or "" in classes:
         found = f"{sum(label == classes[''] for _, label in files)} images outside of a class" if files else "no images"
         raise UsageError(f"holds {found}", where=str(train or root), hint="a sub-folder of images per class")

@@ -28,6 +28,7 @@ from superlora_cli.data.source import Look, Sample
 from superlora_cli.data.splits import CLASSES, EMBEDDED_SETS, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.generation.folder import IMAGES, MANIFEST
+from superlora_cli.kinds import check_kind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
@@ -105,6 +106,7 @@ def read_images(folder: Path) -> ImageSet:
         UsageError: no folder, no images, or one that cannot be read: metrics without it would be those of another set.
     """
     if not folder.is_dir():
+        check_kind(folder, "a folder of images", ())
         raise UsageError("no such folder", where=str(folder), hint="a folder of images")
     if (folder / MANIFEST).is_file() and (folder / IMAGES).is_dir():
         folder /= IMAGES
@@ -155,6 +157,8 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
     """
     if holds_images(Path(text)):
         return Path(text)
+    if Path(text).is_file():
+        check_kind(Path(text), "a data set or a folder of images", ())
     name, colon, split = text.rpartition(":") if ":" in text else (text, "", "test")
     if split not in PARTS:
         hint = did_you_mean(split, PARTS) or f"one of {', '.join(PARTS)}"

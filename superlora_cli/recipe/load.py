@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.kinds import Kind, check_kind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
@@ -58,12 +59,12 @@ def find_sweep(name_or_path: str | Path) -> Path:
 def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name_or_path)
     if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these never raise
+        check_kind(path, f"a {kind}", (Kind.SWEEP if kind == "sweep" else Kind.RECIPE, Kind.TEXT, Kind.JSON))
         return path
     name = path.with_suffix("").as_posix() if path.suffix in SUFFIXES else path.as_posix()
     if name in shipped:
         return shipped[name]
-    if os.path.isdir(path):
-        raise UsageError(f"is a folder, not a {kind}", where=str(name_or_path))
+    check_kind(path, f"a {kind}", ())
     near = did_you_mean(name, shipped) or did_you_mean(Path(name).name, shipped)
     hint = " ".join(filter(None, (near, f"`superlora ls {kind}s` lists the shipped ones")))
     raise UsageError(f"no such file or shipped {kind}", where=str(name_or_path), hint=hint)

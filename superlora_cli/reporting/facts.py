@@ -39,6 +39,7 @@ def facts(
                 "by": measure.by,
                 "higher_is_better": measure.metric.higher,
                 "before": measure.before,
+                "chosen_by": measure.chosen_by,
                 "values": [{"row": number, **asdict(spread)} for number, spread in measure.values.items()],
                 "front": [row.number for row in measure.front(section.rows)],
             }

@@ -1,4 +1,7 @@
-"""What a reader wants to know of a section: how small ρ may be, and which order and rank a budget should go to."""
+"""What a reader wants to know of a section: how small ρ may be, and which order and rank a budget should go to.
+
+Chosen by the validation split where the runs tell of it, and told by the test split.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,15 @@ class SmallestRatio:
     def words(self) -> str:
         """The finding for people."""
         measure, row, reference = self.measure, self.row, self.reference
-        within = f"{measure.label} within {self.tolerance:g}" + ("" if measure.metric.part else " of its value")
+        within = f"{measure.chosen_by} within {self.tolerance:g}" + ("" if measure.metric.part else " of its value")
         values = [measure.metric.text(measure.values[one.number].mean) for one in (row, reference)]
+        told = f"{measure.label} " if measure.validation else ""
         wanted = f"{values[1]} with {reference.params:,} parameters"
         if row is reference:
-            return f"{reference.name}: no smaller ρ of {self.tried} holds {within} ({wanted})"
+            return f"{reference.name}: no smaller ρ of {self.tried} holds {within} ({told}{wanted})"
         return (
             f"{reference.name}: ρ {_ratio(row):g} is the smallest of {self.tried} that holds {within}, "
-            f"{values[0]} with {row.params:,} parameters for {wanted}"
+            f"{told}{values[0]} with {row.params:,} parameters for {wanted}"
         )
 
 
@@ -57,8 +61,10 @@ def in_words(ratios: Sequence[SmallestRatio], budgets: Sequence[BestWithin]) -> 
     """A line for every smallest ρ, and one for every measure with the best of all budgets."""
     by_measure: dict[str, list[str]] = defaultdict(list)
     for one in budgets:
-        by_measure[one.measure.label].append(one.words())
-    lines = [f"best {label}: {'; '.join(words)}" for label, words in by_measure.items()]
+        measure = one.measure
+        chosen = f"best by {measure.chosen_by}, {measure.label}" if measure.validation else f"best {measure.label}"
+        by_measure[chosen].append(one.words())
+    lines = [f"{chosen}: {'; '.join(words)}" for chosen, words in by_measure.items()]
     return [one.words() for one in ratios] + lines
 
 
@@ -78,8 +84,8 @@ def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:
             known = sorted((row for row in family if row.number in measure.values), key=_ratio)
             if len({_ratio(row) for row in known}) > 1:
                 reference = known[-1]
-                wanted = measure.values[reference.number].mean
-                holding = (r for r in known if measure.metric.holds(measure.values[r.number].mean, wanted, tolerance))
+                wanted = measure.choice(reference)
+                holding = (row for row in known if measure.metric.holds(measure.choice(row), wanted, tolerance))
                 found.append(SmallestRatio(measure, next(holding), reference, len(known), tolerance))
     return found
 
@@ -92,13 +98,11 @@ def best_within(section: Section, budgets: Sequence[int] = ()) -> list[BestWithi
     """
     found = []
     for measure in section.measures:
-        rows = [row for row in section.rows if row.config is not None and row.number in measure.values]
-        sign = -1 if measure.metric.higher else 1
+        rows = measure.best(row for row in section.rows if row.config is not None)
         for budget in budgets or _decades([row.params for row in rows]):
             within = [row for row in rows if row.params <= budget]
             if within:
-                best = min(within, key=lambda row: (sign * measure.values[row.number].mean, row.params))
-                found.append(BestWithin(measure, budget, best))
+                found.append(BestWithin(measure, budget, within[0]))
     return found
 
 

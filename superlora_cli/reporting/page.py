@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -72,9 +73,11 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
     heads += [_head("head")] if head else []
     heads += [_head("bytes"), _head("seeds")]
     heads += [_head(measure.label) for measure in section.measures]
+    if section.measures:
+        heads[-len(section.measures)]["sorted"] = "descending" if section.measures[0].metric.higher else "ascending"
     heads += [_head(label) for label in MEASURES.values()] if nearness else []
     rows = []
-    for row in section.rows:
+    for row in _ordered(section):
         cells = [
             _text(row.method, colour=colours[row.method]),
             _text(row.knobs),
@@ -89,7 +92,7 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
             mean = nearness.mean(row.number, key) if nearness else None
             cells.append(_number(mean.mean, f"{mean.mean:.3f}") if mean else _number(None, "—"))
         rows.append(cells)
-    legend = "Means over seeds, ± their standard deviation; in colour what is on the Pareto front."
+    legend = "The best first. Means over seeds, ± their standard deviation; in colour what is on the Pareto front."
     if head:
         legend += " A head trained beside the adapter is not among its parameters."
     return {
@@ -107,9 +110,17 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
                 "runs": ", ".join(str(run.path) for run in row.runs),
                 "yaml": dump_yaml(row.runs[0].recipe),
             }
-            for row in section.rows
+            for row in _ordered(section)
         ],
     }
+
+
+def _ordered(section: Section) -> Sequence[Row]:
+    """The rows by the first metric, the best first, and those without it last."""
+    if not section.measures:
+        return section.rows
+    sign, values = (-1 if section.measures[0].metric.higher else 1), section.measures[0].values
+    return sorted(section.rows, key=lambda row: sign * values[row.number].mean if row.number in values else math.inf)
 
 
 def _geometry(view: View, nearness: Nearness, prefix: str) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import at_random
+from superlora_cli.reporting.history import Curve
 from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.sections import Measure, Row, Section
 
@@ -44,6 +47,7 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
         axes = figure.add_subplot(xscale="log", xlabel="trained parameters", ylabel=measure.label)
         looks = looks_of(row.method for row in section.rows)
         rows = [row for row in section.rows if row.number in measure.values]
+        axes.set_xlim(_with_room([max(1, row.params) for row in rows]))
         _steps(axes, measure, measure.front(rows), color=INK, linewidth=3, alpha=0.25)
         if measure.before is not None:
             axes.axhline(measure.before, color=INK, alpha=0.5, linestyle=":", linewidth=1, label="unadapted")
@@ -66,6 +70,40 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
                 titles[f"row-{row.number}"] = f"{row.name}: {value} with {row.params:,} parameters"
         figure.legend(loc="outside right upper", frameon=False, fontsize="small")
         return _svg(figure, salt, titles)
+
+
+def curves_plot(section: Section, salt: str) -> str:
+    """How the best trainings went: the loss of the step, and the first metric where the best step was chosen.
+
+    A line a run, a colour a row, the best rows by that metric.
+    """
+    rows, first = shown_curves(section), section.measures[0].metric
+    with _drawing(salt) as figure:
+        figure.set_size_inches(11, 4.4)
+        left, right = figure.subplots(1, 2)
+        left.set(xlabel="step", ylabel="training loss")
+        right.set(xlabel="step", ylabel=first.label.replace("test", "validation"))
+        for index, row in enumerate(rows):
+            look: Look = {**_look(index), "markersize": 2.5, "linewidth": 1}
+            for number, run in enumerate(row.runs):
+                label = _plain(row.name) if number == 0 else None
+                left.plot(*_columns(run.history.loss), **look, label=label)
+                right.plot(*_columns(run.history.scores.get(first.name, ())), **look)
+        figure.legend(loc="outside lower left", frameon=False, fontsize="small", ncols=2)
+        return _svg(figure, salt, {})
+
+
+def shown_curves(section: Section) -> list[Row]:
+    """The best rows, as many as can be told apart, of those that tell how they went."""
+    best = section.measures[0].best(section.rows) if section.measures else []
+    return [row for row in best if any(run.history.loss for run in row.runs)][: len(COLOURS)]
+
+
+def confusion_plot(table: ConfusionTable, salt: str) -> str:
+    """Which classes are taken for which."""
+    with _drawing(salt) as figure:
+        table.paint(figure)
+        return _svg(figure, salt, {})
 
 
 def geometry_plot(nearness: Nearness, rows: Sequence[Row], salt: str) -> str:
@@ -130,6 +168,21 @@ def to_page(svg: str, prefix: str, label: str) -> str:
     body = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{prefix}-", body)
     head = f'<svg role="img" aria-label="{escape(label, quote=True)}" '
     return body.replace("<svg ", head, 1).replace(INK, "currentColor").replace(PAPER, "none")
+
+
+def _with_room(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis with room on both sides; a power of ten at least, however near the values are.
+
+    >>> _with_room([100]) == _with_room([100, 100]), [round(limit) for limit in _with_room([100, 100])]
+    (True, [28, 355])
+    """
+    low, high = min(values), max(values)
+    half, middle = max(high / low, 10) ** 0.55, math.sqrt(low * high)
+    return middle / half, middle * half
+
+
+def _columns(points: Curve) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.errors import UsageError
+from superlora_cli.kinds import Kind, check_kind
+from superlora_cli.reporting.history import History
+from superlora_cli.training.run import CONFUSION_FILE
 
 RESULTS = ("adapter.safetensors", "model.safetensors")
 # Keys of a recipe on which no result depends, or whose change makes a repetition and not another setting.
@@ -50,6 +54,8 @@ class Run:
         seeds: of the recipe, and of the adapter where it has its own.
         params, head: trained parameters of the adapter (else of the model), and of a new head beside it.
         metrics: of the test split, by name; not finite where a run has no number. `before`: of the unadapted base.
+        validation: the same where the best step was chosen, at that step; {} where that was the test split, or unknown.
+        history: of the training. confusion: of the test split, None where the run keeps none.
     """
 
     path: Path
@@ -64,6 +70,9 @@ class Run:
     metrics: Mapping[str, float]
     before: Mapping[str, float]
     samples: Samples | None
+    validation: Mapping[str, float]
+    history: History
+    confusion: ConfusionTable | None
 
     @property
     def subject(self) -> tuple[str, str, str]:
@@ -89,6 +98,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
             first = skipped[0]
             hint = f"{first.path}: {first.why}" + (f"; {len(skipped) - 1} more" if len(skipped) > 1 else "")
             raise UsageError("no finished run", where=where, hint=hint)
+        for folder in folders:
+            check_kind(folder, "a folder that holds runs", (Kind.FOLDER, Kind.RUN, Kind.RUNS, Kind.SWEEP_FOLDER))
         raise UsageError("no run found", where=where, hint="a folder that holds runs of `superlora train`")
     return runs, skipped
 
@@ -98,6 +109,7 @@ def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
     seen = set()
     for top in folders:
         if not top.is_dir():
+            check_kind(top, "a folder that holds runs", ())
             raise UsageError("no such folder", where=str(top), hint="a run, or a folder that holds runs")
         for name, below, files in os.walk(top):
             below.sort()
@@ -126,6 +138,7 @@ def read_run(path: Path) -> Run:
         recipe, params = about["recipe"], about["params"]
         adapter = recipe.get("adapter")
         config = _config(adapter) if adapter is not None else None
+        history, metrics = History.read(path / "metrics.jsonl"), _numbers(about["metrics"])
         return Run(
             path=path,
             result=result,
@@ -137,8 +150,11 @@ def read_run(path: Path) -> Run:
             head=int(params["head"]),
             bytes=result.stat().st_size,
             metrics=_numbers(evaluated["metrics"]),
-            before={k.removesuffix("_before"): v for k, v in _numbers(about["metrics"]).items() if "_before" in k},
+            before={name.removesuffix("_before"): v for name, v in metrics.items() if name.endswith("_before")},
             samples=_samples(path / "samples"),
+            validation=_validation(recipe, metrics, history),
+            history=history,
+            confusion=_confusion(path / CONFUSION_FILE),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _UnfitError(f"damaged: {type(error).__name__} {error}") from None
@@ -165,6 +181,22 @@ def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str
 def _config(adapter: Mapping[str, Any]) -> AdapterConfig:
     knobs = {key: value for key, value in adapter.items() if key not in ("method", "targets")}
     return AdapterConfig.from_knobs(adapter.get("method"), **knobs)
+
+
+def _validation(recipe: Mapping[str, Any], metrics: Mapping[str, float], history: History) -> dict[str, float]:
+    """What the best step was chosen by, but not where that was the test split."""
+    if recipe["eval"]["select"] != "validation":
+        return {}
+    told = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    return history.at(metrics.get("best_step")) | told
+
+
+def _confusion(file: Path) -> ConfusionTable | None:
+    """None where there is none that can be read: a report does without."""
+    try:
+        return ConfusionTable.from_csv(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _samples(folder: Path) -> Samples | None:

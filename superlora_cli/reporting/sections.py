@@ -50,18 +50,35 @@ class Measure:
     Attributes:
         by: for metrics of generated images extractor and reference, where there are several ways; else "".
         values: by the row's number; rows without a finite value are missing.
+        validation: the same on the validation split; {} unless all those rows have it.
         before: the unadapted base's value, where runs say it.
     """
 
     metric: Metric
     by: str
     values: Mapping[int, Spread]
+    validation: Mapping[int, Spread]
     before: float | None = None
 
     @property
     def label(self) -> str:
         """The metric's name, and how it was measured."""
         return f"{self.metric.label} ({self.by})" if self.by else self.metric.label
+
+    @property
+    def chosen_by(self) -> str:
+        """What `choice` is, in words: `validation accuracy`, or the label."""
+        return self.label.replace("test", "validation") if self.validation else self.label
+
+    def choice(self, row: Row) -> float:
+        """What a row is chosen by: its mean on the validation split where that is known, else the reported one."""
+        return (self.validation or self.values)[row.number].mean
+
+    def best(self, rows: Iterable[Row]) -> list[Row]:
+        """Those of the rows that have a value, the best choice first, of equal ones the smaller."""
+        sign = -1 if self.metric.higher else 1
+        known = [row for row in rows if row.number in self.values]
+        return sorted(known, key=lambda row: (sign * self.choice(row), row.params))
 
     def front(self, rows: Iterable[Row]) -> list[Row]:
         """Those of the rows that are on their Pareto front, by parameters."""
@@ -187,15 +204,23 @@ def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:
             for run in group:
                 if (number := numbers[id(run)]) is not None and number != number:
                     notes.append(f"{run.path}: {metric.label} is not a number: left out")
-            values = {
-                row.number: spread
-                for row in rows
-                if (spread := Spread.of(v for run in row.runs if (v := numbers.get(id(run))) is not None))
-            }
+            values = _spreads(rows, numbers)
+            chosen = {} if metric.of_images else {id(run): run.validation.get(metric.name) for run in group}
+            validation = _spreads(rows, chosen)
             before = next((r.before[metric.name] for r in group if metric.name in r.before), None)
             if values:
-                found.append(Measure(metric, by, values, before))
+                whole = validation.keys() >= values.keys()
+                found.append(Measure(metric, by, values, validation if whole else {}, before))
     return found
+
+
+def _spreads(rows: Sequence[Row], numbers: Mapping[int, float | None]) -> dict[int, Spread]:
+    """Of every row some of whose runs have a finite number, by the run's `id`."""
+    return {
+        row.number: spread
+        for row in rows
+        if (spread := Spread.of(v for run in row.runs if (v := numbers.get(id(run))) is not None))
+    }
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.launch import launched
-from superlora_cli.sweeping.display import Board
+from superlora_cli.sweeping.display import Board, best_of, measure_of
 from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.local import each
 from superlora_cli.sweeping.plan import Run
@@ -40,8 +40,9 @@ def conduct(
         index: the only run to carry out, counted from 0 in the sweep's order.
 
     Returns:
-        status (completed, failed or incomplete), sweep, out, runs, completed, failed, left, impossible, results (the
-        file), errors (id and error of each run that did not complete).
+        status (completed, failed or incomplete), sweep, out, runs, completed, failed, left, impossible, best (id, run,
+        metrics, and chosen_by, the name of one of them; None where no run says how good it is), results (the file),
+        errors (id and error of each run that did not complete).
 
     Raises:
         UsageError: a run that cannot be, an index that is none, a folder that is something else's, no such cluster.
@@ -137,9 +138,18 @@ class _Session:
             "failed": len(self.failed),
             "left": left,
             "impossible": len(self.folder.plan.impossible),
+            "best": self.best(),
             "results": str(self.folder.csv),
             "errors": [{"id": name, "error": self.errors[name]} for name in self.runs if name in self.errors],
         }
+
+    def best(self) -> dict[str, Any] | None:
+        """The best run, and by which of its metrics."""
+        row = best_of(self.rows)
+        if row is None:
+            return None
+        run, chosen_by = str(self.folder.path / row["run"]), measure_of(row)
+        return {"id": row["id"], "run": run, "chosen_by": chosen_by, "metrics": row["metrics"]}
 
 
 def _completed(row: Row) -> bool:

@@ -139,8 +139,14 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def measure_of(row: Row) -> str | None:
+    """The metric that says how good a run is; None where it has none."""
+    return next((name for name in BEST if _number(row["metrics"].get(name))), None)
+
+
 def _figure(row: Row) -> str:
-    return next((f"{name} {row['metrics'][name]:.4g}" for name in BEST if _number(row["metrics"].get(name))), "")
+    name = measure_of(row)
+    return f"{name} {row['metrics'][name]:.4g}" if name else ""
 
 
 def _number(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -55,11 +54,3 @@ class Sweep(Section):
     skip_impossible: bool = Field(
         False, description="Leave out combinations that cannot be, as a rank larger than a side, instead of refusing."
     )
-
-    @property
-    def combinations(self) -> int:
-        """Number of runs, those included that cannot be or that are alike."""
-        grids = [entry.grid or {} for entry in self.runs or ()]
-        if self.grid or not self.runs:
-            grids.append(self.grid or {})
-        return sum(math.prod(map(len, grid.values())) for grid in grids) * len(self.seeds or [0])

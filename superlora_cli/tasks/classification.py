@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superlora_cli.analysis.confusion import confusion_matrix
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
+from superlora_cli.training.run import CONFUSION_FILE
 
 
 class Classification(ImageTask):
@@ -54,6 +56,12 @@ class Classification(ImageTask):
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""
         return self.judge(split)[0]
+
+    def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics of `evaluate`, and the confusion matrix for the run's folder."""
+        metrics, matrix = self.judge(split)
+        table = ConfusionTable.of_seen(self.output_names, matrix.numpy())
+        return metrics, {CONFUSION_FILE: table.to_csv()}
 
     def judge(self, split: str) -> tuple[dict[str, float], Tensor]:
         """The metrics of `evaluate`, and the confusion matrix (outputs, outputs) int64."""

@@ -23,6 +23,7 @@ from superlora_cli.models.base import build
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.tasks.build import classes_of
+from superlora_cli.tasks.results import resolve_result
 from superlora_cli.tasks.stored import Stored, check_update, read_adapter
 from superlora_cli.weights.checksum import digest_tensors
 
@@ -62,8 +63,9 @@ def combine(
     if to == "delta" and (rank is not None or energy is not None):
         raise UsageError("a delta holds the update whole", where="--to", hint="leave out --rank and --energy")
     factors = _weights(weights, len(paths))
+    files = [resolve_result(path) for path in paths]
     check_output(out, force=force)
-    read = [read_adapter(path) for path in paths]
+    read = [read_adapter(file) for file in files]
     for adapter in read:
         check_update(adapter, hint="only ΔW and heads are added up")
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]

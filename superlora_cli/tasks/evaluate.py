@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from superlora_cli.analysis.confusion import draw, per_class
+from superlora_cli.analysis.confusion import per_class
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.data.splits import load_splits, seen_in_training
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
@@ -80,8 +81,12 @@ def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
 
 
 def _draw(matrix: Tensor, names: Sequence[str], plot: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    ConfusionTable(tuple(names), matrix.numpy()).paint(figure)
     try:
-        draw(matrix, names, plot)
+        figure.savefig(plot)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot write the picture: {error}", where=str(plot), hint="a .svg, .png or .pdf file"

@@ -19,6 +19,7 @@ from superlora_cli.models.base import build
 from superlora_cli.models.heads import classifier_tensors
 from superlora_cli.tasks.build import classes_of
 from superlora_cli.tasks.merge import merge
+from superlora_cli.tasks.results import resolve_result
 from superlora_cli.tasks.stored import Stored, check_update, read_adapter
 
 FORMATS = ("timm", "peft-lora", "diffusers-lora", "delta")
@@ -35,8 +36,8 @@ def export(
         force: overwrite `out`.
 
     Returns:
-        output, to and load; bytes but for timm; for the LoRA formats also weights (name, rank, error of each) and error
-        (of all).
+        output, to and load; bytes but for timm; for the LoRA formats also adapter_bytes, weights (name, rank, error of
+        each) and error (of all).
 
     Raises:
         UsageError: an unknown format, an output that exists, limits where there is nothing to limit, a base that the
@@ -50,6 +51,7 @@ def export(
         for option, value in (("--rank", rank), ("--energy", energy)):
             if value is not None:
                 raise UsageError(f"{to} holds the update whole", where=option, hint="--to peft-lora")
+    path = resolve_result(path)
     if to == "timm":
         return {"to": to, **merge(path, out, force=force)}
     check_output(out, force=force)
@@ -92,6 +94,7 @@ def _export_lora(
         "to": to,
         "output": str(out),
         "bytes": size,
+        "adapter_bytes": adapter.path.stat().st_size,
         "weights": [{"name": name, "rank": made[name].rank, "error": error} for name, error in errors.items()],
         "error": whole_error((one.norm, one.error) for one in found),
         "load": load,

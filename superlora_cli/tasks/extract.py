@@ -102,7 +102,6 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         UsageError: no base, an output that exists, targets that do not differ, or knobs that do not fit them.
         MismatchError: the two checkpoints have not the same weights. RunError: a difference that is not finite.
     """
-    check_output(out, force=force)
     section = _section(wanted)
     shapes = _shapes(section, wanted)
     knobs = on_top(_recipe_knobs(wanted.recipe), wanted.knobs or {})
@@ -118,6 +117,7 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
         tuned = opened.enter_context(open_weights(wanted.tuned))
+        check_output(out, force=force)
         targets = (
             expand(shapes.model, patterns)
             if shapes

@@ -171,6 +171,10 @@ class ImageTask:
         """Metrics on a whole split."""
         raise NotImplementedError
 
+    def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics of `evaluate`, and what a run's folder keeps beside them: file name → text."""
+        return self.evaluate(split), {}
+
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether `new` metrics beat `old` ones."""
         raise NotImplementedError

@@ -63,9 +63,10 @@ def merge(
         raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
+    adapter = resolve_result(path)
     _check_output(out, base, force)
     cast = DTYPES[dtype] if dtype else None
-    with open_job(resolve_result(path), base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
+    with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         if unmerge and (job.stored.also or not job.targets):
             what = f"{len(job.stored.also)} tensors" if job.stored.also else "a head"
             raise UsageError(f"{what} took the place of the base's, which a merged file does not give back",

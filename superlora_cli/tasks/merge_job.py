@@ -18,6 +18,7 @@ from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.models.base import EMBEDDED, Base, build
 from superlora_cli.models.checkpoints import targets_in, witnesses
 from superlora_cli.models.heads import classifier_parameters
@@ -111,6 +112,10 @@ def open_job(
     if read_model(file) is not None:
         raise UsageError("a base without adapter: there is nothing to merge", where=str(file), hint="use it as it is")
     stored = store.load(file)
+    if base is not None:
+        check_kind(
+            base, "weights", (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
+        )
     with ExitStack() as opened:
         if base is not None and is_safetensors(base):
             yield _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)

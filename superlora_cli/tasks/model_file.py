@@ -13,10 +13,11 @@ from torch import Tensor
 from superlora_cli.adapter.store import classes_metadata, read_classes
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_safetensors, safetensors_bytes
+from superlora_cli.kinds import MODEL_MARK
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.weights import checksum
 
-RECIPE, METRICS = "superlora.model_recipe", "superlora.metrics"
+METRICS = "superlora.metrics"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def model_bytes(
     """The file, canonical."""
     metadata = {
         "format": "pt",
-        RECIPE: recipe.to_json(),
+        MODEL_MARK: recipe.to_json(),
         METRICS: json.dumps(dict(metrics), sort_keys=True),
         **classes_metadata(classes),
     }
@@ -53,11 +54,11 @@ def read_model(path: Path) -> StoredModel | None:
             base are, is taken as it is.
     """
     tensors, metadata = read_safetensors(path)
-    if RECIPE not in metadata:
+    if MODEL_MARK not in metadata:
         return None
     if checksum.CHECKSUM in metadata:
         checksum.check(tensors, metadata, path)
     try:
-        return StoredModel(dict(json.loads(metadata[RECIPE])), read_classes(metadata))
+        return StoredModel(dict(json.loads(metadata[MODEL_MARK])), read_classes(metadata))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None

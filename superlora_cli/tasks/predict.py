@@ -20,6 +20,7 @@ from superlora_cli.data.scan import scan
 from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
+from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.tasks.build import build_from_file
 from superlora_cli.tasks.results import resolve_result
 from superlora_cli.training.processes import join
@@ -40,12 +41,14 @@ def predict(
         UsageError: there is no image that can be read, or `out` cannot be written.
     """
     if not folder.is_dir():
+        check_kind(folder, "a folder of images", ())
         raise UsageError("no such folder", where=str(folder), hint="a folder of images, at any depth")
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="make it first")
     files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     names = sorted(files, key=natural_key)
     if not names:
+        check_kind(folder, "a folder of images", (Kind.FOLDER,))
         raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
     checked = scan(folder, names)
     readable = [name for name in names if checked[name].cause is None]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.reporting import place
 from superlora_cli.reporting.facts import facts
@@ -14,9 +15,17 @@ from superlora_cli.reporting.findings import best_within, in_words, smallest_rat
 from superlora_cli.reporting.metrics import find_metric
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.page import Plot, View, page
-from superlora_cli.reporting.plots import geometry_plot, pareto_plot, summary_plot, to_file
+from superlora_cli.reporting.plots import (
+    confusion_plot,
+    curves_plot,
+    geometry_plot,
+    pareto_plot,
+    shown_curves,
+    summary_plot,
+    to_file,
+)
 from superlora_cli.reporting.runs import collect
-from superlora_cli.reporting.sections import Section, sections
+from superlora_cli.reporting.sections import Row, Section, sections
 
 
 def report(
@@ -107,6 +116,14 @@ def _view(section: Section, findings: Sequence[str], nearness: Nearness | None, 
         names.add(name)
         caption = f"{measure.label}, {'higher' if measure.metric.higher else 'lower'} is better"
         plots.append(Plot(f"{name}.svg", pareto_plot(section, measure, name), caption))
+    if curves := shown_curves(section):
+        name = f"{prefix}curves"
+        caption = "how the trainings went" if len(curves) == len(section.rows) else f"the {len(curves)} best trainings"
+        plots.append(Plot(f"{name}.svg", curves_plot(section, name), caption))
+    if found := _confusion(section):
+        (row, table), name = found, f"{prefix}confusion"
+        caption = f"which classes {row.name} takes for which, {int(table.counts.sum()):,} test images of one run"
+        plots.append(Plot(f"{name}.svg", confusion_plot(table, name), caption))
     if nearness:
         rows = [row for row in section.rows if row.number in nearness.found]
         name = f"{prefix}geometry"
@@ -117,6 +134,14 @@ def _view(section: Section, findings: Sequence[str], nearness: Nearness | None, 
             svg = summary_plot(nearness, section, first, name)
             geometry.append(Plot(f"{name}.svg", svg, f"{first.label} against the means over all weights"))
     return View(section, plots, findings, nearness, geometry)
+
+
+def _confusion(section: Section) -> tuple[Row, ConfusionTable] | None:
+    """Of the best row's first run, where that keeps one."""
+    for row in section.measures[0].best(section.rows)[:1] if section.measures else ():
+        if table := row.runs[0].confusion:
+            return row, table
+    return None
 
 
 def _slug(text: str) -> str:

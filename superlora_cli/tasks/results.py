@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from superlora_cli.errors import UsageError
+from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.weights.foreign import recognise_folder
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
+WANTED = "a run or an adapter"
 
 
 def resolve_result(path: Path) -> Path:
@@ -23,8 +25,10 @@ def resolve_result(path: Path) -> Path:
         foreign = recognise_folder(path)
         if foreign:
             raise UsageError(f"{foreign[0]}, no superlora adapter", where=str(path), hint=foreign[1])
+        check_kind(path, WANTED, (Kind.RUN, Kind.FOLDER))
         hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
         raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
     if not path.is_file():
         raise UsageError("no such run or adapter", where=str(path), hint="a run folder, or an adapter.safetensors")
+    check_kind(path, WANTED, (Kind.ADAPTER, Kind.MODEL, Kind.WEIGHTS), f"a run folder, or an {ADAPTER_FILE}")
     return path

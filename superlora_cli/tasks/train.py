@@ -20,6 +20,7 @@ from superlora_cli.files import json_text
 from superlora_cli.launch import hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
+from superlora_cli.showing import doing
 from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.choose import task_of
 from superlora_cli.tasks.images import OTHER_DATA
@@ -137,15 +138,21 @@ def _train(
     started = time.monotonic()
     recipe = _with_rule(recipe, run if resume else None)
     trackers = check_trackers(recipe.output.trackers)
-    built = build_for_training(recipe)
+    quiet = quiet or not processes.is_main
+    with doing(console, f"building {recipe.model.name}", quiet=quiet):
+        built = build_for_training(recipe)
     processes.seed(recipe.seed)
     params = built.params
-    task = task_of(recipe)(built, processes)
+    with doing(console, f"reading {recipe.data.name}", quiet=quiet):
+        task = task_of(recipe)(built, processes)
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
-    before = task.evaluate("test")[task.measure] if built.adapter and not built.head else None
+    before = None
+    if built.adapter and not built.head:
+        with doing(console, "testing the unadapted model", quiet=quiet):
+            before = task.evaluate("test")[task.measure]
 
     def begin(start: int) -> Display:
-        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet or not processes.is_main)
+        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
         run_id = uuid.uuid4().hex
         if resume:
             run_id = run.about().get("id", run_id)
@@ -172,7 +179,8 @@ def _train(
         return display
 
     at, meter = fit(task, recipe.train, recipe.eval, run, processes, begin=begin, resume=resume)
-    test = task.evaluate("test")
+    with doing(console, "testing the best step", quiet=quiet):
+        test, beside = task.judged("test")
     metrics: dict[str, Any] = dict(test)
     metrics |= {f"{task.measure}_before": before} if before is not None else {}
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
@@ -181,6 +189,8 @@ def _train(
     images = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
     evaluated = {"task": recipe.task, "metrics": test, "n": images["test"]}
     run.write("eval.json", json_text(evaluated))
+    for kept, text in beside.items():
+        run.write(kept, text)
     return {
         "status": "completed",
         "run": str(run.path),

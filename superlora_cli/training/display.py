@@ -6,21 +6,28 @@ import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from superlora_cli.showing import Showing
 from superlora_cli.training.meter import Figures
 
+BAR = 12  # columns, at least
+DROPPED = (4, 3, 1, 2)  # of the figures, the first to go first: memory, data, learning rate, images/s
+
 
 class Display(Showing):
-    """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr."""
+    """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr.
+
+    On a narrow terminal the least important are left out.
+    """
 
     def __init__(self, console: Console, *, steps: int, start: int, quiet: bool) -> None:
         self.steps, self.quiet = steps, quiet
         progress = Progress(
             TextColumn("step"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(),
             console=console,
             expand=True,
@@ -31,11 +38,25 @@ class Display(Showing):
 
     def step(self, step: int, figures: Figures, *, lr: float) -> None:
         """New figures after `step`, learning rate `lr`."""
-        words = f"loss {figures.loss:.4f}  lr {lr:.2e}  {figures.images_per_second:.0f} images/s"
-        words += f"  data {figures.data_wait:.0%}  {figures.memory / 2**30:.1f} GiB"
-        self.progress.update(self.task, completed=step, figures=words)
+        words = [
+            f"loss {figures.loss:.4f}",
+            f"lr {lr:.2e}",
+            f"{figures.images_per_second:.0f} images/s",
+            f"data {figures.data_wait:.0%}",
+            f"{figures.memory / 2**30:.1f} GiB",
+        ]
+        self.progress.update(self.task, completed=step, figures="  ".join(self._fitting(words)))
         if self.due(last=step == self.steps):
-            self.say(f"step {step}/{self.steps}  {words}")
+            self.say("  ".join([f"step {step}/{self.steps}", *words]))
+
+    def _fitting(self, words: list[str]) -> list[str]:
+        """Those that leave room for step, time and a bar."""
+        room = self.progress.console.width - len(f"step {self.steps}/{self.steps}  0:00:00  ") - BAR
+        kept = list(words)
+        for index in DROPPED:
+            if len("  ".join(kept)) > room:
+                kept.remove(words[index])
+        return kept
 
     def say(self, line: str) -> None:
         """A line above the bar."""

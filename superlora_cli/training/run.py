@@ -1,6 +1,7 @@
 """A run's folder: who may write there, and what is written.
 
 OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
+OUT/confusion.csv                                of a classification: the test split's
 OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
 OUT/checkpoints/step-000500/
 OUT/samples/                                     of a diffusion run, by `superlora eval --against`
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "measure.json", "adapter.safetensors",
-             "samples", "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard", "wandb",
-             ".lock")  # fmt: skip
+CONFUSION_FILE = "confusion.csv"
+OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", CONFUSION_FILE, "measure.json",
+             "adapter.safetensors", "samples", "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard",
+             "wandb", ".lock")  # fmt: skip
 
 
 class FolderInUseError(UsageError):

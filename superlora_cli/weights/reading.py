@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
+from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.weights import header
 from superlora_cli.weights.header import Entry, Header
 
@@ -126,6 +127,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
         UsageError: missing, truncated or no safetensors file; an index that names a shard or tensor that is not there.
     """
     path = resolve(path)
+    check_kind(path, "weights", (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX), "a .safetensors file, or an index of shards")
     with ExitStack() as opened:
         if path.name.endswith(".json"):
             yield _open_index(path, opened)

@@ -90,6 +90,19 @@ def test_the_page_needs_nothing_beside_it(runs: Path, cli: Cli) -> None:
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
 
 
+def test_the_best_comes_first_with_how_it_went_and_what_it_mistakes(cli: Cli) -> None:
+    for rate, accuracy in ((0.1, 0.8), (0.3, 0.9), (0.2, 0.7)):
+        name = f"train.optimizer.lr={rate}"
+        make_run(Path("runs") / str(rate), "digits_lora", name, accuracy=accuracy, validation=1 - accuracy)
+    done = cli("report", "runs", "--json").json()
+    assert [Path(file).name for file in done["figures"]] == ["accuracy.svg", "loss.svg", "curves.svg", "confusion.svg"]
+    page = Path("runs/report.html").read_text()
+    table = page[page.index("<tbody>") : page.index("</tbody>")]
+    assert re.findall(r"train.optimizer.lr (0\.\d)</td>", table) == ["0.3", "0.1", "0.2"]
+    assert page.count('aria-sort="descending"') == 1
+    assert "LoRA, rank 4 · train.optimizer.lr 0.2 takes for which, 10 test images" in page  # best by validation
+
+
 def test_names_are_words_and_never_markup(cli: Cli) -> None:
     folder = Path("<script>alert(1)<") / "&amp;"
     make_run(folder / "a", "digits_lora", "data.name=<b>$x$")
@@ -146,7 +159,10 @@ def test_one_metric_alone(runs: Path, cli: Cli) -> None:
         (["runs", "--budgets", "0"], "--budgets: a budget of 0 parameters (1 or more)"),
         (["runs", "--out", "nowhere/a.html"], "nowhere: no such folder (make it first)"),
         (["runs", "--out", "a.pdf"], "a.pdf: cannot write a '.pdf' report (a name that ends in .html)"),
-        (["runs", "--against", "runs/stopped/run.json"], "runs/stopped/run.json: not a whole safetensors file"),
+        (
+            ["runs", "--against", "runs/stopped/run.json"],
+            "runs/stopped/run.json: is a JSON file, not a run or an adapter",
+        ),
         (["runs", "--against", "nowhere"], "nowhere: no such run or adapter"),
     ],
 )

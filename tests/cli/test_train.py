@@ -64,7 +64,8 @@ def test_a_runs_folder_holds_what_the_documentation_lists(trained: Path) -> None
                    ("adapter.safetensors", "state.pt", "COMPLETE")}  # fmt: skip
     files.remove(".lock")
     assert files == checkpoints | {
-        "recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors"
+        "recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", "adapter.safetensors",
+        "confusion.csv",
     }  # fmt: skip
     about = json.loads((trained / "run.json").read_text())
     assert about["status"] == "completed"

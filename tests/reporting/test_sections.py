@@ -141,6 +141,25 @@ def test_the_best_order_and_rank_of_a_budget(tmp_path: Path) -> None:
     assert [(one.budget, one.row.params) for one in given] == [(46, 46)]
 
 
+def test_findings_choose_by_validation_and_tell_the_test_split(tmp_path: Path) -> None:
+    for ratio, accuracy, validation in ((0.5, 0.95, 0.93), (0.1, 0.90, 0.94), (0.05, 0.96, 0.80)):
+        run = tmp_path / f"{ratio}"
+        make_run(run, "digits_linear_v2", f"adapter.ratio={ratio}", accuracy=accuracy, validation=validation,
+                 params=round(1000 * ratio))  # fmt: skip
+    section = only(tmp_path)
+    (ratio, _), (budget, _) = smallest_ratios(section, 0.01), best_within(section, [1000])
+    assert in_words([ratio], [budget]) == [
+        "2D reshaped, linear_v2, G 1 · rank 4 · ρ 0.5: ρ 0.1 is the smallest of 3 that holds validation accuracy "
+        "within 0.01, test accuracy 0.900 with 100 parameters for 0.950 with 500 parameters",
+        "best by validation accuracy, test accuracy: within 1,000 parameters M 2, r 4 (2D reshaped, linear_v2, "
+        "0.900 with 100)",
+    ]
+    assert section.measures[1].validation[0].mean == pytest.approx(0.2)  # the loss, at the best step
+    make_run(tmp_path / "else", "digits_linear_v2", "adapter.ratio=0.02", "eval.select=test", accuracy=0.97, params=20)
+    assert [measure.validation for measure in only(tmp_path).measures] == [{}, {}]
+    assert best_within(only(tmp_path), [1000])[0].row.params == 20
+
+
 def test_the_metrics_of_generation_are_known_by_their_names() -> None:
     names = {"accuracy", "fid", "is_l1", "kid", "msid", "precision", "recall", "class_accuracy", "loss"}
     assert names <= METRICS.keys()

@@ -13,6 +13,7 @@ from superlora_cli.sweeping.display import Board
 from superlora_cli.sweeping.folder import SweepFolder, as_csv
 from superlora_cli.sweeping.plan import load_plan
 from superlora_cli.sweeping.work import Event, Outcome
+from tests.conftest import Cli
 from tests.sweeping.conftest import TINY, Write
 
 
@@ -65,6 +66,22 @@ def test_without_a_terminal_there_is_a_line_per_run(folder: SweepFolder) -> None
     assert first == "sweep: 4 runs, 2 of them done, 2 at a time"
     assert second.endswith(f"{folder.plan.runs[0].id}  val_accuracy 0.25")
     assert third.endswith(f"{folder.plan.runs[1].id}  NaN at step 2")
+
+
+def test_a_finished_sweep_names_its_best_run(write: Write, cli: Cli) -> None:
+    file = write(TINY)
+    made = SweepFolder(Path("out"), load_plan(file))
+    made.prepare()
+    for number, accuracy in enumerate((0.25, 0.75, 0.5, 0.1)):
+        end(made, number, status="completed", metrics={"accuracy": 1 - accuracy, "val_accuracy": accuracy})
+    best, name = cli("sweep", file, "--out", "out", "--json").json()["best"], made.plan.runs[1].id
+    assert best == {
+        "id": name,
+        "run": f"out/runs/{name}",
+        "chosen_by": "val_accuracy",
+        "metrics": {"accuracy": 0.25, "val_accuracy": 0.75},
+    }
+    assert "val_accuracy 0.75, accuracy 0.25" in cli("sweep", file, "--out", "out").out
 
 
 def test_results_are_those_of_runs_that_ended(folder: SweepFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from superlora_cli.training import trackers
-from superlora_cli.training.display import Display
+from superlora_cli.training.display import BAR, Display
 from superlora_cli.training.meter import Figures
 from tests.cli.test_train import lose_power, stop_at
 from tests.conftest import QUICK, Cli, contents
@@ -181,8 +182,8 @@ def test_a_tracker_that_does_not_start_is_one_line_and_no_run(cli: Cli, monkeypa
 FIGURES = Figures(loss=1.2345, bad_step=None, images_per_second=321.4, data_wait=0.07, memory=3 * 2**29)
 
 
-def shown(*, terminal: bool, quiet: bool = False, steps: int = 10, at: int = 4) -> str:
-    console = Console(force_terminal=terminal, file=io.StringIO(), width=140)
+def shown(*, terminal: bool, quiet: bool = False, steps: int = 10, at: int = 4, width: int = 140) -> str:
+    console = Console(force_terminal=terminal, file=io.StringIO(), width=width)
     with Display(console, steps=steps, start=0, quiet=quiet) as display:
         display.step(at, FIGURES, lr=0.05)
         display.say("step 4  accuracy 0.5000")
@@ -194,6 +195,17 @@ def test_a_terminal_shows_step_loss_rate_throughput_waiting_and_memory() -> None
     words = shown(terminal=True)
     for word in ("4/10", "loss 1.2345", "lr 5.00e-02", "321 images/s", "data 7%", "1.5 GiB", "accuracy 0.5000"):
         assert word in words
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(100, []), (80, ["data", "GiB"]), (60, ["lr", "data", "GiB"])])
+def test_a_narrow_terminal_shows_what_matters_whole(width: int, left_out: list[str]) -> None:
+    words = shown(terminal=True, steps=4000, at=400, width=width)
+    assert "400/4000" in words
+    assert "loss 1.2345" in words
+    assert "…" not in words
+    assert not [word for word in left_out if word in words]
+    bars = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in words.splitlines() if "400/4000" in line]
+    assert all(line.count("━") + line.count("╸") >= BAR for line in bars)
 
 
 def test_elsewhere_there_is_a_line_at_the_end_and_no_bar() -> None:

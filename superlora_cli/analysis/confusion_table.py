@@ -1,0 +1,84 @@
+"""The confusion matrix as a file that a run's folder keeps, and as a picture. Knows no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ("true", "taken_for", "images")
+NAMED = 50  # classes, at most, that are named along the picture's sides
+NUMBERED = 15  # classes, at most, whose counts are written into its cells
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """Counts (classes, classes) int64 of images of a true class (row) that were taken for a class (column)."""
+
+    names: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of_seen(cls, names: Sequence[str], counts: NDArray[np.int64]) -> ConfusionTable:
+        """Without the classes that have no image and are no answer: of a head of 1,000 there may be 990."""
+        seen = np.flatnonzero(counts.any(0) | counts.any(1)).tolist()
+        return cls(tuple(names[index] for index in seen), counts[np.ix_(seen, seen)])
+
+    def to_csv(self) -> str:
+        """A line for every pair that occurs, and for every class with itself, in the order of the classes.
+
+        >>> print(ConfusionTable(("cat", "dog"), np.array([[3, 1], [0, 0]])).to_csv(), end="")
+        true,taken_for,images
+        cat,cat,3
+        cat,dog,1
+        dog,dog,0
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row, name in enumerate(self.names):
+            for column, other in enumerate(self.names):
+                if row == column or self.counts[row, column]:
+                    writer.writerow((name, other, int(self.counts[row, column])))
+        return text.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str) -> ConfusionTable:
+        """What `to_csv` wrote.
+
+        Raises:
+            ValueError, KeyError: something else.
+        """
+        lines = [(line["true"], line["taken_for"], int(line["images"])) for line in csv.DictReader(io.StringIO(text))]
+        names = tuple(dict.fromkeys(name for name, _, _ in lines))
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        for name, other, images in lines:
+            counts[names.index(name), names.index(other)] = images
+        return cls(names, counts)
+
+    def paint(self, figure: Figure) -> None:
+        """The table in an empty figure, each row in parts of its class's images."""
+        classes = len(self.names)
+        parts = self.counts / self.counts.sum(1, keepdims=True).clip(min=1)
+        side = min(12.0, 3.5 + 0.3 * min(classes, NAMED))  # inches
+        figure.set_size_inches(side + 1, side)
+        axes = figure.add_subplot(xlabel="taken for", ylabel="true class")
+        axes.grid(visible=False)
+        image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        figure.colorbar(image, label="part of the class", shrink=0.8)
+        if classes <= NAMED:
+            axes.set_xticks(range(classes), self.names, rotation=90)
+            axes.set_yticks(range(classes), self.names)
+        if classes <= NUMBERED:
+            for row, column in zip(*np.nonzero(self.counts), strict=True):
+                colour = "white" if parts[row, column] > 0.5 else "black"
+                number = str(self.counts[row, column])
+                axes.text(column, row, number, ha="center", va="center", fontsize=8, color=colour)
