@@ -19,7 +19,10 @@ def command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Propose a learning rate for a recipe: train it for at most 60 steps, the rate growing until the loss blows up."""
+    """Propose a learning rate for a recipe, by a short test.
+
+    At most 60 steps are trained, the rate growing until the loss blows up; nothing is kept of them.
+    """
     from superlora_cli.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

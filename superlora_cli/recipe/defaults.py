@@ -66,10 +66,11 @@ def version_of(file: Path) -> int:
 
 
 def recorded(run: Path) -> int:
-    """The version that the run in a folder was begun with.
+    """The version that the run in a folder was begun with; the newest where there is no recipe.
 
     Raises:
         UsageError: its recipe cannot be read.
     """
-    found = read_yaml(run / "recipe.yaml").data.get("defaults", 1)
+    file = run / "recipe.yaml"
+    found = read_yaml(file).data.get("defaults", 1) if file.is_file() else NEWEST
     return found if isinstance(found, int) and 1 <= found <= NEWEST else NEWEST

@@ -127,7 +127,7 @@ def test_a_head_of_unknown_size_is_said_to_be_unknown(run: Ran, recipe: Path) ->
         (("--order", "5", "--rank", "40"), ("--rank: rank 40 is larger than a side of 27", "at most 27")),
         (("--core", "dens"), ("--core: unknown core 'dens'", "did you mean 'dense'?")),
         (("--method", "lorat"), ("--method: unknown method 'lorat'", "'lora'")),
-        (("--groups", "layers"), ("--groups: groups is 'layers'", "weight or layer")),
+        (("--groups", "layers"), ("--groups: groups is 'layers'", "weight, layer or none")),
         (("--targets", "qq"), ("--targets: target 'qq' matches no weight", "short names are q, k, v")),
         (("--targets", "blocks.*.attn.qv"), ("--targets: target 'blocks.*.attn.qv'", ".attn.qkv")),
         (("--ratio", "0.5"), ("--ratio: ratio 0.5 with projection identity",)),

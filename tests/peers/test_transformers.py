@@ -44,7 +44,7 @@ def trained(kind: str, method: str, steps: int = 8) -> tuple[nn.Module, list[flo
     rank = {} if method == "dense" else {"rank": 2}
     split = {"split_dim": 4} if method == "lokr" else {}
     superlora_cli.attach(model, ["q", "v"], method, **rank, **split)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3, weight_decay=0)
     losses = []
     for _ in range(steps):
         loss = model(**inputs).loss
