@@ -69,7 +69,8 @@ def train(name: str, seed: int) -> dict[str, Any]:
         result = train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
     metrics = result["metrics"]
     row = {"recipe": name, "digest": digest(name), "seed": seed, "parameters": result["params"]["adapter"]}
-    row |= {"before": metrics["accuracy_before"], "accuracy": metrics["accuracy"], "bytes": result["bytes"]}
+    row |= {"head": result["params"]["head"]} if result["params"]["head"] else {"before": metrics["accuracy_before"]}
+    row |= {"accuracy": metrics["accuracy"], "bytes": result["bytes"]}
     return row | {"validation": metrics["val_accuracy"], "seconds": result["seconds"]}
 
 
@@ -89,11 +90,17 @@ def summaries(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str
 def table(found: list[dict[str, Any]]) -> str:
     """The README's table, in Markdown."""
     lines = ["| recipe | parameters | file, bytes | test accuracy | of 3 seeds |", "|---|---:|---:|---:|---:|"]
-    lines.append(f"| the base, unadapted | 0 | | {found[0]['before']:.3f} | |")
+    lines.append(f"| the base, unadapted | 0 | | {unadapted(found):.3f} | |")
     for row in found:
-        spread = f"{row['low']:.3f} – {row['high']:.3f}"
-        lines.append(f"| `{row['recipe']}` | {row['parameters']:,} | {row['bytes']:,} | {row['mean']:.3f} | {spread} |")
+        spread, head = f"{row['low']:.3f} – {row['high']:.3f}", f" + head {row['head']:,}" if "head" in row else ""
+        count = f"{row['parameters']:,}{head}"
+        lines.append(f"| `{row['recipe']}` | {count} | {row['bytes']:,} | {row['mean']:.3f} | {spread} |")
     return "\n".join(lines) + f"\n\n{MADE}"
+
+
+def unadapted(found: list[dict[str, Any]]) -> float:
+    """Accuracy of the base as it is, with its own head."""
+    return next(float(row["before"]) for row in found if "before" in row)
 
 
 def draw(found: list[dict[str, Any]]) -> None:
@@ -104,16 +111,19 @@ def draw(found: list[dict[str, Any]]) -> None:
     mpl.rcParams["svg.hashsalt"] = "superlora"
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for row in found:
+    for row in (row for row in found if row["parameters"]):
         marker = "s" if row["recipe"] in ("digits_lora", "digits_dense") else "o"
         bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         axes.errorbar(row["parameters"], row["mean"], yerr=bars, fmt=marker, capsize=3)
-    axes.axhline(found[0]["before"], linestyle=":", color="grey")
-    axes.text(found[-1]["parameters"], found[0]["before"] + 0.006, "unadapted", ha="right", fontsize=8, color="grey")
+    lines = [(unadapted(found), "unadapted")]
+    lines += [(row["mean"], "a new head alone") for row in found if not row["parameters"]]
+    for height, label in lines:
+        axes.axhline(height, linestyle=":", color="grey")
+        axes.text(found[-1]["parameters"], height + 0.006, label, ha="right", fontsize=8, color="grey")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
     axes.grid(alpha=0.3)
     axes.margins(x=0.1, y=0.15)
-    names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in found]
+    names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in found if row["parameters"]]
     name_points(
         axes, names, avoid=[(row["parameters"], row[end]) for row in found for end in ("low", "high")], fontsize=8
     )

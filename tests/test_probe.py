@@ -185,7 +185,7 @@ def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path) -> None:
         (["adapter={method: bitfit, also: []}"], "nothing is trained"),
         (["adapter={method: none, groups: 4}"], "groups 4 with method none"),
         (["adapter=none"], "{method: none} trains the head alone; leave adapter out to train the whole base"),
-        (["adapter.also=[biases]"], "expected a list of ('bias' or 'norm')"),
+        (["adapter.also=[biases]"], "expected 'bias' or 'norm', got 'biases' (did you mean 'bias'?)"),
         (["adapter.also=[bias,bias]"], "also is ['bias', 'bias']"),
     ],
 )
