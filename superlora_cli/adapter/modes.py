@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -14,7 +15,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 def lasting(device: torch.device) -> Iterator[None]:
     """Inside, tensors are made that are used again later, in any mode: the caller's own leaves no mark on them."""
     traced = _disable_current_modes() if torch.compiler.is_exporting() else nullcontext()
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False), traced:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        temporarily_clear_interpreter_stack(),  # of torch.func
+        traced,
+    ):
         yield
 
 

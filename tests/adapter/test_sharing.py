@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 import superlora_cli
+from superlora_cli.adapter import hadamard
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.rows_linear import RowsLinear
 from superlora_cli.errors import RunError
@@ -34,7 +35,7 @@ class Net(nn.Module):
         return self.v(torch.tanh(self.q(x)))
 
 
-def adapted(kind: str = "rows", **knobs: Any) -> tuple[Net, SuperLora]:
+def adapted(kind: str = "rows", /, **knobs: Any) -> tuple[Net, SuperLora]:
     torch.manual_seed(0)
     model = Net()
     adapter = superlora_cli.attach(model, ["q", "v"], **{**KINDS.get(kind, {"method": kind}), **knobs})
@@ -148,10 +149,20 @@ def test_without_gradients_updates_are_made_once_a_call_and_once_where_they_are_
     assert len(made) == 3
 
 
-def test_what_is_frozen_outlives_the_modes_in_which_it_was_made() -> None:
-    wanted, _ = adapted("vera", rank=2)
+MIXED = {"method": "lorta", "rank": 2, "projection": "nonlinear", "ratio": 0.5}
+
+
+@pytest.mark.parametrize("knobs", [{"method": "vera", "rank": 2}, MIXED], ids=lambda knobs: knobs["method"])
+def test_what_is_frozen_outlives_the_modes_in_which_it_was_made(knobs: dict[str, Any]) -> None:
+    wanted, _ = adapted(**knobs)
     output = wanted(X)
-    model, adapter = adapted("vera", rank=2)
+    transformed, _ = adapted(**knobs)
+    hadamard.forget_blocks()
+    names = {name: p.detach() for name, p in transformed.named_parameters() if name.startswith("superlora.")}
+    torch.func.grad(lambda params: functional_call(transformed, params, (X,)).sum())(names)
+    assert torch.equal(transformed(X), output)
+    hadamard.forget_blocks()
+    model, adapter = adapted(**knobs)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
