@@ -9,13 +9,14 @@ here one tuner layer holds the factors of all targets, and `adapter.attach` adap
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, cast
 
 import torch
 from peft import PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import register_peft_method, set_additional_trainable_modules
 from torch import Tensor, nn
 
@@ -175,6 +176,7 @@ class SuperLoraModel(BaseTuner):
         if nn.ParameterList([nn.Parameter(torch.zeros(()))])[0].is_meta:  # PEFT makes parameters without values
             raise UsageError("not with superlora", where="low_cpu_mem_usage", hint="leave it out: the factors are few")
         config: SuperLoraConfig = self.peft_config[adapter_name]
+        _maybe_include_all_linear_layers(config, model)
         targets = expand(model, _patterns(config.target_modules, weights_of(model)))
         adapter = attach(model, targets, config.adapter_config(), name=adapter_name)
         if LAYER not in model._modules:
@@ -212,20 +214,21 @@ class SuperLoraModel(BaseTuner):
 
 
 def _patterns(wanted: Iterable[str] | str | None, known: Iterable[str]) -> list[str]:
-    """Target patterns from PEFT's `target_modules`.
+    """Target patterns from PEFT's `target_modules`: a word is the end of module names, else what it is in a recipe.
 
     >>> _patterns(["q", "v_proj", "*.qkv[v]"], ["layers.0.v_proj"]), _patterns(r".*\\.v_proj", [])
-    (['q', '*.v_proj', '*.qkv[v]'], ['re:.*\\\\.v_proj'])
+    (['q', 're:(.*\\\\.)?v_proj', '*.qkv[v]'], ['re:.*\\\\.v_proj'])
     """
     if not wanted:
         raise UsageError("no target", where="target_modules", hint='names like ["q_proj", "v_proj"], or ["q", "v"]')
     if isinstance(wanted, str):
         return [wanted if wanted in SHORT_NAMES or wanted.startswith("re:") else f"re:{wanted}"]
-    known = set(known)
+    known = list(known)
     patterns: list[str] = []
     for name in wanted:
-        as_it_is = name in SHORT_NAMES or name in known or name.startswith("re:") or any(sign in name for sign in "*?[")
-        patterns.append(name if as_it_is else f"*.{name}")
+        ends = any(f".{one}".endswith(f".{name}") for one in known)
+        as_it_is = name.startswith("re:") or any(sign in name for sign in "*?[") or (name in SHORT_NAMES and not ends)
+        patterns.append(name if as_it_is else rf"re:(.*\.)?{re.escape(name)}")
     return patterns
 
 

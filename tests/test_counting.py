@@ -199,9 +199,16 @@ def test_root_ceil_is_exact_beside_perfect_powers(side: int, power: int, off: in
         (knobs("lonkr", split_dim=6, rank=4), shapes((20, 20)), ("rank 4", "side of 2")),
         (knobs("lotr", rank=1), shapes((4, 4), (4, 5)), ("4×4", "4×5")),
         (knobs("lotr", groups=2, rank=1), shapes(*[(4, 4)] * 3), ("24 elements", "4×4")),
+        (knobs(order=20, rank=1), VIT, ("3,486,784,401 elements", "14,155,776")),
+        (knobs(align=2**15), VIT, ("1,073,741,824 elements", "14,155,776")),
+        (knobs("lonkr", splits=40, split_dim=2, rank=1), VIT, (f"{2**80:,} elements", "14,155,776")),
+        (knobs(projection="linear", ratio=0.1), shapes((2**16, 2**16)), ("4,294,967,296 elements", "2,147,483,648")),
+        (knobs(projection="shuffle"), shapes((2**16, 2**16)), ("4,294,967,296 elements", "2,147,483,648")),
+        (knobs(projection="dense", ratio=0.1), VIT, ("20,038,605,078,528 elements", "2,147,483,648")),
+        (knobs(rank=64, inner={"projection": "dense", "dim": 8000}), VIT, ("elements", "2,147,483,648")),
     ],
 )
-def test_an_error_names_both_numbers(
+def test_an_error_names_both_numbers_before_memory_is_taken(
     config: AdapterConfig, targets: list[TargetShape], numbers: tuple[str, str]
 ) -> None:
     with pytest.raises(UsageError) as caught:

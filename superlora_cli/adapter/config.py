@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
 from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.presets import PRESETS as PRESETS
-from superlora_cli.adapter.projections import FULL_SIZE
+from superlora_cli.adapter.projections import FULL_SIZE, is_nonlinear
 from superlora_cli.adapter.projections import NAMES as PROJECTIONS
 from superlora_cli.errors import UsageError, did_you_mean
 
@@ -255,4 +255,11 @@ class AdapterConfig:
         if self.ratio != 1 and self.projection in FULL_SIZE:
             raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
+            )
+        small = self.init == "lora" or (self.inner is not None and not self.rescale)
+        if small and is_nonlinear(self.projection):  # asked last: to know it, F is imported
+            knob, what = ("init", "init lora") if self.init == "lora" else ("rescale", "rescale false and inner")
+            hint = "init: unit, and with inner rescale: true"
+            raise refuse(
+                knob, f"{what} with projection {self.projection}: its gradient vanishes for numbers so small", hint
             )

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.freezing import is_frozen
-from superlora_cli.adapter.projections import SPECTRAL
+from superlora_cli.adapter.freezing import MAPS, is_frozen
+from superlora_cli.adapter.projections import SPECTRAL, Size, held
 from superlora_cli.adapter.shapes import Bucket, GroupShape, Piece, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
+
+LARGEST_UNIT = 2**28  # elements of a unit that has more than 4 times those of its group
+LARGEST_MAP = 2**31  # elements of F: their positions are int32
 
 
 def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
@@ -43,6 +46,7 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     buckets = tuple(Bucket(shape, tuple(members)) for shape, members in by_shape.items())
     made = Plan(config, targets, tuple(span.start for span in spans), buckets)
     _check_trained(made)
+    _check_sizes(made)
     return made
 
 
@@ -54,6 +58,30 @@ def _check_trained(made: Plan) -> None:
         if made.config.inner and sum(piece.sizes) < made.config.inner.dim:
             what = f"{made.config.inner.dim} numbers for {sum(piece.sizes)} entries of {', '.join(piece.tensors)}"
             raise UsageError(what, where="adapter.inner.dim", hint=f"at most {sum(piece.sizes)}")
+
+
+def _check_sizes(made: Plan) -> None:
+    """Refuse what would take memory out of proportion: units that fold far beyond their group, and a huge F or F_in."""
+    config = made.config
+    for shape in (bucket.shape for bucket in made.buckets):
+        folded = shape.units[0].elements
+        if config.combine == "kronecker":
+            folded = math.prod(unit.elements for unit in shape.units)
+        if folded > LARGEST_UNIT and folded > 4 * shape.n_in:
+            knob, hint = ("order", "a lower order or align") if config.splits == 1 else ("splits", "fewer splits")
+            what = f"a unit folds to {folded:,} elements, its group has {shape.n_in:,}"
+            raise UsageError(what, where=f"adapter.{knob}", hint=hint)
+        _check_map(config.projection, Size(shape.n_in, shape.n_out, grid=shape.grid), "projection")
+    for piece in made.pieces:
+        assert config.inner is not None
+        _check_map(MAPS[config.inner.projection], Size(config.inner.dim, sum(piece.sizes)), "inner")
+
+
+def _check_map(projection: str, size: Size, knob: str) -> None:
+    elements = held(projection, size)
+    if elements > LARGEST_MAP:
+        what = f"from {size.n_in:,} numbers to {size.n_out:,} takes {elements:,} elements, more than {LARGEST_MAP:,}"
+        raise UsageError(what, where=f"adapter.{knob}", hint="more groups, or groups: weight")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.shapes import Bucket, Plan
+from superlora_cli.errors import UsageError
 
 
 def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -21,6 +22,9 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     Args:
         plan: the adapter's shapes, with `frozen: svd`.
         weights: the base's target slices in the plan's order. Weights without values (meta) give factors of zeros.
+
+    Raises:
+        UsageError: a group has no singular vectors, its weights being all zeros.
     """
     if any(weight.is_meta for weight in weights):
         return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
@@ -30,6 +34,9 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
         (unit,), terms = bucket.shape.units, bucket.shape.terms
         for group in bucket.members:
             folded = _folded(bucket, vector[plan.starts[group] :][: bucket.shape.n_out].double())
+            if not folded.any():
+                what = f"group {group} of the base's weights is all zeros: it has no singular vectors"
+                raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
             for m, (side, rank) in enumerate(zip(unit.sides, unit.ranks, strict=True), 1):
                 if f"A{m}" in unit.frozen:
                     unfolded = folded.movedim(m - 1, 0).reshape(side, -1)

@@ -25,9 +25,9 @@ SEPARATE = {  # names of the separate projections in timm, transformers and diff
     "v": ("v", "v_proj", "value", "to_v", "value.proj"),
     "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense"),
 }
-ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn)([._]|$)")
+ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
 MLP = re.compile(r"(^|\.)(mlp|ffn|ff|feed_forward|intermediate)(\.|$)")
-CLASSIFIERS = ("head", "fc", "classifier", "lm_head", "head.fc", "head_dist")
+CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_dist")
 SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 
 

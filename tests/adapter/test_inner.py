@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter import svd
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
 from superlora_cli.adapter.delta import Frozen, deltas
@@ -16,6 +17,7 @@ from superlora_cli.adapter.freezing import MAPS
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target, TargetShape
 from superlora_cli.errors import UsageError
+from tests.adapter.variants import base_of
 
 WEIGHTS = [TargetShape(f"w{i}", 64, 64) for i in range(12)]
 
@@ -119,6 +121,28 @@ def test_factors_from_the_base_are_refused_without_it() -> None:
         Frozen(shapes)
 
 
+@pytest.mark.parametrize("projection", ["identity", "linear", "nonlinear", "nonlinear_v2", "onehot", "dense", "dft"])
+@pytest.mark.parametrize("method", PRESETS)
+def test_what_is_not_refused_starts_with_a_gradient(method: str, projection: str) -> None:
+    targets = [TargetShape(f"w{i}", 16, 16) for i in range(2)]
+    ratio = {} if projection == "identity" else {"ratio": 0.25}
+    for more in ({}, {"inner": {"projection": "fastfood", "dim": 3, "per": "group"}}, {"rescale": False, "alpha": 1.0}):
+        try:
+            shapes = plan(AdapterConfig.from_knobs(method, projection=projection, **ratio, **more), targets)
+        except UsageError:
+            continue
+        params = {name: value.requires_grad_() for name, value in initial(shapes).items()}
+        made = deltas(shapes, params, Frozen(shapes, base=base_of(shapes)))
+        sum((delta * torch.arange(256.0).view(16, 16).cos()).sum() for delta in made).backward()
+        assert max(value.grad.abs().max().item() for value in params.values()) > 1e-6
+
+
+def test_a_base_of_zeros_has_no_singular_vectors() -> None:
+    shapes = plan(AdapterConfig.from_knobs("lora_xs", rank=2), WEIGHTS[:2])
+    with pytest.raises(UsageError, match="group 1 of the base's weights is all zeros"):
+        svd.planes(shapes, [torch.ones(64, 64), torch.zeros(64, 64)])
+
+
 def test_a_copy_keeps_the_factors_from_the_base_when_the_weights_change() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8))
@@ -146,6 +170,9 @@ def test_a_copy_keeps_the_factors_from_the_base_when_the_weights_change() -> Non
             "svd with projection linear",
         ),
         ({"freeze": ["planes"], "frozen": "svd", "splits": 2}, "frozen svd with splits 2"),
+        ({"inner": {"dim": 9}, "projection": "nonlinear", "init": "lora"}, "init lora with projection nonlinear"),
+        ({"inner": {"dim": 9}, "projection": "nonlinear_v2", "rescale": False}, "rescale false and inner with"),
+        ({"projection": "nonlinear_v2", "init": "lora"}, "init lora with projection nonlinear_v2"),
     ],
 )
 def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import io
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import timm
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, inject_adapter_in_model
 from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from superlora_cli import peft_plugin
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.errors import UsageError
+from superlora_cli.models.targets import expand
 from superlora_cli.peft_plugin import SuperLoraConfig
 from tests.peers.test_transformers import batch, build
 from tests.test_readme import python_blocks
@@ -182,6 +185,44 @@ def test_targets_are_written_as_in_peft_or_as_in_recipes(targets: list[str] | st
     model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=targets, method="lora", rank=2))
     wanted = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"]
     assert model.base_model.targeted_module_names == wanted
+
+
+def t5() -> nn.Module:
+    small = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=40, num_layers=1, decoder_start_token_id=0, **small)).eval()
+
+
+def classifier() -> nn.Module:
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    return LlamaForSequenceClassification(
+        LlamaConfig(vocab_size=40, num_attention_heads=2, num_labels=3, **small)
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "targets", "task"),
+    [
+        (t5, ["q", "v", "o"], None),
+        (t5, ["SelfAttention.o", "wi"], TaskType.SEQ_2_SEQ_LM),
+        (t5, "all-linear", TaskType.SEQ_2_SEQ_LM),
+        (classifier, "all-linear", TaskType.SEQ_CLS),
+        (classifier, "all-linear", None),
+        (classifier, ["q_proj", "score"], None),
+    ],
+)
+def test_words_mean_the_modules_that_they_mean_to_peft(
+    model: Callable[[], nn.Module], targets: list[str] | str, task: TaskType | None
+) -> None:
+    peft = get_peft_model(model(), LoraConfig(target_modules=targets, task_type=task))
+    ours = get_peft_model(model(), SuperLoraConfig(target_modules=targets, task_type=task, method="lora", rank=1))
+    assert ours.base_model.targeted_module_names == sorted(peft.base_model.targeted_module_names)
+
+
+def test_short_names_know_the_attention_of_t5() -> None:
+    found = [target.module for target in expand(t5(), ["q", "v", "o"])]
+    assert len(found) == 9
+    assert not any("DenseReluDense" in name for name in found)
+    assert "score" not in [target.module for target in expand(classifier(), ["all-linear"])]
 
 
 def test_the_config_has_every_knob() -> None:

@@ -65,6 +65,21 @@ class Size:
         return self.grid or (side, side)
 
 
+def held(name: str, size: Size) -> int:
+    """Elements of the largest tensor that a projection is made of.
+
+    >>> held("dense", Size(10, 1000)), held("linear", Size(10, 1000)), held("identity", Size(1000, 1000))
+    (10000, 1024, 0)
+    """
+    if name == "identity":
+        return 0
+    if name == "dense":
+        return size.n_in * size.n_out
+    if name in SPECTRAL:
+        return math.prod(size.matrix)
+    return size.n_out if name in ("onehot", "shuffle") else 2**size.bits
+
+
 def build(
     name: str, size: Size, seed: int, *, device: torch.device, dtype: torch.dtype, key: str = "projection"
 ) -> Project:
@@ -92,4 +107,4 @@ def is_nonlinear(name: str) -> bool:
     return getattr(module, "NONLINEAR", False)
 
 
-__all__ = ["FULL_SIZE", "NAMES", "SPECTRAL", "Size", "build", "is_nonlinear"]
+__all__ = ["FULL_SIZE", "NAMES", "SPECTRAL", "Size", "build", "held", "is_nonlinear"]
