@@ -111,10 +111,11 @@ def draw(found: list[dict[str, Any]]) -> None:
     mpl.rcParams["svg.hashsalt"] = "superlora"
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for row in (row for row in found if row["parameters"]):
+    shown = [row for row in found if row["parameters"]]
+    for row in shown:
         marker = "s" if row["recipe"] in ("digits_lora", "digits_dense") else "o"
-        bars = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-        axes.errorbar(row["parameters"], row["mean"], yerr=bars, fmt=marker, capsize=3)
+        spread = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+        axes.errorbar(row["parameters"], row["mean"], yerr=spread, fmt=marker, capsize=3)
     lines = [(unadapted(found), "unadapted")]
     lines += [(row["mean"], "a new head alone") for row in found if not row["parameters"]]
     for height, label in lines:
@@ -123,10 +124,9 @@ def draw(found: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
     axes.grid(alpha=0.3)
     axes.margins(x=0.1, y=0.15)
-    names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in found if row["parameters"]]
-    name_points(
-        axes, names, avoid=[(row["parameters"], row[end]) for row in found for end in ("low", "high")], fontsize=8
-    )
+    names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in shown]
+    bars = [(row["parameters"], row[end]) for row in shown for end in ("low", "high")]
+    name_points(axes, names, avoid=bars, fontsize=8)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
