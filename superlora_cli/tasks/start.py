@@ -138,7 +138,7 @@ def _base(settings: Mapping[str, Any]) -> Base:
     del plain["adapter"]
     base = build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
     try:
-        base.model(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
+        base.model.eval()(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
     except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
         message = f"the model refuses images of {base.image_size} × {base.image_size}: {error}"
         raise UsageError(message, where="--image-size", hint="a multiple of its patches, or its own size") from None

@@ -105,6 +105,7 @@ SIZED = "vit_small_patch14_dinov2.lvd142m"  # made for 518 pixels, and told its 
     ("model", "asked", "size", "kwargs"),
     [(SIZED, (), 224, {"img_size": 224}), (SIZED, ("--image-size", 56), 56, {"img_size": 56}),
      (SIZED, ("--image-size", 518), None, {}), ("convnext_atto", ("--image-size", 96), 96, {}),
+     ("resnet18", ("--image-size", 32), 32, {}),  # one pixel at its end, which BatchNorm would not train on
      ("convnext_atto", (), None, {})],
 )  # fmt: skip
 def test_init_chooses_a_size_that_a_cpu_can_train(
