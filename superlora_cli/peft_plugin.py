@@ -21,13 +21,14 @@ from peft.utils import register_peft_method, set_additional_trainable_modules
 from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import activate, attach, detach
-from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.config import NEWEST, AdapterConfig
 from superlora_cli.adapter.kinds import plain
 from superlora_cli.errors import UsageError
 from superlora_cli.models.patterns import SHORT_NAMES
 from superlora_cli.models.targets import expand, weights_of
 
 NAME = "superlora"
+DEFAULT = "default"  # the scaling that a recipe has, too, which says none
 LAYER = f"peft_{NAME}"  # of the child of a model; PEFT does not look into names that begin with the method's
 
 
@@ -76,7 +77,7 @@ class SuperLoraConfig(PeftConfig):
     ratio: float | None = None
     rescale: bool | None = None
     alpha: float | None = None
-    scaling: str | None = None
+    scaling: str | None = DEFAULT  # None, in what an earlier version saved, is alpha_over_rank
     init: str | None = None
     execution: str | None = None
     seed: int | None = None
@@ -102,7 +103,9 @@ class SuperLoraConfig(PeftConfig):
             UsageError: they are not possible together, or PEFT would not save what they train.
         """
         knobs = {knob.name: getattr(self, knob.name) for knob in fields(AdapterConfig)}
-        config = AdapterConfig.from_knobs(self.method, **knobs)
+        unset = self.scaling == DEFAULT
+        knobs |= {"scaling": None} if unset else {}
+        config = AdapterConfig.from_knobs(self.method, defaults=NEWEST if unset else 1, **knobs)
         if config.also or not config.adapts:
             where = "also" if config.also else "method"
             raise UsageError("PEFT saves factors and whole modules", where=where, hint="modules_to_save names modules")
@@ -179,6 +182,7 @@ class SuperLoraModel(BaseTuner):
         _maybe_include_all_linear_layers(config, model)
         targets = expand(model, _patterns(config.target_modules, weights_of(model)))
         adapter = attach(model, targets, config.adapter_config(), name=adapter_name)
+        config.alpha, config.scaling = adapter.config.alpha, adapter.config.scaling  # as settled on this base
         if LAYER not in model._modules:
             model.add_module(LAYER, SharedFactors(model))
         cast(SharedFactors, model.get_submodule(LAYER)).superlora_factors[adapter_name] = adapter.factors

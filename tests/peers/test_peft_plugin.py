@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import io
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -44,7 +45,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 def train(model: nn.Module, steps: int = 10) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3, weight_decay=0)
     losses = []
     for _ in range(steps):
         loss = model(**INPUTS).loss
@@ -138,7 +139,7 @@ def test_adapters_by_name(tmp_path: Path) -> None:
 def test_a_head_is_saved_with_the_adapter(tmp_path: Path) -> None:
     config = SuperLoraConfig(target_modules=["q", "v"], method="lorta", rank=2, modules_to_save=["classifier"])
     model, inputs = get_peft_model(build("vit"), config), batch("vit")
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
     for _ in range(3):
         optimizer.zero_grad()
         model(**inputs).loss.backward()
@@ -281,3 +282,13 @@ def test_where_it_stops_is_said(tmp_path: Path) -> None:
         model.add_adapter("lora", LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match=r"(?i)shared"):
         inject_adapter_in_model(config(), build("llama"))
+
+
+def test_the_scale_is_the_weights_and_saved_as_a_plain_alpha(tmp_path: Path) -> None:
+    model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q"], rank=2))
+    model.save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["scaling"] == "alpha"
+    assert 0 < saved["alpha"] < 0.1
+    before = {**saved, "scaling": None, "alpha": None}  # as an earlier version saved it
+    assert SuperLoraConfig.from_peft_type(**before).adapter_config().scale == 1
