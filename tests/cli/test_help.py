@@ -23,4 +23,4 @@ def test_shells_complete_commands(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COMP_CWORD", "1")
     assert cli("ex").out.split() == ["export", "extract"]
     monkeypatch.delenv("_SUPERLORA_COMPLETE")
-    assert "_SUPERLORA_COMPLETE=complete_bash" in cli("--show-completion", "bash").out
+    assert "--install-completion" in cli("--help").out
