@@ -75,8 +75,8 @@ class ConfusionTable:
         image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         figure.colorbar(image, label="part of the class", shrink=0.8)
         if classes <= NAMED:
-            axes.set_xticks(range(classes), self.names, rotation=90)
-            axes.set_yticks(range(classes), self.names)
+            axes.set_xticks(range(classes), self.names, rotation=90, parse_math=False)
+            axes.set_yticks(range(classes), self.names, parse_math=False)
         if classes <= NUMBERED:
             for row, column in zip(*np.nonzero(self.counts), strict=True):
                 colour = "white" if parts[row, column] > 0.5 else "black"

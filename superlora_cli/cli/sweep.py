@@ -69,7 +69,7 @@ def _show(found: dict[str, Any]) -> None:
     if best := found["best"]:
         figures = {name: best["metrics"][name] for name in (best["chosen_by"], "accuracy") if name in best["metrics"]}
         words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        rows.append(("best", f"{best['run']}: {words}"))
+        rows.append(("best", f"{words}: {best['run']}"))
     rows.append(("results", found["results"]))
     print_pairs(found["out"], rows)
 

@@ -82,7 +82,7 @@ def curves_plot(section: Section, salt: str) -> str:
         figure.set_size_inches(11, 4.4)
         left, right = figure.subplots(1, 2)
         left.set(xlabel="step", ylabel="training loss")
-        right.set(xlabel="step", ylabel=first.label.replace("test", "validation"))
+        right.set(xlabel="step", ylabel=f"{first.label.removeprefix('test ')} where the best step is chosen")
         for index, row in enumerate(rows):
             look: Look = {**_look(index), "markersize": 2.5, "linewidth": 1}
             for number, run in enumerate(row.runs):

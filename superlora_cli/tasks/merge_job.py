@@ -110,7 +110,7 @@ def open_job(
         UsageError: a file that cannot be read. MismatchError: adapter and base do not belong together.
     """
     if read_model(file) is not None:
-        raise UsageError("a base without adapter: there is nothing to merge", where=str(file), hint="use it as it is")
+        raise UsageError(f"{Kind.MODEL}: there is nothing to merge", where=str(file), hint="use it as it is")
     stored = store.load(file)
     if base is not None:
         check_kind(

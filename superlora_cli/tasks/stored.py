@@ -17,6 +17,7 @@ from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
+from superlora_cli.kinds import Kind
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import Recipe
@@ -98,7 +99,7 @@ def read_adapter(path: Path) -> Stored:
     """
     path = resolve_result(path)
     if read_model(path) is not None:
-        raise UsageError("a base without adapter", where=str(path), hint="its weights are in it as they are")
+        raise UsageError(f"{Kind.MODEL}, without adapter", where=str(path), hint="its weights are in it as they are")
     stored = store.load(path)
     recipe = recipe_of(stored, path)
     base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)

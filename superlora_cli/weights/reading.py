@@ -148,6 +148,7 @@ def resolve(path: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
+        check_kind(path, "weights", (Kind.FOLDER,))
         raise UsageError("holds no safetensors file", where=str(path), hint="a folder with weights, or a file")
     names = ", ".join(one.name for one in found[:3])
     raise UsageError(f"holds {len(found)} files and no single index: {names}", where=str(path), hint="name the file")
