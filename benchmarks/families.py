@@ -44,13 +44,13 @@ def table(rows: dict[str, Row]) -> str:
     """Markdown."""
     lines = [
         "| model | weights adapted | adapter | head | merged, in timm | exported, in PEFT |",
-        "|---|---:|---:|---:|---:|---|",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for name in FAMILIES:
         if (row := rows.get(name)) is None:
             continue
         if "stopped" in row:
-            lines.append(f"| `{name}` | | | | | {row['stopped']} |")
+            lines.append(f"| `{name}` | | | | | | {row['stopped']} |")
             continue
         exported = f"refused: {row['refused']}" if row["refused"] else f"{row['exported']:.0e}"
         lines.append(
