@@ -42,20 +42,19 @@ def taken(name: str) -> Row:
 
 def table(rows: dict[str, Row]) -> str:
     """Markdown."""
-    lines = [
-        "| model | weights adapted | adapter | head | merged, in timm | exported, in PEFT |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+    columns = "model", "weights adapted", "adapter", "head", "without ΔW", "merged, in timm", "exported, in PEFT"
+    lines = [f"| {' | '.join(columns)} |", "|---|---:|---:|---:|---:|---:|---|"]
     for name in FAMILIES:
         if (row := rows.get(name)) is None:
             continue
         if "stopped" in row:
-            lines.append(f"| `{name}` | | | | | {row['stopped']} |")
+            lines.append(f"| `{name}` | | | | | | {row['stopped']} |")
             continue
         exported = f"refused: {row['refused']}" if row["refused"] else f"{row['exported']:.0e}"
-        lines.append(
-            f"| `{name}` | {row['targets']} | {row['adapter']:,} | {row['head']:,} | {row['merged']:.0e} | {exported} |"
+        numbers = (
+            f"{row['targets']} | {row['adapter']:,} | {row['head']:,} | {row['changed']:.0e} | {row['merged']:.0e}"
         )
+        lines.append(f"| `{name}` | {numbers} | {exported} |")
     return "\n".join(lines)
 
 

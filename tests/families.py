@@ -2,7 +2,8 @@
 
     init → train (2 steps) → merge → timm loads it → export → PEFT loads it
 
-Weights are random, models and images small.
+Weights are random, models and images small. The adapter is LoRA on the weights that `init` finds, which PEFT can hold
+exactly: what is left of a difference is the way's.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from superlora_cli.adapter.attach import detach
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.tasks.build import build_from_file
 from tests.conftest import run_cli
 from tests.data.conftest import write_folder
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 2}
-STAGES = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8), "img_size": 64}
+STAGES = {"depths": [1, 1, 1, 1], "embed_dim": 24, "num_heads": [1, 2, 4, 8], "img_size": 64}
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, arguments that make it small
     "vit_tiny_patch16_224": (32, {**TINY, "img_size": 32}),
     "deit_tiny_distilled_patch16_224": (32, {**TINY, "img_size": 32}),
@@ -33,14 +36,14 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, a
     "swin_tiny_patch4_window7_224": (64, {**STAGES, "window_size": 2}),
     "swinv2_tiny_window8_256": (64, {**STAGES, "window_size": 2}),
     "xcit_nano_12_p16_224": (64, {"depth": 2}),
-    "mixer_s32_224": (32, {"num_blocks": 2, "embed_dim": 48, "img_size": 32}),
+    "mixer_s32_224": (64, {"img_size": 64}),
     "visformer_tiny": (64, {"img_size": 64}),
-    "volo_d1_224": (64, {"img_size": 64, "layers": (1, 1, 1, 1)}),
+    "volo_d1_224": (64, {"img_size": 64}),
     "levit_128s": (64, {"img_size": 64}),
     "pit_ti_224": (64, {"img_size": 64}),
     "crossvit_tiny_240": (240, {}),
     "efficientformer_l1": (224, {}),
-    "tiny_vit_5m_224": (64, {"img_size": 64}),
+    "tiny_vit_5m_224": (224, {}),
     "mvitv2_tiny": (64, {"img_size": 64}),
     "hiera_tiny_224": (64, {"img_size": 64}),
     "gcvit_xxtiny": (64, {"img_size": 64}),
@@ -69,8 +72,9 @@ class Walk:
 
     Attributes:
         targets: weights that are adapted; `head`: number of trained parameters beside them.
-        merged, exported: largest difference of outputs from the adapted model's, in parts of the largest output;
-            `exported` is None where it was refused.
+        changed: largest difference of the adapted model's outputs from those without ΔW, in parts of the largest.
+        merged, exported: the same of the merged and the exported model from the adapted one; `exported` is None where
+            it was refused.
         refused: why.
     """
 
@@ -78,6 +82,7 @@ class Walk:
     targets: int
     adapter: int
     head: int
+    changed: float
     merged: float
     exported: float | None
     refused: str = ""
@@ -97,12 +102,15 @@ def walk(name: str, folder: Path) -> Walk:
     import timm
 
     size, kwargs = FAMILIES[name]
-    small = (f"data.image_size={size}", f"model.kwargs={kwargs}", "data.augment=none", "data.workers=0",
-             "data.validation=0.25", "train.steps=2", "train.batch_size=4", "train.checkpoint_every=null",
-             "train.precision=fp32", "train.threads=1", "train.optimizer={name: SGD, lr: 0.1}",
-             "train.scheduler={name: constant}", "eval.every=null")  # fmt: skip
+    small = ("model.checkpoint=base.safetensors", f"model.kwargs={kwargs}", f"data.image_size={size}",
+             "data.augment=none", "data.workers=0", "data.validation=0.25",
+             "adapter.method=lora", "adapter.order=2", "adapter.rank=2",
+             "train.steps=2", "train.batch_size=4", "train.checkpoint_every=null", "train.precision=fp32",
+             "train.threads=1", "train.optimizer={name: AdamW, lr: 0.02}", "train.scheduler={name: constant}",
+             "eval.every=null")  # fmt: skip
     with contextlib.chdir(folder):
         write_folder(Path("pets"), classes="ab", count=8)
+        _write_base(name, kwargs)
         _done("init", "--model", name, "--data", "pets", "--no-pretrained", "--out", "r.yaml")
         trained = _done("train", "r.yaml", *small, "--out", "run", "--json")
         _done("merge", "run", "--out", "merged.safetensors")
@@ -120,15 +128,30 @@ def walk(name: str, folder: Path) -> Walk:
             refused = exported.message.removeprefix("superlora: ")
         else:
             raise StoppedError(f"export: {exported.err}")
-        params = trained["params"]
-        return Walk(name, len(built.adapter.targets), params["adapter"], params["head"],
-                    apart(outputs(merged, images), adapted), off, refused)  # fmt: skip
+        targets, params = len(built.adapter.targets), trained["params"]
+        detach(built.model)
+        changed = apart(outputs(built.model, images), adapted)
+        whole = apart(outputs(merged, images), adapted)
+        return Walk(name, targets, params["adapter"], params["head"], changed, whole, off, refused)
+
+
+def _write_base(name: str, kwargs: dict[str, Any]) -> None:
+    """Random weights in which every branch counts: many models begin with some that are scaled by nothing."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=2, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1 and parameter.abs().max() < 1e-3:
+                parameter.uniform_(0.5, 1.5)
+    save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, "base.safetensors")
 
 
 def _done(*words: str) -> Any:
     result = run_cli(*words)
     if result.code:
-        raise StoppedError(f"{words[0]}: {result.err.strip() or result.out.strip()}")
+        raise StoppedError(f"{words[0]}: {result.out if '--json' in words else result.err}")
     return result.json() if "--json" in words else None
 
 

@@ -86,8 +86,10 @@ def test_low_rank_updates_of_a_fused_qkv_are_exact_in_peft(overrides: list[str],
     assert not found["blocks.0.attn.qkv"][64:128].any()  # k
 
 
-def test_the_line_that_is_printed_loads_it(cli: Cli) -> None:
-    file = write_adapter("a.safetensors", "digits_lora")
+@pytest.mark.parametrize("own", [False, True])
+def test_the_line_that_is_printed_loads_it(own: bool, cli: Cli) -> None:
+    base = [f"model.checkpoint={write_base('base.safetensors', torch.float32)}"] if own else []
+    file = write_adapter("a.safetensors", "digits_lora", *base)
     done = cli("export", file, "--to", "peft-lora", "--out", "lora", "--json").json()
     x = noise(2, 3, 16, 16)
     *before, last = done["load"].split("; ")
