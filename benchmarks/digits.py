@@ -109,7 +109,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     shown = [row for row in found if row["parameters"]]
     for row in shown:
@@ -123,7 +123,7 @@ def draw(found: list[dict[str, Any]]) -> None:
         axes.text(found[-1]["parameters"], height + 0.006, label, ha="right", fontsize=8, color="grey")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.1, y=0.15)
+    axes.margins(x=0.1, y=0.08)
     names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in shown]
     bars = [(row["parameters"], row[end]) for row in shown for end in ("low", "high")]
     name_points(axes, names, avoid=bars, fontsize=8)
