@@ -26,6 +26,7 @@ from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.preflight import check_on
 from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import digest_base
@@ -88,14 +89,16 @@ def save(
         metrics: numbers or strings to keep in the file; `superlora inspect` shows them.
 
     Raises:
-        UsageError: no such adapter, parameters outside of it are being trained (they would be lost), a metric that
-            is neither number nor text, or the file cannot be written. MismatchError: with `frozen: svd`, the base's
-            weights are not those that the adapter was attached to. RunError: the disk is full.
+        UsageError: no such adapter, the adapted layers were replaced, parameters outside of it are being trained (they
+            would be lost), a metric that is neither number nor text, or the file cannot be written. MismatchError: with
+            `frozen: svd`, the base's weights are not those that it was attached to. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
         raise UsageError("the model has no adapter", hint="attach or load one first")
     adapter = held.get(name)
+    if held.active is not None:
+        check_on(model, held.get())
     active = {**held.get().head, **held.get().also} if held.active is not None else {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and not key.startswith("superlora.") and key not in active:
@@ -134,8 +137,8 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
             frozen factors come from it.
 
     Raises:
-        UsageError: not an adapter file, or a name that is taken. MismatchError: adapter and base do not belong
-            together. Nothing has been changed then.
+        UsageError: not an adapter file, a base that cannot be adapted, or a name that is taken. MismatchError: adapter
+            and base do not belong together. Nothing has been changed then.
     """
     path = Path(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
@@ -143,9 +146,10 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     targets = expand(model, stored.patterns)
     store.check_targets(targets, stored, where=where)
     store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
+    known = dict(model.named_parameters())
+    adapters.check(model, targets, [key for key in stored.beside if key in known])
     digest = digest_base(model, targets, stored.beside)
     store.check_digest(digest, stored, where=where, allow_mismatch=allow_base_mismatch)
-    known = dict(model.named_parameters())
     for key, tensor in stored.beside.items():
         first = 1 if key in stored.head else 0  # a head may have another number of classes
         if key not in known or known[key].shape[first:] != tensor.shape[first:]:

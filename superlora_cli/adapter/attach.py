@@ -113,6 +113,14 @@ class _After(_Hook):
             self.adapters.get().sharing.end_call()
 
 
+def check(model: nn.Module, targets: Sequence[Target], beside: Sequence[str], *, shapes_only: bool = False) -> None:
+    """Refuse what `attach` could not adapt, or not train `beside` it; raises as `preflight.check`."""
+    present = adapters_of(model)
+    own = list(present.named.values()) if present else []
+    nested = [at for at, module in model.named_modules() if at and adapters_of(module)]
+    preflight.check(model, targets, beside, own, nested=nested, shapes_only=shapes_only)
+
+
 def attach(
     model: nn.Module,
     targets: Sequence[Target],
@@ -135,10 +143,8 @@ def attach(
         UsageError: the knobs do not fit the targets, a target or the model cannot be adapted (`preflight`), or the
             model has an adapter of this name already. Nothing has been changed then, nor after any other error.
     """
+    check(model, targets, [*head, *also], shapes_only=shapes_only)
     present = adapters_of(model)
-    own = list(present.named.values()) if present else []
-    nested = [at for at, module in model.named_modules() if at and adapters_of(module)]
-    preflight.check(model, targets, [*head, *also], own, nested=nested, shapes_only=shapes_only)
     with torch.inference_mode(False), all_or_nothing(model):
         modules = dict(model.named_modules())
         plain = all(is_plain_linear(modules[target.module]) for target in targets)

@@ -221,7 +221,11 @@ def test_an_adapter_on_layers_that_were_replaced_says_so() -> None:
     attached(model)
     model.q = nn.Linear(8, 8)
     before = state(model)
-    for wrong in (superlora_cli.detach, lambda m: superlora_cli.activate(m, None)):
+    for wrong in (
+        superlora_cli.detach,
+        lambda m: superlora_cli.activate(m, None),
+        lambda m: superlora_cli.save(m, "never.safetensors"),
+    ):
         with pytest.raises(UsageError, match="q: is not the layer that was adapted"):
             wrong(model)
     assert state(model) == before
@@ -270,6 +274,20 @@ def test_whatever_fails_while_attaching_leaves_the_model_as_it_was(held: bool, m
     handle.remove()
     model(X)
     assert len(calls) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["tied", "int8", "normed", "on meta"])
+def test_a_file_is_not_loaded_onto_what_cannot_be_adapted(kind: str, tmp_path: Path) -> None:
+    model = net()
+    attached(model)
+    superlora_cli.save(model, tmp_path / "q.safetensors")
+    change, message = CHANGES[kind]
+    other = net(change)
+    before = state(other)
+    with pytest.raises(UsageError, match=message):
+        superlora_cli.load(other, tmp_path / "q.safetensors", allow_base_mismatch=True)
+    assert state(other) == before
 
 
 def test_a_file_that_does_not_fit_in_the_end_leaves_the_model_as_it_was(
