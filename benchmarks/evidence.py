@@ -56,15 +56,16 @@ class Difference(NamedTuple):
 
     @classmethod
     def of(cls, one: Rows, other: Rows) -> Difference:
-        """Paired over seeds and test images, both taken as samples.
+        """Paired over seeds and test images, both taken as samples; of one seed the images alone.
 
         >>> row = lambda right: Rows(None, 0.1, [{"parameters": 1, "right": right}] * 3)
         >>> Difference.of(row("1100"), row("1100"))
         Difference(mean=0.0, error=0.0)
         """
-        own = (one.right - other.right).astype(float)
-        seeds, images = own.shape
-        variance = own.mean(1).var(ddof=1) / seeds + own.mean(0).var(ddof=1) / images
+        seeds = min(len(one.rows), len(other.rows))
+        own = (one.right[:seeds] - other.right[:seeds]).astype(float)
+        variance = own.mean(0).var(ddof=1) / own.shape[1]
+        variance += own.mean(1).var(ddof=1) / seeds if seeds > 1 else 0
         return cls(float(own.mean()), float(variance**0.5))
 
     def __abs__(self) -> Difference:

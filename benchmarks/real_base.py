@@ -99,28 +99,30 @@ def missing(chosen: list[Method]) -> list[Run]:
 
 
 def finished() -> list[Rows]:
-    """Those methods that have all seeds at their best rate."""
+    """Those methods whose best rate is known, with the seeds that are on record, from the first."""
     known, found = RECORDS.known(), []
     for method in methods():
         rate = best_rate(method, known)
-        rows = [known.get(run(method, rate, seed).key) for seed in SEEDS] if rate else [None]
-        if all(rows):
-            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows if row]
-            found.append(Rows(method, rate or 0, said))
+        if rate is None:
+            continue
+        rows = [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]
+        said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
+        found.append(Rows(method, rate, said))
     return found
 
 
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; beside LoRA of rank 1 and the probe, paired over seeds and test images."""
     beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    titles = ["adapter", "head", "method", "settings", "validation", "test accuracy", "least – most", "rate"]
+    titles = ["adapter", "head", "method", "settings", "seeds", "validation", "test accuracy", "least – most", "rate"]
     lines = ["| " + " | ".join([*titles, "over the probe", "over LoRA r 1"]) + " |"]
-    lines.append("|---:|---:|---|---|---:|---:|---|---:|---|---|")
+    lines.append("|---:|---:|---|---|---:|---:|---:|---|---:|---|---|")
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method, each = rows.method, rows.right.mean(1)
         title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
         cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", title]
-        cells += [f"`{method.knobs}`" if method.settings else "", f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
+        cells += [f"`{method.knobs}`" if method.settings else "", str(len(rows.rows))]
+        cells += [f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
         cells += [f"{each.min():.3f} – {each.max():.3f}", "" if method == PROBE else f"{rows.rate:g}"]
         for other in (beside.get(PROBE.name), beside.get(LORA.name)):
             cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
@@ -176,7 +178,7 @@ def draw(found: list[Rows]) -> None:
         label = name if ours else f"{own[0].method.library} {name}"
         axes.errorbar([rows.parameters for rows in own], [e.mean() for e in each], spread, ms=5, label=label,
                       color=mpl.colormaps["tab20"](number), **look)  # fmt: skip
-    axes.set(xscale="log", xlabel="trained parameters beside the head", ylabel="test accuracy, mean of 3 seeds")
+    axes.set(xscale="log", xlabel="trained parameters beside the head", ylabel="test accuracy, mean of the seeds")
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(PICTURE, metadata={"Date": None})
