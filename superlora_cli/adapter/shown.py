@@ -32,7 +32,9 @@ class Shown(Tensor):
 
 
 def show(weight: Tensor, written: Callable[[], None]) -> Tensor:
-    """The same tensor, which calls `written` when somebody writes to it."""
+    """The same tensor, which calls `written` when somebody writes to it; one of a class of its own stays as it is."""
+    if type(weight) is not Tensor:  # such as one without memory, that only tells shapes
+        return weight
     shown = weight.as_subclass(Shown)
     shown._written = written
     return shown

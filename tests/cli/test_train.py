@@ -114,7 +114,7 @@ def test_every_shipped_recipe_dry_runs_without_network_or_data(name: str, cli: C
     assert plan["status"] == "dry-run"
     assert plan["steps"] > 0
     recipe = read_yaml(shipped_recipes()[name]).data
-    assert (plan["params"]["adapter"] > 0) == ("adapter" in recipe)
+    assert (plan["params"]["adapter"] + plan["params"]["head"] > 0) == ("adapter" in recipe)
     assert not list(tmp_path.iterdir())
 
 
