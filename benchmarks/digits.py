@@ -102,7 +102,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for row in found:
         marker = "s" if row["recipe"] in ("digits_lora", "digits_dense") else "o"
@@ -112,7 +112,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     axes.text(found[-1]["parameters"], found[0]["before"] + 0.006, "unadapted", ha="right", fontsize=8, color="grey")
     axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy, handwritten digits")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.1, y=0.15)
+    axes.margins(x=0.1, y=0.08)
     names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in found]
     name_points(
         axes, names, avoid=[(row["parameters"], row[end]) for row in found for end in ("low", "high")], fontsize=8
