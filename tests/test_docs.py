@@ -53,7 +53,8 @@ def test_the_tutorial_ends_with_a_served_model(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "answer.json").read_text())["class"] == "5"
+    answer, predicted = json.loads((tmp_path / "answer.json").read_text()), (tmp_path / "unsorted.csv").read_text()
+    assert f"0003.png,{answer['class']},{answer['probability']:.3f}" in predicted
     assert (tmp_path / "confusion.svg").is_file()
     assert (tmp_path / "runs" / "report.html").is_file()
     assert len((tmp_path / "unsorted.csv").read_text().splitlines()) == 21

@@ -126,7 +126,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "tampered": (("eval", "tampered.safetensors"), 2, ("tampered.safetensors", "checksum")),
     "newer format": (("inspect", "newer.safetensors"), 2, ("newer.safetensors", "format 9", "update superlora")),
     "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "checksum")),
-    "no safetensors": (("eval", "recipe.yaml"), 2, ("recipe.yaml", "not a whole safetensors file")),
+    "no safetensors": (("eval", "recipe.yaml"), 2, ("recipe.yaml", "is a recipe, not a run or an adapter")),
     "plain weights": (("eval", "plain.safetensors"), 2, ("plain.safetensors", "no superlora adapter")),
     "PEFT": (("eval", "peft.safetensors"), 2, ("peft.safetensors", "a PEFT adapter", "merge_and_unload")),
     "Kohya": (("merge", "kohya.safetensors", "--out", "new.safetensors"), 2, ("kohya.safetensors", "Kohya")),

@@ -149,9 +149,9 @@ def test_findings_choose_by_validation_and_tell_the_test_split(tmp_path: Path) -
     section = only(tmp_path)
     (ratio, _), (budget, _) = smallest_ratios(section, 0.01), best_within(section, [1000])
     assert in_words([ratio], [budget]) == [
-        "2D reshaped, linear_v2, G 1 · rank 4 · ρ 0.5: ρ 0.1 is the smallest of 3 that holds validation accuracy "
+        "2D reshaped, linear_v2, G 1 · rank 2 · ρ 0.5: ρ 0.1 is the smallest of 3 that holds validation accuracy "
         "within 0.01, test accuracy 0.900 with 100 parameters for 0.950 with 500 parameters",
-        "best by validation accuracy, test accuracy: within 1,000 parameters M 2, r 4 (2D reshaped, linear_v2, "
+        "best by validation accuracy, test accuracy: within 1,000 parameters M 2, r 2 (2D reshaped, linear_v2, "
         "0.900 with 100)",
     ]
     assert section.measures[1].validation[0].mean == pytest.approx(0.2)  # the loss, at the best step
