@@ -24,7 +24,7 @@ def name_points(axes: Any, points: Sequence[Point], *, avoid: Sequence[tuple[flo
     others = [(x, y) for x, y, _ in points] + list(avoid)
     adjust_text(
         [text for _, _, text in named], [x for x, _ in others], [y for _, y in others], ax=axes, iter_lim=ROUNDS,
-        target_x=[x for x, _, _ in named], target_y=[y for _, y, _ in named], expand=(1.4, 1.9), max_move=None,
+        target_x=[x for x, _, _ in named], target_y=[y for _, y, _ in named], expand=(1.2, 1.5), max_move=None,
         force_static=(0.3, 0.5),
         arrowprops={"arrowstyle": "-", "color": "#999", "lw": 0.5},
     )  # fmt: skip

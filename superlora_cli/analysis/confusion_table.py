@@ -70,6 +70,7 @@ class ConfusionTable:
         parts = self.counts / self.counts.sum(1, keepdims=True).clip(min=1)
         side = min(12.0, 3.5 + 0.3 * min(classes, NAMED))  # inches
         figure.set_size_inches(side + 1, side)
+        figure.set_layout_engine("compressed")  # the constrained one lets names stick out beside squares
         axes = figure.add_subplot(xlabel="taken for", ylabel="true class")
         axes.grid(visible=False)
         image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -58,15 +58,16 @@ def find_sweep(name_or_path: str | Path) -> Path:
 
 def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name_or_path)
+    listed = f"`superlora ls {kind}s` lists the shipped ones"
     if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these never raise
-        check_kind(path, f"a {kind}", (Kind.SWEEP if kind == "sweep" else Kind.RECIPE, Kind.TEXT, Kind.JSON))
+        check_kind(path, f"a {kind}", (Kind.SWEEP if kind == "sweep" else Kind.RECIPE, Kind.TEXT, Kind.JSON), listed)
         return path
     name = path.with_suffix("").as_posix() if path.suffix in SUFFIXES else path.as_posix()
     if name in shipped:
         return shipped[name]
-    check_kind(path, f"a {kind}", ())
+    check_kind(path, f"a {kind}", (), listed)
     near = did_you_mean(name, shipped) or did_you_mean(Path(name).name, shipped)
-    hint = " ".join(filter(None, (near, f"`superlora ls {kind}s` lists the shipped ones")))
+    hint = " ".join(filter(None, (near, listed)))
     raise UsageError(f"no such file or shipped {kind}", where=str(name_or_path), hint=hint)
 
 

@@ -79,7 +79,7 @@ def curves_plot(section: Section, salt: str) -> str:
     """
     rows, first = shown_curves(section), section.measures[0].metric
     with _drawing(salt) as figure:
-        figure.set_size_inches(11, 4.4)
+        figure.set_size_inches(8.2, 4.8)
         left, right = figure.subplots(1, 2)
         left.set(xlabel="step", ylabel="training loss")
         right.set(xlabel="step", ylabel=f"{first.label.removeprefix('test ')} where the best step is chosen")

@@ -30,6 +30,8 @@ from superlora_cli.tasks.model_file import read_model
 from superlora_cli.weights.copying import FromFiles, FromState, Source
 from superlora_cli.weights.reading import Weights, open_weights
 
+BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
+
 
 @dataclass
 class Job:
@@ -113,9 +115,7 @@ def open_job(
         raise UsageError(f"{Kind.MODEL}: there is nothing to merge", where=str(file), hint="use it as it is")
     stored = store.load(file)
     if base is not None:
-        check_kind(
-            base, "weights", (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
-        )
+        check_kind(base, "weights", BASES, "a .safetensors file, an index of shards, or their folder")
     with ExitStack() as opened:
         if base is not None and is_safetensors(base):
             yield _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)

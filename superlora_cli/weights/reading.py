@@ -127,7 +127,8 @@ def open_weights(path: Path) -> Iterator[Weights]:
         UsageError: missing, truncated or no safetensors file; an index that names a shard or tensor that is not there.
     """
     path = resolve(path)
-    check_kind(path, "weights", (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX), "a .safetensors file, or an index of shards")
+    known = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON)
+    check_kind(path, "weights", known, "a .safetensors file, or an index of shards")
     with ExitStack() as opened:
         if path.name.endswith(".json"):
             yield _open_index(path, opened)

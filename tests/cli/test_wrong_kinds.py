@@ -36,7 +36,16 @@ THINGS = {
     "empty": Kind.FOLDER,
 }
 RESULTS = {Kind.RUN, Kind.ADAPTER, Kind.CHECKPOINT, Kind.FOLDER}  # of a folder is said what it should hold
-WEIGHTS = {Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.SHARDS, Kind.RUN, Kind.CHECKPOINT, Kind.FOLDER}  # likewise
+WEIGHTS = {
+    Kind.MODEL,
+    Kind.WEIGHTS,
+    Kind.INDEX,
+    Kind.JSON,
+    Kind.SHARDS,
+    Kind.RUN,
+    Kind.CHECKPOINT,
+    Kind.FOLDER,
+}  # likewise
 FILES = {Kind.TEXT, Kind.JSON}  # of which the reader of YAML says what is wrong, line by line
 IN = "{}"
 COMMANDS: dict[str, tuple[tuple[str, ...], set[Kind]]] = {  # what takes what

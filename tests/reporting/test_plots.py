@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import Similarity
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.plots import (
@@ -63,6 +64,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         plot(*given, "salt")
         canvas = FigureCanvasAgg(figures[-1])
         canvas.draw()
+        inches = figures[-1].get_tightbbox()
+        assert min(inches.x0, inches.y0) >= 0
+        assert np.all(figures[-1].get_size_inches() >= (inches.x1, inches.y1))
         pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)
         corners = [map(round, axes.get_window_extent().extents) for axes in figures[-1].axes]
         return [pixels[bottom:top, left:right] for left, bottom, right, top in corners]
@@ -98,8 +102,10 @@ def test_the_confusion_matrix(section: Section, drawn: Drawn) -> None:
     table = section.rows[0].runs[0].confusion
     assert table
     assert table.counts.tolist() == [[4, 0], [1, 5]]
-    inside, _ = drawn(confusion_plot, table)
-    assert is_coloured(inside)
+    names = tuple(map(str, range(10)))
+    for one in (table, ConfusionTable(names, np.eye(10, dtype=np.int64))):
+        inside, _ = drawn(confusion_plot, one)
+        assert is_coloured(inside)
 
 
 def test_the_geometry(section: Section, drawn: Drawn) -> None:
