@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from superlora_cli.data import folder
-from superlora_cli.models import base
+from superlora_cli.models import local_weights
 from superlora_cli.sweeping.work import Job, Outcome
 from superlora_cli.tasks import sweep
 
@@ -29,5 +29,5 @@ def carry_out(job: Job) -> Outcome:
 
 
 if Path("sweep.yaml").is_file():  # in a worker, not where tests are collected
-    base.open_weights = told("base", base.open_weights)
+    local_weights.open_weights = told("base", local_weights.open_weights)
     folder.scan = told("images", folder.scan)
