@@ -161,7 +161,7 @@ def _create(
             model: nn.Module = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
-    except (RuntimeError, ValueError, AssertionError, OSError) as error:
+    except Exception as error:  # timm's models check few of their arguments: what they raise is of any kind
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if architecture.startswith("local-dir:"):
             hint = "a folder with config.json and model.safetensors, as timm saves them"
@@ -171,7 +171,9 @@ def _create(
         if remote:
             hint = "go online once, copy a cache that has it (HF_HOME), or set model.checkpoint=FILE"
             raise UsageError(f"{architecture}: {cause}", where="model.name", hint=hint) from None
-        raise UsageError(f"cannot build {architecture}: {error}", where="model.kwargs") from None
+        if isinstance(error, LookupError | ArithmeticError):  # whose text alone says nothing, as "'nope'"
+            cause = f"{type(error).__name__}: {cause}"
+        raise UsageError(f"cannot build {architecture}: {cause}", where="model.kwargs") from None
     return model
 
 

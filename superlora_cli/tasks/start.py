@@ -14,6 +14,7 @@ from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.data.folder import list_folder
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
+from superlora_cli.models.heads import classifiers
 from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
@@ -113,6 +114,8 @@ def starting_recipe(
             if targets == TARGETS[-1] or "targets" not in (error.where or ""):
                 raise
             continue
+        if targets != TARGETS[-1] and _only_head(built):
+            continue
         adapter, head = built.params["adapter"], built.params["head"]
         text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
         return Start(text, len(classes), images, adapter, head)
@@ -148,6 +151,13 @@ def _base(settings: Mapping[str, Any]) -> Base:
 def _built(text: str) -> Built:
     recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
     return build_for_training(recipe, weights=False)
+
+
+def _only_head(built: Built) -> bool:
+    """Whether all that is adapted stands beside the classifier in the head, as the hidden layer of EfficientViT's."""
+    assert built.adapter is not None
+    heads = {name.partition(".")[0] for name in classifiers(built.model)}
+    return all(target.module.partition(".")[0] in heads for target in built.adapter.targets)
 
 
 def _inline(value: str | bool) -> str:
