@@ -133,7 +133,7 @@ def resident() -> int:
 
 def part(folder: Path, out: Path) -> dict[str, float]:
     """Our merge in this process."""
-    from superlora_cli.tasks.merge import merge
+    from superlora_cli.commands.merge import merge
 
     return measured(lambda: merge(folder / "adapter.safetensors", out, base=folder / "base", verify=False))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import detach
 from superlora_cli.models.repeated import build_seeded
-from superlora_cli.tasks.build import build_from_file
+from superlora_cli.opening.build import build_from_file
 from tests.conftest import run_cli
 from tests.data.conftest import write_folder
 

@@ -21,7 +21,7 @@ from tests.weights.checkpoints import METADATA, adapter, checkpoint, save_shards
 # it reads it starts a child that merges, and says its number.
 MERGES = """
 import os, sys, time
-import superlora_cli.tasks.merge
+import superlora_cli.commands.merge
 from superlora_cli.cli.app import main
 from superlora_cli.weights.writing import Draft
 plain = Draft.write

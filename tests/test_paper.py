@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from superlora_cli.tasks import train
+from superlora_cli.commands import train
 from tests.conftest import run_cli
 
 ROOT = Path(__file__).parents[1]

@@ -32,7 +32,7 @@ def command(
     error of every weight is told and stored.
     """
     with loading():
-        from superlora_cli.tasks.export import export
+        from superlora_cli.commands.export import export
 
     done = export(result, out, to=to, rank=rank, energy=energy, force=force)
     if as_json:

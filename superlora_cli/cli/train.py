@@ -36,14 +36,14 @@ def command(
     """Train an adapter, or the base itself, by a recipe."""
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
-    from superlora_cli.showing import doing
+    from superlora_cli.progress import doing
 
     loaded = load_recipe(recipe, overrides or ())
     name = find_recipe(recipe).stem
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
-            from superlora_cli.tasks import train as tasks
+            from superlora_cli.commands import train as tasks
 
         summary = tasks.dry_run(loaded)
         print_json(summary) if as_json else _show_plan(summary)
@@ -60,7 +60,7 @@ def command(
         if launched() == 1:
             folder, fresh = own_folder()  # before torch, which takes seconds to load
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
-            from superlora_cli.tasks import train as tasks
+            from superlora_cli.commands import train as tasks
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
         if launched() > 1:

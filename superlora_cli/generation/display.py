@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import Showing
 
 
 class SamplingDisplay(Showing):

@@ -17,7 +17,7 @@ from torch import nn
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.heads import new_head, select_rows
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
-from superlora_cli.models.local_weights import Filter, load_weights
+from superlora_cli.models.loading import Filter, load_weights
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection

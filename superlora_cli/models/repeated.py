@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from superlora_cli.kept import STORE, once
+from superlora_cli.cache import STORE, once
 from superlora_cli.models.base import Base, build
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.models.arguments import refuse_unknown
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base
 from superlora_cli.models.cfg_unet import ConditionalUNet
-from superlora_cli.models.local_weights import load_weights
+from superlora_cli.models.loading import load_weights
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.analysis.confusion_table import ConfusionTable
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.reporting.history import History

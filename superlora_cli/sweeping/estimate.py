@@ -10,7 +10,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
-MEASURE = "superlora_cli.tasks.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
+MEASURE = "superlora_cli.commands.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
 BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine,
 SETS = ("digits", "glyphs", "digits+glyphs")  # and images
 

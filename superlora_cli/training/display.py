@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import Showing
 from superlora_cli.training.meter import Figures
 
 BAR = 12  # columns, at least

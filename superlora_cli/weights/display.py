@@ -7,7 +7,7 @@ from threading import Lock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import Showing
 
 
 class WritingDisplay(Showing):

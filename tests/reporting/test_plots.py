@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from superlora_cli.analysis.confusion_table import ConfusionTable
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import Similarity
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.plots import (

@@ -109,8 +109,8 @@ HELD = """
 import json
 from torch.distributed.tensor import DTensor
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks.build import build_for_training
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.opening.build import build_for_training
+from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.processes import join
 
 recipe = load_recipe("quickstart", ["train.shard_base=true", "train.device=cpu"])

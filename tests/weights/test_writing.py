@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from superlora_cli import showing
+from superlora_cli import progress as showing
 from superlora_cli.errors import UsageError
 from superlora_cli.weights import header
 from superlora_cli.weights.display import WritingDisplay

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from superlora_cli.analysis.confusion import confusion_matrix
-from superlora_cli.analysis.confusion_table import ConfusionTable
+from superlora_cli.tasks.classification.confusion import confusion_matrix
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from superlora_cli.analysis.memory import step_memory
+from superlora_cli.training.memory import step_memory
 from superlora_cli.data.batches import Batch
 from superlora_cli.data.splits import EMBEDDED_SETS, SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
@@ -20,9 +20,9 @@ from superlora_cli.files import json_text
 from superlora_cli.launch import hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
-from superlora_cli.showing import doing
-from superlora_cli.tasks.build import Built, build_for_training
-from superlora_cli.tasks.choose import task_of
+from superlora_cli.progress import doing
+from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.tasks import task_of
 from superlora_cli.tasks.images import OTHER_DATA
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit

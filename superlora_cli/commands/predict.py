@@ -21,8 +21,8 @@ from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 from superlora_cli.kinds import Kind, check_kind
-from superlora_cli.tasks.build import build_from_file
-from superlora_cli.tasks.results import resolve_result
+from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.results import resolve_result
 from superlora_cli.training.processes import join
 
 COLUMNS = ("file", "class", "probability", "second", "second_probability")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.analysis.confusion_table import ConfusionTable
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.reporting import place
 from superlora_cli.reporting.facts import facts
@@ -94,7 +94,7 @@ def report(
 def _nearnesses(made: Sequence[Section], against: Path, say: Callable[[str], None]) -> dict[str, Nearness]:
     """Of the section that the run `against` belongs to, by its title."""
     say("loading torch")
-    from superlora_cli.tasks.nearness import Reference, nearness
+    from superlora_cli.commands.nearness import Reference, nearness
 
     reference = Reference(against)
     for section in made:

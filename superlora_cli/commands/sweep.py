@@ -16,8 +16,8 @@ from superlora_cli.launch import hushed
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
-from superlora_cli.tasks.results import resolve_result
-from superlora_cli.tasks.train import train_run
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.commands.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import FolderInUseError, RunFolder
 
@@ -85,7 +85,7 @@ def _measure(job: Job, run: RunFolder, console: Console) -> None:
     found = read_json(place)
     if found.get("wanted") == job.measure and "error" not in found:
         return
-    from superlora_cli.tasks.measure import measure_run
+    from superlora_cli.commands.measure import measure_run
 
     settings: dict[str, Any] = {**(job.measure or {})}
     weights, against = settings.pop("weights", None), settings.pop("against")

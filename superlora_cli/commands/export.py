@@ -17,10 +17,10 @@ from superlora_cli.formats.peft_lora import peft_files
 from superlora_cli.formats.whole import by_module, loras
 from superlora_cli.models.base import build
 from superlora_cli.models.heads import classifier_tensors
-from superlora_cli.tasks.build import classes_of
-from superlora_cli.tasks.merge import merge
-from superlora_cli.tasks.results import resolve_result
-from superlora_cli.tasks.stored import Stored, check_update, read_adapter
+from superlora_cli.opening.build import classes_of
+from superlora_cli.commands.merge import merge
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 
 FORMATS = ("timm", "peft-lora", "diffusers-lora", "delta")
 

@@ -9,8 +9,8 @@ from torch import linalg
 
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.models.base import build
-from superlora_cli.tasks.build import classes_of
-from superlora_cli.tasks.stored import Stored
+from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.shapes_only import Stored
 
 
 def norms(adapter: Stored) -> dict[str, Any]:
