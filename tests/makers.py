@@ -12,8 +12,8 @@ from torch import Tensor
 
 from superlora_cli.adapter import store
 from superlora_cli.models.base import ASSETS
-from superlora_cli.recipe.load import load_recipe
 from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.load import load_recipe
 
 BASE = ASSETS / "glyphs_vit.safetensors"
 

@@ -20,8 +20,8 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.analysis.trained import trained_params
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.parts import chosen, parts_of
-from superlora_cli.recipe.load import load_recipe
 from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.load import load_recipe
 from tests.conftest import run_cli
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -34,9 +34,9 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train an adapter, or the base itself, by a recipe."""
+    from superlora_cli.progress import doing
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
-    from superlora_cli.progress import doing
 
     loaded = load_recipe(recipe, overrides or ())
     name = find_recipe(recipe).stem

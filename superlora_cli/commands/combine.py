@@ -21,10 +21,10 @@ from superlora_cli.files import check_output, write_atomic
 from superlora_cli.formats.delta import delta_file
 from superlora_cli.models.base import build
 from superlora_cli.models.targets import expand
-from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.opening.build import classes_of
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
+from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.weights.checksum import digest_tensors
 
 FORMS = ("adapter", "delta")

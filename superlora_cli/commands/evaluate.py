@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from superlora_cli.tasks.classification.confusion import per_class
-from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.data.splits import load_splits, seen_in_training
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
 from superlora_cli.opening.build import build_from_file, stored_recipe
+from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import task_of
+from superlora_cli.tasks.classification.confusion import per_class
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.tasks.images import DATA_SEED, OTHER_DATA, ImageTask
-from superlora_cli.opening.results import resolve_result
 from superlora_cli.training.processes import join
 
 

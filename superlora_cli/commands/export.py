@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.lowrank import approximate, check_limits, whole_error
+from superlora_cli.commands.merge import merge
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic, write_folder
 from superlora_cli.formats.delta import delta_file
@@ -18,7 +19,6 @@ from superlora_cli.formats.whole import by_module, loras
 from superlora_cli.models.base import build
 from superlora_cli.models.heads import classifier_tensors
 from superlora_cli.opening.build import classes_of
-from superlora_cli.commands.merge import merge
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 

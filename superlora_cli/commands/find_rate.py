@@ -9,8 +9,8 @@ from rich.console import Console
 
 from superlora_cli.analysis.pictures import picture_kind
 from superlora_cli.analysis.rate_curve import draw
-from superlora_cli.recipe.schema import Recipe
 from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import task_of
 from superlora_cli.training.display import Display
 from superlora_cli.training.processes import join

@@ -24,11 +24,11 @@ from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
 from superlora_cli.models.base import ASSETS, EMBEDDED, build
-from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.recipe.schema import Recipe
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 

@@ -15,10 +15,10 @@ from superlora_cli.data.folder import list_folder
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
+from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
-from superlora_cli.opening.build import Built, build_for_training
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10

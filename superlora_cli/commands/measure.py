@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from superlora_cli.commands.generate import generate, recipe_of
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_json
 from superlora_cli.generation.extractors import load_extractor
@@ -19,7 +20,6 @@ from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
 from superlora_cli.generation.metrics import measure as measure_features
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.commands.generate import generate, recipe_of
 
 STANDARD = Knobs()
 SAMPLES = "samples"  # in a run's folder: the images it was measured by

@@ -14,12 +14,12 @@ from rich.console import Console
 from superlora_cli.adapter import store
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
+from superlora_cli.commands.merge_job import Job, open_job
+from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import replacing, replacing_folder
 from superlora_cli.opening.build import build_from_file
-from superlora_cli.commands.merge_job import Job, open_job
 from superlora_cli.opening.results import resolve_result
-from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
 from superlora_cli.weights.copying import BESIDE, FromFiles, Source
 from superlora_cli.weights.display import WritingDisplay
 from superlora_cli.weights.reading import open_weights

@@ -24,9 +24,9 @@ from superlora_cli.models.checkpoints import targets_in, witnesses
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import check_shapes, is_safetensors
 from superlora_cli.models.targets import expand
-from superlora_cli.recipe.schema import Recipe
 from superlora_cli.opening.build import Built, build_from_file, shapes_from_file
 from superlora_cli.opening.model_file import read_model
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.weights.copying import FromFiles, FromState, Source
 from superlora_cli.weights.reading import Weights, open_weights
 

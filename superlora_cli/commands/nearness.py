@@ -11,11 +11,11 @@ from superlora_cli.adapter.store import digest_base
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.build import Built, build_from_file
+from superlora_cli.opening.results import resolve_result
 from superlora_cli.reporting.geometry import Similarity, Spectrum, compare
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.sections import Section
-from superlora_cli.opening.build import Built, build_from_file
-from superlora_cli.opening.results import resolve_result
 
 
 class Reference:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.reporting import place
 from superlora_cli.reporting.facts import facts
@@ -26,6 +25,7 @@ from superlora_cli.reporting.plots import (
 )
 from superlora_cli.reporting.runs import collect
 from superlora_cli.reporting.sections import Row, Section, sections
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
 
 def report(

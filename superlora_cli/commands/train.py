@@ -12,20 +12,20 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from superlora_cli.training.memory import step_memory
 from superlora_cli.data.batches import Batch
 from superlora_cli.data.splits import EMBEDDED_SETS, SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
 from superlora_cli.launch import hushed
+from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.progress import doing
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
-from superlora_cli.progress import doing
-from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.tasks import task_of
 from superlora_cli.tasks.images import OTHER_DATA
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
+from superlora_cli.training.memory import step_memory
 from superlora_cli.training.optim import make_optimizer
 from superlora_cli.training.processes import Processes
 from superlora_cli.training.run import RunFolder, environment

@@ -15,8 +15,8 @@ from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
 from superlora_cli.errors import MismatchError
-from superlora_cli.recipe.schema import DiffusionSection
 from superlora_cli.opening.build import Built
+from superlora_cli.recipe.schema import DiffusionSection
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from superlora_cli.cache import once
 from superlora_cli.data.holding_out import by_content, by_position
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
 from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.cache import once
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection

@@ -23,9 +23,9 @@ from superlora_cli.models.loading import load_weights
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.model_file import StoredModel, read_model
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.opening.model_file import StoredModel, read_model
 
 
 @dataclass

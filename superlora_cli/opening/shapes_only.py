@@ -21,10 +21,10 @@ from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
 from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
 from superlora_cli.models.targets import expand
-from superlora_cli.recipe.schema import Recipe
 from superlora_cli.opening.build import check_task, classes_of, recipe_of
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.recipe.schema import Recipe
 
 
 @dataclass

@@ -89,7 +89,12 @@ def test_init_says_what_it_wrote_and_overwrites_nothing(own: Path, cli: Cli) -> 
 
 @pytest.mark.parametrize(
     ("model", "targets"),
-    [("vit_tiny_patch16_224", ["q", "v"]), ("convnext_tiny", ["mlp"]), ("resnet18", ["*conv*"]), ("efficientvit_b0", ["*conv*"])],
+    [
+        ("vit_tiny_patch16_224", ["q", "v"]),
+        ("convnext_tiny", ["mlp"]),
+        ("resnet18", ["*conv*"]),
+        ("efficientvit_b0", ["*conv*"]),
+    ],
 )
 def test_init_adapts_what_the_model_has(model: str, targets: list[str], own: Path, cli: Cli) -> None:
     shutil.copytree(own / "numbers", "numbers")

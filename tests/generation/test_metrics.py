@@ -12,6 +12,7 @@ import torch
 import torch_fidelity
 from scipy import linalg
 
+from superlora_cli.commands.measure import measure as measure_images
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.generation import msid
 from superlora_cli.generation.extractors import OURS
@@ -19,7 +20,6 @@ from superlora_cli.generation.features import Features
 from superlora_cli.generation.metrics import Knobs, check_comparable, class_accuracy, fid, measure, notes
 from superlora_cli.recipe.schema import DataSection
 from superlora_cli.sweeping.schema import FEWEST
-from superlora_cli.commands.measure import measure as measure_images
 from tests.conftest import Cli
 from tests.generation.conftest import Folder, random_features
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.tasks.classification import task as classification
-from superlora_cli.opening.build import build_for_training
 from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.meter import Meter

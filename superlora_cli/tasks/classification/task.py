@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from superlora_cli.tasks.classification.confusion import confusion_matrix
-from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.classification.confusion import confusion_matrix
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.tasks.images import ImageTask
 from superlora_cli.training.run import CONFUSION_FILE
 
