@@ -93,7 +93,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     ),
     "unknown model": (train("model.name=glyph_vit"), 2, ("model.name", "glyph_vit", "did you mean 'glyphs_vit'?")),
     "arguments that timm refuses": (train("model.kwargs.bogus=1"), 2, ("model.kwargs", "bogus")),
-    "arguments that break timm's model": (train("model.kwargs.act_layer=nope"), 2, ("model.kwargs", "KeyError: 'nope'")),
+    "arguments that break a model": (train("model.kwargs.act_layer=nope"), 2, ("model.kwargs", "KeyError: 'nope'")),
     "an image of no sides": (train("model.kwargs.img_size=[]"), 2, ("model.kwargs", "IndexError", "out of range")),
     "unknown data set": (train("data.name=digit"), 2, ("data.name", "digit", "did you mean 'digits'?")),
     "data set that is not there": (train("data.name=torch/cifar10"), 2, ("torch/cifar10", "data.download=true")),
