@@ -7,15 +7,21 @@ name is not found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from superlora_cli.errors import UsageError, did_you_mean
 
 GROUP = "superlora"
 T = TypeVar("T")
+
+
+class Later(Generic[T]):
+    """An entry that is made when it is first looked up, since to import it takes time."""
+
+    def __init__(self, load: Callable[[], T]) -> None:
+        self.load = load
 
 
 class Table(Mapping[str, T]):
@@ -31,7 +37,7 @@ class Table(Mapping[str, T]):
     (2, ['dense', 'sparse'])
     """
 
-    def __init__(self, kind: str, own: Mapping[str, T]) -> None:
+    def __init__(self, kind: str, own: Mapping[str, T | Later[T]]) -> None:
         self.kind, self._entries = kind, dict(own)
 
     def add(self, name: str, entry: T) -> None:
@@ -65,7 +71,15 @@ class Table(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
             load_extensions()
-        return self._entries[name]
+        entry = self._entries[name]
+        if isinstance(entry, Later):
+            entry = self._entries[name] = entry.load()
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_extensions()
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -77,5 +91,7 @@ class Table(Mapping[str, T]):
 @cache
 def load_extensions() -> None:
     """Import the modules that installed packages name as entry points of the group `superlora`, once."""
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=GROUP):
         point.load()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import is_nonlinear
 from superlora_cli.adapter.shapes import THETA, GroupShape, Plan, UnitShape
@@ -22,42 +23,9 @@ def expand(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
         unit: the shapes.
         tensors: `core` (*b, r_1, ..., r_M) if stored, and `A1` ... `AM`, each (*b, d_m, r_m).
 
-    Source: Eq. 3 (Tucker); with a diagonal or identity core, CP.
+    Source: Eq. 3.
     """
-    if unit.is_dense:
-        return tensors["core"]
-    if unit.core == "dense":
-        return _tucker(unit, tensors)
-    return _cp(unit, tensors)
-
-
-def _tucker(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Mode products from the small side: each turns the leading axis r_m into a trailing d_m."""
-    core = tensors["core"]  # (*b, 4, 4, 4)
-    batch = core.shape[: -len(unit.sides)]
-    for m, rank in enumerate(unit.ranks, 1):
-        leading = rank or unit.sides[m - 1]
-        rows = core.reshape(*batch, leading, -1).mT  # (*b, 16, 4): the other axes in front, axis m last
-        core = rows @ tensors[f"A{m}"].mT if rank else rows  # (*b, 16, 4) @ (4, 153) -> (*b, 16, 153)
-    return core.reshape(*batch, *unit.sides)  # after M rounds the axes are in order again
-
-
-def _cp(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Σ_r λ_r a_1r ∘ ... ∘ a_Mr, as one product of two Khatri–Rao halves."""
-    planes = [tensors[f"A{m}"] for m in range(1, len(unit.sides) + 1)]
-    if unit.core == "diagonal":
-        planes[0] = planes[0] * tensors["core"].unsqueeze(-2)  # (*b, d, r) * (*b, 1, r)
-    half = max(1, len(planes) // 2)
-    left, right = _khatri_rao(planes[:half]), _khatri_rao(planes[half:])
-    return (left @ right.mT).reshape(*left.shape[:-2], *unit.sides)
-
-
-def _khatri_rao(planes: list[Tensor]) -> Tensor:
-    """Column-wise Kronecker product: (*b, d_1, r), (*b, d_2, r) -> (*b, d_1·d_2, r)."""
-    product = planes[0]
-    for plane in planes[1:]:
-        product = (product.unsqueeze(-2) * plane.unsqueeze(-3)).flatten(-3, -2)
-    return product
+    return tensors["core"] if unit.is_dense else CORES[unit.core].expand(unit, tensors)
 
 
 def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
@@ -156,26 +124,17 @@ def start_scale(unit: UnitShape, part: str) -> float:
     >>> round(start_scale(unit, "core"), 6), start_scale(unit, "A1")
     (0.25, 1.0)
     """
-    return 1.0 if part != "core" or unit.is_dense or unit.core == "diagonal" else 1 / _spread(unit)
-
-
-def _spread(unit: UnitShape) -> float:
-    """√r^(M−1), for a core of unequal ranks with their geometric mean."""
-    ranks = unit.core_shape
-    return float(math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks))))
+    return 1 / CORES[unit.core].spread(unit) if part == "core" else 1.0
 
 
 def start(
     config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
 ) -> np.ndarray:
     """Values of scale `start_scale` for a tensor of a unit, (..., *its shape)."""
-    if part == "core":
-        if unit.core == "diagonal":
-            return np.ones(shape)
-        if unit.is_dense:  # a Kronecker factor or a projected vector: unit entries
-            return draw.standard_normal(shape)
-        return draw.standard_normal(shape) / _spread(unit)
-    if part.startswith("D"):
+    core = CORES[unit.core]
+    if part == "core" and not core.starts_at_one:
+        return draw.standard_normal(shape) / core.spread(unit)
+    if part == "core" or part.startswith("D"):
         return np.ones(shape)
     side = shape[-2]
     if config.init == "lora":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.kinds import settle
 from superlora_cli.errors import UsageError, did_you_mean
 
@@ -87,7 +88,7 @@ def check_frozen(config: AdapterConfig) -> None:
         UsageError: names the knob.
     """
     modes = [m for m, rank in enumerate(config.ranks, 1) if rank != "full"]
-    has_core = config.core_kind != "identity" or config.splits > 1 or not modes  # a dense left factor is a core
+    has_core = CORES[config.core_kind].stored or config.splits > 1 or not modes  # a dense left factor is a core
     known = [*(["core"] if has_core else []), *(["planes"] if modes else []), *(f"A{m}" for m in modes)]
     if config.splits > 1:
         known += ["left", "right", *(f"{side}.{part}" for part in known for side in ("left", "right"))]

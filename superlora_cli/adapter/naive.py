@@ -11,6 +11,7 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.factors import initial, relative, start, start_scale
 from superlora_cli.adapter.freezing import MAPS
 from superlora_cli.adapter.prng import random_state
@@ -23,17 +24,7 @@ def unit_tensor(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
     sides, ranks = ascii_lowercase[: len(unit.sides)], ascii_uppercase[: len(unit.sides)]
     planes = [tensors.get(f"A{m}", torch.eye(side, dtype=_dtype(tensors))) for m, side in enumerate(unit.sides, 1)]
     terms = [f"{side}{rank}" for side, rank in zip(sides, ranks, strict=True)]
-    return torch.einsum(f"{ranks},{','.join(terms)}->{sides}", explicit_core(unit, tensors), *planes)
-
-
-def explicit_core(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The core as a full tensor (r_1, ..., r_M): stored, or a superdiagonal of ones or of λ."""
-    if unit.core == "dense":
-        return tensors["core"]
-    core = torch.zeros(unit.ranks, dtype=_dtype(tensors))
-    for r in range(unit.ranks[0]):
-        core[(r,) * len(unit.ranks)] = tensors["core"][r] if unit.core == "diagonal" else 1.0
-    return core
+    return torch.einsum(f"{ranks},{','.join(terms)}->{sides}", CORES[unit.core].explicit(unit, tensors), *planes)
 
 
 def kronecker(left: Tensor, right: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from superlora_cli.adapter.config import AdapterConfig, Core
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.targets import TargetShape
 
 THETA = "theta"  # the one trained tensor where there is an F_in
@@ -24,7 +25,7 @@ class UnitShape:
 
     sides: tuple[int, ...]
     ranks: tuple[int, ...]
-    core: Core
+    core: str
     diagonals: tuple[int, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -40,12 +41,8 @@ class UnitShape:
 
     @property
     def core_shape(self) -> tuple[int, ...]:
-        """Shape of the stored core, () where nothing is stored (the superdiagonal of ones)."""
-        if self.core == "identity":
-            return ()
-        if self.core == "diagonal":
-            return self.ranks[:1]
-        return tuple(rank or side for rank, side in zip(self.ranks, self.sides, strict=True))
+        """Shape of the stored core, () where nothing is stored."""
+        return CORES[self.core].shape(self)
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:

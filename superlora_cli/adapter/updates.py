@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.factors import expand, relative
 from superlora_cli.adapter.shapes import Bucket, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
@@ -191,13 +192,7 @@ def _rows(
 ) -> dict[int, Update]:
     """Weights stacked along `out`: ΔW_i = (A_1 C)[rows_i] A_2ᵀ."""
     height = unit.sides[0]
-    left = tensors.get("A1")
-    if unit.core == "dense":
-        core = tensors["core"].squeeze(1)  # (g, r_1, r_2), a full mode in the place of its rank
-        left = core if left is None else left.squeeze(1) @ core
-    else:
-        assert left is not None
-        left = left.squeeze(1) * tensors["core"] if unit.core == "diagonal" else left.squeeze(1)  # (g, height, r)
+    left = CORES[unit.core].first_mode(unit, tensors).squeeze(1)  # (g, height, r), a full mode in the place of r
     right = tensors["A2"].squeeze(1).mT if "A2" in tensors else None  # (g, r, width)
     rights = None if right is None else right.unbind(0)
     updates: dict[int, Update] = {}
@@ -213,14 +208,7 @@ def _stacked(
     unit: UnitShape, tensors: dict[str, Tensor], members: list[list[tuple[int, TargetShape]]]
 ) -> dict[int, Update]:
     """LoTR's geometry: ΔW_w = A_2 (C ×_1 a_w) A_3ᵀ for weight w of the stack."""
-    inner_sides = tuple(rank or side for rank, side in zip(unit.ranks[1:], unit.sides[1:], strict=True))
-    if unit.core == "dense":
-        planes = {"A1": tensors["A1"]} if "A1" in tensors else {}
-        partial = UnitShape((unit.sides[0], *inner_sides), (unit.ranks[0], 0, 0), "dense")
-        inner = expand(partial, {"core": tensors["core"], **planes}).squeeze(1)  # (g, w, r_2, r_3)
-    else:
-        weights = tensors["A1"].squeeze(1) * (tensors["core"] if unit.core == "diagonal" else 1)
-        inner = torch.diag_embed(weights)  # (g, w, r, r)
+    inner = CORES[unit.core].first_mode(unit, tensors).squeeze(1)  # C ×_1 A_1: (g, w, r_2, r_3)
     left = tensors["A2"] @ inner if "A2" in tensors else inner  # (g, 1, out, r_2) @ (g, w, r_2, r_3)
     updates: dict[int, Update] = {}
     for g, group in enumerate(members):
@@ -239,11 +227,7 @@ def _kronecker(
     if right_unit.is_dense or "A1" not in right or "A2" not in right:
         outs, intos = expand(right_unit, right), None
     else:
-        outs, intos = right["A1"], right["A2"]
-        if right_unit.core == "dense":
-            outs = outs @ right["core"]
-        elif right_unit.core == "diagonal":
-            outs = outs * right["core"].unsqueeze(-2)
+        outs, intos = CORES[right_unit.core].first_mode(right_unit, right), right["A2"]
     lefts, rights = left.unbind(0), outs.unbind(0)
     return {
         i: Kronecker(lefts[g], rights[g], None if intos is None else intos[g], target.rows, target.columns)

@@ -15,25 +15,28 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from superlora_cli.adapter.config import (
     NEWEST,
     PRESETS,
-    PROJECTIONS,
     AdapterConfig,
     Also,
     Combine,
-    Core,
     Execution,
     Fold,
     Init,
     Left,
     Scaling,
 )
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.freezing import FrozenFrom, InnerProjection, Per
+from superlora_cli.adapter.projections import PROJECTIONS
+from superlora_cli.recipe.named import named
 
 if TYPE_CHECKING:
+    Core = str
     Method = str
     Projection = str
 else:
-    Method = Literal[tuple(PRESETS)]
-    Projection = Literal[PROJECTIONS]
+    Core = named(CORES)
+    Method = named(PRESETS)
+    Projection = named(PROJECTIONS)
 
 
 class Section(BaseModel):

@@ -12,7 +12,9 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 from torch.nn import functional
 
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.shapes import UnitShape
+from superlora_cli.errors import UsageError
 
 Tensors = dict[str, Tensor]
 
@@ -20,14 +22,20 @@ Tensors = dict[str, Tensor]
 def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     """`core` and `A1` ... `AM` of one unit for a tensor (d_1, ..., d_M).
 
-    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a diagonal or
-    identity core the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a superdiagonal one
+    the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+
+    Raises:
+        UsageError: a core that has no closed form.
     """
     if unit.is_dense:
         return {"core": wanted.clone()}
     if not wanted.any():
         return _nothing(unit, wanted)
-    if unit.core == "dense":
+    core = CORES[unit.core]
+    if core.closed_form is None:
+        raise UsageError(f"no decomposition is known for a core '{unit.core}'", where="adapter.core", hint="dense")
+    if core.closed_form == "tucker":
         return _tucker(unit, wanted)
     if len(unit.sides) == 2:
         u, s, vh = torch.linalg.svd(wanted, full_matrices=False)
@@ -36,7 +44,7 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     else:
         with tensorly.backend_context("pytorch", local_threadsafe=True):
             weights, planes = parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
-    if unit.core == "diagonal":
+    if core.stored:
         return {"core": weights} | {f"A{m}": plane for m, plane in enumerate(planes, 1)}
     share = weights.abs() ** (1 / len(planes))
     planes = [plane * share for plane in planes]
