@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from superlora_cli.adapter.delta import Frozen, deltas
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.models.base import ASSETS

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from superlora_cli.adapter.cores import CORES, usual
-from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
+from superlora_cli.adapter.inner_config import FrozenFrom, Inner, refuse
 from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.presets import PRESETS as PRESETS
 from superlora_cli.adapter.projections import PROJECTIONS
@@ -201,7 +201,7 @@ class AdapterConfig:
         self._check_splits()
         self._check_fold()
         self._check_projection()
-        check_frozen(self)
+        self._check_frozen()
 
     def _check_rank(self) -> None:
         if self.order == 1:
@@ -255,3 +255,35 @@ class AdapterConfig:
             raise refuse(
                 knob, f"{what} with projection {self.projection}: its gradient vanishes for numbers so small", hint
             )
+
+    def freezes(self, k: int, part: str) -> bool:
+        """Whether `part` (`core`, `A1`, ...) of unit number k, from 1, is not trained."""
+        names = {part, *(["planes"] if part.startswith("A") else [])}
+        if self.splits > 1:
+            side = "left" if k == 1 else "right"
+            names |= {f"{side}.{name}" for name in names} | {side}
+        return not names.isdisjoint(self.freeze)
+
+    def _check_frozen(self) -> None:
+        """Refuse names of factors that do not exist, and frozen factors that leave nothing to train."""
+        modes = [m for m, rank in enumerate(self.ranks, 1) if rank != "full"]
+        has_core = CORES[self.core_kind].stored or self.splits > 1 or not modes  # a dense left factor is a core
+        known = [*(["core"] if has_core else []), *(["planes"] if modes else []), *(f"A{m}" for m in modes)]
+        if self.splits > 1:
+            known += ["left", "right", *(f"{side}.{part}" for part in known for side in ("left", "right"))]
+        for name in self.freeze:
+            if name not in known:
+                hint = did_you_mean(name, known) or "one of " + ", ".join(known)
+                raise refuse("freeze", f"there is no factor '{name}'", hint)
+        for mode in self.diagonals:
+            if mode not in modes:
+                hint = "one of the modes " + ", ".join(map(str, modes)) if modes else "order 2 or more, and a rank"
+                raise refuse("diagonals", f"mode {mode} has no factor", hint)
+        if len(set(self.diagonals)) < len(self.diagonals):
+            raise refuse("diagonals", f"a mode twice in {list(self.diagonals)}", "each mode once")
+        if self.frozen == "svd":
+            if not any(self.freezes(1, f"A{m}") for m in modes):
+                raise refuse("frozen", "frozen svd, and no plane factor is frozen", "freeze: [planes]")
+            if self.splits > 1 or self.projection != "identity":
+                other = f"splits {self.splits}" if self.splits > 1 else f"projection {self.projection}"
+                raise refuse("frozen", f"frozen svd with {other}", "splits 1 and projection identity")

@@ -14,7 +14,7 @@ from torch import Tensor
 from superlora_cli.adapter import store, svd
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.fit.solve import fit
-from superlora_cli.adapter.freezing import on_top
+from superlora_cli.adapter.inner_config import on_top
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target

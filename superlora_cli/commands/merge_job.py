@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter import store, svd
-from superlora_cli.adapter.delta import Take, in_turn
+from superlora_cli.adapter.in_turn import Take, in_turn
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import plain_state
 from superlora_cli.adapter.store import StoredAdapter

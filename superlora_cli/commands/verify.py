@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
-from superlora_cli.adapter.delta import Take
+from superlora_cli.adapter.in_turn import Take
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter import store, updates
+from superlora_cli.adapter import factored, store
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
@@ -74,7 +74,7 @@ class Stored:
         """
         plan = self.adapter.plan
         made: list[Update] = []
-        if updates.why_not_factored(plan) is None:
+        if factored.why_not_factored(plan) is None:
             made = self.adapter.compute_factored()
         if not made or not all(isinstance(update, LowRank) for update in made):
             made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]

@@ -25,7 +25,7 @@ from superlora_cli.adapter.config import (
     Scaling,
 )
 from superlora_cli.adapter.cores import CORES
-from superlora_cli.adapter.freezing import FrozenFrom, InnerProjection, Per
+from superlora_cli.adapter.inner_config import FrozenFrom, InnerProjection, Per
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.recipe.named import named
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.delta import Frozen, deltas
-from superlora_cli.adapter.factors import initial
+from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.fit.solve import fit
 from superlora_cli.adapter.fit.units import fit_kronecker, rearrange
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.shapes import Plan, UnitShape
 from superlora_cli.errors import RunError

@@ -1,17 +1,13 @@
-"""What is trained of {C, A}, and from how many numbers: the knobs `inner`, `freeze`, `frozen`, `diagonals`."""
+"""The knob `inner`: F_in, by which a few trained numbers make the factors; and the error about any knob."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.kinds import settle
 from superlora_cli.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from superlora_cli.adapter.config import AdapterConfig
 
 FrozenFrom = Literal["random", "svd"]
 InnerProjection = Literal["none", "onehot", "dense", "fastfood"]
@@ -70,44 +66,6 @@ def on_top(knobs: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any
     if isinstance(knobs.get("inner"), Mapping) and isinstance(others.get("inner"), Mapping):
         both["inner"] = {**knobs["inner"], **others["inner"]}
     return both
-
-
-def is_frozen(config: AdapterConfig, k: int, part: str) -> bool:
-    """Whether `part` (`core`, `A1`, ...) of unit number k, from 1, is not trained."""
-    names = {part, *(["planes"] if part.startswith("A") else [])}
-    if config.splits > 1:
-        side = "left" if k == 1 else "right"
-        names |= {f"{side}.{name}" for name in names} | {side}
-    return not names.isdisjoint(config.freeze)
-
-
-def check_frozen(config: AdapterConfig) -> None:
-    """Refuse names of factors that there are not, and what nothing would be left to train of.
-
-    Raises:
-        UsageError: names the knob.
-    """
-    modes = [m for m, rank in enumerate(config.ranks, 1) if rank != "full"]
-    has_core = CORES[config.core_kind].stored or config.splits > 1 or not modes  # a dense left factor is a core
-    known = [*(["core"] if has_core else []), *(["planes"] if modes else []), *(f"A{m}" for m in modes)]
-    if config.splits > 1:
-        known += ["left", "right", *(f"{side}.{part}" for part in known for side in ("left", "right"))]
-    for name in config.freeze:
-        if name not in known:
-            hint = did_you_mean(name, known) or "one of " + ", ".join(known)
-            raise refuse("freeze", f"there is no factor '{name}'", hint)
-    for mode in config.diagonals:
-        if mode not in modes:
-            hint = "one of the modes " + ", ".join(map(str, modes)) if modes else "order 2 or more, and a rank"
-            raise refuse("diagonals", f"mode {mode} has no factor", hint)
-    if len(set(config.diagonals)) < len(config.diagonals):
-        raise refuse("diagonals", f"a mode twice in {list(config.diagonals)}", "each mode once")
-    if config.frozen == "svd":
-        if not any(is_frozen(config, 1, f"A{m}") for m in modes):
-            raise refuse("frozen", "frozen svd, and no plane factor is frozen", "freeze: [planes]")
-        if config.splits > 1 or config.projection != "identity":
-            other = f"splits {config.splits}" if config.splits > 1 else f"projection {config.projection}"
-            raise refuse("frozen", f"frozen svd with {other}", "splits 1 and projection identity")
 
 
 def refuse(knob: str, message: str, hint: str) -> UsageError:
