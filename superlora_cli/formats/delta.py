@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from superlora_cli.adapter.targets import Target
-from superlora_cli.files import safetensors_bytes, write_atomic
+from superlora_cli.files import write_atomic
 from superlora_cli.formats.known import Options
 from superlora_cli.formats.whole import by_module, weight_shape, whole_delta
 from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:

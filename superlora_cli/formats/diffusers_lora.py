@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import safetensors_bytes, write_atomic
+from superlora_cli.files import write_atomic
 from superlora_cli.formats.known import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.peft_lora import lora_settings
 from superlora_cli.formats.whole import Lora
 from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 PREFIX = "unet"
 

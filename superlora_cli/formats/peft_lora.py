@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import json_text, safetensors_bytes, write_folder
+from superlora_cli.files import json_text, write_folder
 from superlora_cli.formats.known import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
@@ -20,6 +20,7 @@ from superlora_cli.models.base import build
 from superlora_cli.models.heads import classifier_tensors
 from superlora_cli.opening.build import classes_of
 from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
