@@ -17,9 +17,8 @@ from superlora_cli.data.known import is_embedded
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
-from superlora_cli.launch import hushed
 from superlora_cli.opening.build import Built, build_for_training
-from superlora_cli.progress import doing
+from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
