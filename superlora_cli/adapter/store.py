@@ -22,10 +22,11 @@ from superlora_cli.adapter.prng import GENERATOR
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.files import write_atomic
 from superlora_cli.kinds import ADAPTER_MARK, MODEL_MARK, Kind
 from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 FORMAT_VERSIONS = ("1", "2")  # 2: without factors, or with tensors of the base that are trained also
 HEAD, ALSO = "head.", "also."

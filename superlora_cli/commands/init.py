@@ -12,6 +12,7 @@ import torch
 
 from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.data.folder import list_folder
+from superlora_cli.data.known import is_embedded
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
@@ -23,7 +24,6 @@ from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10
 LARGE = 224  # pixels; a model made for larger images gets this without a GPU
-EMBEDDED = ("digits", "glyphs")  # a folder of that name is written ./digits
 TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has
 TEMPLATE = """\
 # {model} on the images in {data}: {classes} classes, {images:,} training images.
@@ -87,7 +87,7 @@ def starting_recipe(
     left = images - held_out * round(0.1 * images)
     batch = min(BATCH, max(1, left))
     steps = min(MOST, max(FEWEST, round(EPOCHS * left / batch)))
-    folder = f"./{data}" if str(data) in EMBEDDED else str(data)
+    folder = f"./{data}" if is_embedded(str(data)) else str(data)  # of that name
     settings: dict[str, Any] = {
         "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
         "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),

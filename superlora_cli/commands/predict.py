@@ -15,7 +15,6 @@ from timm.utils import natural_key
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.data.folder import FolderImages
 from superlora_cli.data.images import SUFFIXES
-from superlora_cli.data.progress import with_bar
 from superlora_cli.data.scan import scan
 from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
@@ -23,6 +22,7 @@ from superlora_cli.files import write_atomic
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.progress import with_bar
 from superlora_cli.training.processes import join
 
 COLUMNS = ("file", "class", "probability", "second", "second_probability")

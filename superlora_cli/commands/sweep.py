@@ -13,8 +13,8 @@ from rich.console import Console
 from superlora_cli.commands.train import train_run
 from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
 from superlora_cli.files import read_json, write_json
-from superlora_cli.launch import hushed
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.progress import hushed
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome

@@ -13,12 +13,12 @@ from rich.console import Console
 from torch import Tensor
 
 from superlora_cli.data.batches import Batch
-from superlora_cli.data.splits import EMBEDDED_SETS, SPLITS
+from superlora_cli.data.known import is_embedded
+from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
-from superlora_cli.launch import hushed
 from superlora_cli.opening.build import Built, build_for_training
-from superlora_cli.progress import doing
+from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
@@ -210,7 +210,7 @@ def _train(
 def _with_rule(recipe: Recipe, resumed: RunFolder | None) -> Recipe:
     """The recipe with the rule by which images are held out: of a run that is gone on with its own, else `content`."""
     data = recipe.data
-    if data.split or data.name in EMBEDDED_SETS:
+    if data.split or is_embedded(data.name):
         return recipe
     rule = "content"
     if resumed and (resumed.path / "recipe.yaml").is_file():

@@ -13,7 +13,8 @@ from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.in_turn import Take
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
-from superlora_cli.data.splits import EMBEDDED_SETS, Look, load_splits
+from superlora_cli.data.known import is_embedded
+from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import DiffusionSection
@@ -62,7 +63,7 @@ def compare_outputs(built: Built, merged: Path) -> Found:
 def _images(built: Built) -> Tensor:
     """The whole test split of an embedded data set, else 64 images of fixed noise: (n, 3, S, S)."""
     base, data = built.base, built.recipe.data
-    if data.name in EMBEDDED_SETS:
+    if is_embedded(data.name):
         look = Look(base.image_size, base.mean, base.std)
         test = load_splits(data, look, seed=0).test
         return torch.stack([test[i][0] for i in range(len(test))])  # type: ignore[arg-type]

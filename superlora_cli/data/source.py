@@ -98,6 +98,38 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images, of which no two share one.
+
+    Attributes:
+        class_names: by class number.
+        fingerprint: SHA-256 that changes when the data change.
+        augmented: reading a training image is random.
+        unreadable: image files that are left out.
+        notes: what the user should know of the data, one line each.
+    """
+
+    train: Dataset[Sample]
+    validation: Dataset[Sample]
+    test: Dataset[Sample]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    augmented: bool = False
+    unreadable: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.class_names)
+
+    def named(self, split: str) -> Dataset[Sample]:
+        """`train`, `validation` or `test`."""
+        found: Dataset[Sample] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return found
+
+
 def three_parts(find: Callable[[tuple[str, ...]], T | None]) -> tuple[T | None, T | None, T | None]:
     """The training, validation and test part, which go by several names; None where `find` finds none of those.
 

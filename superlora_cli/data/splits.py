@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from PIL import Image
 from torch import Tensor
@@ -15,54 +13,18 @@ from torch.utils.data import Dataset, Subset
 
 from superlora_cli.cache import once
 from superlora_cli.data.holding_out import by_content, by_position
-from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.data.known import kind_named, kind_of, known_class_count
+from superlora_cli.data.source import Look, Pictures, Sample, Source, Splits
+from superlora_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
 T = TypeVar("T")
-DIGITS = tuple("0123456789")
-EMBEDDED_SETS = ("digits", "glyphs", "digits+glyphs")
-CLASSES = {**dict.fromkeys(EMBEDDED_SETS, 10), "torch/cifar10": 10, "torch/cifar100": 100, "torch/mnist": 10,
-           "torch/svhn": 10, "torch/kmnist": 10, "torch/fashion_mnist": 10, "torch/qmnist": 10, "torch/imagenet": 1000,
-           "torch/places365": 365, "torch/inaturalist": 10_000}  # fmt: skip
 SPLITS = ("train", "validation", "test")
 KEPT = 4  # data sets
 FEW = 5  # images of a class, of which an accuracy says little
 NAMED = 5  # classes that a note names
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training, validation and test images, of which no two share one.
-
-    Attributes:
-        class_names: by class number.
-        fingerprint: SHA-256 that changes when the data change.
-        augmented: reading a training image is random.
-        unreadable: image files that are left out.
-        notes: what the user should know of the data, one line each.
-    """
-
-    train: Dataset[Sample]
-    validation: Dataset[Sample]
-    test: Dataset[Sample]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    augmented: bool = False
-    unreadable: tuple[Unreadable, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> int:
-        """How many there are."""
-        return len(self.class_names)
-
-    def named(self, split: str) -> Dataset[Sample]:
-        """`train`, `validation` or `test`."""
-        found: Dataset[Sample] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
-        return found
 
 
 def class_count(section: DataSection) -> int | None:
@@ -71,8 +33,7 @@ def class_count(section: DataSection) -> int | None:
     Raises:
         UsageError: as `class_names`.
     """
-    known = CLASSES.get(section.name) or section.num_classes
-    return known or len(class_names(section) or ()) or None
+    return known_class_count(section) or len(class_names(section) or ()) or None
 
 
 def class_names(section: DataSection) -> tuple[str, ...] | None:
@@ -85,10 +46,8 @@ def class_names(section: DataSection) -> tuple[str, ...] | None:
 
 
 def _class_names(section: DataSection) -> tuple[str, ...] | None:
-    if section.name in EMBEDDED_SETS:
-        return DIGITS
-    kind = _kind(section)
-    return None if kind is None else kind.classes()
+    kind = kind_of(section.name)
+    return None if kind is None else kind.class_names(section)
 
 
 def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
@@ -101,14 +60,11 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
 
 
 def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
-    if section.config is not None and not section.name.startswith("hfds/"):
+    kind = kind_named(section.name)
+    if section.config is not None and not kind.configurations:
         raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
-    if section.name in EMBEDDED_SETS:
-        from superlora_cli.data.embedded import load_embedded
-
-        (train, validation, test), fingerprint = load_embedded(section, look, seed=seed)
-        return Splits(train, validation, test, DIGITS, fingerprint, augmented=bool(train.shift))
-    return _held_out(_source(section), section, look, seed)
+    found = kind.read(section, look, seed=seed)
+    return found if isinstance(found, Splits) else _held_out(found, section, look, seed)
 
 
 def evaluation_transform(look: Look) -> Callable[[Image.Image], Tensor]:
@@ -120,55 +76,6 @@ def evaluation_transform(look: Look) -> Callable[[Image.Image], Tensor]:
         input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash"
     )
     return made
-
-
-def _folder(section: DataSection) -> Path | None:
-    """The folder of images that is meant, if it is one."""
-    if section.name in ("torch/image_folder", "torch/folder"):
-        return Path(section.root)
-    return Path(section.name) if Path(section.name).is_dir() else None
-
-
-class Kind(NamedTuple):
-    """How a data set is read: the names of its classes alone, None where nothing tells them, or all of it."""
-
-    classes: Callable[[], tuple[str, ...] | None]
-    read: Callable[[], Source]
-
-
-def _kind(section: DataSection) -> Kind | None:
-    """How the set is read that is meant; None for a set of torchvision, or of nobody."""
-    kind, _, name = section.name.partition("/")
-    if folder := _folder(section):
-        from superlora_cli.data.folder import folder_classes, read_folder
-
-        return Kind(partial(folder_classes, folder), partial(read_folder, folder))
-    if kind == "hfds":
-        from superlora_cli.data.hub import hub_classes, read_hub
-
-        config, download = section.config, section.download
-        return Kind(
-            partial(hub_classes, name, config=config, download=download),
-            partial(read_hub, name, config=config, download=download),
-        )
-    if kind == "wds":
-        from superlora_cli.data.shards import read_shards, shard_classes
-
-        return Kind(partial(shard_classes, Path(name)), partial(read_shards, Path(name), classes=section.num_classes))
-    return None
-
-
-def _source(section: DataSection) -> Source:
-    """Read the set that is meant."""
-    if kind := _kind(section):
-        return kind.read()
-    if section.name in CLASSES:
-        from superlora_cli.data.torchvision_sets import read_torchvision
-
-        return read_torchvision(section.name, section.root, download=section.download, classes=CLASSES[section.name])
-    hint = did_you_mean(section.name, CLASSES)
-    hint = hint or "a folder of images, or a name like torch/cifar100, hfds/beans or wds/folder-of-shards"
-    raise UsageError(f"unknown data set '{section.name}'", where="data.name", hint=hint)
 
 
 def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Splits:

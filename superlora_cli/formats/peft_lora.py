@@ -6,16 +6,47 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import json_text, safetensors_bytes
+from superlora_cli.files import json_text, write_folder
+from superlora_cli.formats.known import Options
+from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
+from superlora_cli.models.base import build
+from superlora_cli.models.heads import classifier_tensors
+from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+
+
+def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+    """Write the folder; see `known.Format.write`."""
+    found, name = as_loras(adapter, options), adapter.recipe.model.name
+    files = peft_files(found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors)
+    write_folder(out, files, force=options.force)
+    load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
+    return {"bytes": sum(map(len, files.values())), **found.about(adapter), "load": load}
+
+
+def _head(adapter: Stored) -> dict[str, Tensor]:
+    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one.
+
+    Whole modules, so that running statistics in a trained head, which are the base's, go with it.
+    """
+    trained, recipe = dict(adapter.stored.head), adapter.recipe
+    whole = classifier_tensors(adapter.base.model).keys()
+    if isinstance(recipe.model.head, str) and (not trained or trained.keys() == whole):
+        return trained
+    classes, image_size = classes_of(adapter.stored, recipe), recipe.data.image_size
+    model = build(recipe.model, classes=classes, image_size=image_size).model
+    return {name: tensor.detach() for name, tensor in classifier_tensors(model).items()} | trained
 
 
 def peft_files(

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from superlora_cli.adapter.store import classes_metadata, read_classes
 from superlora_cli.errors import UsageError
-from superlora_cli.files import read_safetensors, safetensors_bytes
 from superlora_cli.kinds import MODEL_MARK
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.weights import checksum
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 METRICS = "superlora.metrics"
 

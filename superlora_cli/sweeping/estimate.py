@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from superlora_cli.data.known import is_embedded
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
 MEASURE = "superlora_cli.commands.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
-BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine,
-SETS = ("digits", "glyphs", "digits+glyphs")  # and images
+BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine
 
 
 def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
@@ -49,4 +49,4 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
 
 def _at_hand(recipe: Recipe) -> bool:
     """Whether a few steps can be tried here and now."""
-    return recipe.model.name in BASES and recipe.model.checkpoint is None and recipe.data.name in SETS
+    return recipe.model.name in BASES and recipe.model.checkpoint is None and is_embedded(recipe.data.name)

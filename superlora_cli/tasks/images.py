@@ -12,12 +12,12 @@ from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
-from superlora_cli.data.progress import with_bar
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
+from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.training.processes import Processes
 
