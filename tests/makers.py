@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from superlora_cli.adapter import store
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
 

@@ -16,9 +16,9 @@ import torch
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
-from superlora_cli.models.base import EMBEDDED
-from superlora_cli.models.base import build as build_base
+from superlora_cli.models.build import build as build_base
 from superlora_cli.models.descriptions import cfg_unet, llama_7b
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.parts import parts_of
 from superlora_cli.models.rolled import roll, unroll
 from superlora_cli.models.targets import expand

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from tests.conftest import Cli
 
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str]] = {

@@ -17,7 +17,7 @@ from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.store import StoredAdapter
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.weights.reading import open_weights
 from superlora_cli.weights.writing import Draft
 from tests.conftest import QUICK, Cli, contents

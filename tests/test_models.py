@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 
 from superlora_cli.errors import UsageError
 from superlora_cli.models import hub
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import ModelSection
 from tests.conftest import Cli
 

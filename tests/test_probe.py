@@ -106,7 +106,7 @@ def test_evaluated_merged_and_loaded_it_is_the_trained_model(name: str, runs: di
 def test_another_base_is_refused(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from superlora_cli.models.base import ASSETS
+    from superlora_cli.models.embedded import ASSETS
 
     state = load_file(ASSETS / "glyphs_vit.safetensors")
     state["blocks.3.mlp.fc1.weight"][0, 0] += 1

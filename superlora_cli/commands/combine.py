@@ -19,7 +19,7 @@ from superlora_cli.adapter.updates import Update
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
 from superlora_cli.formats.delta import delta_file
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.build import classes_of
 from superlora_cli.opening.results import resolve_result

@@ -21,8 +21,10 @@ from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output
-from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 from superlora_cli.models.checkpoints import weights_in
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import expand as expand_weights
 from superlora_cli.models.targets import expand

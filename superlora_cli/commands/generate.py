@@ -23,7 +23,8 @@ from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
-from superlora_cli.models.base import ASSETS, EMBEDDED, build
+from superlora_cli.models.build import build
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result

@@ -19,8 +19,10 @@ from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.kinds import Kind, check_kind
-from superlora_cli.models.base import EMBEDDED, Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 from superlora_cli.models.checkpoints import targets_in, witnesses
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import check_shapes, is_safetensors
 from superlora_cli.models.targets import expand

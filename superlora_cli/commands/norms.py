@@ -8,7 +8,7 @@ from typing import Any
 from torch import linalg
 
 from superlora_cli.errors import SuperLoraError
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.opening.build import classes_of
 from superlora_cli.opening.shapes_only import Stored
 

@@ -16,7 +16,7 @@ from superlora_cli.files import json_text, write_folder
 from superlora_cli.formats.known import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.models.heads import classifier_tensors
 from superlora_cli.opening.build import classes_of
 from superlora_cli.opening.shapes_only import Stored

@@ -177,7 +177,7 @@ def _built(name: str, kwargs: dict[str, Any]) -> Base:
 
 
 def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
-    from superlora_cli.models.base import build
+    from superlora_cli.models.build import build
     from superlora_cli.models.targets import weights_of
     from superlora_cli.recipe.schema import ModelSection
 
@@ -190,7 +190,8 @@ def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
 
 def write() -> None:
     """Rebuild the data file from timm and from the descriptions below."""
-    from superlora_cli.models.base import EMBEDDED, build
+    from superlora_cli.models.build import build
+    from superlora_cli.models.embedded import EMBEDDED
     from superlora_cli.recipe.schema import ModelSection
 
     lines = []

@@ -16,7 +16,8 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
-from superlora_cli.models.base import Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import load_weights
@@ -87,7 +88,7 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     """Base, targets and a fresh adapter (ΔW = 0); with `weights=False` shapes only, on the meta device.
 
     Raises:
-        UsageError, MismatchError: as `models.base.build`, `models.targets.expand` and `adapter.attach.attach`.
+        UsageError, MismatchError: as `models.build.build`, `models.targets.expand` and `adapter.attach.attach`.
     """
     classes, image_size = class_count(recipe.data), recipe.data.image_size
     if weights:

@@ -19,7 +19,9 @@ from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
-from superlora_cli.models.base import ASSETS, EMBEDDED, Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.build import check_task, classes_of, recipe_of
 from superlora_cli.opening.model_file import read_model

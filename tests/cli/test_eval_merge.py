@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from superlora_cli.data.digits import load_digits_split
-from superlora_cli.models.base import ASSETS, EMBEDDED
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.load import shipped_recipes
 from tests.conftest import QUICK, Cli

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import nn
 
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.recipe.yaml import read_yaml

@@ -20,7 +20,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from superlora_cli.models.base import EMBEDDED
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.recipe.load import shipped_recipes
 from superlora_cli.recipe.yaml import read_yaml
 from superlora_cli.tasks.classification.task import Classification

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from superlora_cli.errors import UsageError
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import ModelSection, Recipe

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from superlora_cli.errors import MismatchError
-from superlora_cli.models.base import Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import ModelSection
 from tests.conftest import Cli
 
