@@ -233,7 +233,7 @@ def _differences(
 
 def _head(shapes: Base | None, base: Tensors, tuned: Tensors) -> dict[str, Tensor]:
     """The tuned classifier, where it is another than the base's."""
-    names = classifier_parameters(shapes.model) if shapes and shapes.task == "classification" else ()
+    names = classifier_parameters(shapes.model) if shapes else ()
     if not names or not all(name in tuned.names for name in names):
         return {}
     same = all(name in base.names and torch.equal(base.tensor(name), tuned.tensor(name)) for name in names)

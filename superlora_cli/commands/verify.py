@@ -17,7 +17,6 @@ from superlora_cli.data.known import is_embedded
 from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.opening.build import Built
-from superlora_cli.recipe.schema import DiffusionSection
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 
@@ -68,18 +67,6 @@ def _images(built: Built) -> Tensor:
         test = load_splits(data, look, seed=0).test
         return torch.stack([test[i][0] for i in range(len(test))])  # type: ignore[arg-type]
     return torch.randn(64, 3, base.image_size, base.image_size, generator=torch.Generator().manual_seed(0))
-
-
-def _output(built: Built, images: Tensor) -> Tensor:
-    """Of the model on a batch; a U-Net is asked at time steps and for classes all over their range."""
-    if built.base.task == "classification":
-        scores: Tensor = built.model(images)
-        return scores
-    number = torch.arange(len(images))
-    settings = built.recipe.diffusion or DiffusionSection()
-    labels = (built.model.classes or 0) + 1  # type: ignore[operator]
-    noise: Tensor = built.model(images, number * settings.steps // len(images), number % labels)
-    return noise
 
 
 def compare_tensors(targets: Sequence[Target], take: Take, source: FromFiles, merged: Weights) -> Found:

@@ -199,7 +199,7 @@ def write() -> None:
         lines.append(_entry(name, _create(name), _tags(name)))
     for name, embedded in EMBEDDED.items():
         base = build(ModelSection(name=name, head="frozen"), classes=None, weights=False)
-        lines.append(_entry(name, base.model, {"": embedded.classes if base.task == "classification" else 0}))
+        lines.append(_entry(name, base.model, {"": embedded.classes if base.by_timm else 0}))
     for name, describe in DESCRIPTIONS.items():
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]

@@ -54,14 +54,14 @@ class Stored:
         """The Python that makes `model`, the base with its weights."""
         section, embedded = self.recipe.model, EMBEDDED.get(self.recipe.model.name)
         file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights if embedded else None
-        if section.checkpoint and self.base.task == "classification":
+        if section.checkpoint and self.base.by_timm:
             overlay: dict[str, Any] = {"file": section.checkpoint}
             if section.head == "frozen" and "num_classes" in self.base.arguments:  # else timm drops the file's head
                 overlay["num_classes"] = self.base.arguments["num_classes"]
             line = f"{self.base.call[:-1]}, pretrained=True, pretrained_cfg_overlay={overlay!r})"
         elif file is not None and section.pretrained:
             line = self.base.loading(file)
-        elif section.pretrained and self.base.task == "classification":
+        elif section.pretrained and self.base.by_timm:
             line = f"{self.base.call[:-1]}, pretrained=True)"
         else:
             line = self.base.call

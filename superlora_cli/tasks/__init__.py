@@ -1,17 +1,21 @@
-"""The class of a recipe's task."""
+"""The tasks, by the name that `task:` has in a recipe. To list them imports nothing heavy."""
 
 from __future__ import annotations
 
-from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.images import ImageTask
+from superlora_cli.table import Later, Table
+from superlora_cli.tasks.task import TaskKind
 
 
-def task_of(recipe: Recipe) -> type[ImageTask]:
-    """The class that `recipe.task` means; diffusers, which takes seconds to load, is only imported for diffusion."""
-    if recipe.task == "diffusion":
-        from superlora_cli.tasks.diffusion.task import Diffusion
+def _classification() -> TaskKind:
+    from superlora_cli.tasks.classification import ClassificationKind
 
-        return Diffusion
-    from superlora_cli.tasks.classification.task import Classification
+    return ClassificationKind()
 
-    return Classification
+
+def _diffusion() -> TaskKind:
+    from superlora_cli.tasks.diffusion import DiffusionKind
+
+    return DiffusionKind()
+
+
+TASKS: Table[TaskKind] = Table("task", {"classification": Later(_classification), "diffusion": Later(_diffusion)})

@@ -1,0 +1,42 @@
+"""Images from noise. diffusers, which takes seconds to import, is imported for this task alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from superlora_cli.opening.built import Built
+    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.tasks.images import ImageTask
+    from superlora_cli.training.processes import Processes
+
+
+class DiffusionKind(TaskKind):
+    """A model predicts the noise in an image."""
+
+    generates = True
+
+    def start(self, built: Built, processes: Processes) -> ImageTask:
+        from superlora_cli.tasks.diffusion.task import Diffusion
+
+        return Diffusion(built, processes)
+
+    def objective(self, model: nn.Module, recipe: Recipe, batch: Any) -> Tensor:
+        from superlora_cli.tasks.diffusion.task import Diffusion
+
+        return Diffusion.objective(model, recipe, batch)
+
+    def inputs(self, model: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
+        """At time steps and for classes all over their range."""
+        import torch
+
+        from superlora_cli.recipe.schema import DiffusionSection
+
+        number = torch.arange(len(images), device=images.device)
+        settings = recipe.diffusion or DiffusionSection()
+        labels: Any = getattr(model, "classes", None) or 0
+        return images, number * settings.steps // len(images), number % (labels + 1)
