@@ -123,4 +123,5 @@ def _show_plan(found: dict[str, Any]) -> None:
     print_table(table)
     time = found["time"]
     length = "unknown" if time["seconds"] is None else f"about {in_words(time['seconds'])}"
-    typer.echo(f"{found['possible']} runs, {time['steps']:,} steps to go; time: {length} ({time['from']})")
+    steps = "?" if time["steps"] is None else f"{time['steps']:,}"
+    typer.echo(f"{found['possible']} runs, {steps} steps to go; time: {length} ({time['from']})")

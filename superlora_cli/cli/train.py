@@ -109,6 +109,8 @@ def _show_result(result: dict[str, Any]) -> None:
     split = result["selected_on"]
     best = f"{images[split]:,} images; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
+    if result.get("ended_early"):
+        rows.append(("ended early", f"at step {result['steps']}, by train.patience"))
     if "adapter" in result:
         share = params["adapter"] / params["base"]
         rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))
@@ -142,7 +144,10 @@ def _show_plan(summary: dict[str, Any]) -> None:
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))
-    rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
+    if "epochs" in summary:
+        rows.append(("epochs", f"{summary['epochs']:,}"))
+    else:
+        rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
     print_pairs("dry run: nothing was trained", rows)
 
 

@@ -41,8 +41,37 @@ class Share:
     process: int = 0
     processes: int = 1
 
+    @property
+    def parts(self) -> int:
+        """Batches a step, of all processes together."""
+        return self.passes * self.processes
+
 
 ALL = Share()
+
+
+def fitting(length: int, batch_size: int, share: Share) -> int:
+    """Images a batch: `batch_size`, or fewer where `length` images are less than a step.
+
+    Raises:
+        UsageError: a batch would be empty.
+    """
+    if length < share.parts:
+        message = f"{length} training images for {share.parts} batches a step"
+        raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
+    return min(batch_size, length // share.parts)
+
+
+def steps_of_epoch(length: int, batch_size: int, share: Share = ALL) -> int:
+    """Steps that `length` images are enough for; what is left at the end of an epoch is dropped.
+
+    >>> steps_of_epoch(1000, 64), steps_of_epoch(1000, 64, Share(passes=2)), steps_of_epoch(10, 64)
+    (15, 7, 1)
+
+    Raises:
+        UsageError: as `fitting`.
+    """
+    return length // (fitting(length, batch_size, share) * share.parts)
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -62,11 +91,7 @@ class StepSampler(Sampler[list[Key]]):
     """
 
     def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int, share: Share = ALL) -> None:
-        parts = share.passes * share.processes
-        if length < parts:
-            message = f"{length} training images for {parts} batches a step"
-            raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
-        self.length, self.batch_size = length, min(batch_size, length // parts)
+        self.length, self.batch_size = length, fitting(length, batch_size, share)
         self.seed, self.start, self.stop, self.share = seed, start, stop, share
 
     def __len__(self) -> int:
@@ -74,8 +99,7 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         size, share = self.batch_size, self.share
-        step_size = size * share.passes * share.processes
-        per_epoch = self.length // step_size
+        step_size, per_epoch = size * share.parts, steps_of_epoch(self.length, size, share)
         order: list[int] = []
         current = -1
         for step in range(self.start, self.stop):

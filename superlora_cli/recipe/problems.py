@@ -33,13 +33,33 @@ def check(of: type[Model], data: Any, places: Places) -> Model:
         raise _together(_problems(error, data, of), places) from None
 
 
-def validate(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe whose adapter's knobs go together, and that trains something.
+def check_recipe(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe whose keys go together, but for the adapter's.
 
     Raises:
-        UsageError: as `check`, or for the first knob that does not go with the others.
+        UsageError: as `check`, or for the first key that does not go with the others.
     """
     recipe = check(Recipe, data, places)
+    train = recipe.train
+    if train.steps is None and train.epochs is None:
+        hint = "steps: 1000, or epochs: 20"
+        raise UsageError("missing, and so is train.epochs", where=places.where("train.steps"), hint=hint)
+    if train.steps is not None and train.epochs is not None:
+        hint = "leave out one of the two; train.steps=null unsets it"
+        raise UsageError("does not go with train.steps", where=places.where("train.epochs"), hint=hint)
+    if train.patience is not None and recipe.eval.every is None:
+        hint = "eval.every: 100, the steps between evaluations"
+        raise UsageError("counts evaluations, of which there is one", where=places.where("train.patience"), hint=hint)
+    return recipe
+
+
+def validate(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe whose adapter's knobs go together too, and that trains something.
+
+    Raises:
+        UsageError: as `check_recipe`, or for the first knob that does not go with the others.
+    """
+    recipe = check_recipe(data, places)
     if recipe.adapter is not None:
         try:
             config = recipe.adapter.config()

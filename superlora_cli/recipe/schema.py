@@ -255,7 +255,19 @@ class SchedulerSection(Section):
 class TrainSection(Section):
     """The training loop."""
 
-    steps: int = Field(ge=1, description="Optimizer steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; these or `epochs`.")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the training images, in place of `steps`; a run writes the steps that they come to "
+        "into its recipe.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluations (`eval.every`) without a better one, after which the training ends early, the best "
+        "step kept.",
+    )
     batch_size: int = Field(64, ge=1, description="Images per forward pass and process.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; `auto`: a GPU if any.")
@@ -288,6 +300,12 @@ class TrainSection(Section):
     shard_base: bool | None = Field(
         None, description="Spread the frozen base over the processes (FSDP): for one that does not fit on a device."
     )
+
+    @property
+    def length(self) -> int:
+        """Optimizer steps of a training whose `epochs`, if it has any, have become steps."""
+        assert self.steps is not None
+        return self.steps
 
 
 class DiffusionSection(Section):

@@ -20,7 +20,7 @@ from superlora_cli.recipe.defaults import with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
 from superlora_cli.recipe.places import Places
-from superlora_cli.recipe.problems import check
+from superlora_cli.recipe.problems import check, check_recipe
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
 from superlora_cli.sweeping.schema import Grid, Measure, Sweep
@@ -201,7 +201,7 @@ def _run(path: Path, settings: _Settings) -> Run:
     train = data.get("train")
     if isinstance(train, dict) and train.get("threads") is None:
         train["threads"] = 1  # the same bytes however many runs share the machine
-    recipe = with_defaults(check(Recipe, data, places), NEWEST, places)
+    recipe = with_defaults(check_recipe(data, places), NEWEST, places)
     chosen, fixed = (
         {leaf: value for key, value, _ in some for leaf, value in _leaves(key, value)}
         for some in (settings.chosen, settings.fixed)

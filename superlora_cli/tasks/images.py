@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
-from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
+from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
 from superlora_cli.data.progress import with_bar
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
@@ -27,10 +27,25 @@ DATA_SEED = 0  # of held-out parts and rendered images: runs with different seed
 OTHER_DATA = "images that were trained on may be among those held out"
 
 
+def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
+    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
+
+    Raises:
+        UsageError: there are fewer images than batches a step.
+    """
+    train = recipe.train
+    if train.epochs is None:
+        return recipe
+    share = Share(train.accumulate, processes=processes)
+    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
+    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
     Attributes:
+        recipe: with the length of the training in steps.
         measure: the metric that is reported first and chosen by.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
@@ -41,10 +56,12 @@ class ImageTask:
     shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
-        self.built, self.recipe, self.processes = built, built.recipe, processes
+        self.built, self.processes = built, processes
+        self.recipe = built.recipe
         self.model, base = built.model, built.base
         self.look = Look(base.image_size, base.mean, base.std)
         self.splits: Splits = load_splits(self.data(), self.look, seed=DATA_SEED)
+        self.recipe = in_steps(built.recipe, self.splits, processes.count)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)

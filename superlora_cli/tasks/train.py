@@ -46,7 +46,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "image_size": built.base.image_size,
         "params": built.params,
         "steps": train.steps,
-        "images": train.steps * train.batch_size * train.accumulate,
+        "images": None if train.steps is None else train.steps * train.batch_size * train.accumulate,
+        **({} if train.epochs is None else {"epochs": train.epochs}),
     }
     if built.adapter:
         plan = built.adapter.plan
@@ -100,8 +101,9 @@ def train_run(
     The folder is not touched before model, data, optimizer and checkpoint have been found right.
 
     Returns:
-        status, run, adapter (or model), params, steps, metrics, images (of every split), selected_on, seconds,
-        images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file, and warnings, if any.
+        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (of every
+        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file,
+        and warnings, if any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
@@ -145,6 +147,7 @@ def _train(
     params = built.params
     with doing(console, f"reading {recipe.data.name}", quiet=quiet):
         task = task_of(recipe)(built, processes)
+    recipe = task.recipe
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
     before = None
     if built.adapter and not built.head:
@@ -152,7 +155,7 @@ def _train(
             before = task.evaluate("test")[task.measure]
 
     def begin(start: int) -> Display:
-        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
+        display = Display(console, steps=recipe.train.length, start=start, quiet=quiet)
         run_id = uuid.uuid4().hex
         if resume:
             run_id = run.about().get("id", run_id)
@@ -197,6 +200,7 @@ def _train(
         name.partition(".")[0]: str(run.path / name),
         "params": params,
         "steps": at.step,
+        **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
         "images": images,
         "selected_on": recipe.eval.select,
