@@ -106,6 +106,8 @@ def _show_result(result: dict[str, Any]) -> None:
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
     rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({images['test']:,} images)"))
+    if "top5" in metrics:
+        rows.append(("test top-5 accuracy", f"{metrics['top5']:.4f}"))
     split = result["selected_on"]
     best = f"{images[split]:,} images; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))

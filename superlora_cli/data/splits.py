@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from torchvision.transforms import Compose
 
+from superlora_cli.data.augment import training_transform
 from superlora_cli.data.holding_out import by_content, by_position
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Unreadable
 from superlora_cli.errors import UsageError, did_you_mean
@@ -107,18 +107,16 @@ def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
         from superlora_cli.data.embedded import load_embedded
 
         (train, validation, test), fingerprint = load_embedded(section, look, seed=seed)
-        return Splits(train, validation, test, DIGITS, fingerprint, augmented=bool(train.shift))
+        return Splits(train, validation, test, DIGITS, fingerprint, augmented=train.augmented)
     return _held_out(_source(section), section, look, seed)
 
 
-def evaluation_transform(look: Look) -> Callable[[Image.Image], Tensor]:
+def evaluation_transform(look: Look) -> Compose:
     """From an RGB image of any size to what the model sees in evaluation, squashed: (3, S, S) float32."""
     from timm.data import create_transform
 
     size = (3, look.size, look.size)
-    made: Callable[[Image.Image], Tensor] = create_transform(
-        input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash"
-    )
+    made: Compose = create_transform(input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash")
     return made
 
 
@@ -173,15 +171,8 @@ def _source(section: DataSection) -> Source:
 
 def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Splits:
     """Three splits: what the source lacks is held out of its training images, which alone are augmented."""
-    from timm.data import create_transform
-
     plain = evaluation_transform(look)
-    training = plain
-    if section.augment != "none":
-        training = create_transform(
-            input_size=(3, look.size, look.size), mean=look.mean, std=look.std, is_training=True, auto_augment=None,
-            color_jitter=0.0, re_prob=0.0,
-        )  # fmt: skip
+    training = training_transform(section, look, plain)
     train, given = source.train, [source.test, source.validation]
     missing = sum(images is None for images in given)
     if section.split == "content" and missing and section.validation:
@@ -200,7 +191,7 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         test=found[0],
         class_names=source.class_names,
         fingerprint=source.fingerprint,
-        augmented=section.augment != "none",
+        augmented=training is not plain,
         unreadable=source.unreadable,
         notes=source.notes,
     )
@@ -208,6 +199,12 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         return splits
     doubts = [seen_in_training(splits.test, splits.train) if missing else None, _few(splits)]
     return replace(splits, notes=(*splits.notes, *filter(None, doubts)))
+
+
+def labels_of(images: Dataset[Sample]) -> list[int]:
+    """The class of every image of a split."""
+    found = _of_each(images, lambda pictures: pictures.labels)
+    return found or images.labels.tolist()  # type: ignore[attr-defined]  # of an embedded set
 
 
 def contents_of(images: Dataset[Sample]) -> list[str]:

@@ -50,6 +50,10 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     if train.patience is not None and recipe.eval.every is None:
         hint = "eval.every: 100, the steps between evaluations"
         raise UsageError("counts evaluations, of which there is one", where=places.where("train.patience"), hint=hint)
+    for key in ("mixup", "cutmix"):
+        if recipe.task == "diffusion" and getattr(recipe.data, key) is not None:
+            hint = "leave it out: the model would learn to draw mixed images"
+            raise UsageError("means nothing to the task diffusion", where=places.where(f"data.{key}"), hint=hint)
     return recipe
 
 

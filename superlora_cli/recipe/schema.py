@@ -8,7 +8,7 @@ together is `adapter.config`'s to say.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -122,6 +122,21 @@ class DataSection(Section):
         None,
         description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "
         "moved by up to a pixel. Default: `crop_flip`, for embedded sets and diffusion `none`.",
+    )
+    rand_augment: Annotated[int, Field(ge=0, le=10)] | str | None = Field(
+        None, description="RandAugment of training images: a magnitude, or all of it as timm has it: `rand-m9-mstd0.5`."
+    )
+    random_erasing: float | None = Field(
+        None, ge=0, le=1, description="Probability that a part of a training image becomes noise."
+    )
+    mixup: float | None = Field(
+        None, gt=0, description="Mix every training image with another of its batch; α of MixUp's Beta distribution."
+    )
+    cutmix: float | None = Field(
+        None, gt=0, description="Paste a part of another image of the batch; α of CutMix. With `mixup`: one by chance."
+    )
+    balance: bool | None = Field(
+        None, description="Draw training images so that every class comes equally often, rare ones again and again."
     )
 
 

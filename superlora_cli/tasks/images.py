@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
+from superlora_cli.data.augment import mixing
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
 from superlora_cli.data.progress import with_bar
-from superlora_cli.data.splits import Look, Splits, load_splits
+from superlora_cli.data.splits import Look, Splits, labels_of, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.build import Built
@@ -113,6 +114,12 @@ class ImageTask:
                 raise UsageError(f"unknown backend '{keywords['backend']}'", where="train.compile", hint=hint)
             self.model.compile(**keywords)
 
+    @property
+    def outputs(self) -> int:
+        """Of a classifier, how many; else 0."""
+        found: int = getattr(self.model, "num_classes", 0)
+        return found
+
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Training mode; ΔW is built once per optimizer step."""
@@ -160,6 +167,8 @@ class ImageTask:
             pin=processes.device.type == "cuda",
             keyed=self.splits.augmented,
             share=Share(train.accumulate, processes.index, processes.count),
+            classes=labels_of(self.splits.train) if data.balance else None,
+            mix=mixing(data, self.outputs),
         )
 
     def images_in(self, batch: Batch) -> int:

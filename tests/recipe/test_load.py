@@ -110,7 +110,8 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("steps: 5000", "steps:", "8: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
         ("steps: 5000", "steps: 5000\n  epochs: 2", "9: train.epochs: does not go with train.steps"
          " (leave out one of the two; train.steps=null unsets it)"),
-        ("keep: 2\neval: {every: 500, ", "patience: 2\neval: {", "14: train.patience: counts evaluations, of which there is one"
+        ("keep: 2\neval: {every: 500, ", "patience: 2\neval: {",
+         "14: train.patience: counts evaluations, of which there is one"
          " (eval.every: 100, the steps between evaluations)"),
         ("steps: 5000", "stepz: 5", "8: train.stepz: unknown key 'stepz' (did you mean 'steps'?)"),
         ("  steps: 5000\n", "", "7: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
