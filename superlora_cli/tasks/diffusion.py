@@ -63,9 +63,10 @@ class Diffusion(ImageTask):
         """Of no noise at all: the noise's own variance."""
         return 1.0
 
-    def data(self) -> DataSection:
+    @staticmethod
+    def data(recipe: Recipe) -> DataSection:
         """Images as they are: cut or mirrored ones would be drawn so."""
-        section = self.recipe.data
+        section = recipe.data
         return section.model_copy(update={"augment": section.augment or "none"})
 
     def check_classes(self) -> None:

@@ -14,7 +14,7 @@ from superlora_cli.adapter import store
 from superlora_cli.data.augment import mixing
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
 from superlora_cli.data.progress import with_bar
-from superlora_cli.data.splits import Look, Splits, labels_of, load_splits
+from superlora_cli.data.splits import EMBEDDED_SETS, Look, Splits, labels_of, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.build import Built
@@ -26,6 +26,14 @@ DATA_SEED = 0  # of held-out parts and rendered images: runs with different seed
 
 
 OTHER_DATA = "images that were trained on may be among those held out"
+
+
+def with_rule(recipe: Recipe, rule: str = "content") -> Recipe:
+    """The recipe with a rule by which images are held out; its own, if it has one."""
+    data = recipe.data
+    if data.split or data.name in EMBEDDED_SETS:
+        return recipe
+    return recipe.model_copy(update={"data": data.model_copy(update={"split": rule})})
 
 
 def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
@@ -40,6 +48,38 @@ def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
     share = Share(train.accumulate, processes=processes)
     steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
     return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def read_training(
+    recipe: Recipe,
+    splits: Splits,
+    start: int,
+    stop: int,
+    *,
+    outputs: int,
+    process: tuple[int, int] = (0, 1),
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
+
+    Args:
+        outputs: of a classifier.
+        process: which, of how many.
+    """
+    train, data = recipe.train, recipe.data
+    return training_batches(
+        splits.train,
+        train.batch_size,
+        seed=recipe.seed,
+        start=start,
+        stop=stop,
+        workers=data.workers,
+        pin=pin,
+        keyed=splits.augmented,
+        share=Share(train.accumulate, *process),
+        classes=labels_of(splits.train) if data.balance else None,
+        mix=mixing(data, outputs),
+    )
 
 
 class ImageTask:
@@ -61,7 +101,7 @@ class ImageTask:
         self.recipe = built.recipe
         self.model, base = built.model, built.base
         self.look = Look(base.image_size, base.mean, base.std)
-        self.splits: Splits = load_splits(self.data(), self.look, seed=DATA_SEED)
+        self.splits: Splits = load_splits(self.data(built.recipe), self.look, seed=DATA_SEED)
         self.recipe = in_steps(built.recipe, self.splits, processes.count)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
@@ -69,9 +109,10 @@ class ImageTask:
         self.in_training = False
         self._place()
 
-    def data(self) -> DataSection:
+    @staticmethod
+    def data(recipe: Recipe) -> DataSection:
         """The recipe's, with what the task has other defaults for."""
-        return self.recipe.data
+        return recipe.data
 
     def check_classes(self) -> None:
         """Refuse data with classes that the model has no place for.
@@ -156,20 +197,9 @@ class ImageTask:
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """This process's batches of steps `start` ... `stop` − 1, of the shuffled training split."""
-        train, data, processes = self.recipe.train, self.recipe.data, self.processes
-        return training_batches(
-            self.splits.train,
-            train.batch_size,
-            seed=self.recipe.seed,
-            start=start,
-            stop=stop,
-            workers=data.workers,
-            pin=processes.device.type == "cuda",
-            keyed=self.splits.augmented,
-            share=Share(train.accumulate, processes.index, processes.count),
-            classes=labels_of(self.splits.train) if data.balance else None,
-            mix=mixing(data, self.outputs),
-        )
+        processes = self.processes
+        pin, own = processes.device.type == "cuda", (processes.index, processes.count)
+        return read_training(self.recipe, self.splits, start, stop, outputs=self.outputs, process=own, pin=pin)
 
     def images_in(self, batch: Batch) -> int:
         """B."""

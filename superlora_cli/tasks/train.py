@@ -14,7 +14,7 @@ from torch import Tensor
 
 from superlora_cli.analysis.memory import step_memory
 from superlora_cli.data.batches import Batch
-from superlora_cli.data.splits import EMBEDDED_SETS, SPLITS
+from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
 from superlora_cli.launch import hushed
@@ -23,7 +23,7 @@ from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.showing import doing
 from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.choose import task_of
-from superlora_cli.tasks.images import OTHER_DATA
+from superlora_cli.tasks.images import OTHER_DATA, with_rule
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.optim import make_optimizer
@@ -138,7 +138,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = _with_rule(recipe, run if resume else None)
+    recipe = with_rule(recipe, _rule(run if resume else None))
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     with doing(console, f"building {recipe.model.name}", quiet=quiet):
@@ -211,15 +211,12 @@ def _train(
     }
 
 
-def _with_rule(recipe: Recipe, resumed: RunFolder | None) -> Recipe:
-    """The recipe with the rule by which images are held out: of a run that is gone on with its own, else `content`."""
-    data = recipe.data
-    if data.split or data.name in EMBEDDED_SETS:
-        return recipe
-    rule = "content"
+def _rule(resumed: RunFolder | None) -> str:
+    """The rule by which images are held out: of a run that is gone on with its own, else `content`."""
     if resumed and (resumed.path / "recipe.yaml").is_file():
-        rule = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
-    return recipe.model_copy(update={"data": data.model_copy(update={"split": rule})})
+        found: str = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
+        return found
+    return "content"
 
 
 def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
