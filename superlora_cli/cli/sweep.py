@@ -67,7 +67,9 @@ def _show(found: dict[str, Any]) -> None:
         rows.append(("left out", f"{found['impossible']} that cannot be"))
     rows += [(row["id"], row["error"]) for row in found["errors"]]
     if best := found["best"]:
-        figures = {name: best["metrics"][name] for name in (best["chosen_by"], "accuracy") if name in best["metrics"]}
+        figures = {
+            name: best["metrics"][name] for name in (best["chosen_by"], "accuracy", "map") if name in best["metrics"]
+        }
         words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         rows.append(("best", f"{words}: {best['run']}"))
     rows.append(("results", found["results"]))

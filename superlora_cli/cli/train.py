@@ -101,7 +101,7 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 def _show_result(result: dict[str, Any]) -> None:
     metrics, params, images = result["metrics"], result["params"], result["images"]
-    measure = "accuracy" if "accuracy" in metrics else "loss"
+    measure = next(name for name in ("accuracy", "map", "loss") if name in metrics)
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))

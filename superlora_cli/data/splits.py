@@ -103,6 +103,11 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
 def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
     if section.config is not None and not section.name.startswith("hfds/"):
         raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
+    if section.multi_label and _folder(section) is None:
+        hint = "leave it out, or name a folder with a labels.csv"
+        raise UsageError(f"'{section.name}' is no folder of images", where="data.multi_label", hint=hint)
+    if section.balance and has_several_labels(section):
+        raise UsageError("images have several labels, no one class", where="data.balance", hint="leave it out")
     if section.name in EMBEDDED_SETS:
         from superlora_cli.data.embedded import load_embedded
 
@@ -127,6 +132,18 @@ def _folder(section: DataSection) -> Path | None:
     return Path(section.name) if Path(section.name).is_dir() else None
 
 
+def has_several_labels(section: DataSection) -> bool:
+    """Whether every image may have several labels: as the recipe says, else where its folder has a table of them."""
+    if section.multi_label is not None:
+        return section.multi_label
+    folder = _folder(section)
+    if folder is None:
+        return False
+    from superlora_cli.data.labelled import find_tables
+
+    return bool(find_tables(folder))
+
+
 class Kind(NamedTuple):
     """How a data set is read: the names of its classes alone, None where nothing tells them, or all of it."""
 
@@ -137,7 +154,12 @@ class Kind(NamedTuple):
 def _kind(section: DataSection) -> Kind | None:
     """How the set is read that is meant; None for a set of torchvision, or of nobody."""
     kind, _, name = section.name.partition("/")
-    if folder := _folder(section):
+    folder = _folder(section)
+    if folder and has_several_labels(section):
+        from superlora_cli.data.labelled import read_table, table_classes
+
+        return Kind(partial(table_classes, folder), partial(read_table, folder))
+    if folder:
         from superlora_cli.data.folder import folder_classes, read_folder
 
         return Kind(partial(folder_classes, folder), partial(read_folder, folder))
@@ -176,7 +198,8 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     train, given = source.train, [source.test, source.validation]
     missing = sum(images is None for images in given)
     if section.split == "content" and missing and section.validation:
-        *held, left = by_content(train.labels, train.contents, section.validation, missing)
+        classes = [label if isinstance(label, int) else 0 for label in train.labels]  # of several none is the one
+        *held, left = by_content(classes, train.contents, section.validation, missing)
     else:
         *held, left = by_position(len(train), section.validation, missing, seed)
     if section.split != "content":
@@ -202,9 +225,9 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
 
 
 def labels_of(images: Dataset[Sample]) -> list[int]:
-    """The class of every image of a split."""
+    """The class of every image of a split, where each has one."""
     found = _of_each(images, lambda pictures: pictures.labels)
-    return found or images.labels.tolist()  # type: ignore[attr-defined]  # of an embedded set
+    return cast(list[int], found or images.labels.tolist())  # type: ignore[attr-defined]  # of an embedded set
 
 
 def contents_of(images: Dataset[Sample]) -> list[str]:
@@ -222,7 +245,9 @@ def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | Non
 
 def _few(splits: Splits) -> str | None:
     """A line on classes with few test images, None where all have more."""
-    counts = Counter(_of_each(splits.test, lambda pictures: pictures.labels))
+    counts: Counter[int] = Counter()
+    for labels in _of_each(splits.test, lambda pictures: pictures.labels):
+        counts.update([labels] if isinstance(labels, int) else labels)
     few = [f"{name} ({counts[label]})" for label, name in enumerate(splits.class_names) if counts[label] < FEW]
     if not few:
         return None

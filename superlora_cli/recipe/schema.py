@@ -112,6 +112,11 @@ class DataSection(Section):
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
     )
+    multi_label: bool | None = Field(
+        None,
+        description="Images have any number of labels, of a table `labels.csv`. Default: where the folder has one; a "
+        "run writes it into its recipe.",
+    )
     workers: int = Field(
         0,
         ge=0,

@@ -18,7 +18,12 @@ from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import Event
 
-BEST = {"fid": min, "val_accuracy": max, "val_loss": min}  # the first that the rows have says which run is best
+BEST = {
+    "fid": min,
+    "val_accuracy": max,
+    "val_map": max,
+    "val_loss": min,
+}  # the first that the rows have says which run is best
 TAIL = 2000  # bytes of metrics.jsonl that surely hold its last line
 
 

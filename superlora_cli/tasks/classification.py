@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from superlora_cli.analysis.confusion import confusion_matrix
+from superlora_cli.analysis.confusion import confusion_matrix, per_class
 from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
@@ -20,10 +22,25 @@ from superlora_cli.training.run import CONFUSION_FILE
 LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What can be said of a model on a whole split.
+
+    Attributes:
+        per_class: a row for every class that has images, with its name and their number `n`.
+        confusion: None where an image has no one class.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]]
+    confusion: ConfusionTable | None = None
+
+
 class Classification(ImageTask):
     """The task as the training loop sees it, and its evaluation."""
 
     measure = "accuracy"
+    confuses = True
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
@@ -54,26 +71,30 @@ class Classification(ImageTask):
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""
-        return self._metrics(*self.predict(split))
+        return self.metrics(*self.predict(split))
 
     def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
         """The metrics of `judge`, and the confusion matrix for the run's folder."""
-        metrics, matrix = self.judge(split)
-        table = ConfusionTable.of_seen(self.output_names, matrix.numpy())
-        return metrics, {CONFUSION_FILE: table.to_csv()}
+        found = self.judge(split)
+        if found.confusion is None:
+            return found.metrics, {}
+        seen = ConfusionTable.of_seen(found.confusion.names, found.confusion.counts)
+        return found.metrics, {CONFUSION_FILE: seen.to_csv()}
 
-    def judge(self, split: str) -> tuple[dict[str, float], Tensor]:
-        """The metrics of `evaluate` and `top5`, where it says something, and the confusion matrix (outputs, outputs)
-        int64."""
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate` and `top5`, where it says something, the accuracy of every class, and who is taken
+        for whom."""
         logits, labels = self.predict(split)
-        metrics = self._metrics(logits, labels)
+        metrics = self.metrics(logits, labels)
         if logits.shape[1] > LIKELIEST:
             among = (logits.topk(LIKELIEST).indices == labels[:, None]).any(-1)
             metrics[f"top{LIKELIEST}"] = among.double().mean().item()
-        return metrics, confusion_matrix(logits.argmax(-1), labels, logits.shape[1])
+        matrix = confusion_matrix(logits.argmax(-1), labels, logits.shape[1])
+        names = self.output_names
+        return Judgement(metrics, per_class(matrix, names), ConfusionTable(tuple(names), matrix.numpy()))
 
-    @staticmethod
-    def _metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Of all images together, from what `predict` gives."""
         return {
             "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
             "loss": functional.cross_entropy(logits, labels).item(),

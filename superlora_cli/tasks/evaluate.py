@@ -7,9 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from superlora_cli.analysis.confusion import per_class
 from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.data.splits import load_splits, seen_in_training
 from superlora_cli.errors import UsageError
@@ -40,18 +37,24 @@ def evaluate(
         raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
-    if plot is not None and built.recipe.task != "classification":
-        raise UsageError(f"the task {built.recipe.task} has no classes to confuse", where="--plot", hint="leave it out")
+    kind = task_of(built.recipe)
+    if plot is not None and not kind.confuses:
+        why = (
+            "images with several labels have"
+            if issubclass(kind, Classification)
+            else f"the task {built.recipe.task} has"
+        )
+        raise UsageError(f"{why} no classes to confuse", where="--plot", hint="leave it out")
     processes = join(built.recipe.train)
     try:
-        task = task_of(built.recipe)(built, processes)
+        task = kind(built, processes)
         task.shows_progress = True
         found: dict[str, Any] = {"task": built.recipe.task}
         if isinstance(task, Classification):
-            found["metrics"], matrix = task.judge("test")
-            found["per_class"] = per_class(matrix, task.output_names)
-            if plot is not None and processes.is_main:
-                _draw(matrix, task.output_names, plot)
+            judged = task.judge("test")
+            found["metrics"], found["per_class"] = judged.metrics, judged.per_class
+            if plot is not None and judged.confusion and processes.is_main:
+                _draw(judged.confusion, plot)
         else:
             found["metrics"] = task.evaluate("test")
         return {
@@ -80,11 +83,11 @@ def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
             yield seen
 
 
-def _draw(matrix: Tensor, names: Sequence[str], plot: Path) -> None:
+def _draw(confusion: ConfusionTable, plot: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    ConfusionTable(tuple(names), matrix.numpy()).paint(figure)
+    confusion.paint(figure)
     try:
         figure.savefig(plot)
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from superlora_cli.adapter import store
 from superlora_cli.data.augment import mixing
 from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
 from superlora_cli.data.progress import with_bar
-from superlora_cli.data.splits import EMBEDDED_SETS, Look, Splits, labels_of, load_splits
+from superlora_cli.data.splits import EMBEDDED_SETS, Look, Splits, has_several_labels, labels_of, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.build import Built
@@ -28,12 +28,17 @@ DATA_SEED = 0  # of held-out parts and rendered images: runs with different seed
 OTHER_DATA = "images that were trained on may be among those held out"
 
 
-def with_rule(recipe: Recipe, rule: str = "content") -> Recipe:
-    """The recipe with a rule by which images are held out; its own, if it has one."""
+def settled(recipe: Recipe, rule: str = "content") -> Recipe:
+    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
+
+    Args:
+        rule: where the recipe has none.
+    """
     data = recipe.data
-    if data.split or data.name in EMBEDDED_SETS:
-        return recipe
-    return recipe.model_copy(update={"data": data.model_copy(update={"split": rule})})
+    found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
+    if data.split is None and data.name not in EMBEDDED_SETS:
+        found["split"] = rule
+    return recipe.model_copy(update={"data": data.model_copy(update=found)})
 
 
 def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
@@ -78,7 +83,7 @@ def read_training(
         keyed=splits.augmented,
         share=Share(train.accumulate, *process),
         classes=labels_of(splits.train) if data.balance else None,
-        mix=mixing(data, outputs),
+        mix=mixing(data, splits.classes if has_several_labels(data) else outputs),
     )
 
 
@@ -88,12 +93,14 @@ class ImageTask:
     Attributes:
         recipe: with the length of the training in steps.
         measure: the metric that is reported first and chosen by.
+        confuses: an image has one class, which can be taken for another.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
         shows_progress: a bar for every evaluation, where there is no other one.
     """
 
     measure: ClassVar[str]
+    confuses: ClassVar[bool] = False
     shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
@@ -209,6 +216,11 @@ class ImageTask:
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
         """The mean loss of `model` on a batch that is on its device, a scalar."""
         raise NotImplementedError
+
+    @staticmethod
+    def labels(count: int, outputs: int) -> Tensor:
+        """As many labels as a batch has, of a model with so many outputs; what they say means nothing."""
+        return torch.empty(count, dtype=torch.long)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""

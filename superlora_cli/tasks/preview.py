@@ -18,7 +18,7 @@ from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.base import build
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.choose import task_of
-from superlora_cli.tasks.images import DATA_SEED, read_training, with_rule
+from superlora_cli.tasks.images import DATA_SEED, read_training, settled
 
 SHOWN = 0.005  # of an image: the least share of a class that is named
 
@@ -36,7 +36,7 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
     """
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="make it first")
-    recipe = with_rule(recipe)
+    recipe = settled(recipe)
     data = recipe.data
     base = build(recipe.model, classes=class_count(data), image_size=data.image_size, weights=False)
     look = Look(base.image_size, base.mean, base.std)
@@ -60,4 +60,4 @@ def _named(label: Tensor, names: tuple[str, ...]) -> str:
         return names[int(label)]
     shares = sorted(((share, index) for index, share in enumerate(label.tolist()) if share >= SHOWN), reverse=True)
     words = [names[index] if share > 1 - SHOWN else f"{names[index]} {share:.2f}" for share, index in shares]
-    return ", ".join(words)
+    return ", ".join(words) or "no label"

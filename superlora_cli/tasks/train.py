@@ -23,7 +23,7 @@ from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.showing import doing
 from superlora_cli.tasks.build import Built, build_for_training
 from superlora_cli.tasks.choose import task_of
-from superlora_cli.tasks.images import OTHER_DATA, with_rule
+from superlora_cli.tasks.images import OTHER_DATA, settled
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.optim import make_optimizer
@@ -70,13 +70,14 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def _memory(built: Built) -> dict[str, int]:
     """Bytes of one training step, by what they are needed for."""
     train, size = built.recipe.train, built.base.image_size
-    objective = task_of(built.recipe).objective
+    task = task_of(built.recipe)
+    outputs: int = getattr(built.model, "num_classes", 0)
 
     def batch() -> Batch:
-        return torch.empty(train.batch_size, 3, size, size), torch.empty(train.batch_size, dtype=torch.long)
+        return torch.empty(train.batch_size, 3, size, size), task.labels(train.batch_size, outputs)
 
     def loss(batch: Batch) -> Tensor:
-        return objective(built.model, built.recipe, batch)
+        return task.objective(built.model, built.recipe, batch)
 
     try:
         return step_memory(
@@ -138,7 +139,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = with_rule(recipe, _rule(run if resume else None))
+    recipe = settled(recipe, _rule(run if resume else None))
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     with doing(console, f"building {recipe.model.name}", quiet=quiet):
