@@ -12,6 +12,7 @@ from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.data.known import known_class_count
 from superlora_cli.models.catalogue import Base, find
+from superlora_cli.tasks import TASKS
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
     """Shapes of the head's tensors that are trained, by name: {} for none, None where the classes are unknown."""
-    if recipe.task != "classification" or recipe.model.head != "new":
+    if not TASKS[recipe.task].trains_head(recipe):
         return {}
     classes = known_class_count(recipe.data)
     return None if classes is None else base.new_head(classes)

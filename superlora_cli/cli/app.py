@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (  # in the order of work
-    *("ls", "init", "validate", "count-params", "find-rate", "train", "eval", "generate", "inspect"),
+    *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
     *("merge", "export", "combine", "extract", "sweep", "report", "schema"),
 )
 

@@ -136,16 +136,22 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
         ("adapter parameters", f"{found['params']:,}"),
         *((name, f"{value:.4f} ({found['n']:,} images)") for name, value in found["metrics"].items()),
     ]
-    classes = sorted(found.get("per_class", ()), key=lambda row: row["accuracy"])
+    classes = sorted(found.get("per_class", ()), key=_quality)
     if len(classes) > SHOWN:
         rows.append(("classes", f"the {SHOWN} worst of {len(classes)}; --json has all"))
     for row in classes[:SHOWN]:
-        mistaken = f", else mostly {row['taken_for']}" if row["taken_for"] is not None else ""
-        rows.append((f"  {row['class']}", f"{row['accuracy']:.4f} of {row['n']:,} images{mistaken}"))
+        what = "" if "accuracy" in row else " average precision"
+        mistaken = f", else mostly {row['taken_for']}" if row.get("taken_for") is not None else ""
+        rows.append((f"  {row['class']}", f"{_quality(row):.4f}{what} of {row['n']:,} images{mistaken}"))
     if plot is not None:
         rows.append(("confusion matrix", str(plot)))
     rows += [("note", note) for note in found["notes"]]
     print_pairs(str(result), rows)
+
+
+def _quality(row: dict[str, Any]) -> float:
+    """Of a class: its accuracy, or of one of several labels an image its average precision."""
+    return float(row["accuracy"] if "accuracy" in row else row["average_precision"])
 
 
 def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any) -> dict[str, Any]:

@@ -101,14 +101,18 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 def _show_result(result: dict[str, Any]) -> None:
     metrics, params, images = result["metrics"], result["params"], result["images"]
-    measure = "accuracy" if "accuracy" in metrics else "loss"
+    measure = next(name for name in ("accuracy", "map", "loss") if name in metrics)
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
     rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({images['test']:,} images)"))
+    if "top5" in metrics:
+        rows.append(("test top-5 accuracy", f"{metrics['top5']:.4f}"))
     split = result["selected_on"]
     best = f"{images[split]:,} images; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
+    if result.get("ended_early"):
+        rows.append(("ended early", f"at step {result['steps']}, by train.patience"))
     if "adapter" in result:
         share = params["adapter"] / params["base"]
         rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))
@@ -142,7 +146,10 @@ def _show_plan(summary: dict[str, Any]) -> None:
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))
-    rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
+    if "epochs" in summary:
+        rows.append(("epochs", f"{summary['epochs']:,}"))
+    else:
+        rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
     print_pairs("dry run: nothing was trained", rows)
 
 

@@ -7,17 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from superlora_cli.data.splits import load_splits, seen_in_training
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
 from superlora_cli.opening.build import build_from_file, stored_recipe
 from superlora_cli.opening.results import resolve_result
-from superlora_cli.tasks import task_of
-from superlora_cli.tasks.classification.confusion import per_class
+from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.tasks.images import DATA_SEED, OTHER_DATA, ImageTask
 from superlora_cli.training.processes import join
 
@@ -40,22 +36,22 @@ def evaluate(
         raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
-    if plot is not None and built.recipe.task != "classification":
-        raise UsageError(f"the task {built.recipe.task} has no classes to confuse", where="--plot", hint="leave it out")
+    kind = task_of(built.recipe)
+    if plot is not None and not kind.confuses:
+        labelled = TASKS[built.recipe.task].tells_classes
+        what = "images with several labels have" if labelled else f"the task {built.recipe.task} has"
+        raise UsageError(f"{what} no classes to confuse", where="--plot", hint="leave it out")
     processes = join(built.recipe.train)
     try:
-        task = task_of(built.recipe)(built, processes)
+        task = kind(built, processes)
         task.shows_progress = True
-        found: dict[str, Any] = {"task": built.recipe.task}
-        if isinstance(task, Classification):
-            found["metrics"], matrix = task.judge("test")
-            found["per_class"] = per_class(matrix, task.output_names)
-            if plot is not None and processes.is_main:
-                _draw(matrix, task.output_names, plot)
-        else:
-            found["metrics"] = task.evaluate("test")
+        judged = task.judge("test")
+        if plot is not None and judged.confusion and processes.is_main:
+            _draw(judged.confusion, plot)
         return {
-            **found,
+            "task": built.recipe.task,
+            "metrics": judged.metrics,
+            **({} if judged.per_class is None else {"per_class": judged.per_class}),
             "n": len(task.splits.test),  # type: ignore[arg-type]
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
@@ -80,11 +76,11 @@ def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
             yield seen
 
 
-def _draw(matrix: Tensor, names: Sequence[str], plot: Path) -> None:
+def _draw(confusion: ConfusionTable, plot: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")
-    ConfusionTable(tuple(names), matrix.numpy()).paint(figure)
+    confusion.paint(figure)
     try:
         figure.savefig(plot)
     except (OSError, ValueError) as error:

@@ -34,7 +34,7 @@ def find_rate(recipe: Recipe, console: Console, *, plot: Path | None = None) -> 
         processes.seed(recipe.seed)
         task = task_of(recipe)(built, processes)
         display = Display(console, steps=STEPS, start=0, quiet=not processes.is_main)
-        found = range_test(task, recipe.train, processes, display)
+        found = range_test(task, task.recipe.train, processes, display)
         if plot is not None:
             processes.on_main(lambda: draw(plot, found.curve, found.proposed))
     finally:

@@ -30,6 +30,7 @@ from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 
@@ -166,7 +167,7 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
         hint = did_you_mean(source, EMBEDDED) or "a run's folder, an adapter.safetensors, or a shipped base"
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
-    if task != "diffusion":
+    if not (isinstance(task, str) and task in TASKS and TASKS[task].generates):
         message = f"a {task} {kind} generates nothing"
         raise UsageError(message, where=source, hint=f"a {kind} with task: diffusion")
     if kind == "base":

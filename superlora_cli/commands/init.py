@@ -13,6 +13,7 @@ import torch
 from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.data.folder import list_folder
 from superlora_cli.data.known import is_embedded
+from superlora_cli.data.labelled import find_tables, list_table
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
@@ -81,7 +82,8 @@ def starting_recipe(
     if not data.is_dir():
         hint = "a folder with a sub-folder of images per class, or with train and test folders of such"
         raise UsageError("no such folder", where=str(data), hint=hint)
-    classes, (train, validation, test) = list_folder(data)
+    several = bool(find_tables(data))
+    classes, (train, validation, test) = list_table(data) if several else list_folder(data)
     images = len(train or [])
     held_out = (validation is None) + (test is None)
     left = images - held_out * round(0.1 * images)

@@ -107,7 +107,7 @@ def _one_line(error: Exception) -> str:
 def seconds_per_step(recipe: Recipe) -> float:
     """What one training step of a recipe takes here, by a few of them."""
     few = recipe.to_dict()
-    few["train"] |= {"steps": STEPS, "checkpoint_every": STEPS, "checkpoint_at": []}
+    few["train"] |= {"steps": STEPS, "epochs": None, "patience": None, "checkpoint_every": STEPS, "checkpoint_at": []}
     few["eval"] |= {"every": STEPS}
     short, quiet = recipe_from_dict(few, "sweep"), Console(file=io.StringIO())
     with tempfile.TemporaryDirectory(prefix="superlora-") as folder, RunFolder(Path(folder) / "run").opened() as run:

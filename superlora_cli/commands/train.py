@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from superlora_cli.data.batches import Batch
-from superlora_cli.data.known import is_embedded
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
@@ -22,7 +21,7 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import OTHER_DATA
+from superlora_cli.tasks.images import OTHER_DATA, settled
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.memory import step_memory
@@ -46,7 +45,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "image_size": built.base.image_size,
         "params": built.params,
         "steps": train.steps,
-        "images": train.steps * train.batch_size * train.accumulate,
+        "images": None if train.steps is None else train.steps * train.batch_size * train.accumulate,
+        **({} if train.epochs is None else {"epochs": train.epochs}),
     }
     if built.adapter:
         plan = built.adapter.plan
@@ -69,13 +69,14 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def _memory(built: Built) -> dict[str, int]:
     """Bytes of one training step, by what they are needed for."""
     train, size = built.recipe.train, built.base.image_size
-    objective = task_of(built.recipe).objective
+    task = task_of(built.recipe)
+    outputs: int = getattr(built.model, "num_classes", 0)
 
     def batch() -> Batch:
-        return torch.empty(train.batch_size, 3, size, size), torch.empty(train.batch_size, dtype=torch.long)
+        return torch.empty(train.batch_size, 3, size, size), task.labels(train.batch_size, outputs)
 
     def loss(batch: Batch) -> Tensor:
-        return objective(built.model, built.recipe, batch)
+        return task.objective(built.model, built.recipe, batch)
 
     try:
         return step_memory(
@@ -100,8 +101,9 @@ def train_run(
     The folder is not touched before model, data, optimizer and checkpoint have been found right.
 
     Returns:
-        status, run, adapter (or model), params, steps, metrics, images (of every split), selected_on, seconds,
-        images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file, and warnings, if any.
+        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (of every
+        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file,
+        and warnings, if any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
@@ -136,7 +138,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = _with_rule(recipe, run if resume else None)
+    recipe = settled(recipe, _rule(run if resume else None))
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     with doing(console, f"building {recipe.model.name}", quiet=quiet):
@@ -145,6 +147,7 @@ def _train(
     params = built.params
     with doing(console, f"reading {recipe.data.name}", quiet=quiet):
         task = task_of(recipe)(built, processes)
+    recipe = task.recipe
     # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
     before = None
     if built.adapter and not built.head:
@@ -152,7 +155,7 @@ def _train(
             before = task.evaluate("test")[task.measure]
 
     def begin(start: int) -> Display:
-        display = Display(console, steps=recipe.train.steps, start=start, quiet=quiet)
+        display = Display(console, steps=recipe.train.length, start=start, quiet=quiet)
         run_id = uuid.uuid4().hex
         if resume:
             run_id = run.about().get("id", run_id)
@@ -197,6 +200,7 @@ def _train(
         name.partition(".")[0]: str(run.path / name),
         "params": params,
         "steps": at.step,
+        **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
         "images": images,
         "selected_on": recipe.eval.select,
@@ -207,15 +211,12 @@ def _train(
     }
 
 
-def _with_rule(recipe: Recipe, resumed: RunFolder | None) -> Recipe:
-    """The recipe with the rule by which images are held out: of a run that is gone on with its own, else `content`."""
-    data = recipe.data
-    if data.split or is_embedded(data.name):
-        return recipe
-    rule = "content"
+def _rule(resumed: RunFolder | None) -> str:
+    """The rule by which images are held out: of a run that is gone on with its own, else `content`."""
     if resumed and (resumed.path / "recipe.yaml").is_file():
-        rule = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
-    return recipe.model_copy(update={"data": data.model_copy(update={"split": rule})})
+        found: str = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
+        return found
+    return "content"
 
 
 def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:

@@ -17,6 +17,7 @@ from superlora_cli.data.known import is_embedded
 from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.opening.build import Built
+from superlora_cli.tasks import TASKS
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 
@@ -40,11 +41,12 @@ def compare_outputs(built: Built, merged: Path) -> Found:
     Raises:
         MismatchError: it is more than the dtype of the merged weights explains.
     """
-    model, images = built.model.eval(), _images(built)
+    model, images, kind = built.model.eval(), _images(built), TASKS[built.recipe.task]
     images = images.to(next(model.parameters()).dtype)
 
     def outputs() -> Tensor:
-        return torch.cat([_output(built, batch).float() for batch in images.split(64)])
+        calls = (kind.inputs(model, built.recipe, part) for part in images.split(64))
+        return torch.cat([model(*inputs).float() for inputs in calls])
 
     with built.kept():
         adapted = outputs()

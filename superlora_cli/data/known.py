@@ -42,12 +42,14 @@ class DataKind(ABC):
         example: one of its names, for the hint where a name is unknown.
         embedded: its sets are part of superlora: always at hand, in splits that never change.
         configurations: a set may have several, of which `data.config` names one.
+        may_have_several_labels: its images may, as `data.multi_label` says.
     """
 
     names: ClassVar[Collection[str]] = ()
     example: ClassVar[str | None] = None
     embedded: ClassVar[bool] = False
     configurations: ClassVar[bool] = False
+    may_have_several_labels: ClassVar[bool] = False
 
     def recognises(self, name: str) -> bool:
         """Whether `data.name` means a set of this kind."""
@@ -64,6 +66,10 @@ class DataKind(ABC):
             UsageError: the data are not there.
         """
         return None
+
+    def has_several_labels(self, section: DataSection) -> bool:
+        """Whether every image of the set may have any number of labels, where the recipe does not say it."""
+        return False
 
     @abstractmethod
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
@@ -94,26 +100,35 @@ class Embedded(DataKind):
         from superlora_cli.data.source import Splits
 
         (train, validation, test), fingerprint = load_embedded(section, look, seed=seed)
-        return Splits(train, validation, test, DIGITS, fingerprint, augmented=bool(train.shift))
+        return Splits(train, validation, test, DIGITS, fingerprint, augmented=train.augmented)
 
 
 class Folder(DataKind):
     """One's own images, a sub-folder per class: `data.name` itself, or `data.root` by timm's names."""
 
     by_root = ("torch/image_folder", "torch/folder")
+    may_have_several_labels = True
 
     def recognises(self, name: str) -> bool:
         return name in self.by_root or os.path.isdir(name)
 
+    def has_several_labels(self, section: DataSection) -> bool:
+        """Where the folder has a table of labels."""
+        from superlora_cli.data.labelled import find_tables
+
+        return bool(find_tables(self._path(section)))
+
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
         from superlora_cli.data.folder import folder_classes
+        from superlora_cli.data.labelled import table_classes
 
-        return folder_classes(self._path(section))
+        return (table_classes if has_several_labels(section) else folder_classes)(self._path(section))
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.folder import read_folder
+        from superlora_cli.data.labelled import read_table
 
-        return read_folder(self._path(section))
+        return (read_table if has_several_labels(section) else read_folder)(self._path(section))
 
     def _path(self, section: DataSection) -> Path:
         return Path(section.root if section.name in self.by_root else section.name)
@@ -218,6 +233,14 @@ def is_embedded(name: str) -> bool:
     """Whether a set is part of superlora: always at hand, in splits that never change."""
     kind = kind_of(name)
     return kind is not None and kind.embedded
+
+
+def has_several_labels(section: DataSection) -> bool:
+    """Whether every image may have any number of labels: as the recipe says, else as the data do."""
+    if section.multi_label is not None:
+        return section.multi_label
+    kind = kind_of(section.name)
+    return kind is not None and kind.has_several_labels(section)
 
 
 def known_class_count(section: DataSection) -> int | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Sample = tuple[Tensor, int]  # (3, S, S) float32 normalised, class
+Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32 normalised; class, or of several labels (classes,) float32
 T = TypeVar("T")
 
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",)
@@ -37,8 +37,8 @@ class Pictures(Dataset[Sample]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
-        """An RGB image and its class.
+    def picture(self, index: int) -> tuple[Image.Image, int | Tensor]:
+        """An RGB image and its class, or zeros and ones for its labels.
 
         Raises:
             UsageError: it cannot be read.
@@ -46,8 +46,8 @@ class Pictures(Dataset[Sample]):
         raise NotImplementedError
 
     @property
-    def labels(self) -> Sequence[int]:
-        """The class of every image, known without decoding one."""
+    def labels(self) -> Sequence[int | tuple[int, ...]]:
+        """The class of every image, or its labels, known without decoding one."""
         raise NotImplementedError
 
     @property

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
+from superlora_cli.data.augment import training_transform
 from superlora_cli.data.holding_out import by_content, by_position
-from superlora_cli.data.known import kind_named, kind_of, known_class_count
+from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Splits
 from superlora_cli.errors import UsageError
 
@@ -63,36 +63,33 @@ def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
     kind = kind_named(section.name)
     if section.config is not None and not kind.configurations:
         raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
+    if section.multi_label and not kind.may_have_several_labels:
+        hint = "leave it out, or name a folder with a labels.csv"
+        raise UsageError(f"'{section.name}' is no folder of images", where="data.multi_label", hint=hint)
+    if section.balance and has_several_labels(section):
+        raise UsageError("images have several labels, no one class", where="data.balance", hint="leave it out")
     found = kind.read(section, look, seed=seed)
     return found if isinstance(found, Splits) else _held_out(found, section, look, seed)
 
 
-def evaluation_transform(look: Look) -> Callable[[Image.Image], Tensor]:
+def evaluation_transform(look: Look) -> Compose:
     """From an RGB image of any size to what the model sees in evaluation, squashed: (3, S, S) float32."""
     from timm.data import create_transform
 
     size = (3, look.size, look.size)
-    made: Callable[[Image.Image], Tensor] = create_transform(
-        input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash"
-    )
+    made: Compose = create_transform(input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash")
     return made
 
 
 def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Splits:
     """Three splits: what the source lacks is held out of its training images, which alone are augmented."""
-    from timm.data import create_transform
-
     plain = evaluation_transform(look)
-    training = plain
-    if section.augment != "none":
-        training = create_transform(
-            input_size=(3, look.size, look.size), mean=look.mean, std=look.std, is_training=True, auto_augment=None,
-            color_jitter=0.0, re_prob=0.0,
-        )  # fmt: skip
+    training = training_transform(section, look, plain)
     train, given = source.train, [source.test, source.validation]
     missing = sum(images is None for images in given)
     if section.split == "content" and missing and section.validation:
-        *held, left = by_content(train.labels, train.contents, section.validation, missing)
+        classes = [label if isinstance(label, int) else 0 for label in train.labels]  # of several none is the one
+        *held, left = by_content(classes, train.contents, section.validation, missing)
     else:
         *held, left = by_position(len(train), section.validation, missing, seed)
     if section.split != "content":
@@ -107,7 +104,7 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         test=found[0],
         class_names=source.class_names,
         fingerprint=source.fingerprint,
-        augmented=section.augment != "none",
+        augmented=training is not plain,
         unreadable=source.unreadable,
         notes=source.notes,
     )
@@ -115,6 +112,12 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         return splits
     doubts = [seen_in_training(splits.test, splits.train) if missing else None, _few(splits)]
     return replace(splits, notes=(*splits.notes, *filter(None, doubts)))
+
+
+def labels_of(images: Dataset[Sample]) -> list[int]:
+    """The class of every image of a split, where each has one."""
+    found = _of_each(images, lambda pictures: pictures.labels)
+    return cast(list[int], found or images.labels.tolist())  # type: ignore[attr-defined]  # of an embedded set
 
 
 def contents_of(images: Dataset[Sample]) -> list[str]:
@@ -132,7 +135,9 @@ def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | Non
 
 def _few(splits: Splits) -> str | None:
     """A line on classes with few test images, None where all have more."""
-    counts = Counter(_of_each(splits.test, lambda pictures: pictures.labels))
+    counts: Counter[int] = Counter()
+    for labels in _of_each(splits.test, lambda pictures: pictures.labels):
+        counts.update([labels] if isinstance(labels, int) else labels)
     few = [f"{name} ({counts[label]})" for label, name in enumerate(splits.class_names) if counts[label] < FEW]
     if not few:
         return None

@@ -12,6 +12,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.formats.known import Options
 from superlora_cli.formats.whole import Lora, by_module, loras
 from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def _check_called(adapter: Stored) -> None:
         for name in names
     ]
     size = adapter.base.image_size
-    images, numbers = torch.empty(1, 3, size, size, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    images, model = torch.empty(1, 3, size, size, device="meta"), adapter.base.model.eval()
     try:
-        adapter.base.model.eval()(*([images] if adapter.base.task == "classification" else [images, numbers, numbers]))
+        model(*TASKS[adapter.recipe.task].inputs(model, adapter.recipe, images))
     except Exception:  # whatever a model cannot do on shapes alone: then it is not known
         return
     finally:

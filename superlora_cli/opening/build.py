@@ -27,6 +27,7 @@ from superlora_cli.models.targets import expand
 from superlora_cli.opening.model_file import StoredModel, read_model
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 
 
 @dataclass
@@ -118,11 +119,12 @@ def check_task(recipe: Recipe, base: Base) -> None:
     Raises:
         UsageError: names the one it is made for.
     """
-    if recipe.task != base.task:
+    if (TASKS[recipe.task].bases or recipe.task) != base.task:
         message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
         raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
-    if recipe.diffusion and recipe.task != "diffusion":
-        raise UsageError(f"means nothing to the task {recipe.task}", where="diffusion", hint="leave it out")
+    for name in TASKS:  # a task's own section has its name
+        if name != recipe.task and getattr(recipe, name, None) is not None:
+            raise UsageError(f"means nothing to the task {recipe.task}", where=name, hint="leave it out")
 
 
 def build_from_file(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from superlora_cli.table import Later, Table
 from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.tasks.images import ImageTask
 
 
 def _classification() -> TaskKind:
@@ -19,3 +25,8 @@ def _diffusion() -> TaskKind:
 
 
 TASKS: Table[TaskKind] = Table("task", {"classification": Later(_classification), "diffusion": Later(_diffusion)})
+
+
+def task_of(recipe: Recipe) -> type[ImageTask]:
+    """The class that does the work of a recipe."""
+    return TASKS[recipe.task].at_work(recipe)

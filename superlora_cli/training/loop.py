@@ -77,6 +77,7 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0  # evaluations since the best one
 
 
 def fit(
@@ -91,7 +92,8 @@ def fit(
 ) -> tuple[Progress, Meter]:
     """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
 
-    Where the loss has not stayed down, the run's folder says so.
+    With `train.patience` the training ends after so many evaluations without a better one. Where the loss has not
+    stayed down, the run's folder says so.
 
     Args:
         begin: called with the step that training starts at, when all that can be wrong with the recipe has shown and
@@ -104,9 +106,9 @@ def fit(
     """
     state = load_state(resume) if resume else None
     at = Progress(**state["progress"]) if state else Progress()
-    if at.step > train.steps:
+    if at.step > train.length:
         hint = "raise it, or start again with --force"
-        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.steps}", hint=hint)
+        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
     parts = task.trained(), task.head(), task.buffers()
     learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
     if state:
@@ -126,6 +128,9 @@ def fit(
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
+    def tired() -> bool:
+        return train.patience is not None and at.waited >= train.patience
+
     def warn() -> None:
         if found := relapse(run.losses(), task.guessing):
             rate = f"the learning rate {train.optimizer.lr:g} is too high"
@@ -133,14 +138,14 @@ def fit(
             run.warn(line)
             display.say(f"warning: {line}")
 
-    batches = task.batches(at.step, train.steps)
+    batches = task.batches(at.step, train.length)
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
-        while at.step < train.steps:
+        while at.step < train.length and not tired():
             passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
-            last, lr = at.step == train.steps, learner.lr
+            last, lr = at.step == train.length, learner.lr
             learner.update(last=last)
             next_step()
 
@@ -160,18 +165,25 @@ def fit(
             if scores:
                 with learner.averaged():
                     found = task.score()
+                    at.waited += 1
                     if not at.best or task.better(found, at.best):
                         at.best_step, at.best, at.best_tensors = at.step, found, learner.snapshot()
+                        at.waited = 0
                 run.record(at.step, {"eval": found})
                 words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
                 display.say(f"step {at.step}  {task.judged_by()}  {words}")
-            if saves:
+            ends = last or tired()
+            if saves or ends:
                 save()
-            if stop and not last:
+            if stop and not ends:
                 warn()
                 hint = f"go on with --resume {run.path}"
                 raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
+        if tired() and at.step < train.length:
+            line = f"ended at step {at.step}: {at.waited} evaluations without a better one than step {at.best_step}"
+            run.log(line)
+            display.say(line)
         warn()
     learner.put(at.best_tensors)
     return at, meter

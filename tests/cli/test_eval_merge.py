@@ -64,6 +64,14 @@ def test_an_adapter_file_alone_gives_the_runs_metrics(trained: Path, alone: Path
     assert f"{found['metrics']['accuracy']:.4f}" in shown.out
 
 
+def test_top5_counts_images_whose_class_is_among_the_five_likeliest(merged: Path, alone: Path, cli: Cli) -> None:
+    labels = load_digits_split("test", 16)[1]
+    ranks = (logits(timm_model(merged)).argsort(-1, descending=True) == labels[:, None]).float().argmax(-1)
+    found = cli("eval", alone, "--json").json()["metrics"]["top5"]
+    assert found == pytest.approx((ranks < 5).double().mean().item(), abs=0.003)
+    assert f"top5 {found:.4f}" in " ".join(cli("eval", alone).out.replace("│", " ").split())
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(alone: Path, cli: Cli) -> None:
     one, other = (cli("eval", alone, f"eval.batch_size={size}", "--json").json() for size in (500, 7))
     assert one["metrics"]["accuracy"] == other["metrics"]["accuracy"]

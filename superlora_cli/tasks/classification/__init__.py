@@ -1,31 +1,24 @@
-"""Image classification."""
+"""Image classification: one class an image, or any number of labels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from superlora_cli.tasks.task import TaskKind
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from superlora_cli.opening.built import Built
     from superlora_cli.recipe.schema import Recipe
     from superlora_cli.tasks.images import ImageTask
-    from superlora_cli.training.processes import Processes
 
 
 class ClassificationKind(TaskKind):
-    """A model says which class an image has."""
+    """A model says which classes an image has."""
 
     tells_classes = True
 
-    def start(self, built: Built, processes: Processes) -> ImageTask:
+    def at_work(self, recipe: Recipe) -> type[ImageTask]:
+        from superlora_cli.data.known import has_several_labels
+        from superlora_cli.tasks.classification.multi_label import MultiLabel
         from superlora_cli.tasks.classification.task import Classification
 
-        return Classification(built, processes)
-
-    def objective(self, model: nn.Module, recipe: Recipe, batch: Any) -> Tensor:
-        from superlora_cli.tasks.classification.task import Classification
-
-        return Classification.objective(model, recipe, batch)
+        return MultiLabel if has_several_labels(recipe.data) else Classification

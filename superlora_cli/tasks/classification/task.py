@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +12,19 @@ from torch.nn import functional
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.classification.confusion import confusion_matrix
+from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask
+from superlora_cli.tasks.images import ImageTask, Judgement
 from superlora_cli.training.run import CONFUSION_FILE
+
+LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
 
 
 class Classification(ImageTask):
     """The task as the training loop sees it, and its evaluation."""
 
     measure = "accuracy"
+    confuses = True
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
@@ -38,15 +40,13 @@ class Classification(ImageTask):
     @property
     def output_names(self) -> list[str]:
         """A name for every output of the model: numbers beyond the known classes."""
-        outputs: Any = self.model.num_classes
-        return [*self.class_names, *map(str, range(len(self.class_names), outputs))]
+        return [*self.class_names, *map(str, range(len(self.class_names), self.outputs))]
 
     def check_classes(self) -> None:
         """Every class needs an output of the model."""
-        outputs: Any = self.model.num_classes
-        if self.splits.classes > outputs:
+        if self.splits.classes > self.outputs:
             hint = "model.head: new, or rows of the pretrained one for every class"
-            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {outputs} outputs of the model"
+            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {self.outputs} outputs of the model"
             raise UsageError(message, where="model.head", hint=hint)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
@@ -55,23 +55,34 @@ class Classification(ImageTask):
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""
-        return self.judge(split)[0]
+        return self.metrics(*self.predict(split))
 
     def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
-        """The metrics of `evaluate`, and the confusion matrix for the run's folder."""
-        metrics, matrix = self.judge(split)
-        table = ConfusionTable.of_seen(self.output_names, matrix.numpy())
-        return metrics, {CONFUSION_FILE: table.to_csv()}
+        """The metrics of `judge`, and the confusion matrix for the run's folder."""
+        found = self.judge(split)
+        if found.confusion is None:
+            return found.metrics, {}
+        seen = ConfusionTable.of_seen(found.confusion.names, found.confusion.counts)
+        return found.metrics, {CONFUSION_FILE: seen.to_csv()}
 
-    def judge(self, split: str) -> tuple[dict[str, float], Tensor]:
-        """The metrics of `evaluate`, and the confusion matrix (outputs, outputs) int64."""
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate` and `top5`, where it says something, the accuracy of every class, and who is taken
+        for whom."""
         logits, labels = self.predict(split)
-        predicted = logits.argmax(-1)
-        metrics = {
-            "accuracy": (predicted == labels).double().mean().item(),
+        metrics = self.metrics(logits, labels)
+        if logits.shape[1] > LIKELIEST:
+            among = (logits.topk(LIKELIEST).indices == labels[:, None]).any(-1)
+            metrics[f"top{LIKELIEST}"] = among.double().mean().item()
+        matrix = confusion_matrix(logits.argmax(-1), labels, logits.shape[1])
+        names = self.output_names
+        return Judgement(metrics, per_class(matrix, names), ConfusionTable(tuple(names), matrix.numpy()))
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Of all images together, from what `predict` gives."""
+        return {
+            "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
             "loss": functional.cross_entropy(logits, labels).item(),
         }
-        return metrics, confusion_matrix(predicted, labels, logits.shape[1])
 
     @torch.no_grad()
     def predict(self, split: str) -> Batch:

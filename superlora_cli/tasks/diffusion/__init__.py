@@ -9,26 +9,20 @@ from superlora_cli.tasks.task import TaskKind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from superlora_cli.opening.built import Built
     from superlora_cli.recipe.schema import Recipe
     from superlora_cli.tasks.images import ImageTask
-    from superlora_cli.training.processes import Processes
 
 
 class DiffusionKind(TaskKind):
     """A model predicts the noise in an image."""
 
     generates = True
+    mixes = False
 
-    def start(self, built: Built, processes: Processes) -> ImageTask:
+    def at_work(self, recipe: Recipe) -> type[ImageTask]:
         from superlora_cli.tasks.diffusion.task import Diffusion
 
-        return Diffusion(built, processes)
-
-    def objective(self, model: nn.Module, recipe: Recipe, batch: Any) -> Tensor:
-        from superlora_cli.tasks.diffusion.task import Diffusion
-
-        return Diffusion.objective(model, recipe, batch)
+        return Diffusion
 
     def inputs(self, model: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
         """At time steps and for classes all over their range."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superlora_cli.data.batches import Batch
+from superlora_cli.data.known import has_several_labels
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, DiffusionSection, Recipe
 from superlora_cli.tasks.images import ImageTask
@@ -63,13 +64,17 @@ class Diffusion(ImageTask):
         """Of no noise at all: the noise's own variance."""
         return 1.0
 
-    def data(self) -> DataSection:
+    @staticmethod
+    def data(recipe: Recipe) -> DataSection:
         """Images as they are: cut or mirrored ones would be drawn so."""
-        section = self.recipe.data
+        section = recipe.data
         return section.model_copy(update={"augment": section.augment or "none"})
 
     def check_classes(self) -> None:
-        """Every class needs a label that the model knows, unless it knows none."""
+        """Every class needs a label that the model knows, unless it knows none; an image has one."""
+        if has_several_labels(self.recipe.data):
+            hint = "data.multi_label: false, and a folder per class"
+            raise UsageError("an image with several labels has no one class", where="data.multi_label", hint=hint)
         known: int | None = self.model.classes  # type: ignore[assignment]
         if known is not None and self.splits.classes > known:
             message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {known} of the model"
