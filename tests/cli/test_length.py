@@ -66,3 +66,12 @@ def test_a_resumed_run_waits_as_long_as_an_uninterrupted_one(
         assert cli("train", *QUICK, *TIRED, "--out", "run").code != 0
         assert cli("train", *QUICK, *TIRED, "--out", "run", "--resume", "auto").code == 0
     assert metrics(tmp_path / "run") == metrics(tmp_path / "reference")
+
+
+def test_a_sweep_of_epochs_says_that_its_steps_are_not_known_yet(cli: Cli) -> None:
+    Path("few.yaml").write_text(
+        "recipe: quickstart\nset: {train.steps: null, train.epochs: 2}\ngrid: {adapter.rank: [1, 2]}"
+    )
+    found = cli("sweep", "few.yaml", "--dry-run", "--json").json()
+    assert found["time"]["steps"] is found["time"]["seconds"] is None
+    assert "2 runs, ? steps to go; time: unknown" in cli("sweep", "few.yaml", "--dry-run").out
