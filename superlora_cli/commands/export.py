@@ -9,7 +9,8 @@ from superlora_cli.adapter.lowrank import check_limits
 from superlora_cli.commands.merge import merge
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
-from superlora_cli.formats.known import FORMATS, Options
+from superlora_cli.formats.format import Options
+from superlora_cli.formats.known import FORMATS
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import check_update, read_adapter
 

@@ -211,10 +211,10 @@ def kind_of(name: str) -> DataKind | None:
 
 
 def kind_named(name: str) -> DataKind:
-    """The same.
+    """The kind of the set that `data.name` means.
 
     Raises:
-        UsageError: none knows it; the message names the nearest, or how sets are named.
+        UsageError: none knows it; the message names the nearest set, or says how sets are named.
     """
     kind = kind_of(name)
     if kind is None:

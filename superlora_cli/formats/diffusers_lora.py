@@ -9,7 +9,7 @@ from typing import Any
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
-from superlora_cli.formats.known import Options
+from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.peft_lora import lora_settings
 from superlora_cli.formats.whole import Lora
@@ -20,7 +20,7 @@ PREFIX = "unet"
 
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
-    """Write the file; see `known.Format.write`.
+    """Write the file; see `format.Format.write`.
 
     Raises:
         UsageError: the base is not of diffusers.

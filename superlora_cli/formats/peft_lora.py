@@ -13,7 +13,7 @@ from torch import Tensor
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import json_text, write_folder
-from superlora_cli.formats.known import Options
+from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
 from superlora_cli.models.build import build
@@ -27,7 +27,7 @@ PREFIX = "base_model.model."
 
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
-    """Write the folder; see `known.Format.write`."""
+    """Write the folder; see `format.Format.write`."""
     found, name = as_loras(adapter, options), adapter.recipe.model.name
     files = peft_files(found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors)
     write_folder(out, files, force=options.force)

@@ -15,6 +15,7 @@ from superlora_cli.analysis.trained import trained_params
 from superlora_cli.data.known import SOURCES, TORCHVISION, kind_of
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
+from superlora_cli.generation.image_sets import parse_reference
 from superlora_cli.recipe.load import load_recipe
 from tests.conftest import Cli, environment
 from tests.data.conftest import QUICK, splits_of
@@ -85,6 +86,7 @@ def test_a_sweep_and_its_workers_find_what_an_installed_package_adds(tmp_path: P
 @pytest.mark.usefixtures("toy")
 def test_what_it_does_not_take_and_what_is_near_it_are_told() -> None:
     assert splits_of("toy").class_names == COLOURS
+    assert parse_reference("toy:train") == ("toy", "train")
     with pytest.raises(UsageError, match=r"data\.config: 'toy' has no configurations"):
         splits_of("toy", config="small")
     with pytest.raises(UsageError, match=r"unknown data set 'toi' \(did you mean 'toy'\?\)"):

@@ -12,7 +12,8 @@ import pytest
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
-from superlora_cli.formats.known import FORMATS, Format, Options
+from superlora_cli.formats.format import Format, Options
+from superlora_cli.formats.known import FORMATS
 from superlora_cli.opening.shapes_only import Stored
 from tests.conftest import Cli, environment
 from tests.makers import deltas_of, write_adapter
