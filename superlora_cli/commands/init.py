@@ -17,6 +17,7 @@ from superlora_cli.data.labelled import find_tables, list_table
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
+from superlora_cli.models.targets import weights_of
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
@@ -25,7 +26,7 @@ from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10
 LARGE = 224  # pixels; a model made for larger images gets this without a GPU
-TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has
+TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has, else all of its body
 TEMPLATE = """\
 # {model} on the images in {data}: {classes} classes, {images:,} training images.
 # superlora train {file}   # {adapter:,} parameters + head {head:,}
@@ -108,15 +109,16 @@ def starting_recipe(
         except UsageError:
             if image_size is not None:
                 raise
-    for targets in TARGETS:
+    body = _body(own)
+    for targets in (*TARGETS, body):
         settings["targets"] = dump_yaml(targets).strip()
         try:
             built = _built(TEMPLATE.format(**settings))
         except UsageError as error:
-            if targets == TARGETS[-1] or "targets" not in (error.where or ""):
+            if targets is body or "targets" not in (error.where or ""):
                 raise
             continue
-        if targets != TARGETS[-1] and _only_head(built):
+        if targets is not body and _only_head(built):
             continue
         adapter, head = built.params["adapter"], built.params["head"]
         text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
@@ -153,6 +155,13 @@ def _base(settings: Mapping[str, Any]) -> Base:
 def _built(text: str) -> Built:
     recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
     return build_for_training(recipe, weights=False)
+
+
+def _body(base: Base) -> list[str]:
+    """Patterns of all linear and convolutional weights but the first layer's and the head's."""
+    tops = list(dict.fromkeys(name.partition(".")[0] for name in weights_of(base.model)))
+    heads = {name.partition(".")[0] for name in classifiers(base.model)}
+    return [f"{top}.*" for top in tops[1:] if top not in heads] or ["*"]
 
 
 def _only_head(built: Built) -> bool:

@@ -21,7 +21,7 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import OTHER_DATA, settled
+from superlora_cli.tasks.images import OTHER_DATA, settled, size_refused
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.memory import step_memory
@@ -78,13 +78,10 @@ def _memory(built: Built) -> dict[str, int]:
     def loss(batch: Batch) -> Tensor:
         return task.objective(built.model, built.recipe, batch)
 
-    try:
+    with size_refused(size):
         return step_memory(
             built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
         )
-    except AssertionError as error:  # timm's way to refuse a size
-        message = f"the model refuses images of {size} × {size}: {error}"
-        raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
 
 
 def train_run(

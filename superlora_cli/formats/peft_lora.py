@@ -67,7 +67,7 @@ def peft_files(
         errors: module name → relative error of its update, kept in the header as `superlora.errors`.
 
     Raises:
-        UsageError: PEFT would take a target for a part of the head, by its name.
+        UsageError: PEFT would take another module for a part of the head, by its name.
     """
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
     for name, lora in loras.items():
@@ -78,6 +78,10 @@ def peft_files(
         if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
             hint = "--to timm or --to delta"
             raise UsageError(f"PEFT takes it for the head ({', '.join(saved)})", where=name, hint=hint)
+    for name in modules:
+        if name not in saved and name.endswith(tuple(saved)):  # PEFT goes by how names end, in the middle of a word too
+            hint = "--to timm or --to delta"
+            raise UsageError(f"PEFT takes it for the head as well ({', '.join(saved)})", where=name, hint=hint)
     config = {
         "peft_type": "LORA",
         "task_type": None,

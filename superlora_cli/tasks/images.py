@@ -106,6 +106,20 @@ class Judgement:
     confusion: ConfusionTable | None = None
 
 
+@contextmanager
+def size_refused(size: int) -> Iterator[None]:
+    """Inside, a model that refuses images of that side, as timm's do by an assertion, is one clear line.
+
+    Raises:
+        UsageError: says so.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        message = f"the model refuses images of {size} × {size}: {error}"
+        raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
@@ -243,7 +257,8 @@ class ImageTask:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
-        return self.objective(self.model, self.recipe, self.to_device(batch))
+        with size_refused(self.built.base.image_size):
+            return self.objective(self.model, self.recipe, self.to_device(batch))
 
     def score(self) -> dict[str, float]:
         """Metrics on the split that selects."""

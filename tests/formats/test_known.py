@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 from superlora_cli.formats.format import Format, Options
 from superlora_cli.formats.known import FORMATS
+from superlora_cli.formats.peft_lora import peft_files
+from superlora_cli.formats.whole import Lora
 from superlora_cli.opening.shapes_only import Stored
 from tests.conftest import Cli, environment
 from tests.makers import deltas_of, write_adapter
@@ -69,3 +72,11 @@ def test_the_formats_are_described_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], env=wide, capture_output=True, text=True, check=True)
     shown = " ".join(done.stdout.replace("│", " ").split())
     assert all(f"{name} ({form.description})" in shown for name, form in FORMATS.items())
+
+
+def test_a_module_whose_name_ends_like_the_heads_is_refused_for_peft() -> None:
+    lora = Lora(torch.zeros(2, 4), torch.zeros(4, 2))
+    head = {"classifier.weight": torch.zeros(2, 4)}
+    with pytest.raises(UsageError, match=r"pre_classifier: PEFT takes it for the head as well \(classifier\)"):
+        peft_files({"in_conv": lora}, modules=["in_conv", "pre_classifier", "classifier"], base="lowformer_b0",
+                   head=head, errors={"in_conv": 0.0})  # fmt: skip

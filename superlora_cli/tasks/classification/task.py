@@ -14,7 +14,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask, Judgement
+from superlora_cli.tasks.images import ImageTask, Judgement, size_refused
 from superlora_cli.training.run import CONFUSION_FILE
 
 LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
@@ -94,7 +94,7 @@ class Classification(ImageTask):
         found = []
         with self.built.kept():
             for inputs, labels in self.batches_of(split):
-                with self.processes.autocast():
+                with size_refused(self.built.base.image_size), self.processes.autocast():
                     found.append((self.model(inputs).float(), labels))
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
