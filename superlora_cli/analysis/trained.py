@@ -22,7 +22,7 @@ def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | 
     """Shapes of the head's tensors that are trained, by name: {} for none, None where the classes are unknown."""
     if not TASKS[recipe.task].trains_head(recipe):
         return {}
-    classes = known_class_count(recipe.data)
+    classes = recipe.data.num_classes or known_class_count(recipe.data)
     return None if classes is None else base.new_head(classes)
 
 
