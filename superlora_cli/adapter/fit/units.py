@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-import tensorly
 import torch
-from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +25,7 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
 
     Raises:
-        UsageError: a core that has no closed form.
+        UsageError: a core that has no closed form, or tensorly is not installed.
     """
     if unit.is_dense:
         return {"core": wanted.clone()}
@@ -42,8 +41,9 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
         rank = unit.ranks[0]
         weights, planes = s[:rank], [u[:, :rank], vh[:rank].mT]
     else:
+        tensorly = _tensorly()
         with tensorly.backend_context("pytorch", local_threadsafe=True):
-            weights, planes = parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
+            weights, planes = tensorly.decomposition.parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
     if core.stored:
         return {"core": weights} | {f"A{m}": plane for m, plane in enumerate(planes, 1)}
     share = weights.abs() ** (1 / len(planes))
@@ -52,11 +52,21 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     return {f"A{m}": plane for m, plane in enumerate(planes, 1)}
 
 
+def _tensorly() -> Any:
+    try:
+        import tensorly.decomposition
+    except ImportError:
+        hint = "pip install 'superlora-cli[extract]'"
+        raise UsageError("tensorly, which finds the factors, is not installed", where="extract", hint=hint) from None
+    return tensorly
+
+
 def _tucker(unit: UnitShape, wanted: Tensor) -> Tensors:
-    modes = [m for m, rank in enumerate(unit.ranks) if rank]
+    tensorly, modes = _tensorly(), [m for m, rank in enumerate(unit.ranks) if rank]
     with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Trying to compute SVD")  # of a mode with a rank above the others' product
-        (core, planes), _ = partial_tucker(wanted, rank=[unit.ranks[m] for m in modes], modes=modes, random_state=0)
+        ranks = [unit.ranks[m] for m in modes]
+        (core, planes), _ = tensorly.decomposition.partial_tucker(wanted, rank=ranks, modes=modes, random_state=0)
     return {"core": core} | {f"A{m + 1}": plane for m, plane in zip(modes, planes, strict=True)}
 
 
