@@ -63,6 +63,37 @@ class StoredAdapter:
     origin: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        config: AdapterConfig,
+        targets: Sequence[Target],
+        factors: Mapping[str, Tensor],
+        *,
+        patterns: Sequence[str],
+        base: tuple[str, str, str],
+        recipe: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        **beside: Any,
+    ) -> StoredAdapter:
+        """An adapter as it is to be written.
+
+        Args:
+            base: its name, the SHA-256 of what is adapted of it, and its dtype.
+            **beside: head, also, classes, origin.
+        """
+        named = dict(zip(("name", "sha256", "dtype"), base, strict=True))
+        return cls(
+            config,
+            tuple(patterns),
+            digest_targets(targets),
+            named,
+            recipe or {},
+            metrics or {},
+            dict(factors),
+            **beside,
+        )
+
     @property
     def beside(self) -> dict[str, Tensor]:
         """All tensors that take the place of the base's, by their name in the model: the head's and those of `also`."""

@@ -38,8 +38,8 @@ def command(
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
-    name = find_recipe(recipe).stem
+    file = find_recipe(recipe)
+    loaded = load_recipe(file, overrides or ())
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
@@ -49,25 +49,25 @@ def command(
         print_json(summary) if as_json else _show_plan(summary)
         return
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
-    folder, fresh = _folder(wanted, name, resume, force)
     with ExitStack() as stack:
 
-        def own_folder() -> tuple[RunFolder, bool]:
-            folder, fresh = _folder(wanted, name, resume, force)
+        def opened() -> tuple[RunFolder, bool]:
+            folder, fresh = _folder(wanted, file.stem, resume, force)
             stack.enter_context(folder.opened())
             return folder, fresh
 
-        if launched() == 1:
-            folder, fresh = own_folder()  # before torch, which takes seconds to load
+        alone = launched() == 1
+        # A wrong folder is told before torch is loaded, which takes seconds; several processes agree on one after it.
+        folder, fresh = opened() if alone else _folder(wanted, file.stem, resume, force)
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.commands import train as tasks
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
-        if launched() > 1:
-            folder, fresh = processes.on_main(own_folder)
+        if not alone:
+            folder, fresh = processes.on_main(opened)
             folder.writes = processes.is_main
         if not fresh:  # unset keys mean what they meant when the run was begun
-            loaded = load_recipe(recipe, overrides or (), defaults=recorded(folder.path))
+            loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
         checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder, console))
         result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)

@@ -89,14 +89,13 @@ def combine(
         "error": whole_error((one.norm, one.error) for one in found),
     }
     section = AdapterSection(method="lora", targets=list(patterns), rank=config.scale_rank)
-    made = StoredAdapter(
-        config=replace(config, seed=first.stored.config.seed),
+    made = StoredAdapter.of(
+        replace(config, seed=first.stored.config.seed),
+        targets,
+        tensors,
         patterns=patterns,
-        targets_digest=store.digest_targets(targets),
-        base=base,
+        base=(base["name"], base["sha256"], base["dtype"]),
         recipe=first.recipe.model_copy(update={"adapter": section}).to_dict(),
-        metrics={},
-        factors=tensors,
         head=_head(parts),
         classes=first.stored.classes,
         origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store, svd
+from superlora_cli.adapter import svd
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.fit.solve import fit
 from superlora_cli.adapter.inner_config import on_top
@@ -138,14 +138,13 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     found = fit(made, goal, steps=steps, base=planes)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
-    StoredAdapter(
-        config=config,
+    StoredAdapter.of(
+        config,
+        targets,
+        found.tensors,
         patterns=patterns,
-        targets_digest=store.digest_targets(targets),
-        base={"name": source, "sha256": sha256, "dtype": dtype},
+        base=(source, sha256, dtype),
         recipe=_recipe(wanted, section, shapes, patterns, knobs, bool(head)),
-        metrics={},
-        factors=found.tensors,
         head=head,
         origin={"extracted": wanted.tuned.name, "weights": weights, "error": found.error},
     ).save(out)

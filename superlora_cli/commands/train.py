@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import OTHER_DATA, settled, size_refused
+from superlora_cli.tasks.images import OTHER_DATA, ImageTask, settled, size_refused
 from superlora_cli.training.display import Display
-from superlora_cli.training.loop import fit
+from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
 from superlora_cli.training.optim import make_optimizer
 from superlora_cli.training.processes import Processes
@@ -151,34 +151,24 @@ def _train(
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
-    def begin(start: int) -> Display:
-        display = Display(console, steps=recipe.train.length, start=start, quiet=quiet)
-        run_id = uuid.uuid4().hex
-        if resume:
-            run_id = run.about().get("id", run_id)
-            for line in _changes(run, recipe, processes):
-                display.say(f"resuming with a changed recipe: {line}")
-            if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
-                display.say(f"resuming on changed data: {OTHER_DATA}")
-            run.sweep()
-        else:
-            run.clear()
-        about.update(status="running", id=run_id, recipe=recipe.to_dict(), params=params,
-                     environment=environment() | processes.describe(), data=task.splits.fingerprint)  # fmt: skip
-        run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
-        run.describe(about)
-        if trackers and run.writes:
-            start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=run_id,
-                           start=start)  # fmt: skip
-        start_line = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-        run.log(start_line)
-        display.say(start_line)
-        for note in filter(None, (built.base.note, *task.splits.notes)):
-            run.log(note)
-            display.say(note)
-        return display
-
-    at, meter = fit(task, recipe.train, recipe.eval, run, processes, begin=begin, resume=resume)
+    learner, at = ready(task, recipe.train, processes, resume)  # until here nothing has been written
+    display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
+    run_id = run.about().get("id", "") if resume else ""
+    for line in _differences(run, task, processes) if resume else ():
+        display.say(line)
+    run.sweep() if resume else run.clear()
+    about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
+                 environment=environment() | processes.describe(), data=task.splits.fingerprint)  # fmt: skip
+    run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
+    run.describe(about)
+    if trackers and run.writes:
+        start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
+                       start=at.step)  # fmt: skip
+    title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
+    for line in filter(None, (title, built.base.note, *task.splits.notes)):
+        run.log(line)
+        display.say(line)
+    meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display)
     with doing(console, "testing the best step", quiet=quiet):
         test, beside = task.judged("test")
     metrics: dict[str, Any] = dict(test)
@@ -234,6 +224,14 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
         run.log(line)
         console.print(line, markup=False, soft_wrap=True)
     return found
+
+
+def _differences(run: RunFolder, task: ImageTask, processes: Processes) -> Iterator[str]:
+    """A line for everything in which a resumed training differs from what the run's folder says."""
+    for line in _changes(run, task.recipe, processes):
+        yield f"resuming with a changed recipe: {line}"
+    if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
+        yield f"resuming on changed data: {OTHER_DATA}"
 
 
 def _changes(run: RunFolder, recipe: Recipe, processes: Processes) -> list[str]:

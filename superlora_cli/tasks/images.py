@@ -338,14 +338,14 @@ class ImageTask:
             return {MODEL_FILE: model_bytes(state, recipe, metrics, tuple(self.class_names))}
         assert recipe.adapter is not None
         sha256, dtype = self.built.base_digest
-        stored = store.StoredAdapter(
-            config=adapter.config,
+        stored = store.StoredAdapter.of(
+            adapter.config,
+            adapter.targets,
+            dict(adapter.factors.items()),
             patterns=recipe.adapter.patterns,
-            targets_digest=store.digest_targets(adapter.targets),
-            base={"name": recipe.model.name, "sha256": sha256, "dtype": dtype},
+            base=(recipe.model.name, sha256, dtype),
             recipe=recipe.to_dict(),
             metrics=metrics,
-            factors=dict(adapter.factors.items()),
             head=self.head(),
             also=self.built.also,
             classes=self.class_names,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,29 +80,13 @@ class Progress:
     waited: int = 0  # evaluations since the best one
 
 
-def fit(
-    task: Task,
-    train: TrainSection,
-    evaluation: EvalSection,
-    run: RunFolder,
-    processes: Processes,
-    *,
-    begin: Callable[[int], Display],
-    resume: Path | None = None,
-) -> tuple[Progress, Meter]:
-    """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
-
-    With `train.patience` the training ends after so many evaluations without a better one. Where the loss has not
-    stayed down, the run's folder says so.
-
-    Args:
-        begin: called with the step that training starts at, when all that can be wrong with the recipe has shown and
-            before the run's folder is touched; makes the display.
-        resume: a checkpoint to go on from.
+def ready(
+    task: Task, train: TrainSection, processes: Processes, resume: Path | None = None
+) -> tuple[Learner, Progress]:
+    """What a training begins with, afresh or from the checkpoint `resume`; nothing is written yet.
 
     Raises:
         UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
-        RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
     """
     state = load_state(resume) if resume else None
     at = Progress(**state["progress"]) if state else Progress()
@@ -113,7 +97,31 @@ def fit(
     learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
     if state:
         processes.restore_random(state["random"])
-    display, meter = begin(at.step), Meter(processes)
+    return learner, at
+
+
+def fit(
+    task: Task,
+    train: TrainSection,
+    evaluation: EvalSection,
+    run: RunFolder,
+    processes: Processes,
+    learner: Learner,
+    at: Progress,
+    display: Display,
+) -> Meter:
+    """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
+
+    With `train.patience` the training ends after so many evaluations without a better one. Where the loss has not
+    stayed down, the run's folder says so.
+
+    Args:
+        learner, at: as `ready` gives them; `at` says at the end where the training stands.
+
+    Raises:
+        RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
+    """
+    meter = Meter(processes)
     run.truncate_metrics(at.step)
 
     def finite(bad_step: int | None, lr: float, *, thoroughly: bool) -> None:
@@ -186,7 +194,7 @@ def fit(
             display.say(line)
         warn()
     learner.put(at.best_tensors)
-    return at, meter
+    return meter
 
 
 def passes(
