@@ -12,7 +12,7 @@ from PIL import Image
 from superlora_cli.tasks.classification.task import Classification
 from tests.conftest import QUICK, Cli
 from tests.data.test_augment import ALL
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 
 DRAWN = tuple(f"data.{key}={str(value).lower()}" for key, value in ALL.items())
 OWN = ("model.head=new", "data={name: photos, augment: crop_flip}", "train.batch_size=8")

@@ -17,7 +17,7 @@ from superlora_cli.data.source import Look
 from superlora_cli.data.splits import labels_of, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 
 LOOK = Look(16, (0.5,) * 3, (0.5,) * 3)
 ALL = {"rand_augment": 9, "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0, "balance": True}

@@ -21,7 +21,7 @@ from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import Processes, join
 from tests.cli.test_train import DROPOUT, lose_power, send, stop_at, uninterrupted
 from tests.conftest import QUICK, Cli, metrics
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 
 pytestmark = pytest.mark.slow
 

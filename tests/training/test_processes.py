@@ -20,7 +20,7 @@ from superlora_cli.cli import app
 from superlora_cli.training.processes import Processes
 from tests.cli.test_train import DROPOUT
 from tests.conftest import QUICK, Cli, Result, contents, metrics
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 from tests.training.launching import ended, spoken, start, together, wait_for
 
 RESNET = ("model.name=resnet10t", "data.name=pets", "data.image_size=32", "train.steps=4", "train.batch_size=4",

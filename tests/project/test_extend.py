@@ -25,7 +25,7 @@ from superlora_cli.tasks import TASKS
 from tests.conftest import Cli
 from tests.data.conftest import QUICK
 
-PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 ADDED: dict[str, Table[Any]] = {
     "one_number": CORES, "mirror": PROJECTIONS, "focal": TASKS, "colours": SOURCES, "norms": FORMATS
 }  # fmt: skip

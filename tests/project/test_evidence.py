@@ -10,7 +10,7 @@ import pytest
 
 from superlora_cli.analysis.recommended import MEASURED, recommended
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

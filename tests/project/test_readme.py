@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import run_cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
 COMMANDS = [
     line.partition("#")[0].strip()
@@ -30,7 +30,7 @@ def test_the_two_setup_commands_come_first() -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipes").symlink_to(Path(__file__).parents[1] / "recipes")
+    (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) >= 7
     for command in COMMANDS:
@@ -52,7 +52,7 @@ def test_the_python_of_the_readme_runs(
 
 def python_blocks(*, with_peers: bool) -> list[str]:
     """The Python of docs/python.md: what needs transformers or PEFT, or what does not."""
-    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     return [block for block in blocks if bool(re.search(r"^from (peft|transformers)", block, flags=re.M)) == with_peers]
 
@@ -66,5 +66,5 @@ def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pyt
 def test_the_docs_table_of_keys_is_the_schemas() -> None:
     from superlora_cli.recipe.describe import markdown_table
 
-    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert text.rpartition("<!-- keys: superlora schema --markdown -->\n")[2].strip() == markdown_table().strip()

@@ -12,7 +12,7 @@ import pytest
 from superlora_cli.commands import train
 from tests.conftest import run_cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "recipes").glob("vit_cifar*.yaml"))
 GENERATION = sorted((ROOT / "recipes").glob("unet_*_to_*.yaml"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "superlora_cli"
 ROOMS = (  # from top to bottom; those in a line do not import each other
     ("__init__", "__main__"),

@@ -15,7 +15,7 @@ from superlora_cli import __version__
 from superlora_cli.recipe.load import shipped_recipes
 from tests.conftest import environment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
