@@ -23,9 +23,9 @@ import pages
 from labels import name_points
 from rich.console import Console
 
+from superlora_cli.commands.train import train_run
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 

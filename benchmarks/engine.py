@@ -28,9 +28,9 @@ from timing import Criterion, Times, ratio, setting
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks.build import build_for_training
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit
 from superlora_cli.training.processes import join

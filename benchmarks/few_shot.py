@@ -118,7 +118,7 @@ def _vit_s(where: Where) -> Ready:
 def _digits(base: str, where: Where) -> Ready:
     from superlora_cli.data.source import Look
     from superlora_cli.data.splits import load_splits
-    from superlora_cli.models.base import build
+    from superlora_cli.models.build import build
     from superlora_cli.recipe.schema import DataSection, ModelSection
 
     section = ModelSection(name="glyphs_vit")

@@ -27,11 +27,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
-from superlora_cli.models.base import build
+from superlora_cli.commands.init import starting_recipe
+from superlora_cli.commands.train import train_run
+from superlora_cli.models.build import build
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.start import starting_recipe
-from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 

@@ -24,10 +24,10 @@ import pages
 from PIL import Image
 from rich.console import Console
 
-from superlora_cli.models.base import ASSETS, EMBEDDED
+from superlora_cli.commands.measure import measure_run
+from superlora_cli.commands.train import train_run
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
-from superlora_cli.tasks.measure import measure_run
-from superlora_cli.tasks.train import train_run
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 

@@ -41,7 +41,7 @@ from safetensors.torch import save_file
 from timing import Criterion, Spread
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.factors import initial
+from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter, digest_targets
@@ -133,7 +133,7 @@ def resident() -> int:
 
 def part(folder: Path, out: Path) -> dict[str, float]:
     """Our merge in this process."""
-    from superlora_cli.tasks.merge import merge
+    from superlora_cli.commands.merge import merge
 
     return measured(lambda: merge(folder / "adapter.safetensors", out, base=folder / "base", verify=False))
 

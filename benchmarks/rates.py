@@ -23,11 +23,11 @@ from typing import Any
 import pages
 from rich.console import Console
 
+from superlora_cli.commands.find_rate import find_rate
+from superlora_cli.commands.train import train_run
 from superlora_cli.errors import RunError
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.rates import find_rate
-from superlora_cli.tasks.train import train_run
 from superlora_cli.training import rates
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder

@@ -16,7 +16,7 @@ from superlora_cli.adapter.store import StoredAdapter, digest_base, digest_targe
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.source import Look
 from superlora_cli.data.splits import load_splits
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import DataSection, ModelSection
 
 ROLES = ("q", "v")

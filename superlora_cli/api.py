@@ -11,7 +11,9 @@ superlora_cli.detach(model, merge=True)
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.targets import expand
+from superlora_cli.recipe.describe import phrase, schema_at
+from superlora_cli.recipe.schema import AdapterSection
 
 __all__ = ["activate", "attach", "detach", "load", "save"]
 
@@ -46,7 +50,18 @@ def attach(
     head: str | Sequence[str] = (),
     **knobs: Any,
 ) -> SuperLora:
-    """Freeze `model` and put a new adapter with ΔW = 0 on it, active beside any others that it has.
+    """Put a new adapter with ΔW = 0 on `model`, active beside any others that it has.
+
+    The whole model is frozen, its head included: a head that is to be trained is named in `head`. What is trained is
+    what requires a gradient, `[p for p in model.parameters() if p.requires_grad]`.
+
+    >>> import torch, superlora_cli
+    >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
+    >>> adapter = superlora_cli.attach(model, ["0"], "lorta", order=3, rank=4, head="1")
+    >>> adapter.plan.buckets[0].shape.sides, adapter.plan.params  # 84³ ≥ 768², 3 · 84 · 4 + 4³
+    ((84, 84, 84), 1072)
+    >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # and the head's 7,690
+    8762
 
     Args:
         model: what is called in training; its forward makes ΔW once.
@@ -55,9 +70,8 @@ def attach(
             defaults. With `none` no weight is adapted, whatever the targets: `head` and `also` are all that is trained.
         name: of the adapter.
         head: modules or parameters of the model, by name or glob, that are trained and saved with this adapter.
-        **knobs: groups, order, rank, fold, splits, projection, ratio, alpha, seed, also, … as in a recipe. Without
-            `alpha` and `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any
-            base.
+        **knobs: of Eq. 2, ΔW_group = F(Σ_terms ⊗_k C_k ×_1 A_k1 ... ×_M A_kM), as listed below. Without `alpha` and
+            `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any base.
 
     Returns:
         The adapter, an `nn.Module`: `adapter.parameters()`, `adapter.plan.params`, `adapter.compute()` for ΔW.
@@ -65,6 +79,8 @@ def attach(
     Raises:
         UsageError: a target or head that matches nothing, knobs that do not fit, a name that is taken, or nothing that
             would be trained.
+
+    Knobs, as in the section `adapter` of a recipe:
     """
     config = AdapterConfig.from_knobs(method, defaults=NEWEST, **knobs)
     patterns = _listed(targets, "targets") if config.adapts else ()
@@ -75,6 +91,20 @@ def attach(
     adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
     _remember(model, adapter, patterns)
     return adapter
+
+
+def _with_knobs(doc: str) -> str:
+    """A docstring with all knobs behind it: type, default and meaning, from the recipes' schema."""
+    known = {field.name: field.default for field in fields(AdapterConfig)}
+    lines = []
+    for name, field in AdapterSection.model_fields.items():
+        if name in known:
+            about = f"{name}: {phrase(schema_at(['adapter', name]))}; default {known[name]!r}. {field.description}"
+            lines.append(textwrap.fill(about, 120, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    return doc.rstrip() + "\n\n" + "\n".join(lines) + "\n    "
+
+
+attach.__doc__ = _with_knobs(attach.__doc__ or "")
 
 
 def save(
@@ -115,14 +145,13 @@ def save(
             where=str(path),
             hint="attach after they are loaded; detach(merge=True) keeps what was trained",
         )
-    store.StoredAdapter(
-        config=adapter.config,
+    store.StoredAdapter.of(
+        adapter.config,
+        adapter.targets,
+        dict(adapter.factors.items()),
         patterns=adapter.patterns,
-        targets_digest=store.digest_targets(adapter.targets),
-        base={"name": _base_name(model), "sha256": sha256, "dtype": dtype},
-        recipe={},
+        base=(_base_name(model), sha256, dtype),
         metrics=_written(metrics or {}),
-        factors=dict(adapter.factors.items()),
         head=head,
         also=also,
     ).save(Path(path))

@@ -7,17 +7,13 @@ import errno
 import json
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superlora_cli.errors import RunError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @contextmanager
@@ -191,39 +187,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def json_text(content: Any) -> str:
     """A JSON document for people: indented, with sorted keys."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata)."""
-    from safetensors.torch import save
-
-    raw = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Read in one go: `safe_open` opens a file twice, which is two files where another takes its place in between.
-
-    Raises:
-        UsageError: it is missing, truncated or no safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    if not path.is_file():
-        raise UsageError("no such file", where=str(path), hint="a .safetensors file, or a run folder that holds one")
-    try:
-        content = path.read_bytes()
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, dict(header.get("__metadata__") or {})
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        hint = "copy or train it again"
-        raise UsageError(f"not a whole safetensors file: {error}", where=str(path), hint=hint) from None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import detach
 from superlora_cli.models.repeated import build_seeded
-from superlora_cli.tasks.build import build_from_file
+from superlora_cli.opening.build import build_from_file
 from tests.conftest import run_cli
 from tests.data.conftest import write_folder
 
@@ -49,10 +49,11 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, a
     "gcvit_xxtiny": (64, {"img_size": 64}),
     "coatnet_nano_rw_224": (64, {"img_size": 64}),
     "efficientvit_m0": (64, {"img_size": 64}),
+    "coat_tiny": (64, {"img_size": 64}),
     **dict.fromkeys(
         ("efficientvit_b0", "repvit_m0_9", "resnet18", "convnext_atto", "convnextv2_atto", "efficientnet_b0",
          "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobilevit_xxs", "mobilevitv2_050", "pvt_v2_b0",
-         "twins_pcpvt_small", "coat_tiny", "davit_tiny", "focalnet_tiny_srf", "poolformer_s12", "caformer_s18",
+         "twins_pcpvt_small", "davit_tiny", "focalnet_tiny_srf", "poolformer_s12", "caformer_s18",
          "edgenext_xx_small", "nextvit_small", "fastvit_t8", "fasternet_t0", "inception_next_tiny", "regnetx_002",
          "resnest14d", "densenet121", "dla46_c", "dpn48b", "hrnet_w18_small", "hgnetv2_b0", "ghostnet_050",
          "repghostnet_050", "mobileone_s0", "repvgg_a0", "skresnet18", "selecsls42", "rexnet_100", "res2net50_14w_8s",
@@ -61,6 +62,7 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, a
         (64, {}),
     ),
 }  # fmt: skip
+NARROW = ("mobileone_s0", "eca_nfnet_l0")  # have convolutions with a side of 1
 FEW = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",
        "swin_tiny_patch4_window7_224", "visformer_tiny", "volo_d1_224", "levit_128s", "efficientvit_b0", "repvit_m0_9",
        "resnet18", "convnext_atto")  # of every kind one  # fmt: skip
@@ -104,7 +106,7 @@ def walk(name: str, folder: Path) -> Walk:
     size, kwargs = FAMILIES[name]
     small = ("model.checkpoint=base.safetensors", f"model.kwargs={kwargs}", f"data.image_size={size}",
              "data.augment=none", "data.workers=0", "data.validation=0.25",
-             "adapter.method=lora", "adapter.order=2", "adapter.rank=2",
+             "adapter.method=lora", "adapter.order=2", f"adapter.rank={1 if name in NARROW else 2}",
              "train.steps=2", "train.batch_size=4", "train.checkpoint_every=null", "train.precision=fp32",
              "train.threads=1", "train.optimizer={name: AdamW, lr: 0.02}", "train.scheduler={name: constant}",
              "eval.every=null")  # fmt: skip

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from superlora_cli.adapter import store
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks.build import build_for_training
 
 BASE = ASSETS / "glyphs_vit.safetensors"
 
@@ -67,7 +67,7 @@ def write_base(path: str, dtype: torch.dtype) -> Path:
 
 def deltas_of(path: Path | str) -> dict[str, Tensor]:
     """Target name → ΔW, of an adapter file."""
-    from superlora_cli.tasks.stored import read_adapter
+    from superlora_cli.opening.shapes_only import read_adapter
 
     read = read_adapter(Path(path))
     return {target.name: delta for target, delta in zip(read.targets, read.deltas(), strict=True)}

@@ -160,7 +160,7 @@ def test_the_command_line_says_where_an_adapter_without_recipe_is_used(tmp_path:
 
 
 def test_a_trained_run_loads_on_its_base(adapter: Path) -> None:
-    from superlora_cli.tasks.build import build_from_file
+    from superlora_cli.opening.build import build_from_file
 
     built = build_from_file(adapter)
     base = build_from_file(adapter)

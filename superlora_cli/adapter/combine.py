@@ -86,9 +86,10 @@ def as_lora(
     config = AdapterConfig.from_knobs("lora", rank=rank)
     shapes = plan(config, [target.flat for target in targets])
     tensors = {name: torch.zeros(shape) for name, shape in shapes.tensors.items()}
-    for index, bucket in enumerate(shapes.buckets):
+    for bucket in shapes.buckets:
+        (unit,) = bucket.units
         for row, member in enumerate(bucket.members):
             left, right = found[member].update.left, found[member].update.right
-            tensors[f"b{index}_k1_A1"][row, 0, :, : left.shape[1]] = left
-            tensors[f"b{index}_k1_A2"][row, 0, :, : left.shape[1]] = right.mT
+            tensors[unit.name("A1")][row, 0, :, : left.shape[1]] = left
+            tensors[unit.name("A2")][row, 0, :, : left.shape[1]] = right.mT
     return config, tensors

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from superlora_cli.adapter.freezing import FrozenFrom, Inner, check_frozen, refuse
+from superlora_cli.adapter.cores import CORES, usual
+from superlora_cli.adapter.inner_config import FrozenFrom, Inner, refuse
 from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.presets import PRESETS as PRESETS
-from superlora_cli.adapter.projections import FULL_SIZE, is_nonlinear
-from superlora_cli.adapter.projections import NAMES as PROJECTIONS
+from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.errors import UsageError, did_you_mean
 
 Rank = int | tuple[int | Literal["full"], ...]
-Core = Literal["identity", "diagonal", "dense"]
 Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
 Fold = Literal["none", "regular", "stack"]
@@ -25,8 +24,8 @@ Init = Literal["unit", "lora"]
 Execution = Literal["auto", "factored", "materialised"]
 Also = Literal["bias", "norm"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "core": get_args(Core),
+CHOICES: dict[str, Collection[str]] = {
+    "core": CORES,
     "combine": get_args(Combine),
     "left": get_args(Left),
     "fold": get_args(Fold),
@@ -71,7 +70,7 @@ class AdapterConfig:
     groups: int | Literal["weight", "layer", "none"] = 1
     order: int = 2
     rank: Rank | None = None
-    core: Core | None = None
+    core: str | None = None
     splits: int = 1
     split_dim: int = 8
     combine: Combine = "kronecker"
@@ -145,11 +144,9 @@ class AdapterConfig:
         return "1" if self.adapts and not self.also else "2"
 
     @property
-    def core_kind(self) -> Core:
+    def core_kind(self) -> str:
         """The core in force: the one asked for, or the order's default."""
-        if self.core is not None:
-            return self.core
-        return "dense" if self.order >= 3 or "full" in self.ranks else "identity"
+        return usual(self.order, self.ranks) if self.core is None else self.core
 
     @property
     def ranks(self) -> tuple[int | Literal["full"], ...]:
@@ -204,13 +201,13 @@ class AdapterConfig:
         self._check_splits()
         self._check_fold()
         self._check_projection()
-        check_frozen(self)
+        self._check_frozen()
 
     def _check_rank(self) -> None:
         if self.order == 1:
             if self.rank not in (None, 1, (1,), ("full",)):
                 raise refuse("rank", f"rank {self.rank} with order 1", "order 1 is a plain vector: its rank is 1")
-            if self.core not in (None, "identity"):
+            if self.core is not None and CORES[self.core].stored:
                 raise refuse("core", f"core '{self.core}' with order 1", "order 1 has no core")
             return
         if isinstance(self.rank, tuple) and len(self.rank) != self.order:
@@ -218,17 +215,12 @@ class AdapterConfig:
         for rank in self.ranks:
             if rank != "full" and rank < 1:
                 raise refuse("rank", f"rank is {rank}", "a whole number ≥ 1, or full")
-        if self.core_kind != "dense":
-            if "full" in self.ranks:
-                raise refuse("core", f"core '{self.core}' with a full mode", "a mode without factor needs core: dense")
-            if len(set(self.ranks)) > 1:
-                raise refuse(
-                    "core", f"a core '{self.core_kind}' with ranks {list(self.ranks)}", "equal ranks, or dense"
-                )
+        if wrong := CORES[self.core_kind].why_not(self.ranks):
+            raise refuse("core", *wrong)
 
     def _check_splits(self) -> None:
         if self.splits == 1:
-            if self.terms != 1 and self.core_kind == "identity" and not (self.freeze or self.diagonals):
+            if self.terms != 1 and CORES[self.core_kind].absorbs_terms and not (self.freeze or self.diagonals):
                 raise refuse("terms", f"terms {self.terms} with splits 1", "a sum of products needs splits ≥ 2")
             if self.combine == "hadamard":
                 raise refuse("combine", "hadamard with splits 1", "an elementwise product needs splits ≥ 2")
@@ -252,14 +244,46 @@ class AdapterConfig:
     def _check_projection(self) -> None:
         if not 0 < self.ratio <= 1:
             raise refuse("ratio", f"ratio is {self.ratio}", "a number in (0, 1]")
-        if self.ratio != 1 and self.projection in FULL_SIZE:
+        if self.ratio != 1 and PROJECTIONS[self.projection].FULL_SIZE:
             raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )
         small = self.init == "lora" or (self.inner is not None and not self.rescale)
-        if small and is_nonlinear(self.projection):  # asked last: to know it, F is imported
+        if small and PROJECTIONS[self.projection].NONLINEAR:
             knob, what = ("init", "init lora") if self.init == "lora" else ("rescale", "rescale false and inner")
             hint = "init: unit, and with inner rescale: true"
             raise refuse(
                 knob, f"{what} with projection {self.projection}: its gradient vanishes for numbers so small", hint
             )
+
+    def freezes(self, k: int, part: str) -> bool:
+        """Whether `part` (`core`, `A1`, ...) of unit number k, from 1, is not trained."""
+        names = {part, *(["planes"] if part.startswith("A") else [])}
+        if self.splits > 1:
+            side = "left" if k == 1 else "right"
+            names |= {f"{side}.{name}" for name in names} | {side}
+        return not names.isdisjoint(self.freeze)
+
+    def _check_frozen(self) -> None:
+        """Refuse names of factors that do not exist, and frozen factors that leave nothing to train."""
+        modes = [m for m, rank in enumerate(self.ranks, 1) if rank != "full"]
+        has_core = CORES[self.core_kind].stored or self.splits > 1 or not modes  # a dense left factor is a core
+        known = [*(["core"] if has_core else []), *(["planes"] if modes else []), *(f"A{m}" for m in modes)]
+        if self.splits > 1:
+            known += ["left", "right", *(f"{side}.{part}" for part in known for side in ("left", "right"))]
+        for name in self.freeze:
+            if name not in known:
+                hint = did_you_mean(name, known) or "one of " + ", ".join(known)
+                raise refuse("freeze", f"there is no factor '{name}'", hint)
+        for mode in self.diagonals:
+            if mode not in modes:
+                hint = "one of the modes " + ", ".join(map(str, modes)) if modes else "order 2 or more, and a rank"
+                raise refuse("diagonals", f"mode {mode} has no factor", hint)
+        if len(set(self.diagonals)) < len(self.diagonals):
+            raise refuse("diagonals", f"a mode twice in {list(self.diagonals)}", "each mode once")
+        if self.frozen == "svd":
+            if not any(self.freezes(1, f"A{m}") for m in modes):
+                raise refuse("frozen", "frozen svd, and no plane factor is frozen", "freeze: [planes]")
+            if self.splits > 1 or self.projection != "identity":
+                other = f"splits {self.splits}" if self.splits > 1 else f"projection {self.projection}"
+                raise refuse("frozen", f"frozen svd with {other}", "splits 1 and projection identity")

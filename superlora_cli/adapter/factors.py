@@ -1,18 +1,14 @@
-"""Plane factors and cores: how they start, and how they make a unit C ×_1 A_1 ... ×_M A_M."""
+"""From factors to a group's tensor: units C ×_1 A_1 ... ×_M A_M, and their products."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.prng import random_state
-from superlora_cli.adapter.projections import is_nonlinear
-from superlora_cli.adapter.shapes import THETA, GroupShape, Plan, UnitShape
+from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.shapes import Bucket, GroupShape, UnitShape
 
 
 def expand(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -22,42 +18,14 @@ def expand(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
         unit: the shapes.
         tensors: `core` (*b, r_1, ..., r_M) if stored, and `A1` ... `AM`, each (*b, d_m, r_m).
 
-    Source: Eq. 3 (Tucker); with a diagonal or identity core, CP.
+    Source: Eq. 3.
+
+    >>> import torch
+    >>> unit = UnitShape(sides=(153, 153, 153), ranks=(4, 4, 4), core="dense")
+    >>> expand(unit, {name: torch.ones(2, 1, *shape) for name, shape in unit.tensors.items()}).shape
+    torch.Size([2, 1, 153, 153, 153])
     """
-    if unit.is_dense:
-        return tensors["core"]
-    if unit.core == "dense":
-        return _tucker(unit, tensors)
-    return _cp(unit, tensors)
-
-
-def _tucker(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Mode products from the small side: each turns the leading axis r_m into a trailing d_m."""
-    core = tensors["core"]  # (*b, 4, 4, 4)
-    batch = core.shape[: -len(unit.sides)]
-    for m, rank in enumerate(unit.ranks, 1):
-        leading = rank or unit.sides[m - 1]
-        rows = core.reshape(*batch, leading, -1).mT  # (*b, 16, 4): the other axes in front, axis m last
-        core = rows @ tensors[f"A{m}"].mT if rank else rows  # (*b, 16, 4) @ (4, 153) -> (*b, 16, 153)
-    return core.reshape(*batch, *unit.sides)  # after M rounds the axes are in order again
-
-
-def _cp(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Σ_r λ_r a_1r ∘ ... ∘ a_Mr, as one product of two Khatri–Rao halves."""
-    planes = [tensors[f"A{m}"] for m in range(1, len(unit.sides) + 1)]
-    if unit.core == "diagonal":
-        planes[0] = planes[0] * tensors["core"].unsqueeze(-2)  # (*b, d, r) * (*b, 1, r)
-    half = max(1, len(planes) // 2)
-    left, right = _khatri_rao(planes[:half]), _khatri_rao(planes[half:])
-    return (left @ right.mT).reshape(*left.shape[:-2], *unit.sides)
-
-
-def _khatri_rao(planes: list[Tensor]) -> Tensor:
-    """Column-wise Kronecker product: (*b, d_1, r), (*b, d_2, r) -> (*b, d_1·d_2, r)."""
-    product = planes[0]
-    for plane in planes[1:]:
-        product = (product.unsqueeze(-2) * plane.unsqueeze(-3)).flatten(-3, -2)
-    return product
+    return tensors["core"] if unit.is_dense else CORES[unit.core].expand(unit, tensors)
 
 
 def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
@@ -65,6 +33,12 @@ def combine(shape: GroupShape, units: list[Tensor], how: str) -> Tensor:
 
     Kronecker products are taken axis by axis (Eq. 2) and cropped where the layout says so; `hadamard` multiplies
     elementwise (LoHa).
+
+    >>> import torch
+    >>> left, right = UnitShape((8, 8), (0, 0), "dense"), UnitShape((96, 96), (0, 0), "dense")
+    >>> shape = GroupShape((left, right), terms=1, sides=(768, 768), crop=True, n_in=589824, n_out=589824)
+    >>> combine(shape, [torch.ones(24, 1, 8, 8), torch.ones(24, 1, 96, 96)], "kronecker").shape
+    torch.Size([24, 768, 768])
     """
     if how == "hadamard":
         product = units[0]
@@ -93,93 +67,22 @@ def _interleave(product: Tensor, left: Tensor, right: Tensor, order: int) -> Ten
     )
 
 
-def initial(plan: Plan) -> dict[str, Tensor]:
-    """Start values of what is trained: name → float32 tensor, such that ΔW = 0 exactly.
+def folded(bucket: Bucket, factors: Mapping[str, Tensor], config: AdapterConfig, scale: float = 1) -> Tensor:
+    """A bucket's units, combined, flattened and cropped, times `scale`: what enters F, (groups, n_in).
 
-    `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
-    `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). One tensor of each group starts at zero
-    (`GroupShape.zeroed`: for Kronecker the right unit's first plane); where that cannot be, `relative` says why.
-    An F_in starts from normal numbers, so that entries have the scale that they have without it; with `lora` from
-    numbers within ±0.02, as PEFT's Uni-LoRA.
+    >>> import torch
+    >>> from superlora_cli.adapter.layout import plan
+    >>> from superlora_cli.adapter.targets import TargetShape
+    >>> config = AdapterConfig(groups=4, order=3, rank=4)
+    >>> (bucket,) = plan(config, [TargetShape(f"w{i}", 768, 768) for i in range(24)]).buckets
+    >>> folded(bucket, {name: torch.ones(shape) for name, shape in bucket.tensors.items()}, config).shape
+    torch.Size([4, 3538944])
     """
-    if plan.config.inner is not None:
-        return {THETA: _initial_theta(plan)}
-    nonzero = relative(plan)
-    values: dict[str, Tensor] = {}
-    for index, bucket in enumerate(plan.buckets):
-        for name, shape in bucket.tensors(index).items():
-            k, part = _place(name)
-            unit = bucket.shape.units[k - 1]
-            if (k, part) == bucket.shape.zeroed and not nonzero:
-                values[name] = torch.zeros(shape, dtype=torch.float32, device="cpu")
-            else:
-                values_of = start(plan.config, unit, part, shape, random_state(plan.config.seed, "init", name))
-                if nonzero and part == unit.zeroed and part.startswith("A"):
-                    values_of /= math.sqrt(shape[-1])  # r terms of unit scale add up to √r
-                values[name] = torch.from_numpy(values_of).float()
-    return values
-
-
-def relative(plan: Plan) -> bool:
-    """Whether ΔW is taken relative to its start, because no factor can be zero there.
-
-    Under a nonlinear F, whose slope vanishes at zero; and where θ makes several factors, all of which would be zero.
-    """
-    if is_nonlinear(plan.config.projection):
-        return True
-    makes_several = any(len(bucket.tensors(0)) > 1 for bucket in plan.buckets)
-    return plan.config.inner is not None and plan.config.inner.per != "factor" and makes_several
-
-
-def _initial_theta(plan: Plan) -> Tensor:
-    draw, shape = random_state(plan.config.seed, "init", THETA), plan.tensors[THETA]
-    values = draw.uniform(-0.02, 0.02, shape) if plan.config.init == "lora" else draw.standard_normal(shape)
-    theta = torch.from_numpy(values).float()
-    if not relative(plan):
-        zeroed = {f"b{i}_k{b.shape.zeroed[0]}_{b.shape.zeroed[1]}" for i, b in enumerate(plan.buckets)}
-        for piece in plan.pieces:
-            if not zeroed.isdisjoint(piece.tensors):
-                theta[piece.start : piece.start + piece.count] = 0
-    return theta
-
-
-def _place(name: str) -> tuple[int, str]:
-    """`b0_k2_A1` → (2, "A1")."""
-    k, part = name.split("_")[1:]
-    return int(k[1:]), part
-
-
-def start_scale(unit: UnitShape, part: str) -> float:
-    """Root mean square of a tensor's entries at the start, `init: unit`: 1, but for a core that sums r^(M−1) products.
-
-    >>> unit = UnitShape((9, 9, 9), (4, 4, 4), "dense")
-    >>> round(start_scale(unit, "core"), 6), start_scale(unit, "A1")
-    (0.25, 1.0)
-    """
-    return 1.0 if part != "core" or unit.is_dense or unit.core == "diagonal" else 1 / _spread(unit)
-
-
-def _spread(unit: UnitShape) -> float:
-    """√r^(M−1), for a core of unequal ranks with their geometric mean."""
-    ranks = unit.core_shape
-    return float(math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks))))
-
-
-def start(
-    config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
-) -> np.ndarray:
-    """Values of scale `start_scale` for a tensor of a unit, (..., *its shape)."""
-    if part == "core":
-        if unit.core == "diagonal":
-            return np.ones(shape)
-        if unit.is_dense:  # a Kronecker factor or a projected vector: unit entries
-            return draw.standard_normal(shape)
-        return draw.standard_normal(shape) / _spread(unit)
-    if part.startswith("D"):
-        return np.ones(shape)
-    side = shape[-2]
-    if config.init == "lora":
-        return draw.uniform(-1, 1, shape) / math.sqrt(side)
-    columns, triangle = np.linalg.qr(draw.standard_normal(shape))
-    signs = np.sign(np.diagonal(triangle, axis1=-2, axis2=-1))[..., None, :]  # makes the decomposition unique
-    return columns * signs * math.sqrt(side)
+    units = []
+    for unit in bucket.units:
+        own = unit.of(factors)
+        if unit.k == 1 and scale != 1:  # the result is linear in each tensor: scale a small one, not N elements
+            first = next(iter(own))
+            own[first] = own[first] * scale
+        units.append(expand(unit.shape, own))
+    return combine(bucket.shape, units, config.combine).flatten(1)[:, : bucket.shape.n_in]

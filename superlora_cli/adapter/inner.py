@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter import projections
-from superlora_cli.adapter.factors import start, start_scale
-from superlora_cli.adapter.freezing import MAPS
+from superlora_cli.adapter.initial import start, start_scale
+from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
-from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
+from superlora_cli.adapter.shapes import THETA, Plan
 from superlora_cli.errors import UsageError
 
 
@@ -41,7 +41,9 @@ class InnerMaps:
                 key = f"inner/{number}"
                 name = MAPS[inner.projection]
                 self.maps.append(projections.build(name, size, plan.config.seed, device=device, dtype=dtype, key=key))
-            self.scales = {name: start_scale(unit, part) for name, unit, part in _parts(plan) if part in unit.trained}
+            self.scales = {
+                unit.name(part): start_scale(unit.shape, part) for unit in plan.units for part in unit.trained
+            }
         self.fixed = {name: tensor.to(device, dtype) for name, tensor in _fixed(plan, base).items()}
 
     def project(self, plan: Plan, theta: Tensor) -> dict[str, Tensor]:
@@ -65,38 +67,27 @@ def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[
     """
     made = inner.project(plan, params[THETA]) if inner.maps else dict(params)
     made |= inner.fixed
-    for index, bucket in enumerate(plan.buckets):
-        for k, unit in enumerate(bucket.shape.units, 1):
-            for m in unit.diagonals:
-                diagonal = made.pop(f"b{index}_k{k}_D{m}").unsqueeze(-1)  # (groups, terms, d, 1)
-                made[f"b{index}_k{k}_A{m}"] = diagonal * made[f"b{index}_k{k}_A{m}"]
+    for unit in plan.units:
+        for m in unit.shape.diagonals:
+            diagonal = made.pop(unit.name(f"D{m}")).unsqueeze(-1)  # (groups, terms, d, 1)
+            made[unit.name(f"A{m}")] = diagonal * made[unit.name(f"A{m}")]
     return made
-
-
-def _parts(plan: Plan) -> list[tuple[str, UnitShape, str]]:
-    """(name, unit, part of it) of every tensor of {C, A} and every diagonal, trained or not."""
-    return [
-        (f"b{index}_k{k}_{part}", unit, part)
-        for index, bucket in enumerate(plan.buckets)
-        for k, unit in enumerate(bucket.shape.units, 1)
-        for part in {**unit.tensors, **unit.trained}
-    ]
 
 
 def _fixed(plan: Plan, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """The factors that are not trained: random ones are one for all groups of a bucket."""
     fixed: dict[str, Tensor] = {}
-    for index, bucket in enumerate(plan.buckets):
-        for k, unit in enumerate(bucket.shape.units, 1):
-            for part in unit.frozen:
-                name, shape = f"b{index}_k{k}_{part}", (bucket.shape.terms, *unit.tensors[part])
-                if plan.config.frozen == "svd" and part != "core":
-                    if base is None:
-                        raise UsageError("the frozen factors come from the base, which is not here",
-                                         where="adapter.frozen", hint="attach it to the base")  # fmt: skip
-                    fixed[name] = base[name]
-                    continue
-                draw = random_state(plan.config.seed, "frozen", f"k{k}_{part}", *shape)
-                values = torch.from_numpy(start(plan.config, unit, part, shape, draw)).float()
-                fixed[name] = values.expand(len(bucket.members), *shape)
+    for unit in plan.units:
+        for part in unit.shape.frozen:
+            name, (groups, terms) = unit.name(part), unit.batch
+            if plan.config.frozen == "svd" and part != "core":
+                if base is None:
+                    raise UsageError("the frozen factors come from the base, which is not here",
+                                     where="adapter.frozen", hint="attach it to the base")  # fmt: skip
+                fixed[name] = base[name]
+                continue
+            shape = (terms, *unit.shape.tensors[part])
+            draw = random_state(plan.config.seed, "frozen", f"k{unit.k}_{part}", *shape)
+            values = torch.from_numpy(start(plan.config, unit.shape, part, shape, draw)).float()
+            fixed[name] = values.expand(groups, *shape)
     return fixed

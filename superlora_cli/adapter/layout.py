@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.freezing import MAPS, is_frozen
-from superlora_cli.adapter.projections import SPECTRAL, Size, held
+from superlora_cli.adapter.cores import WHOLE
+from superlora_cli.adapter.inner_config import MAPS
+from superlora_cli.adapter.projections import PROJECTIONS, Size, held
 from superlora_cli.adapter.shapes import Bucket, GroupShape, Piece, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
@@ -43,7 +44,7 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     by_shape: dict[GroupShape, list[int]] = {}
     for index, span in enumerate(spans):
         by_shape.setdefault(_group_shape(config, span), []).append(index)
-    buckets = tuple(Bucket(shape, tuple(members)) for shape, members in by_shape.items())
+    buckets = tuple(Bucket(i, shape, tuple(members)) for i, (shape, members) in enumerate(by_shape.items()))
     made = Plan(config, targets, tuple(span.start for span in spans), buckets)
     _check_trained(made)
     _check_sizes(made)
@@ -138,7 +139,7 @@ def _group_shape(config: AdapterConfig, span: _Span) -> GroupShape:
     if config.frozen == "svd" and terms * config.scale_rank > min(sides):
         raise UsageError(f"{terms} terms of rank {config.scale_rank} from the {min(sides)} singular vectors of a side",
                          where="adapter.terms", hint=f"at most {min(sides) // config.scale_rank}")  # fmt: skip
-    grid = _grid(config, span) if config.projection in SPECTRAL else None
+    grid = _grid(config, span) if PROJECTIONS[config.projection].SPECTRAL else None
     return GroupShape(units, terms, sides, config.fold != "regular", n_in, span.n, grid)
 
 
@@ -182,8 +183,8 @@ def _unit(config: AdapterConfig, sides: tuple[int, ...], k: int) -> UnitShape:
                 where="adapter.rank",
                 hint=f"a rank of at most {min(sides)}",
             )
-    unit = UnitShape(sides, ranks, config.core_kind if any(ranks) else "dense", config.diagonals)
-    return replace(unit, frozen=tuple(name for name in unit.tensors if is_frozen(config, k, name)))
+    unit = UnitShape(sides, ranks, config.core_kind if any(ranks) else WHOLE, config.diagonals)
+    return replace(unit, frozen=tuple(name for name in unit.tensors if config.freezes(k, name)))
 
 
 def _kronecker_units(config: AdapterConfig, sides: tuple[int, ...]) -> tuple[UnitShape, ...]:
@@ -198,7 +199,7 @@ def _kronecker_units(config: AdapterConfig, sides: tuple[int, ...]) -> tuple[Uni
     right = _unit(config, tuple(root_ceil(-(-side // f), config.splits - 1) for side in sides), 2)
     lefts = (f,) * config.order
     if config.left == "dense":
-        left = UnitShape(lefts, (0,) * config.order, "dense", frozen=("core",) if is_frozen(config, 1, "core") else ())
+        left = UnitShape(lefts, (0,) * config.order, WHOLE, frozen=("core",) if config.freezes(1, "core") else ())
     else:
         left = _unit(config, lefts, 1)
     return (left, *(right,) * (config.splits - 1))

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.delta import Take
-from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.in_turn import Take
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError, UsageError
 
@@ -77,49 +76,6 @@ def is_finite(tensor: Tensor) -> bool:
     (True, False)
     """
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def merged_state(
-    model: nn.Module, adapter: SuperLora, *, sign: int = 1, dtype: torch.dtype | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of the plain model with ΔW added to (or, with sign −1, subtracted from) its targets.
-
-    Rows that no target covers keep their bits, unless `dtype` casts all.
-
-    Returns:
-        (name → tensor without the adapter's own, the names that were changed).
-
-    Raises:
-        RunError: a merged weight is not finite.
-    """
-    plain = {name: tensor.detach() for name, tensor in plain_state(model).items()}
-    changed = {f"{target.module}.weight" for target in adapter.targets}
-    state = {
-        name: tensor.to(dtype if dtype and tensor.is_floating_point() else tensor.dtype, copy=name in changed)
-        for name, tensor in plain.items()
-    }
-    with torch.no_grad():
-        vector = torch.cat([delta.flatten() for delta in adapter.compute()])
-        for change in merged_rows(adapter.targets, reader(vector), rows_of(plain), sign=sign, dtype=dtype):
-            state[change.name][change.row : change.row + len(change.after)] = change.after
-    return state, sorted(changed)
-
-
-def reader(vector: Tensor) -> Take:
-    """What gives a vector, as many elements as one asks for at a time."""
-    at = 0
-
-    def take(count: int) -> Tensor:
-        nonlocal at
-        at += count
-        return vector[at - count : at]
-
-    return take
-
-
-def rows_of(state: Mapping[str, Tensor]) -> Read:
-    """What reads rows of a state dict."""
-    return lambda name, start, stop: state[name][start:stop]
 
 
 def plain_state(model: nn.Module) -> Mapping[str, Tensor]:

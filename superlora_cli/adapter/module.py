@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from superlora_cli.adapter import svd, updates
+from superlora_cli.adapter import factored, svd
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.delta import Frozen, deltas
-from superlora_cli.adapter.factors import initial
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.modes import lasting
 from superlora_cli.adapter.shapes import Plan
@@ -75,11 +76,11 @@ class SuperLora(nn.Module):
 
     def _path(self, plain: bool) -> bool:
         """Whether training takes the factored path: as asked, or where it is possible and costs less."""
-        reason = updates.why_not_factored(self.plan) if plain else "a target is no plain nn.Linear"
+        reason = factored.why_not_factored(self.plan) if plain else "a target is no plain nn.Linear"
         if self.config.execution == "factored" and reason:
             raise UsageError(f"no factored execution: {reason}", where="adapter.execution", hint="auto or materialised")
         if self.config.execution == "auto":
-            return reason is None and updates.pays(self.plan)
+            return reason is None and factored.pays(self.plan)
         return self.config.execution == "factored"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,10 +101,10 @@ class SuperLora(nn.Module):
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def compute_factored(self) -> list[Update]:
-        """The updates as products of factors, where `updates.why_not_factored` has nothing against it."""
+        """The updates as products of factors, where `factored.why_not_factored` has nothing against it."""
         frozen = self._not_trained()
         with torch.autocast(frozen.device.type, enabled=False):
-            return updates.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
+            return factored.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
 
     def _not_trained(self) -> Frozen:
         """F, F_in and the frozen factors where the trained ones are."""

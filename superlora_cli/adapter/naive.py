@@ -11,8 +11,9 @@ from numpy.random import RandomState
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.factors import initial, relative, start, start_scale
-from superlora_cli.adapter.freezing import MAPS
+from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.initial import initial, relative, start, start_scale
+from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import Size
 from superlora_cli.adapter.shapes import GroupShape, Plan, UnitShape
@@ -23,17 +24,7 @@ def unit_tensor(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
     sides, ranks = ascii_lowercase[: len(unit.sides)], ascii_uppercase[: len(unit.sides)]
     planes = [tensors.get(f"A{m}", torch.eye(side, dtype=_dtype(tensors))) for m, side in enumerate(unit.sides, 1)]
     terms = [f"{side}{rank}" for side, rank in zip(sides, ranks, strict=True)]
-    return torch.einsum(f"{ranks},{','.join(terms)}->{sides}", explicit_core(unit, tensors), *planes)
-
-
-def explicit_core(unit: UnitShape, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The core as a full tensor (r_1, ..., r_M): stored, or a superdiagonal of ones or of λ."""
-    if unit.core == "dense":
-        return tensors["core"]
-    core = torch.zeros(unit.ranks, dtype=_dtype(tensors))
-    for r in range(unit.ranks[0]):
-        core[(r,) * len(unit.ranks)] = tensors["core"][r] if unit.core == "diagonal" else 1.0
-    return core
+    return torch.einsum(f"{ranks},{','.join(terms)}->{sides}", CORES[unit.core].explicit(unit, tensors), *planes)
 
 
 def kronecker(left: Tensor, right: Tensor) -> Tensor:
@@ -51,9 +42,9 @@ def group_vector(plan: Plan, index: int, group: int, params: Mapping[str, Tensor
     total = torch.zeros(shape.extent, dtype=_dtype(params))
     for term in range(shape.terms):
         product: Tensor | None = None
-        for k, unit in enumerate(shape.units, 1):
-            tensors = {name: params[f"b{index}_k{k}_{name}"][group, term] for name in unit.tensors}
-            tensor = unit_tensor(unit, tensors)
+        for unit in plan.buckets[index].units:
+            tensors = {part: tensor[group, term] for part, tensor in unit.of(params).items()}
+            tensor = unit_tensor(unit.shape, tensors)
             if product is None:
                 product = tensor
             else:
@@ -161,22 +152,20 @@ def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
                 entries = math.prod(shape) // piece.count
                 made[tensor] = image[:, at : at + entries].reshape(shape).to(_dtype(params))
                 at += entries
-    for index, bucket in enumerate(plan.buckets):
-        batch = (len(bucket.members), bucket.shape.terms)
-        for k, unit in enumerate(bucket.shape.units, 1):
-            here = f"b{index}_k{k}_"
-            if config.inner and config.rescale and "core" in unit.trained:
-                made[here + "core"] = made[here + "core"] * start_scale(unit, "core")
-            for part in unit.frozen:
-                if base and here + part in base:
-                    made[here + part] = base[here + part].to(_dtype(params))
-                else:
-                    shape = (bucket.shape.terms, *unit.tensors[part])
-                    draw = random_state(config.seed, "frozen", f"k{k}_{part}", *shape)
-                    values = torch.from_numpy(start(config, unit, part, shape, draw)).float().to(_dtype(params))
-                    made[here + part] = values.expand(*batch, *unit.tensors[part])
-            for m in unit.diagonals:
-                made[here + f"A{m}"] = torch.diag_embed(made[here + f"D{m}"]) @ made[here + f"A{m}"]
+    for unit in plan.units:
+        groups, terms = unit.batch
+        if config.inner and config.rescale and "core" in unit.trained:
+            made[unit.name("core")] = made[unit.name("core")] * start_scale(unit.shape, "core")
+        for part in unit.shape.frozen:
+            if base and unit.name(part) in base:
+                made[unit.name(part)] = base[unit.name(part)].to(_dtype(params))
+            else:
+                shape = (terms, *unit.shape.tensors[part])
+                draw = random_state(config.seed, "frozen", f"k{unit.k}_{part}", *shape)
+                values = torch.from_numpy(start(config, unit.shape, part, shape, draw)).float().to(_dtype(params))
+                made[unit.name(part)] = values.expand(groups, *shape)
+        for m in unit.shape.diagonals:
+            made[unit.name(f"A{m}")] = torch.diag_embed(made[unit.name(f"D{m}")]) @ made[unit.name(f"A{m}")]
     return made
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from superlora_cli.adapter.config import AdapterConfig, Core
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.targets import TargetShape
 
+T = TypeVar("T")
 THETA = "theta"  # the one trained tensor where there is an F_in
 
 
@@ -24,7 +28,7 @@ class UnitShape:
 
     sides: tuple[int, ...]
     ranks: tuple[int, ...]
-    core: Core
+    core: str
     diagonals: tuple[int, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -40,12 +44,8 @@ class UnitShape:
 
     @property
     def core_shape(self) -> tuple[int, ...]:
-        """Shape of the stored core, () where nothing is stored (the superdiagonal of ones)."""
-        if self.core == "identity":
-            return ()
-        if self.core == "diagonal":
-            return self.ranks[:1]
-        return tuple(rank or side for rank, side in zip(self.ranks, self.sides, strict=True))
+        """Shape of the stored core, () where nothing is stored."""
+        return CORES[self.core].shape(self)
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -120,20 +120,57 @@ class GroupShape:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """One of the K units of a bucket. It owns the names of its tensors: `b0_k1_A2` is A_2 of unit 1 of bucket 0.
+
+    Attributes:
+        bucket: the bucket's number.
+        k: the unit's number in a product, from 1; the left one first.
+    """
+
+    bucket: int
+    k: int
+    shape: UnitShape
+    batch: tuple[int, int]  # (groups, terms)
+
+    def name(self, part: str) -> str:
+        """The name of `core`, of a plane factor `A1` ... `AM` or of a diagonal `D1` ... `DM`."""
+        return f"b{self.bucket}_k{self.k}_{part}"
+
+    def of(self, factors: Mapping[str, T]) -> dict[str, T]:
+        """Its own {C, A} by part, out of everybody's by name."""
+        return {part: factors[self.name(part)] for part in self.shape.tensors}
+
+    @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """Part → shape of every trained entry, (groups, terms, ...)."""
+        return {part: self.batch + shape for part, shape in self.shape.trained.items()}
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Groups of equal shape: one batched tensor per factor, (groups, terms, ...)."""
 
+    number: int
     shape: GroupShape
     members: tuple[int, ...]  # indices of the groups, in order
 
-    def tensors(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every trained entry of this bucket, number `index` of the plan."""
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The K units of a term, left first."""
         batch = (len(self.members), self.shape.terms)
-        return {
-            f"b{index}_k{k}_{name}": batch + shape
-            for k, unit in enumerate(self.shape.units, 1)
-            for name, shape in unit.trained.items()
-        }
+        return tuple(Unit(self.number, k, shape, batch) for k, shape in enumerate(self.shape.units, 1))
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every trained entry."""
+        return {unit.name(part): shape for unit in self.units for part, shape in unit.trained.items()}
+
+    @property
+    def zeroed(self) -> str:
+        """The name of the tensor that makes the groups zero at the start."""
+        k, part = self.shape.zeroed
+        return self.units[k - 1].name(part)
 
 
 @dataclass(frozen=True)
@@ -172,7 +209,12 @@ class Plan:
     @property
     def entries(self) -> dict[str, tuple[int, ...]]:
         """Everything in {C, A} that is trained, or made by F_in from what is: name → shape."""
-        return {name: shape for i, b in enumerate(self.buckets) for name, shape in b.tensors(i).items()}
+        return {name: shape for bucket in self.buckets for name, shape in bucket.tensors.items()}
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units of all buckets."""
+        return tuple(unit for bucket in self.buckets for unit in bucket.units)
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -183,8 +225,8 @@ class Plan:
         if inner.per == "all":
             return (Piece(0, 1, self.entries),)
         found: list[Piece] = []
-        for index, bucket in enumerate(self.buckets):
-            tensors = bucket.tensors(index)
+        for bucket in self.buckets:
+            tensors = bucket.tensors
             parts = [tensors] if inner.per == "group" else [{name: shape} for name, shape in tensors.items()]
             for part in parts:
                 start = found[-1].start + found[-1].count if found else 0

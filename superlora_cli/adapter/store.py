@@ -22,10 +22,11 @@ from superlora_cli.adapter.prng import GENERATOR
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.files import write_atomic
 from superlora_cli.kinds import ADAPTER_MARK, MODEL_MARK, Kind
 from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 FORMAT_VERSIONS = ("1", "2")  # 2: without factors, or with tensors of the base that are trained also
 HEAD, ALSO = "head.", "also."
@@ -61,6 +62,37 @@ class StoredAdapter:
     classes: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        config: AdapterConfig,
+        targets: Sequence[Target],
+        factors: Mapping[str, Tensor],
+        *,
+        patterns: Sequence[str],
+        base: tuple[str, str, str],
+        recipe: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        **beside: Any,
+    ) -> StoredAdapter:
+        """An adapter as it is to be written.
+
+        Args:
+            base: its name, the SHA-256 of what is adapted of it, and its dtype.
+            **beside: head, also, classes, origin.
+        """
+        named = dict(zip(("name", "sha256", "dtype"), base, strict=True))
+        return cls(
+            config,
+            tuple(patterns),
+            digest_targets(targets),
+            named,
+            recipe or {},
+            metrics or {},
+            dict(factors),
+            **beside,
+        )
 
     @property
     def beside(self) -> dict[str, Tensor]:

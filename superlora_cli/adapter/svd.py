@@ -30,8 +30,9 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
         return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
     vector = torch.cat([weight.detach().flatten().cpu() for weight in weights])
     found: dict[str, list[Tensor]] = {name: [] for name in _shapes(plan)}
-    for index, bucket in enumerate(plan.buckets):
-        (unit,), terms = bucket.shape.units, bucket.shape.terms
+    for bucket in plan.buckets:
+        (own,), terms = bucket.units, bucket.shape.terms
+        unit = own.shape
         for group in bucket.members:
             folded = _folded(bucket, vector[plan.starts[group] :][: bucket.shape.n_out].double())
             if not folded.any():
@@ -41,7 +42,7 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
                 if f"A{m}" in unit.frozen:
                     unfolded = folded.movedim(m - 1, 0).reshape(side, -1)
                     vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
-                    found[f"b{index}_k1_A{m}"].append(vectors.view(side, terms, rank).movedim(1, 0))
+                    found[own.name(f"A{m}")].append(vectors.view(side, terms, rank).movedim(1, 0))
     return {name: torch.stack(group).float() for name, group in found.items()}
 
 
@@ -65,8 +66,8 @@ def _folded(bucket: Bucket, x: Tensor) -> Tensor:
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     return {
-        f"b{index}_k1_{part}": (len(bucket.members), bucket.shape.terms, *bucket.shape.units[0].tensors[part])
-        for index, bucket in enumerate(plan.buckets)
-        for part in bucket.shape.units[0].frozen
+        unit.name(part): (*unit.batch, *unit.shape.tensors[part])
+        for unit in plan.units
+        for part in unit.shape.frozen
         if part != "core"
     }

@@ -1,21 +1,14 @@
 """The forms in which a layer meets its update: ΔW itself, or factors that activations pass one after the other.
 
 `Dense` is the materialised path, `LowRank` and `Kronecker` are the factored one; all give the same outputs.
-Per token a (rows, columns) update costs rows · columns multiplications materialised (the gradient of ΔW), and
-3 · `multiplications` factored (forward, and backward for the input and for the factors).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from superlora_cli.adapter.factors import expand, relative
-from superlora_cli.adapter.shapes import Bucket, Plan, UnitShape
-from superlora_cli.adapter.targets import TargetShape
 
 
 @dataclass(frozen=True)
@@ -95,157 +88,3 @@ class Kronecker:
 
 
 Update = Dense | LowRank | Kronecker
-
-
-def why_not_factored(plan: Plan) -> str | None:
-    """What keeps these knobs from the factored path, None where nothing does."""
-    config = plan.config
-    if config.projection != "identity":
-        return f"projection {config.projection} mixes all elements"
-    if config.order == 1:
-        return "order 1 has no factors"
-    if relative(plan):
-        return "ΔW is relative to its start, where no factor is zero"
-    if config.splits == 1 and config.terms != 1:
-        return "a sum of several terms is no single product of factors"
-    if config.combine == "hadamard":
-        return "an elementwise product is no matrix product of its factors"
-    if config.fold == "stack":
-        return None if config.splits == 1 else "a stack with Kronecker splits is no matrix product a weight"
-    if config.fold == "regular":
-        return "a folded group does not keep the rows of its weights"
-    if config.splits > 1:
-        if config.groups != "weight" or config.splits > 2:
-            return "Kronecker factors meet activations only weight by weight, with splits 2"
-        return None
-    held = 0
-    for bucket in plan.buckets:
-        width = bucket.shape.sides[-1]
-        for group, weights in zip(bucket.members, _members(plan, bucket), strict=True):
-            for _, target in weights:
-                if target.columns != width:
-                    return f"{target.name} has {target.columns} columns, its group {width}"
-            held += sum(target.elements for _, target in weights)
-            if held > (group + 1) * bucket.shape.n_out and isinstance(config.groups, int):
-                return f"{weights[-1][1].name} lies in two groups"
-    return None
-
-
-def multiplications(plan: Plan) -> int:
-    """Multiplications a token and forward pass, over all targets, on the factored path."""
-    total = 0
-    for bucket in plan.buckets:
-        shape, right = bucket.shape, bucket.shape.units[-1]
-        ranks = [rank for rank in right.ranks[-2:] if rank]
-        for _, target in (weight for group in _members(plan, bucket) for weight in group):
-            rank = max(ranks, default=min(target.rows, target.columns))
-            if len(shape.units) == 1:
-                total += rank * (target.rows + target.columns)
-                continue
-            f = shape.units[0].sides[0]
-            total += shape.terms * ((target.rows + target.columns + f * f) * rank if ranks else target.elements // f)
-    return total
-
-
-def pays(plan: Plan) -> bool:
-    """Whether the factored path needs less arithmetic for many tokens."""
-    return 3 * multiplications(plan) < sum(target.elements for target in plan.targets)
-
-
-def factored(plan: Plan, params: Mapping[str, Tensor]) -> list[Update]:
-    """One update per target on the factored path, differentiable in `params` ({C, A}); see `why_not_factored`."""
-    updates: dict[int, Update] = {}
-    for index, bucket in enumerate(plan.buckets):
-        tensors = [
-            {name: params[f"b{index}_k{k}_{name}"] for name in unit.tensors}
-            for k, unit in enumerate(bucket.shape.units, 1)
-        ]
-        if plan.config.scale != 1:
-            first = next(iter(tensors[0]))
-            tensors[0][first] = tensors[0][first] * plan.config.scale
-        members = _members(plan, bucket)
-        if len(bucket.shape.units) == 2:
-            updates |= _kronecker(bucket, tensors, members)
-        elif plan.config.fold == "stack":
-            updates |= _stacked(bucket.shape.units[0], tensors[0], members)
-        else:
-            updates |= _rows(bucket.shape.units[0], tensors[0], members)
-    return [updates[i] for i in range(len(plan.targets))]
-
-
-def _members(plan: Plan, bucket: Bucket) -> list[list[tuple[int, TargetShape]]]:
-    """(index, target) of the weights in each group of a bucket, in order."""
-    starts, start = [], 0
-    for target in plan.targets:
-        starts.append(start)
-        start += target.elements
-    inside = []
-    for group in bucket.members:
-        low, high = plan.starts[group], plan.starts[group] + bucket.shape.n_out
-        inside.append([(i, t) for i, t in enumerate(plan.targets) if low <= starts[i] < high])
-    return inside
-
-
-def _rows(
-    unit: UnitShape, tensors: dict[str, Tensor], members: list[list[tuple[int, TargetShape]]]
-) -> dict[int, Update]:
-    """Weights stacked along `out`: ΔW_i = (A_1 C)[rows_i] A_2ᵀ."""
-    height = unit.sides[0]
-    left = tensors.get("A1")
-    if unit.core == "dense":
-        core = tensors["core"].squeeze(1)  # (g, r_1, r_2), a full mode in the place of its rank
-        left = core if left is None else left.squeeze(1) @ core
-    else:
-        assert left is not None
-        left = left.squeeze(1) * tensors["core"] if unit.core == "diagonal" else left.squeeze(1)  # (g, height, r)
-    right = tensors["A2"].squeeze(1).mT if "A2" in tensors else None  # (g, r, width)
-    rights = None if right is None else right.unbind(0)
-    updates: dict[int, Update] = {}
-    for g, (own, group) in enumerate(zip(left.unbind(0), members, strict=True)):
-        sizes = [target.rows for _, target in group]
-        pieces = torch.split(own, [*sizes, height - sum(sizes)] if sum(sizes) < height else sizes)
-        for (i, _), piece in zip(group, pieces, strict=False):
-            updates[i] = Dense(piece) if rights is None else LowRank(piece, rights[g])
-    return updates
-
-
-def _stacked(
-    unit: UnitShape, tensors: dict[str, Tensor], members: list[list[tuple[int, TargetShape]]]
-) -> dict[int, Update]:
-    """LoTR's geometry: ΔW_w = A_2 (C ×_1 a_w) A_3ᵀ for weight w of the stack."""
-    inner_sides = tuple(rank or side for rank, side in zip(unit.ranks[1:], unit.sides[1:], strict=True))
-    if unit.core == "dense":
-        planes = {"A1": tensors["A1"]} if "A1" in tensors else {}
-        partial = UnitShape((unit.sides[0], *inner_sides), (unit.ranks[0], 0, 0), "dense")
-        inner = expand(partial, {"core": tensors["core"], **planes}).squeeze(1)  # (g, w, r_2, r_3)
-    else:
-        weights = tensors["A1"].squeeze(1) * (tensors["core"] if unit.core == "diagonal" else 1)
-        inner = torch.diag_embed(weights)  # (g, w, r, r)
-    left = tensors["A2"] @ inner if "A2" in tensors else inner  # (g, 1, out, r_2) @ (g, w, r_2, r_3)
-    updates: dict[int, Update] = {}
-    for g, group in enumerate(members):
-        for w, (i, _) in enumerate(group):
-            updates[i] = LowRank(left[g, w], tensors["A3"][g, 0].mT) if "A3" in tensors else Dense(left[g, w])
-    return updates
-
-
-def _kronecker(
-    bucket: Bucket, tensors: list[dict[str, Tensor]], members: list[list[tuple[int, TargetShape]]]
-) -> dict[int, Update]:
-    """One weight a group: Σ_t left_t ⊗ (A_1 C A_2ᵀ)_t."""
-    left_unit, right_unit = bucket.shape.units
-    left = expand(left_unit, tensors[0])  # (g, t, f, f)
-    right = tensors[1]
-    if right_unit.is_dense or "A1" not in right or "A2" not in right:
-        outs, intos = expand(right_unit, right), None
-    else:
-        outs, intos = right["A1"], right["A2"]
-        if right_unit.core == "dense":
-            outs = outs @ right["core"]
-        elif right_unit.core == "diagonal":
-            outs = outs * right["core"].unsqueeze(-2)
-    lefts, rights = left.unbind(0), outs.unbind(0)
-    return {
-        i: Kronecker(lefts[g], rights[g], None if intos is None else intos[g], target.rows, target.columns)
-        for g, ((i, target),) in enumerate(members)
-    }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import root_ceil
-from superlora_cli.adapter.shapes import THETA, Bucket, Plan, UnitShape
+from superlora_cli.adapter.shapes import THETA, Bucket, Plan, Unit, UnitShape
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -64,12 +64,11 @@ def tensor_rows(plan: Plan) -> list[TensorRow]:
     if plan.config.inner is not None:
         (shape,) = plan.tensors.values()
         return [TensorRow(THETA, shape, plan.params, f"θ, from which F_in {plan.config.inner.projection} starts")]
-    for index, bucket in enumerate(plan.buckets):
-        for name, shape in bucket.tensors(index).items():
-            size = 1
-            for side in shape:
-                size *= side
-            rows.append(TensorRow(name, shape, size, _what(plan.config, bucket, name)))
+    for bucket in plan.buckets:
+        for unit in bucket.units:
+            for part, shape in unit.trained.items():
+                what = f"{_what(plan.config, unit, part)}, {_members(bucket)}"
+                rows.append(TensorRow(unit.name(part), shape, math.prod(shape), what))
     return rows
 
 
@@ -132,9 +131,8 @@ def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iter
         yield f"{prefix}terms: {shape.terms} products are summed"
 
 
-def _what(config: AdapterConfig, bucket: Bucket, name: str) -> str:
-    _, k, part = name.split("_")
-    unit = bucket.shape.units[int(k[1:]) - 1]
+def _what(config: AdapterConfig, own: Unit, part: str) -> str:
+    unit, k = own.shape, own.k
     if part != "core":
         side, rank = unit.sides[int(part[1:]) - 1], unit.ranks[int(part[1:]) - 1]
         what = f"plane factor A_{part[1:]} ({side:,} × rank {rank})"
@@ -145,12 +143,12 @@ def _what(config: AdapterConfig, bucket: Bucket, name: str) -> str:
         what = "the elements themselves" if config.order == 1 else "dense factor"
     if config.splits > 1:
         if config.combine == "hadamard":
-            factor = f"Hadamard factor {k[1:]}"
+            factor = f"Hadamard factor {k}"
         else:
-            number = f" {int(k[1:]) - 1}" if config.splits > 2 else ""
-            factor = "left Kronecker factor" if k == "k1" else f"right Kronecker factor{number}"
+            number = f" {k - 1}" if config.splits > 2 else ""
+            factor = "left Kronecker factor" if k == 1 else f"right Kronecker factor{number}"
         what = factor if unit.is_dense else f"{what} of the {factor}"
-    return f"{what}, {_members(bucket)}"
+    return what
 
 
 def _members(bucket: Bucket) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from superlora_cli.adapter.config import AdapterConfig, Core, Rank
+from superlora_cli.adapter.config import AdapterConfig, Rank
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.pictures import picture_kind, save_picture
@@ -27,12 +27,12 @@ def curve(configs: Iterable[tuple[int, AdapterConfig]], targets: Sequence[Target
     return points
 
 
-def against_rank(groups: int, order: int, core: Core, targets: Sequence[TargetShape]) -> list[tuple[int, int]]:
+def against_rank(groups: int, order: int, core: str, targets: Sequence[TargetShape]) -> list[tuple[int, int]]:
     """(rank, parameters) for folded groups of one order."""
     return curve(((r, AdapterConfig(groups=groups, order=order, rank=r, core=core)) for r in RANKS), targets)
 
 
-def against_width(order: int, rank: Rank, core: Core) -> list[tuple[int, int]]:
+def against_width(order: int, rank: Rank, core: str) -> list[tuple[int, int]]:
     """(width, parameters) for one folded square weight."""
     points = []
     for width in WIDTHS:
@@ -40,7 +40,7 @@ def against_width(order: int, rank: Rank, core: Core) -> list[tuple[int, int]]:
     return points
 
 
-def draw(path: Path, targets: Sequence[TargetShape], *, groups: int, rank: int, core: Core) -> None:
+def draw(path: Path, targets: Sequence[TargetShape], *, groups: int, rank: int, core: str) -> None:
     """Draw both to `path`, as SVG, PDF or PNG by its suffix.
 
     Raises:

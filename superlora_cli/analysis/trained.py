@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING
 
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.data.known import known_class_count
 from superlora_cli.models.catalogue import Base, find
+from superlora_cli.tasks import TASKS
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
 
-CLASSES = {  # classes of the data sets that a recipe may name without saying
-    **dict.fromkeys(("digits", "glyphs", "digits+glyphs"), 10),
-    **dict.fromkeys(("torch/cifar10", "torch/mnist", "torch/svhn", "torch/fashion_mnist"), 10),
-    **{"torch/cifar100": 100, "torch/imagenet": 1000, "torch/places365": 365},
-}
-
 
 def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
     """Shapes of the head's tensors that are trained, by name: {} for none, None where the classes are unknown."""
-    if recipe.task != "classification" or recipe.model.head != "new":
+    if not TASKS[recipe.task].trains_head(recipe):
         return {}
-    classes = recipe.data.num_classes or CLASSES.get(recipe.data.name)
+    classes = recipe.data.num_classes or known_class_count(recipe.data)
     return None if classes is None else base.new_head(classes)
 
 

@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 COMMANDS = (  # in the order of work
-    *("ls", "init", "validate", "count-params", "find-rate", "train", "eval", "generate", "inspect"),
+    *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
     *("merge", "export", "combine", "extract", "sweep", "report", "schema"),
 )
 
@@ -78,9 +78,9 @@ def main() -> None:
         _let_the_speaker_speak(error)
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
-        exec(
-            ""
-        )  # CPython remembers an interrupt inside of another exec, as in `dataclass`, and would die of it at exit
+        # An interrupt inside `exec`, which `dataclass` uses, leaves CPython with an error to raise at exit; a clean
+        # `exec` clears it.
+        exec("")
         report(InterruptedRunError("interrupted"), as_json=as_json)
         sys.exit(130)
     except BrokenPipeError:

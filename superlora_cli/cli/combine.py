@@ -30,7 +30,7 @@ def command(
     """Add up adapters of any variants on the same base."""
     numbers = None if weights is None else [_number(part) for part in weights.split(",")]
     with loading():
-        from superlora_cli.tasks.combine import combine
+        from superlora_cli.commands.combine import combine
 
     done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force)
     if as_json:

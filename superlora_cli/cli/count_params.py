@@ -13,7 +13,7 @@ import typer
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.counting import Count, count
-from superlora_cli.adapter.freezing import on_top
+from superlora_cli.adapter.inner_config import on_top
 from superlora_cli.adapter.presets import PRESETS
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape

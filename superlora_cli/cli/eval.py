@@ -86,7 +86,7 @@ def command(
         _refuse(given, ("out",), "is the file of --predict", "--plot FILE draws a picture")
         _evaluate(result, overrides or [], plot, allow_base_mismatch, as_json)
         return
-    from superlora_cli.tasks.results import resolve_result
+    from superlora_cli.opening.results import resolve_result
 
     resolve_result(result)
     if plot is not None:
@@ -96,7 +96,7 @@ def command(
         raise UsageError("the file exists", where=str(file), hint="--force overwrites it, --out names another")
 
     with loading():
-        from superlora_cli.tasks.predict import predict as run
+        from superlora_cli.commands.predict import predict as run
 
     found = run(result, predict, file, overrides or (), allow_mismatch=allow_base_mismatch)
     print_json(found) if as_json else _show_predictions(found)
@@ -122,7 +122,7 @@ def _is_run(result: Path) -> bool:
 
 def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool, as_json: bool) -> None:
     with loading():
-        from superlora_cli.tasks.evaluate import evaluate
+        from superlora_cli.commands.evaluate import evaluate
 
     if result.is_dir() and not (result / "recipe.yaml").exists() and any(result.glob("*.png")):
         hint = "say what to measure them against: --against digits:test"
@@ -136,20 +136,26 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
         ("adapter parameters", f"{found['params']:,}"),
         *((name, f"{value:.4f} ({found['n']:,} images)") for name, value in found["metrics"].items()),
     ]
-    classes = sorted(found.get("per_class", ()), key=lambda row: row["accuracy"])
+    classes = sorted(found.get("per_class", ()), key=_quality)
     if len(classes) > SHOWN:
         rows.append(("classes", f"the {SHOWN} worst of {len(classes)}; --json has all"))
     for row in classes[:SHOWN]:
-        mistaken = f", else mostly {row['taken_for']}" if row["taken_for"] is not None else ""
-        rows.append((f"  {row['class']}", f"{row['accuracy']:.4f} of {row['n']:,} images{mistaken}"))
+        what = "" if "accuracy" in row else " average precision"
+        mistaken = f", else mostly {row['taken_for']}" if row.get("taken_for") is not None else ""
+        rows.append((f"  {row['class']}", f"{_quality(row):.4f}{what} of {row['n']:,} images{mistaken}"))
     if plot is not None:
         rows.append(("confusion matrix", str(plot)))
     rows += [("note", note) for note in found["notes"]]
     print_pairs(str(result), rows)
 
 
+def _quality(row: dict[str, Any]) -> float:
+    """Of a class: its accuracy, or of one of several labels an image its average precision."""
+    return float(row["accuracy"] if "accuracy" in row else row["average_precision"])
+
+
 def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any) -> dict[str, Any]:
-    from superlora_cli.tasks.measure import measure_folder
+    from superlora_cli.commands.measure import measure_folder
 
     return measure_folder(images, against, overrides or (), **by)
 
@@ -157,7 +163,7 @@ def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any)
 def _measure_run(source: str, against: str, overrides: list[str] | None, **settings: Any) -> dict[str, Any]:
     console = stderr_console()
     with loading("torch and diffusers"):
-        from superlora_cli.tasks.measure import measure_run
+        from superlora_cli.commands.measure import measure_run
 
     return measure_run(source, against, console, overrides or (), **settings)
 

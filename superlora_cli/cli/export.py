@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from superlora_cli.cli.console import KEEPING, loading, print_errors, print_json, print_pairs
+from superlora_cli.formats.known import FORMATS
+
+KNOWN = ", ".join(f"{name} ({form.description})" for name, form in FORMATS.items())
+FOLDERS = ", ".join(name for name, form in FORMATS.items() if form.folder)
 
 
 def command(
     result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
-    to: Annotated[str, typer.Option(help="timm (merged weights), peft-lora (a folder), diffusers-lora, or delta.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft-lora, the folder.")],
+    to: Annotated[str, typer.Option(help=f"One of {KNOWN}.")],
+    out: Annotated[Path, typer.Option(help=f"The .safetensors file to write; for {FOLDERS}, the folder.")],
     rank: Annotated[
         int | None, typer.Option(help="Largest rank of a weight in the LoRA formats; default: as --energy asks.")
     ] = None,
@@ -32,7 +36,7 @@ def command(
     error of every weight is told and stored.
     """
     with loading():
-        from superlora_cli.tasks.export import export
+        from superlora_cli.commands.export import export
 
     done = export(result, out, to=to, rank=rank, energy=energy, force=force)
     if as_json:
@@ -45,4 +49,5 @@ def command(
         rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), ("as LoRA", ranks)]
     print_pairs(to, rows)
     if "weights" in done:
-        print_errors(done["weights"], done["error"], f"{KEEPING} keeps it to 5 %, --to timm or delta is exact")
+        exact = " or ".join(name for name, form in FORMATS.items() if not form.lora)
+        print_errors(done["weights"], done["error"], f"{KEEPING} keeps it to 5 %, --to {exact} is exact")

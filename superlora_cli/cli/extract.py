@@ -50,7 +50,7 @@ def command(
     from superlora_cli.recipe.load import load_recipe
 
     with loading():
-        from superlora_cli.tasks.extract import Wanted, extract
+        from superlora_cli.commands.extract import Wanted, extract
 
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
     flags = {

@@ -27,7 +27,7 @@ def command(
 
     loaded = load_recipe(recipe, overrides or ())
     console = stderr_console()
-    from superlora_cli.tasks.rates import find_rate
+    from superlora_cli.commands.find_rate import find_rate
 
     found = find_rate(loaded, console, plot=plot)
     if as_json:

@@ -37,14 +37,14 @@ def command(
 ) -> None:
     """Draw images with a diffusion model and its adapter."""
     from superlora_cli.generation.folder import ImagesFolder
-    from superlora_cli.tasks.results import resolve_result
+    from superlora_cli.opening.results import resolve_result
 
     if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
         resolve_result(Path(source))
     ImagesFolder(out).check(force=force)  # before torch, which takes seconds to load
     console = stderr_console()
     with loading("torch and diffusers"):
-        from superlora_cli.tasks.generate import generate
+        from superlora_cli.commands.generate import generate
 
     done = generate(
         source,

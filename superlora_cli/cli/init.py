@@ -39,7 +39,7 @@ def command(
     from superlora_cli.files import write_atomic
 
     with loading():
-        from superlora_cli.tasks.start import starting_recipe
+        from superlora_cli.commands.init import starting_recipe
 
     start = starting_recipe(model, data, file, pretrained=pretrained, image_size=image_size)
     write_atomic(file, start.text)

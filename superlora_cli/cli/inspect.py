@@ -27,7 +27,7 @@ def command(
 
     Its knobs, targets, tensors, base, recipe and metrics; with --norms, how much it changes.
     """
-    from superlora_cli.tasks.results import resolve_result
+    from superlora_cli.opening.results import resolve_result
 
     path = resolve_result(adapter)
     with loading("torch"):
@@ -51,12 +51,12 @@ def command(
         "recipe": dict(stored.recipe),
     }
     if delta is not None:
-        from superlora_cli.tasks.export import export
+        from superlora_cli.commands.export import export
 
         about["delta"] = export(path, delta, to="delta", force=force)["output"]
     if norms:
-        from superlora_cli.tasks import norms as measure
-        from superlora_cli.tasks.stored import read_adapter
+        from superlora_cli.commands import norms as measure
+        from superlora_cli.opening.shapes_only import read_adapter
 
         about["norms"] = measure.norms(read_adapter(path))
     if as_json:

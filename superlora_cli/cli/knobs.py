@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from superlora_cli.adapter.config import CHOICES, PRESETS
-from superlora_cli.adapter.freezing import MAPS
+from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., None])

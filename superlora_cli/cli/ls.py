@@ -91,16 +91,12 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _projections() -> list[dict[str, Any]]:
-    import ast
+    from superlora_cli.adapter.projections import PROJECTIONS
 
-    from superlora_cli.adapter import projections
-
-    rows = []
-    for name in projections.NAMES:
-        source = next(file for folder in projections.__path__ if (file := Path(folder) / f"{name}.py").is_file())
-        formula = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        rows.append({"projection": name, "what": formula.splitlines()[0], "ratio": name not in projections.FULL_SIZE})
-    return rows
+    return [
+        {"projection": name, "what": (entry.__doc__ or "").partition("\n")[0], "ratio": not entry.FULL_SIZE}
+        for name, entry in PROJECTIONS.items()
+    ]
 
 
 def _plain(value: Any) -> str:

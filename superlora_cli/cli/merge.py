@@ -32,7 +32,7 @@ def command(
     """Add an adapter to its base's weights, ready for timm."""
     console = stderr_console()
     with loading():
-        from superlora_cli.tasks.merge import merge
+        from superlora_cli.commands.merge import merge
 
     done = merge(
         result,

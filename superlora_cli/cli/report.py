@@ -39,7 +39,7 @@ def command(
     that needs no network, and its pictures also as files.
     """
     limits = _budgets(budgets)
-    from superlora_cli.tasks.report import report
+    from superlora_cli.commands.report import report
 
     with stderr_console().status("reading runs") as status:
         done = report(

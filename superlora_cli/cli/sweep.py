@@ -67,7 +67,9 @@ def _show(found: dict[str, Any]) -> None:
         rows.append(("left out", f"{found['impossible']} that cannot be"))
     rows += [(row["id"], row["error"]) for row in found["errors"]]
     if best := found["best"]:
-        figures = {name: best["metrics"][name] for name in (best["chosen_by"], "accuracy") if name in best["metrics"]}
+        figures = {
+            name: best["metrics"][name] for name in (best["chosen_by"], "accuracy", "map") if name in best["metrics"]
+        }
         words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         rows.append(("best", f"{words}: {best['run']}"))
     rows.append(("results", found["results"]))
@@ -123,4 +125,5 @@ def _show_plan(found: dict[str, Any]) -> None:
     print_table(table)
     time = found["time"]
     length = "unknown" if time["seconds"] is None else f"about {in_words(time['seconds'])}"
-    typer.echo(f"{found['possible']} runs, {time['steps']:,} steps to go; time: {length} ({time['from']})")
+    steps = "?" if time["steps"] is None else f"{time['steps']:,}"
+    typer.echo(f"{found['possible']} runs, {steps} steps to go; time: {length} ({time['from']})")

@@ -34,40 +34,40 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train an adapter, or the base itself, by a recipe."""
+    from superlora_cli.progress import doing
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
-    from superlora_cli.showing import doing
 
-    loaded = load_recipe(recipe, overrides or ())
-    name = find_recipe(recipe).stem
+    file = find_recipe(recipe)
+    loaded = load_recipe(file, overrides or ())
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
-            from superlora_cli.tasks import train as tasks
+            from superlora_cli.commands import train as tasks
 
         summary = tasks.dry_run(loaded)
         print_json(summary) if as_json else _show_plan(summary)
         return
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
-    folder, fresh = _folder(wanted, name, resume, force)
     with ExitStack() as stack:
 
-        def own_folder() -> tuple[RunFolder, bool]:
-            folder, fresh = _folder(wanted, name, resume, force)
+        def opened() -> tuple[RunFolder, bool]:
+            folder, fresh = _folder(wanted, file.stem, resume, force)
             stack.enter_context(folder.opened())
             return folder, fresh
 
-        if launched() == 1:
-            folder, fresh = own_folder()  # before torch, which takes seconds to load
+        alone = launched() == 1
+        # A wrong folder is told before torch is loaded, which takes seconds; several processes agree on one after it.
+        folder, fresh = opened() if alone else _folder(wanted, file.stem, resume, force)
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
-            from superlora_cli.tasks import train as tasks
+            from superlora_cli.commands import train as tasks
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
-        if launched() > 1:
-            folder, fresh = processes.on_main(own_folder)
+        if not alone:
+            folder, fresh = processes.on_main(opened)
             folder.writes = processes.is_main
         if not fresh:  # unset keys mean what they meant when the run was begun
-            loaded = load_recipe(recipe, overrides or (), defaults=recorded(folder.path))
+            loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
         checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder, console))
         result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
@@ -101,14 +101,18 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 def _show_result(result: dict[str, Any]) -> None:
     metrics, params, images = result["metrics"], result["params"], result["images"]
-    measure = "accuracy" if "accuracy" in metrics else "loss"
+    measure = next(name for name in ("accuracy", "map", "loss") if name in metrics)
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
     rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({images['test']:,} images)"))
+    if "top5" in metrics:
+        rows.append(("test top-5 accuracy", f"{metrics['top5']:.4f}"))
     split = result["selected_on"]
     best = f"{images[split]:,} images; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
+    if result.get("ended_early"):
+        rows.append(("ended early", f"at step {result['steps']}, by train.patience"))
     if "adapter" in result:
         share = params["adapter"] / params["base"]
         rows.append(("adapter parameters", f"{params['adapter']:,} ({share:.3%} of the base)"))
@@ -142,7 +146,10 @@ def _show_plan(summary: dict[str, Any]) -> None:
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))
-    rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
+    if "epochs" in summary:
+        rows.append(("epochs", f"{summary['epochs']:,}"))
+    else:
+        rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
     print_pairs("dry run: nothing was trained", rows)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
+from superlora_cli.data.augment import Mix, seed_by, set_aside
 from superlora_cli.data.source import Pictures, Sample
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
 from superlora_cli.launch import launched
@@ -24,8 +25,8 @@ from superlora_cli.launch import launched
 MANY = 1000  # images, from which on workers pay to be started
 MOST_WORKERS = 8  # unasked
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent ends
-Key = tuple[int, int]  # (epoch, index)
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32, labels (B,) int64
+Key = tuple[int, ...]  # (epoch, index), and of an image that is drawn again in an epoch: how often it was before
+Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32; labels (B,) int64, or shares of classes (B, C) float32
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,37 @@ class Share:
     process: int = 0
     processes: int = 1
 
+    @property
+    def parts(self) -> int:
+        """Batches a step, of all processes together."""
+        return self.passes * self.processes
+
 
 ALL = Share()
+
+
+def fitting(length: int, batch_size: int, share: Share) -> int:
+    """Images a batch: `batch_size`, or fewer where `length` images are less than a step.
+
+    Raises:
+        UsageError: a batch would be empty.
+    """
+    if length < share.parts:
+        message = f"{length} training images for {share.parts} batches a step"
+        raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
+    return min(batch_size, length // share.parts)
+
+
+def steps_of_epoch(length: int, batch_size: int, share: Share = ALL) -> int:
+    """Steps that `length` images are enough for; what is left at the end of an epoch is dropped.
+
+    >>> steps_of_epoch(1000, 64), steps_of_epoch(1000, 64, Share(passes=2)), steps_of_epoch(10, 64)
+    (15, 7, 1)
+
+    Raises:
+        UsageError: as `fitting`.
+    """
+    return length // (fitting(length, batch_size, share) * share.parts)
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -56,17 +86,28 @@ class StepSampler(Sampler[list[Key]]):
         batch_size: images a batch; a data set that is smaller than a step is one step.
         seed: of the shuffling; epoch e is permuted by (seed, e) alone.
         share: how a step's images are dealt out.
+        classes: of every image: then images are drawn, not shuffled, so that all classes come equally often.
 
     Raises:
         UsageError: a batch would be empty.
     """
 
-    def __init__(self, length: int, batch_size: int, *, seed: int, start: int, stop: int, share: Share = ALL) -> None:
-        parts = share.passes * share.processes
-        if length < parts:
-            message = f"{length} training images for {parts} batches a step"
-            raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
-        self.length, self.batch_size = length, min(batch_size, length // parts)
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int,
+        stop: int,
+        share: Share = ALL,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        self.weights = None
+        if classes is not None:
+            counts = Counter(classes)
+            self.weights = torch.tensor([1 / counts[label] for label in classes], dtype=torch.float64)
+        self.length, self.batch_size = length, fitting(length, batch_size, share)
         self.seed, self.start, self.stop, self.share = seed, start, stop, share
 
     def __len__(self) -> int:
@@ -74,24 +115,33 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         size, share = self.batch_size, self.share
-        step_size = size * share.passes * share.processes
-        per_epoch = self.length // step_size
-        order: list[int] = []
+        step_size, per_epoch = size * share.parts, steps_of_epoch(self.length, size, share)
+        order: list[Key] = []
         current = -1
         for step in range(self.start, self.stop):
             epoch, place = divmod(step, per_epoch)
             if epoch != current:
                 current = epoch
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order = torch.randperm(self.length, generator=generator).tolist()
+                order = list(self._epoch(epoch))
             for number in range(share.passes):
                 first = place * step_size + (number * share.processes + share.process) * size
-                yield [(epoch, index) for index in order[first : first + size]]
+                yield order[first : first + size]
+
+    def _epoch(self, epoch: int) -> Iterator[Key]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        if self.weights is None:
+            for index in torch.randperm(self.length, generator=generator).tolist():
+                yield epoch, index
+            return
+        drawn: Counter[int] = Counter()
+        for index in torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist():
+            yield (epoch, index, drawn[index]) if drawn[index] else (epoch, index)
+            drawn[index] += 1
 
 
 class Keyed(Dataset[Sample]):
-    """Samples by (epoch, index): whatever randomness a transform draws depends on (seed, epoch, index) alone,
-    not on the worker that happens to run it."""
+    """Samples by their keys: whatever randomness a transform draws depends on the seed and the key alone, not on the
+    worker that happens to run it."""
 
     def __init__(self, images: Dataset[Sample], seed: int) -> None:
         self.images, self.seed = images, seed
@@ -101,15 +151,11 @@ class Keyed(Dataset[Sample]):
 
     def __getitems__(self, keys: list[Key]) -> list[Sample]:
         """A whole batch, for torch's loader: the random numbers outside are put aside once."""
-        outside = random.getstate(), torch.get_rng_state()
         samples = []
-        for epoch, index in keys:
-            mixed = hash((self.seed, epoch, index)) % 2**63
-            random.seed(mixed)
-            torch.default_generator.manual_seed(mixed)  # torch.manual_seed seeds GPUs too, and takes 0.5 ms for it
-            samples.append(self.images[index])
-        random.setstate(outside[0])
-        torch.set_rng_state(outside[1])
+        with set_aside():
+            for key in keys:
+                seed_by(self.seed, *key)
+                samples.append(self.images[key[1]])
         return samples
 
 
@@ -124,24 +170,45 @@ def training_batches(
     pin: bool,
     keyed: bool,
     share: Share = ALL,
+    classes: Sequence[int] | None = None,
+    mix: Mix | None = None,
 ) -> Generator[Batch, None, None]:
-    """The batches of steps `start` ... `stop` − 1: ((B, 3, S, S) float32, (B,) int64).
+    """The batches of steps `start` ... `stop` − 1.
 
-    `keyed` says that reading a sample is random (augmentation) and must be keyed by epoch and index.
+    `keyed` says that reading a sample is random (augmentation) and must be keyed by epoch and index; `mix` mixes the
+    images of a batch. The rest as for `StepSampler`.
     """
-    sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop, share=share)
-    dataset: Dataset[Sample] = Keyed(images, seed) if keyed else _ByIndex(images)
-    return _read(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=pin)
+    sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop, share=share, classes=classes)
+    samples = Keyed(images, seed) if keyed else _ByIndex(images)
+    how = {"batch_sampler": sampler, "num_workers": workers, "pin_memory": pin}
+    return _read(samples, **how) if mix is None else _read(_Mixed(samples, seed, mix), collate_fn=_as_it_is, **how)
 
 
 class _ByIndex(Dataset[Sample]):
-    """Samples by (epoch, index) where reading one is not random."""
+    """Samples by their keys where reading one is not random."""
 
     def __init__(self, images: Dataset[Sample]) -> None:
         self.images = images
 
-    def __getitem__(self, key: Key) -> Sample:
-        return self.images[key[1]]
+    def __getitems__(self, keys: list[Key]) -> list[Sample]:
+        return [self.images[key[1]] for key in keys]
+
+
+class _Mixed(Dataset[Batch]):
+    """Whole batches by their samples' keys, mixed by random numbers that depend on the seed and these keys alone."""
+
+    def __init__(self, samples: Keyed | _ByIndex, seed: int, mix: Mix) -> None:
+        self.samples, self.seed, self.mix = samples, seed, mix
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        images, labels = default_collate(self.samples.__getitems__(keys))
+        with set_aside():
+            seed_by(self.seed, *keys)
+            return self.mix(images, labels)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Generator[Batch, None, None]:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
+from torchvision.transforms.functional import to_pil_image
 
+from superlora_cli.data.augment import Transform, changes_images, stages
 from superlora_cli.data.digits import load_digits_split
 from superlora_cli.data.glyphs import render_glyphs
 from superlora_cli.data.source import Look, Sample
@@ -24,11 +27,15 @@ GLYPH_NOISE = 0.02  # likewise
 class Images(Dataset[Sample]):
     """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when they are read.
 
-    `shift` moves an image by up to that many pixels in each direction, at random, repeating its border.
+    `change` makes another normalised tensor of an image, at random. `shift` moves it by up to that many pixels in each
+    direction, likewise, repeating its border.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, look: Look, *, shift: int = 0) -> None:
-        self.images, self.labels, self.shift = images, labels, shift
+    def __init__(
+        self, images: Tensor, labels: Tensor, look: Look, *, change: Transform | None = None, shift: int = 0
+    ) -> None:
+        self.images, self.labels, self.change, self.shift = images, labels, change, shift
+        self.augmented = change is not None or shift > 0
         self.mean = torch.tensor(look.mean).view(3, 1, 1) * 255
         self.std = torch.tensor(look.std).view(3, 1, 1) * 255
 
@@ -36,7 +43,10 @@ class Images(Dataset[Sample]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        image = (self.images[index] - self.mean) / self.std
+        if self.change is None:
+            image = (self.images[index] - self.mean) / self.std
+        else:
+            image = self.change(to_pil_image(self.images[index]))
         if self.shift:
             side, pad = image.shape[-1], (self.shift,) * 4
             top, left = torch.randint(2 * self.shift + 1, (2,)).tolist()
@@ -53,9 +63,14 @@ def load_embedded(section: DataSection, look: Look, *, seed: int) -> tuple[list[
         images, labels = (torch.cat(tensors) for tensors in zip(*found, strict=True))
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
-        shift = 1 if split == "train" and section.augment == "shift" else 0  # pixels
-        sets.append(Images(images, labels, look, shift=shift))
+        sets.append(Images(images, labels, look, **(_augmented(section, look) if split == "train" else {})))
     return sets, digest.hexdigest()
+
+
+def _augmented(section: DataSection, look: Look) -> dict[str, Any]:
+    """What `Images` are to do with training images."""
+    change = Compose(stages(section, look)[1:]) if changes_images(section) else None
+    return {"change": change, "shift": 1 if section.augment == "shift" else 0}
 
 
 def _load(name: str, split: Any, section: DataSection, size: int, seed: int) -> tuple[Tensor, Tensor]:

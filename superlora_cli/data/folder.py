@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
@@ -20,6 +22,7 @@ from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 
+L = TypeVar("L")  # a class, or several
 Labelled = tuple[str, int]  # a file and its class
 NAMED = 3  # files that a note names
 
@@ -27,18 +30,18 @@ NAMED = 3  # files that a note names
 class FolderImages(Pictures):
     """Image files and their classes, and the digests of their bytes where they are known."""
 
-    def __init__(self, files: Sequence[Labelled], contents: Sequence[str] = ()) -> None:
+    def __init__(self, files: Sequence[tuple[str, Any]], contents: Sequence[str] = ()) -> None:
         self.files, self._contents = files, contents
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
+    def picture(self, index: int) -> tuple[Image.Image, Any]:
         path, label = self.files[index]
         return open_rgb(path), label
 
     @property
-    def labels(self) -> Sequence[int]:
+    def labels(self) -> Sequence[Any]:
         return [label for _, label in self.files]
 
     @property
@@ -63,6 +66,38 @@ def read_folder(root: Path) -> Source:
     """
     classes, parts = list_folder(root)
     names, train = tuple(classes), parts[0]
+    found = decoded(root, parts, names.__getitem__)
+    images, validation, test = found.parts
+    assert train is not None
+    assert images is not None
+    for label in set(range(len(names))) - {label for _, label in images.files}:
+        count = sum(label == other for _, other in train)
+        hint = "replace them, or remove the folder"
+        raise UsageError(f"class '{names[label]}': none of {count} images can be read", where=str(root), hint=hint)
+    notes = (*_empty(root, [path for path, _ in train]), *found.notes)
+    return Source(images, validation, test, names, found.fingerprint, found.unreadable, notes)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a folder that can be read to their end, by part, and what is known of the others.
+
+    Attributes:
+        fingerprint: SHA-256 of names, sizes and labels.
+    """
+
+    parts: Sequence[FolderImages | None]
+    fingerprint: str
+    unreadable: tuple[Unreadable, ...]
+    notes: tuple[str, ...]
+
+
+def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: Callable[[L], str]) -> Decoded:
+    """Decode what is below a folder: of every part, files and labels, which `said` names.
+
+    Raises:
+        UsageError: a part of which nothing can be read.
+    """
     checked = scan(root, [_name(root, path) for files in parts if files for path, _ in files])
     digest, bad = hashlib.sha256(), []
     kept: list[FolderImages | None] = []
@@ -74,21 +109,15 @@ def read_folder(root: Path) -> Source:
             if cause is None:
                 good.append((path, label))
                 contents.append(checked[name].content)
-                digest.update(f"{name}\0{size}\0{names[label]}\0".encode(errors="surrogateescape"))
+                digest.update(f"{name}\0{size}\0{said(label)}\0".encode(errors="surrogateescape"))
             else:
                 bad.append(Unreadable(path, cause))
         if files and not good:
             raise UsageError(f"none of {len(files)} images can be read: {bad[-1].cause}", where=bad[-1].path)
         kept.append(None if files is None else FolderImages(good, contents))
-    images, validation, test = kept
-    assert train is not None
-    assert images is not None
-    for label in set(range(len(names))) - {label for _, label in images.files}:
-        count = sum(label == other for _, other in train)
-        hint = "replace them, or remove the folder"
-        raise UsageError(f"class '{names[label]}': none of {count} images can be read", where=str(root), hint=hint)
-    notes = _notes(root, [path for path, _ in train], bad, len(checked))
-    return Source(images, validation, test, names, digest.hexdigest(), tuple(bad), tuple(notes))
+    note = f"left out {len(bad):,} of {len(checked):,} images, which cannot be read: "
+    notes = (note + some([f"{file.path} ({file.cause})" for file in bad]),) if bad else ()
+    return Decoded(kept, digest.hexdigest(), tuple(bad), notes)
 
 
 def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
@@ -131,17 +160,15 @@ def _name(root: Path, path: str) -> str:
     return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
 
-def _notes(root: Path, train: Sequence[str], bad: Sequence[Unreadable], total: int) -> Iterator[str]:
-    """On class folders without images, and on files that are left out."""
+def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
+    """A line on class folders without images."""
     folder = _existing(root, TRAIN) or root
     used = {_name(folder, path).partition("/")[0] for path in train}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if empty := [str(path) for path in folders if path.name not in used]:
-        yield f"class folders without images get no class number: {_some(empty)}"
-    if bad:
-        named = _some([f"{file.path} ({file.cause})" for file in bad])
-        yield f"left out {len(bad):,} of {total:,} images, which cannot be read: {named}"
+        yield f"class folders without images get no class number: {some(empty)}"
 
 
-def _some(words: Sequence[str]) -> str:
+def some(words: Sequence[str]) -> str:
+    """A few words, and that there are more."""
     return ", ".join(words[:NAMED]) + (", …" if len(words) > NAMED else "")

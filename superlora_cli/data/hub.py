@@ -23,7 +23,7 @@ from PIL import Image
 from superlora_cli.data.images import open_rgb
 from superlora_cli.data.source import Pictures, Source, three_parts
 from superlora_cli.errors import UsageError
-from superlora_cli.launch import shows_bars
+from superlora_cli.progress import shows_bars
 
 TIMEOUT = 5  # seconds for the hub to answer at all
 

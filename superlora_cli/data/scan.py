@@ -14,9 +14,9 @@ from pathlib import Path
 import PIL
 
 from superlora_cli.data.images import why_unreadable
-from superlora_cli.data.progress import with_bar
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
+from superlora_cli.progress import with_bar
 
 DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
 AT_ONCE = 512  # files handed to the threads together; what they found is remembered even where the rest is interrupted

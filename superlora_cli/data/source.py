@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Sample = tuple[Tensor, int]  # (3, S, S) float32 normalised, class
+Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32 normalised; class, or of several labels (classes,) float32
 T = TypeVar("T")
 
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",)
@@ -37,8 +37,8 @@ class Pictures(Dataset[Sample]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
-        """An RGB image and its class.
+    def picture(self, index: int) -> tuple[Image.Image, int | Tensor]:
+        """An RGB image and its class, or zeros and ones for its labels.
 
         Raises:
             UsageError: it cannot be read.
@@ -46,8 +46,8 @@ class Pictures(Dataset[Sample]):
         raise NotImplementedError
 
     @property
-    def labels(self) -> Sequence[int]:
-        """The class of every image, known without decoding one."""
+    def labels(self) -> Sequence[int | tuple[int, ...]]:
+        """The class of every image, or its labels, known without decoding one."""
         raise NotImplementedError
 
     @property
@@ -96,6 +96,38 @@ class Source:
     fingerprint: str
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images, of which no two share one.
+
+    Attributes:
+        class_names: by class number.
+        fingerprint: SHA-256 that changes when the data change.
+        augmented: reading a training image is random.
+        unreadable: image files that are left out.
+        notes: what the user should know of the data, one line each.
+    """
+
+    train: Dataset[Sample]
+    validation: Dataset[Sample]
+    test: Dataset[Sample]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    augmented: bool = False
+    unreadable: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.class_names)
+
+    def named(self, split: str) -> Dataset[Sample]:
+        """`train`, `validation` or `test`."""
+        found: Dataset[Sample] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return found
 
 
 def three_parts(find: Callable[[tuple[str, ...]], T | None]) -> tuple[T | None, T | None, T | None]:

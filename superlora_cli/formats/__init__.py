@@ -1,1 +1,1 @@
-"""Weight updates as the files of other libraries. Knows `adapter/`, and no command line."""
+"""Weight updates as the files of other libraries, one file per format, found by the table in `known`."""

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from superlora_cli.adapter.targets import Target
-from superlora_cli.files import safetensors_bytes
+from superlora_cli.files import write_atomic
+from superlora_cli.formats.format import Options
 from superlora_cli.formats.whole import by_module, weight_shape, whole_delta
+from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
+
+
+def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+    """Write the file; see `format.Format.write`."""
+    content = delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base)
+    write_atomic(out, content, force=options.force)
+    return {"bytes": len(content), "load": f"delta = safetensors.torch.load_file({str(out)!r})"}
 
 
 def delta_file(

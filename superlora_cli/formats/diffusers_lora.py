@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-from superlora_cli.files import safetensors_bytes
+from superlora_cli.errors import UsageError
+from superlora_cli.files import write_atomic
+from superlora_cli.formats.format import Options
+from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.peft_lora import lora_settings
 from superlora_cli.formats.whole import Lora
+from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 PREFIX = "unet"
+
+
+def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+    """Write the file; see `format.Format.write`.
+
+    Raises:
+        UsageError: the base is not of diffusers.
+    """
+    if adapter.recipe.model.name != "diffusers":
+        message = f"{adapter.recipe.model.name} is no model of diffusers"
+        raise UsageError(message, where="--to", hint="--to peft-lora adapts any torch module")
+    found = as_loras(adapter, options)
+    content = diffusers_file(found.made, modules=adapter.modules, errors=found.errors)
+    write_atomic(out, content, force=options.force)
+    load = f"model.load_lora_adapter({str(out)!r}, prefix={PREFIX!r})"
+    return {"bytes": len(content), **found.about(adapter), "load": load}
 
 
 def diffusers_file(loras: Mapping[str, Lora], *, modules: Iterable[str], errors: Mapping[str, float]) -> bytes:

@@ -6,16 +6,47 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import json_text, safetensors_bytes
+from superlora_cli.files import json_text, write_folder
+from superlora_cli.formats.format import Options
+from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
+from superlora_cli.models.build import build
+from superlora_cli.models.heads import classifier_tensors
+from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.shapes_only import Stored
+from superlora_cli.weights.small import safetensors_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+
+
+def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+    """Write the folder; see `format.Format.write`."""
+    found, name = as_loras(adapter, options), adapter.recipe.model.name
+    files = peft_files(found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors)
+    write_folder(out, files, force=options.force)
+    load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
+    return {"bytes": sum(map(len, files.values())), **found.about(adapter), "load": load}
+
+
+def _head(adapter: Stored) -> dict[str, Tensor]:
+    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one.
+
+    Whole modules, so that running statistics in a trained head, which are the base's, go with it.
+    """
+    trained, recipe = dict(adapter.stored.head), adapter.recipe
+    whole = classifier_tensors(adapter.base.model).keys()
+    if isinstance(recipe.model.head, str) and (not trained or trained.keys() == whole):
+        return trained
+    classes, image_size = classes_of(adapter.stored, recipe), recipe.data.image_size
+    model = build(recipe.model, classes=classes, image_size=image_size).model
+    return {name: tensor.detach() for name, tensor in classifier_tensors(model).items()} | trained
 
 
 def peft_files(
@@ -36,7 +67,7 @@ def peft_files(
         errors: module name → relative error of its update, kept in the header as `superlora.errors`.
 
     Raises:
-        UsageError: PEFT would take a target for a part of the head, by its name.
+        UsageError: PEFT would take another module for a part of the head, by its name.
     """
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
     for name, lora in loras.items():
@@ -47,6 +78,10 @@ def peft_files(
         if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
             hint = "--to timm or --to delta"
             raise UsageError(f"PEFT takes it for the head ({', '.join(saved)})", where=name, hint=hint)
+    for name in modules:
+        if name not in saved and name.endswith(tuple(saved)):  # PEFT goes by how names end, in the middle of a word too
+            hint = "--to timm or --to delta"
+            raise UsageError(f"PEFT takes it for the head as well ({', '.join(saved)})", where=name, hint=hint)
     config = {
         "peft_type": "LORA",
         "task_type": None,

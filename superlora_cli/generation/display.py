@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import LiveDisplay
 
 
-class SamplingDisplay(Showing):
+class SamplingDisplay(LiveDisplay):
     """Progress over all steps of all images."""
 
     def __init__(self, console: Console, *, images: int, steps: int) -> None:

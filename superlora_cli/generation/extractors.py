@@ -24,9 +24,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.launch import shows_bars
 from superlora_cli.models import hub
-from superlora_cli.models.base import ASSETS, EMBEDDED, build
+from superlora_cli.models.build import build
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.progress import shows_bars
 from superlora_cli.recipe.schema import ModelSection
 
 CLASSIFIER = "digits_classifier"

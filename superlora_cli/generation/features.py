@@ -14,10 +14,11 @@ from torch import Tensor
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from superlora_cli.errors import SuperLoraError, UsageError
-from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic
+from superlora_cli.files import write_atomic
 from superlora_cli.generation.extractors import Extractor
 from superlora_cli.generation.image_sets import ImageSet
-from superlora_cli.launch import shows_bars
+from superlora_cli.progress import shows_bars
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 ROOM = 2**30  # bytes of features that are kept; the longest unused go first
 VERSION = "1"  # of how images become features; another one makes what is remembered void

@@ -1,4 +1,4 @@
-"""One picture of many images: a row per class, with its name."""
+"""One picture of many images: a row per class with its name, or a title for each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 CELL = 64  # pixels, the smallest side an image is shown with
 COLUMNS, ROWS, LONGEST = 20, 50, 80  # images in a row, rows and letters of a name at most
 MARGIN, FONT = 4, 14  # pixels
+TITLE_LINES = 2  # of the title of one image
 INK, PAPER, NAME_WIDTH = (0, 0, 0), (255, 255, 255), 200  # a longer name is cut
 
 
@@ -39,8 +40,7 @@ def labelled_grid(images: Tensor, classes: Sequence[int], names: Sequence[str], 
     size = images.shape[-1]
     scale = max(1, math.ceil(CELL / size))
     cell = size * scale + MARGIN
-    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(str(file), FONT, layout_engine=ImageFont.Layout.BASIC)  # the same on every machine
+    font = _font()
     shown = {number: _fit(names[number], font) for number in rows}
     left = MARGIN + max(math.ceil(font.getlength(name)) for name in shown.values()) + 2 * MARGIN
     columns = max(len(row) for row in rows.values())
@@ -55,16 +55,50 @@ def labelled_grid(images: Tensor, classes: Sequence[int], names: Sequence[str], 
         y = top + row * cell
         pen.text((MARGIN, y + (cell - MARGIN) / 2), shown[number], INK, font, anchor="lm")
         for column, index in enumerate(members):
-            pixels = images[index].permute(1, 2, 0).numpy().repeat(scale, 0).repeat(scale, 1)  # (scale·S, scale·S, 3)
-            sheet.paste(Image.fromarray(np.ascontiguousarray(pixels)), (left + column * cell, y))
+            sheet.paste(_enlarged(images[index], scale), (left + column * cell, y))
     return _bytes(sheet)
 
 
-def _fit(name: str, font: ImageFont.FreeTypeFont) -> str:
+def titled_grid(images: Tensor, titles: Sequence[str]) -> bytes:
+    """A PNG with a title above every image, about as wide as high.
+
+    Args:
+        images: uint8 (N, 3, S, S), enlarged as in `labelled_grid`, but to twice its size.
+        titles: one for each, in two lines at most.
+    """
+    size = images.shape[-1]
+    scale = max(1, math.ceil(2 * CELL / size))
+    font, side = _font(), size * scale
+    wrapped = [_wrap(title, font, side)[:TITLE_LINES] for title in titles]
+    top = max(map(len, wrapped)) * (FONT + MARGIN)
+    width, height = side + MARGIN, top + side + 2 * MARGIN
+    columns = math.ceil(math.sqrt(len(titles)))
+    rows = math.ceil(len(titles) / columns)
+    sheet = Image.new("RGB", (MARGIN + columns * width, MARGIN + rows * height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for index, lines in enumerate(wrapped):
+        x, y = MARGIN + index % columns * width, MARGIN + index // columns * height
+        for number, line in enumerate(lines):
+            pen.text((x, y + number * (FONT + MARGIN)), _fit(line, font, side), INK, font)
+        sheet.paste(_enlarged(images[index], scale), (x, y + top))
+    return _bytes(sheet)
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(file), FONT, layout_engine=ImageFont.Layout.BASIC)  # the same on every machine
+
+
+def _enlarged(image: Tensor, scale: int) -> Image.Image:
+    pixels = image.permute(1, 2, 0).numpy().repeat(scale, 0).repeat(scale, 1)  # (scale·S, scale·S, 3)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _fit(name: str, font: ImageFont.FreeTypeFont, width: float = NAME_WIDTH) -> str:
     name = " ".join(name[:LONGEST].split())
-    if font.getlength(name) <= NAME_WIDTH:
+    if font.getlength(name) <= width:
         return name
-    while font.getlength(name + "…") > NAME_WIDTH:
+    while font.getlength(name + "…") > width:
         name = name[:-1]
     return name + "…"
 

@@ -23,9 +23,10 @@ from torch.utils.data import Dataset
 
 from superlora_cli.data.embedded import Images
 from superlora_cli.data.images import SUFFIXES, open_rgb
+from superlora_cli.data.known import kind_of, nearest_set
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
-from superlora_cli.data.splits import CLASSES, EMBEDDED_SETS, load_splits
+from superlora_cli.data.splits import load_splits
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.generation.folder import IMAGES, MANIFEST
 from superlora_cli.kinds import check_kind
@@ -165,8 +166,8 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
         raise UsageError(f"unknown split '{split}'", where=f"--against {text}", hint=hint)
     if not colon and Path(name).is_dir() and not any(path.is_dir() for path in Path(name).iterdir()):
         raise UsageError("holds no images", where=name, hint="a folder of images, or a data set as digits:test")
-    if not Path(name).is_dir() and "/" not in name and name not in CLASSES:
-        hint = did_you_mean(name, CLASSES) or f"{EMBEDDED_SETS[0]}:test, torch/svhn:test, or a folder of images"
+    if "/" not in name and kind_of(name) is None:
+        hint = nearest_set(name) or "digits:test, torch/svhn:test, or a folder of images"
         raise UsageError(f"unknown data set '{name}'", where=f"--against {text}", hint=hint)
     return name, split
 

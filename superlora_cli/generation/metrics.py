@@ -78,8 +78,10 @@ def measure(generated: Features, reference: Features, knobs: Knobs) -> tuple[dic
     )  # fmt: skip
     found |= {"kid": kid["kernel_inception_distance_mean"], "kid_std": kid["kernel_inception_distance_std"]}
     points = min(knobs.msid_images, len(generated), len(reference))
-    found["msid"], found["msid_std"] = msid.msid(generated.pooled, reference.pooled, seeds, points)
-    found["msid_floor"], found["msid_floor_std"] = msid.noise_floor(reference.pooled, seeds, points)
+    found |= dict.fromkeys(("msid", "msid_std", "msid_floor", "msid_floor_std"), math.nan)
+    if msid.is_installed():
+        found["msid"], found["msid_std"] = msid.msid(generated.pooled, reference.pooled, seeds, points)
+        found["msid_floor"], found["msid_floor_std"] = msid.noise_floor(reference.pooled, seeds, points)
     prc = prc_features_to_metric(
         generated.pooled, reference.pooled, prc_neighborhood=knobs.k, save_cpu_ram=True, verbose=False
     )
@@ -120,6 +122,8 @@ def notes(generated: Features, reference: Features, used: Mapping[str, Any], ask
         )
     if len(generated) != len(reference):
         said.append(f"IS of {len(generated):,} and {len(reference):,} images: it grows with their number")
+    if not msid.is_installed():
+        said.append("MSID is not measured without piq: pip install 'superlora-cli[msid]'")
     return said
 
 

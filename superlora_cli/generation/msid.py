@@ -13,13 +13,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from piq.msid import NORMALIZATION, _build_graph, _normalize_msid, _slq_red_var
 from torch import Tensor
 
 K = 5  # neighbours in the graph
 STEPS, VECTORS = 10, 100  # of Lanczos' method
 LEAST = 2 * (STEPS + 2)  # images, so that a half of them is enough for Lanczos
 TEMPERATURES = np.logspace(-1, 1, 256, dtype=np.float32)
+
+
+def is_installed() -> bool:
+    """Whether piq is, the extra `msid`."""
+    try:
+        import piq.msid  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def msid(one: Tensor, other: Tensor, seeds: Sequence[int], most: int) -> tuple[float, float]:
@@ -46,17 +54,17 @@ def noise_floor(features: Tensor, seeds: Sequence[int], count: int) -> tuple[flo
     for seed in seeds:
         order = np.random.RandomState(seed).permutation(len(features))
         parts = order[:count], order[count : 2 * count]
-        found.append(_distance([_build_graph(features[part].numpy(), K) for part in parts], seed))
+        found.append(_distance([_graph(features[part].numpy()) for part in parts], seed))
     return float(np.mean(found)), float(np.std(found))
 
 
 def _graphs(features: Tensor, count: int) -> Callable[[int], Any]:
     """From a seed to the graph of `count` points; the whole set's graph is built once."""
     if len(features) == count:
-        graph = _build_graph(features.numpy(), K)
+        graph = _graph(features.numpy())
         return lambda seed: graph
-    return lambda seed: _build_graph(
-        features[np.random.RandomState(seed).choice(len(features), count, replace=False)].numpy(), K
+    return lambda seed: _graph(
+        features[np.random.RandomState(seed).choice(len(features), count, replace=False)].numpy()
     )
 
 
@@ -69,9 +77,18 @@ def _distance(graphs: Sequence[Any], seed: int) -> float:
 
 def _descriptor(laplacian: Any) -> np.ndarray:
     """The normalised heat trace at every temperature, (256,)."""
+    from piq.msid import NORMALIZATION, _normalize_msid, _slq_red_var
+
     trace = _slq_red_var(laplacian, STEPS, VECTORS, TEMPERATURES, False)
     normalised: np.ndarray = _normalize_msid(trace, "empty", laplacian.shape[0], K, TEMPERATURES) * NORMALIZATION
     return normalised
+
+
+def _graph(points: np.ndarray) -> Any:
+    """The normalised Laplacian of the graph of nearest neighbours of points (n, d)."""
+    from piq.msid import _build_graph
+
+    return _build_graph(points, K)
 
 
 @contextmanager

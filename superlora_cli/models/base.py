@@ -1,62 +1,13 @@
-"""Base models: any of timm's, and the embedded ones that ship with superlora."""
+"""What a built base model is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import timm
-import torch
-from timm.data import resolve_data_config
-from timm.models import _builder
 from torch import nn
-
-from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.models.heads import new_head, select_rows
-from superlora_cli.models.hub import cache_folder, cache_if_unreachable
-from superlora_cli.models.local_weights import Filter, load_weights
-
-if TYPE_CHECKING:
-    from superlora_cli.recipe.schema import ModelSection
-
-UNETS = ("cfg_unet", "diffusers")  # bases that predict noise
-ASSETS = Path(__file__).parent / "assets"
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A shipped base: an architecture, the arguments that size it, and its weights in the package."""
-
-    architecture: str
-    arguments: Mapping[str, Any]
-    classes: int
-    weights: str
-    image_size: int = 16  # S, the side in pixels
-
-
-EMBEDDED = {
-    "glyphs_vit": Embedded(
-        "vit_tiny_patch16_224",
-        {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4},
-        classes=10,
-        weights="glyphs_vit.safetensors",
-    ),
-    "digits_classifier": Embedded(
-        "resnet18",
-        {"layers": (1, 1, 1, 1), "channels": (32, 48, 64, 96), "stem_type": "deep", "stem_width": 16},
-        classes=10,
-        weights="digits_classifier.safetensors",
-    ),
-    "glyphs_unet": Embedded(
-        "cfg_unet",
-        {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "image_size": 16, "groups": 8},
-        classes=10,
-        weights="glyphs_unet.safetensors",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -65,11 +16,11 @@ class Base:
 
     Attributes:
         model: the module, in training precision, on the CPU.
-        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module, or for a
-            U-Net the class `architecture(**arguments)`.
+        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module, or where it
+            is not `by_timm` the class `architecture(**arguments)`.
         image_size: side in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
         trained_head: parameter names of a new classifier, which is trained beside the adapter.
-        task: what it can do.
+        task: the name of the task that it is made for.
         note: how the weights of a file were made to fit, in a line.
     """
 
@@ -80,112 +31,20 @@ class Base:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained_head: tuple[str, ...] = field(default=())
-    task: Literal["classification", "diffusion"] = "classification"
+    task: str = "classification"
+    by_timm: bool = True
     note: str | None = None
 
     @property
     def call(self) -> str:
         """The line of Python that builds this model."""
         words = [f"{key}={value!r}" for key, value in self.arguments.items()]
-        if self.task == "diffusion":
+        if not self.by_timm:
             return f"{self.architecture}({', '.join(words)})"
         return f"timm.create_model({', '.join([repr(self.architecture), *words])})"
 
     def loading(self, weights: Path) -> str:
         """The Python that builds it with the weights of a safetensors file."""
-        if self.task == "diffusion":
+        if not self.by_timm:
             return f"model = {self.call}; model.load_state_dict(safetensors.torch.load_file({str(weights)!r}))"
         return f"{self.call[:-1]}, checkpoint_path={str(weights)!r})"
-
-
-def build(section: ModelSection, *, classes: int | None, image_size: int | None = None, weights: bool = True) -> Base:
-    """Build the base that a recipe's `model` section asks for.
-
-    Args:
-        section: name, pretrained, head, checkpoint, kwargs.
-        classes: number of classes of the data, needed for a new head.
-        image_size: the data's, if the recipe says one.
-        weights: False builds shapes only (on the meta device): no download, no memory.
-
-    Raises:
-        UsageError: unknown name, arguments that timm (or a U-Net) refuses, weights that cannot be had.
-    """
-    embedded = EMBEDDED.get(section.name)
-    if section.name in UNETS or (embedded and embedded.architecture in UNETS):
-        from superlora_cli.models.unets import build_unet
-
-        return build_unet(section, image_size=image_size, weights=weights)
-    architecture = embedded.architecture if embedded else section.name
-    arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
-    if section.head == "new":
-        if classes is None:
-            raise UsageError("the number of classes is not known", where="data.num_classes", hint="set it")
-        arguments["num_classes"] = classes
-    elif embedded:
-        arguments["num_classes"] = embedded.classes
-    own = weights and section.checkpoint is not None
-    fetch = weights and not own and section.pretrained and not embedded
-    filters: list[Filter | None] = []
-    with _nothing_loaded(filters) if own else nullcontext():
-        model = _create(section.name, architecture, arguments, pretrained=fetch or own, fetch=fetch, meta=not weights)
-    new, note = section.head == "new", None
-    if own:
-        note = load_weights(model, Path(str(section.checkpoint)), new_head=new, filter_=next(iter(filters), None))
-    elif weights and embedded and section.pretrained:
-        load_weights(model, ASSETS / embedded.weights, new_head=new)
-    if not isinstance(section.head, str):
-        select_rows(model, section.head.select)
-        arguments["num_classes"] = len(section.head.select)
-    config = resolve_data_config(model=model)
-    usual = embedded.image_size if embedded else config["input_size"][-1]
-    size = image_size or arguments.get("img_size") or usual
-    trained = new_head(model, section.name) if new else ()
-    look = int(size), tuple(config["mean"]), tuple(config["std"])
-    return Base(model, architecture, arguments, *look, trained_head=trained, note=note)
-
-
-def _create(
-    name: str, architecture: str, arguments: Mapping[str, Any], *, pretrained: bool, fetch: bool, meta: bool
-) -> nn.Module:
-    """The model; `fetch` says that a `pretrained` one's weights come from elsewhere."""
-    if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
-        hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
-        raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
-    remote = fetch or architecture.startswith("hf-hub:")
-    reachable = True
-    try:
-        with (
-            cache_if_unreachable() if remote else nullcontext(True) as reachable,
-            torch.device("meta" if meta else "cpu"),
-        ):
-            model: nn.Module = timm.create_model(architecture, pretrained=pretrained, **arguments)
-    except TypeError as error:
-        raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
-    except Exception as error:  # timm's models check few of their arguments: what they raise is of any kind
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if architecture.startswith("local-dir:"):
-            hint = "a folder with config.json and model.safetensors, as timm saves them"
-            raise UsageError(cause, where=f"model.name={name}", hint=hint) from None
-        if not reachable:
-            cause = f"not in the cache {cache_folder()}, and the hub cannot be reached"
-        if remote:
-            hint = "go online once, copy a cache that has it (HF_HOME), or set model.checkpoint=FILE"
-            raise UsageError(f"{architecture}: {cause}", where="model.name", hint=hint) from None
-        if isinstance(error, LookupError | ArithmeticError):  # whose text alone says nothing, as "'nope'"
-            cause = f"{type(error).__name__}: {cause}"
-        raise UsageError(f"cannot build {architecture}: {cause}", where="model.kwargs") from None
-    return model
-
-
-@contextmanager
-def _nothing_loaded(filters: list[Filter | None]) -> Iterator[None]:
-    """Inside, timm builds a pretrained model without its weights, and tells `filters` what it would put them through.
-
-    It says that nowhere else.
-    """
-    before = _builder.load_pretrained
-    _builder.load_pretrained = lambda model, filter_fn=None, **_: filters.append(filter_fn)
-    try:
-        yield
-    finally:
-        _builder.load_pretrained = before

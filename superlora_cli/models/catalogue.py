@@ -177,7 +177,7 @@ def _built(name: str, kwargs: dict[str, Any]) -> Base:
 
 
 def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
-    from superlora_cli.models.base import build
+    from superlora_cli.models.build import build
     from superlora_cli.models.targets import weights_of
     from superlora_cli.recipe.schema import ModelSection
 
@@ -190,7 +190,8 @@ def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
 
 def write() -> None:
     """Rebuild the data file from timm and from the descriptions below."""
-    from superlora_cli.models.base import EMBEDDED, build
+    from superlora_cli.models.build import build
+    from superlora_cli.models.embedded import EMBEDDED
     from superlora_cli.recipe.schema import ModelSection
 
     lines = []
@@ -198,7 +199,7 @@ def write() -> None:
         lines.append(_entry(name, _create(name), _tags(name)))
     for name, embedded in EMBEDDED.items():
         base = build(ModelSection(name=name, head="frozen"), classes=None, weights=False)
-        lines.append(_entry(name, base.model, {"": embedded.classes if base.task == "classification" else 0}))
+        lines.append(_entry(name, base.model, {"": embedded.classes if base.by_timm else 0}))
     for name, describe in DESCRIPTIONS.items():
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from superlora_cli.kept import STORE, once
-from superlora_cli.models.base import Base, build
+from superlora_cli.cache import STORE, once
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -41,7 +42,7 @@ class Known:
 
 
 def build_seeded(section: ModelSection, seed: int, *, classes: int | None, image_size: int | None = None) -> Base:
-    """`models.base.build` behind `torch.manual_seed(seed)`; read once in a process that keeps what it reads.
+    """`models.build.build` behind `torch.manual_seed(seed)`; read once in a process that keeps what it reads.
 
     Raises:
         UsageError, MismatchError: as that.

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 import superlora_cli
-from superlora_cli.files import read_safetensors, safetensors_bytes, write_atomic, write_json
-from superlora_cli.models.base import ASSETS, EMBEDDED
+from superlora_cli.files import write_atomic, write_json
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 
 def ship(run: Path) -> Path:

@@ -14,9 +14,10 @@ import torch
 
 from superlora_cli.errors import UsageError
 from superlora_cli.models.arguments import refuse_unknown
-from superlora_cli.models.base import ASSETS, EMBEDDED, Base
+from superlora_cli.models.base import Base
 from superlora_cli.models.cfg_unet import ConditionalUNet
-from superlora_cli.models.local_weights import load_weights
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.models.loading import load_weights
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -26,7 +27,7 @@ PATH = "pretrained_model_name_or_path"  # diffusers' name
 
 
 def build_unet(section: ModelSection, *, image_size: int | None = None, weights: bool = True) -> Base:
-    """Build the U-Net that a recipe's `model` section asks for; arguments as of `models.base.build`.
+    """Build the U-Net that a recipe's `model` section asks for; arguments as of `models.build.build`.
 
     Raises:
         UsageError: arguments that the model refuses, images that it cannot halve, or no weights where the recipe wants
@@ -55,7 +56,7 @@ def build_unet(section: ModelSection, *, image_size: int | None = None, weights:
     if size % model.multiple:
         message = f"the model cannot halve images of {size} × {size} as often as it has to"
         raise UsageError(message, where="data.image_size", hint=f"a multiple of {model.multiple}")
-    return Base(model, call, arguments, size, HALF, HALF, task="diffusion")
+    return Base(model, call, arguments, size, HALF, HALF, task="diffusion", by_timm=False)
 
 
 def _cfg_unet(name: str, arguments: Mapping[str, Any], *, meta: bool) -> ConditionalUNet:

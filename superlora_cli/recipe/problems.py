@@ -12,6 +12,7 @@ from superlora_cli.errors import LongUsageError, UsageError, did_you_mean
 from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, schema_at
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 
 INSTEAD = {  # key → what was meant by a value that it cannot have
     "adapter": "{method: none} trains the head alone; leave adapter out to train the whole base",
@@ -33,13 +34,37 @@ def check(of: type[Model], data: Any, places: Places) -> Model:
         raise _together(_problems(error, data, of), places) from None
 
 
-def validate(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe whose adapter's knobs go together, and that trains something.
+def check_recipe(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe whose keys go together, but for the adapter's.
 
     Raises:
-        UsageError: as `check`, or for the first knob that does not go with the others.
+        UsageError: as `check`, or for the first key that does not go with the others.
     """
     recipe = check(Recipe, data, places)
+    train = recipe.train
+    if train.steps is None and train.epochs is None:
+        hint = "steps: 1000, or epochs: 20"
+        raise UsageError("missing, and so is train.epochs", where=places.where("train.steps"), hint=hint)
+    if train.steps is not None and train.epochs is not None:
+        hint = "leave out one of the two; train.steps=null unsets it"
+        raise UsageError("does not go with train.steps", where=places.where("train.epochs"), hint=hint)
+    if train.patience is not None and recipe.eval.every is None:
+        hint = "eval.every: 100, the steps between evaluations"
+        raise UsageError("counts evaluations, of which there is one", where=places.where("train.patience"), hint=hint)
+    for key in ("mixup", "cutmix"):
+        if not TASKS[recipe.task].mixes and getattr(recipe.data, key) is not None:
+            hint = "leave it out: the model would learn to draw mixed images"
+            raise UsageError(f"means nothing to the task {recipe.task}", where=places.where(f"data.{key}"), hint=hint)
+    return recipe
+
+
+def validate(data: Any, places: Places) -> Recipe:
+    """`data` as a recipe whose adapter's knobs go together too, and that trains something.
+
+    Raises:
+        UsageError: as `check_recipe`, or for the first knob that does not go with the others.
+    """
+    recipe = check_recipe(data, places)
     if recipe.adapter is not None:
         try:
             config = recipe.adapter.config()
@@ -48,7 +73,7 @@ def validate(data: Any, places: Places) -> Recipe:
                 key = str(error.where)
                 raise UsageError(error.message, where=places.where(key), hint=error.hint) from None
             raise
-        if not (config.adapts or config.also or (recipe.task == "classification" and recipe.model.head == "new")):
+        if not (config.adapts or config.also or TASKS[recipe.task].trains_head(recipe)):
             hint = "model.head: new, adapter.also: [bias], or a method with factors"
             raise UsageError(
                 "nothing is trained: no factors, and no new head", where=places.where("adapter"), hint=hint

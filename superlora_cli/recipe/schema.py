@@ -8,32 +8,38 @@ together is `adapter.config`'s to say.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from superlora_cli.adapter.config import (
     NEWEST,
     PRESETS,
-    PROJECTIONS,
     AdapterConfig,
     Also,
     Combine,
-    Core,
     Execution,
     Fold,
     Init,
     Left,
     Scaling,
 )
-from superlora_cli.adapter.freezing import FrozenFrom, InnerProjection, Per
+from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.inner_config import FrozenFrom, InnerProjection, Per
+from superlora_cli.adapter.projections import PROJECTIONS
+from superlora_cli.recipe.named import named
+from superlora_cli.tasks import TASKS
 
 if TYPE_CHECKING:
+    Core = str
+    Task = str
     Method = str
     Projection = str
 else:
-    Method = Literal[tuple(PRESETS)]
-    Projection = Literal[PROJECTIONS]
+    Core = named(CORES)
+    Task = named(TASKS)
+    Method = named(PRESETS)
+    Projection = named(PROJECTIONS)
 
 
 class Section(BaseModel):
@@ -112,6 +118,11 @@ class DataSection(Section):
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
     )
+    multi_label: bool | None = Field(
+        None,
+        description="Images have any number of labels, of a table `labels.csv`. Default: where the folder has one; a "
+        "run writes it into its recipe.",
+    )
     workers: int = Field(
         0,
         ge=0,
@@ -122,6 +133,21 @@ class DataSection(Section):
         None,
         description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "
         "moved by up to a pixel. Default: `crop_flip`, for embedded sets and diffusion `none`.",
+    )
+    rand_augment: Annotated[int, Field(ge=0, le=10)] | str | None = Field(
+        None, description="RandAugment of training images: a magnitude, or all of it as timm has it: `rand-m9-mstd0.5`."
+    )
+    random_erasing: float | None = Field(
+        None, ge=0, le=1, description="Probability that a part of a training image becomes noise."
+    )
+    mixup: float | None = Field(
+        None, gt=0, description="Mix every training image with another of its batch; α of MixUp's Beta distribution."
+    )
+    cutmix: float | None = Field(
+        None, gt=0, description="Paste a part of another image of the batch; α of CutMix. With `mixup`: one by chance."
+    )
+    balance: bool | None = Field(
+        None, description="Draw training images so that every class comes equally often, rare ones again and again."
     )
 
 
@@ -255,7 +281,19 @@ class SchedulerSection(Section):
 class TrainSection(Section):
     """The training loop."""
 
-    steps: int = Field(ge=1, description="Optimizer steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; these or `epochs`.")
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the training images, in place of `steps`; a run writes the steps that they come to "
+        "into its recipe.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluations (`eval.every`) without a better one, after which the training ends early, the best "
+        "step kept.",
+    )
     batch_size: int = Field(64, ge=1, description="Images per forward pass and process.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; `auto`: a GPU if any.")
@@ -289,6 +327,12 @@ class TrainSection(Section):
         None, description="Spread the frozen base over the processes (FSDP): for one that does not fit on a device."
     )
 
+    @property
+    def length(self) -> int:
+        """Optimizer steps of a training whose `epochs`, if it has any, have become steps."""
+        assert self.steps is not None
+        return self.steps
+
 
 class DiffusionSection(Section):
     """How the task `diffusion` adds noise."""
@@ -321,7 +365,7 @@ class OutputSection(Section):
 class Recipe(Section):
     """A recipe of superlora: one training run, from base model to adapter."""
 
-    task: Literal["classification", "diffusion"] = Field("classification", description="What the model is tuned for.")
+    task: Task = Field("classification", description="What the model is tuned for.")
     defaults: int | None = Field(
         None,
         ge=1,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.errors import UsageError
 
 # Of a preset: what it is called, and the knobs that may be turned without its becoming another method.
@@ -112,7 +113,7 @@ def _shape(config: AdapterConfig) -> tuple[Any, ...]:
 def _described(config: AdapterConfig) -> str:
     """Knobs that are no preset: `2D reshaped`, `CP 3D`, `2D Kronecker of 3`."""
     name = f"{config.order}D"
-    if config.order > 2 and config.core_kind != "dense":
+    if config.order > 2 and CORES[config.core_kind].closed_form == "cp":
         name = f"CP {name}"
     elif config.order == 2 and config.fold == "regular":
         name += " reshaped"

@@ -48,6 +48,7 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "test accuracy", higher=True, part=True, of_images=False),
+        Metric("map", "test mAP", higher=True, part=True, of_images=False),
         Metric("loss", "test loss", of_images=False),
         Metric("fid", "FID"),
         Metric("is_l1", "IS-l1"),

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import at_random
 from superlora_cli.reporting.history import Curve
 from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.sections import Measure, Row, Section
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

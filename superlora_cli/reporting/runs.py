@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.reporting.history import History
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.training.run import CONFUSION_FILE
 
 RESULTS = ("adapter.safetensors", "model.safetensors")

@@ -17,8 +17,8 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
+from superlora_cli.cache import STORE
 from superlora_cli.errors import UsageError
-from superlora_cli.kept import STORE
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
 RETRIES = 5  # of a run whose node or process is lost

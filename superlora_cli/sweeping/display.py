@@ -18,7 +18,12 @@ from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import Event
 
-BEST = {"fid": min, "val_accuracy": max, "val_loss": min}  # the first that the rows have says which run is best
+BEST = {
+    "fid": min,
+    "val_accuracy": max,
+    "val_map": max,
+    "val_loss": min,
+}  # the first that the rows have says which run is best
 TAIL = 2000  # bytes of metrics.jsonl that surely hold its last line
 
 
@@ -46,7 +51,7 @@ class Board:
         self.began: dict[str, float] = {}  # id → when, of what runs now
         self.speeds: list[float] = []  # seconds per step of the runs that ended before our eyes
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
-        self.steps = {run.id: run.recipe.train.steps for run in runs}
+        self.steps = {run.id: run.recipe.train.steps for run in runs}  # None where it counts epochs
 
     def __enter__(self) -> Board:
         if not self.quiet and self.console.is_terminal:
@@ -68,8 +73,8 @@ class Board:
             return
         self.rows = list(rows)
         seconds = time.monotonic() - self.began.pop(name, time.monotonic())
-        if outcome.status == "completed":
-            self.speeds.append(seconds / self.steps[name])
+        if outcome.status == "completed" and (steps := self.steps[name]):
+            self.speeds.append(seconds / steps)
         row = next((row for row in rows if row["id"] == name), None)
         figure = _figure(row) if row else ""
         words = [
@@ -97,14 +102,16 @@ class Board:
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, since in running[: max(1, self.console.height - 6)]:
             step = last_step(self.folder.path / "runs" / name)
-            table.add_row(Text(name), f"{step:,}/{self.steps[name]:,}", f"{time.monotonic() - since:.0f} s")
+            total = self.steps[name]
+            shown = f"{step:,}" if total is None else f"{step:,}/{total:,}"
+            table.add_row(Text(name), shown, f"{time.monotonic() - since:.0f} s")
         return Group(*(Text(line) for line in lines), table)
 
     def left(self) -> float:
-        """Seconds until all is done, by the runs that ended before our eyes."""
+        """Seconds until all is done whose steps are known, by the runs that ended before our eyes."""
         ended = {row["id"] for row in self.rows}
-        steps = sum(count for name, count in self.steps.items() if name not in ended)
-        steps -= sum(last_step(self.folder.path / "runs" / name) for name in list(self.began))
+        steps = sum(count for name, count in self.steps.items() if count and name not in ended)
+        steps -= sum(last_step(self.folder.path / "runs" / name) for name in list(self.began) if self.steps[name])
         return steps * sum(self.speeds) / len(self.speeds) / self.workers if self.speeds else 0.0
 
 

@@ -6,32 +6,37 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from superlora_cli.data.known import is_embedded
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
-MEASURE = "superlora_cli.tasks.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
-BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine,
-SETS = ("digits", "glyphs", "digits+glyphs")  # and images
+MEASURE = "superlora_cli.commands.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
+BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine
 
 
 def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
     """The training time of the runs that are not done, on this machine: no evaluation, no images.
 
     Returns:
-        steps: that are left. seconds: None where nothing can be said. from: what that rests on.
+        steps: that are left, None where runs count epochs. seconds: None where nothing can be said. from: what that
+        rests on.
     """
     done = {row["id"]: row for row in rows if row["status"] == "completed"}
     todo = [run for run in plan.possible if run.id not in done]
-    found: dict[str, Any] = {"steps": sum(run.recipe.train.steps for run in todo), "seconds": None, "workers": workers}
+    counts = [run.recipe.train.steps for run in todo]
+    steps = None if None in counts else sum(filter(None, counts))
+    found: dict[str, Any] = {"steps": steps, "seconds": None, "workers": workers}
     known = [row for row in done.values() if row["seconds"] and row["steps"]]
     at_a_time = f"{workers} at a time"
     if not todo:
         return {**found, "seconds": 0.0, "from": "all is done"}
+    if steps is None:
+        return {**found, "from": "how many steps train.epochs are shows in the images"}
     if known:
         each = sum(row["seconds"] for row in known) / sum(row["steps"] for row in known)
         said = f"by the {len(known)} runs that are done, {at_a_time}"
-        return {**found, "seconds": found["steps"] * each / workers, "from": said}
+        return {**found, "seconds": steps * each / workers, "from": said}
     if not all(_at_hand(run.recipe) for run in todo):
         return {**found, "from": "no run is done yet"}
     module, _, name = MEASURE.partition(":")
@@ -42,11 +47,11 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
         key = (run.recipe.model.name, run.recipe.data.name, train.batch_size, train.accumulate, train.threads)
         if key not in rates:
             rates[key] = measure(run.recipe)
-        total += train.steps * rates[key]
+        total += train.length * rates[key]
     said = f"by a few steps here, without evaluation and images, {at_a_time}"
     return {**found, "seconds": total / workers, "from": said}
 
 
 def _at_hand(recipe: Recipe) -> bool:
     """Whether a few steps can be tried here and now."""
-    return recipe.model.name in BASES and recipe.model.checkpoint is None and recipe.data.name in SETS
+    return recipe.model.name in BASES and recipe.model.checkpoint is None and is_embedded(recipe.data.name)

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.kept import STORE
+from superlora_cli.cache import STORE
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
 PATIENCE = 120  # seconds that a worker has to save, once it is told to stop

@@ -20,10 +20,11 @@ from superlora_cli.recipe.defaults import with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
 from superlora_cli.recipe.places import Places
-from superlora_cli.recipe.problems import check
+from superlora_cli.recipe.problems import check, check_recipe
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
 from superlora_cli.sweeping.schema import Grid, Measure, Sweep
+from superlora_cli.tasks import TASKS
 
 SLUG = 100  # characters of an id that say what is special in a run
 SHOWN = 10  # impossible runs in an error
@@ -111,7 +112,7 @@ def load_plan(name_or_path: str | Path) -> Plan:
     runs: dict[tuple[str, ...], Run] = {}
     for recipe, settings in _points(sweep, document, file):
         run = _run(recipe, settings)
-        if sweep.measure and run.recipe.task != "diffusion":
+        if sweep.measure and not TASKS[run.recipe.task].generates:
             hint = f"{run.name} is for {run.recipe.task}, whose accuracy is in the results anyway"
             raise UsageError("only diffusion runs generate", where=places.where("measure"), hint=hint)
         runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # one recipe and seed, however it was come by
@@ -201,7 +202,7 @@ def _run(path: Path, settings: _Settings) -> Run:
     train = data.get("train")
     if isinstance(train, dict) and train.get("threads") is None:
         train["threads"] = 1  # the same bytes however many runs share the machine
-    recipe = with_defaults(check(Recipe, data, places), NEWEST, places)
+    recipe = with_defaults(check_recipe(data, places), NEWEST, places)
     chosen, fixed = (
         {leaf: value for key, value, _ in some for leaf, value in _leaves(key, value)}
         for some in (settings.chosen, settings.fixed)

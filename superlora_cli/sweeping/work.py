@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-WORK = "superlora_cli.tasks.sweep:carry_out"  # Job → Outcome, by name: importing it takes seconds, and a worker's time
+WORK = "superlora_cli.commands.sweep:carry_out"  # Job → Outcome; by name, since importing it takes seconds
 
 
 @dataclass(frozen=True)

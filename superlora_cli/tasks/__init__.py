@@ -1,0 +1,32 @@
+"""The tasks, by the name that `task:` has in a recipe. To list them imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from superlora_cli.table import Later, Table
+from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.tasks.images import ImageTask
+
+
+def _classification() -> TaskKind:
+    from superlora_cli.tasks.classification import ClassificationKind
+
+    return ClassificationKind()
+
+
+def _diffusion() -> TaskKind:
+    from superlora_cli.tasks.diffusion import DiffusionKind
+
+    return DiffusionKind()
+
+
+TASKS: Table[TaskKind] = Table("task", {"classification": Later(_classification), "diffusion": Later(_diffusion)})
+
+
+def task_of(recipe: Recipe) -> type[ImageTask]:
+    """The class that does the work of a recipe."""
+    return TASKS[recipe.task].at_work(recipe)

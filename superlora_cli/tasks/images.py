@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
-from superlora_cli.data.batches import Batch, Share, evaluation_batches, training_batches
-from superlora_cli.data.progress import with_bar
-from superlora_cli.data.splits import Look, Splits, load_splits
+from superlora_cli.data.augment import mixing
+from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
+from superlora_cli.data.known import has_several_labels, is_embedded
+from superlora_cli.data.splits import Look, Splits, labels_of, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
+from superlora_cli.opening.build import Built
+from superlora_cli.opening.model_file import model_bytes
+from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
+from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.build import Built
-from superlora_cli.tasks.model_file import model_bytes
-from superlora_cli.tasks.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.training.processes import Processes
+
+if TYPE_CHECKING:
+    from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
 DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
 
@@ -27,33 +33,126 @@ DATA_SEED = 0  # of held-out parts and rendered images: runs with different seed
 OTHER_DATA = "images that were trained on may be among those held out"
 
 
+def settled(recipe: Recipe, rule: str = "content") -> Recipe:
+    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
+
+    Args:
+        rule: where the recipe has none.
+    """
+    data = recipe.data
+    found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
+    if data.split is None and not is_embedded(data.name):
+        found["split"] = rule
+    return recipe.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
+    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
+
+    Raises:
+        UsageError: there are fewer images than batches a step.
+    """
+    train = recipe.train
+    if train.epochs is None:
+        return recipe
+    share = Share(train.accumulate, processes=processes)
+    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
+    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def read_training(
+    recipe: Recipe,
+    splits: Splits,
+    start: int,
+    stop: int,
+    *,
+    outputs: int,
+    process: tuple[int, int] = (0, 1),
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
+
+    Args:
+        outputs: of a classifier.
+        process: which, of how many.
+    """
+    train, data = recipe.train, recipe.data
+    return training_batches(
+        splits.train,
+        train.batch_size,
+        seed=recipe.seed,
+        start=start,
+        stop=stop,
+        workers=data.workers,
+        pin=pin,
+        keyed=splits.augmented,
+        share=Share(train.accumulate, *process),
+        classes=labels_of(splits.train) if data.balance else None,
+        mix=mixing(data, splits.classes if has_several_labels(data) else outputs),
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What can be said of a model on a whole split.
+
+    Attributes:
+        per_class: a row for every class that has images, with its name and their number `n`; None without classes.
+        confusion: None where an image has no one class.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]] | None = None
+    confusion: ConfusionTable | None = None
+
+
+@contextmanager
+def size_refused(size: int) -> Iterator[None]:
+    """Inside, a model that refuses images of that side, as timm's do by an assertion, is one clear line.
+
+    Raises:
+        UsageError: says so.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        message = f"the model refuses images of {size} × {size}: {error}"
+        raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
     Attributes:
+        recipe: with the length of the training in steps.
         measure: the metric that is reported first and chosen by.
+        confuses: an image has one class, which can be taken for another.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
         shows_progress: a bar for every evaluation, where there is no other one.
     """
 
     measure: ClassVar[str]
+    confuses: ClassVar[bool] = False
     shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
-        self.built, self.recipe, self.processes = built, built.recipe, processes
+        self.built, self.processes = built, processes
+        self.recipe = built.recipe
         self.model, base = built.model, built.base
         self.look = Look(base.image_size, base.mean, base.std)
-        self.splits: Splits = load_splits(self.data(), self.look, seed=DATA_SEED)
+        self.splits: Splits = load_splits(self.data(built.recipe), self.look, seed=DATA_SEED)
+        self.recipe = in_steps(built.recipe, self.splits, processes.count)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)
         self.in_training = False
         self._place()
 
-    def data(self) -> DataSection:
+    @staticmethod
+    def data(recipe: Recipe) -> DataSection:
         """The recipe's, with what the task has other defaults for."""
-        return self.recipe.data
+        return recipe.data
 
     def check_classes(self) -> None:
         """Refuse data with classes that the model has no place for.
@@ -96,6 +195,12 @@ class ImageTask:
                 raise UsageError(f"unknown backend '{keywords['backend']}'", where="train.compile", hint=hint)
             self.model.compile(**keywords)
 
+    @property
+    def outputs(self) -> int:
+        """Of a classifier, how many; else 0."""
+        found: int = getattr(self.model, "num_classes", 0)
+        return found
+
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Training mode; ΔW is built once per optimizer step."""
@@ -132,18 +237,9 @@ class ImageTask:
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """This process's batches of steps `start` ... `stop` − 1, of the shuffled training split."""
-        train, data, processes = self.recipe.train, self.recipe.data, self.processes
-        return training_batches(
-            self.splits.train,
-            train.batch_size,
-            seed=self.recipe.seed,
-            start=start,
-            stop=stop,
-            workers=data.workers,
-            pin=processes.device.type == "cuda",
-            keyed=self.splits.augmented,
-            share=Share(train.accumulate, processes.index, processes.count),
-        )
+        processes = self.processes
+        pin, own = processes.device.type == "cuda", (processes.index, processes.count)
+        return read_training(self.recipe, self.splits, start, stop, outputs=self.outputs, process=own, pin=pin)
 
     def images_in(self, batch: Batch) -> int:
         """B."""
@@ -154,9 +250,15 @@ class ImageTask:
         """The mean loss of `model` on a batch that is on its device, a scalar."""
         raise NotImplementedError
 
+    @staticmethod
+    def labels(count: int, outputs: int) -> Tensor:
+        """As many labels as a batch has, of a model with so many outputs; what they say means nothing."""
+        return torch.empty(count, dtype=torch.long)
+
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
-        return self.objective(self.model, self.recipe, self.to_device(batch))
+        with size_refused(self.built.base.image_size):
+            return self.objective(self.model, self.recipe, self.to_device(batch))
 
     def score(self) -> dict[str, float]:
         """Metrics on the split that selects."""
@@ -174,6 +276,10 @@ class ImageTask:
     def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
         """The metrics of `evaluate`, and what a run's folder keeps beside them: file name → text."""
         return self.evaluate(split), {}
+
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate`, and what else an evaluation tells."""
+        return Judgement(self.evaluate(split))
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether `new` metrics beat `old` ones."""
@@ -232,14 +338,14 @@ class ImageTask:
             return {MODEL_FILE: model_bytes(state, recipe, metrics, tuple(self.class_names))}
         assert recipe.adapter is not None
         sha256, dtype = self.built.base_digest
-        stored = store.StoredAdapter(
-            config=adapter.config,
+        stored = store.StoredAdapter.of(
+            adapter.config,
+            adapter.targets,
+            dict(adapter.factors.items()),
             patterns=recipe.adapter.patterns,
-            targets_digest=store.digest_targets(adapter.targets),
-            base={"name": recipe.model.name, "sha256": sha256, "dtype": dtype},
+            base=(recipe.model.name, sha256, dtype),
             recipe=recipe.to_dict(),
             metrics=metrics,
-            factors=dict(adapter.factors.items()),
             head=self.head(),
             also=self.built.also,
             classes=self.class_names,

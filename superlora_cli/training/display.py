@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import LiveDisplay
 from superlora_cli.training.meter import Figures
 
 BAR = 12  # columns, at least
 DROPPED = (4, 3, 1, 2)  # of the figures, the first to go first: memory, data, learning rate, images/s
 
 
-class Display(Showing):
+class Display(LiveDisplay):
     """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr.
 
     On a narrow terminal the least important are left out.

@@ -59,7 +59,7 @@ class Learner:
                 self.average[name].copy_(value)
             self._mix = get_ema_multi_avg_fn(train.ema)
         assert train.scheduler is not None  # `with_defaults` filled it in
-        self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.steps, start=start)
+        self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.length, start=start)
         if state:
             groups = self.optimizer.state_dict()["param_groups"]  # rates as the recipe says now, moments as they were
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})

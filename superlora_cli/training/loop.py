@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,27 @@ class Progress:
     best_step: int = 0
     best: dict[str, float] = field(default_factory=dict)
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0  # evaluations since the best one
+
+
+def ready(
+    task: Task, train: TrainSection, processes: Processes, resume: Path | None = None
+) -> tuple[Learner, Progress]:
+    """What a training begins with, afresh or from the checkpoint `resume`; nothing is written yet.
+
+    Raises:
+        UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
+    """
+    state = load_state(resume) if resume else None
+    at = Progress(**state["progress"]) if state else Progress()
+    if at.step > train.length:
+        hint = "raise it, or start again with --force"
+        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
+    parts = task.trained(), task.head(), task.buffers()
+    learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
+    if state:
+        processes.restore_random(state["random"])
+    return learner, at
 
 
 def fit(
@@ -85,33 +106,22 @@ def fit(
     evaluation: EvalSection,
     run: RunFolder,
     processes: Processes,
-    *,
-    begin: Callable[[int], Display],
-    resume: Path | None = None,
-) -> tuple[Progress, Meter]:
+    learner: Learner,
+    at: Progress,
+    display: Display,
+) -> Meter:
     """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
 
-    Where the loss has not stayed down, the run's folder says so.
+    With `train.patience` the training ends after so many evaluations without a better one. Where the loss has not
+    stayed down, the run's folder says so.
 
     Args:
-        begin: called with the step that training starts at, when all that can be wrong with the recipe has shown and
-            before the run's folder is touched; makes the display.
-        resume: a checkpoint to go on from.
+        learner, at: as `ready` gives them; `at` says at the end where the training stands.
 
     Raises:
-        UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
         RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
     """
-    state = load_state(resume) if resume else None
-    at = Progress(**state["progress"]) if state else Progress()
-    if at.step > train.steps:
-        hint = "raise it, or start again with --force"
-        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.steps}", hint=hint)
-    parts = task.trained(), task.head(), task.buffers()
-    learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
-    if state:
-        processes.restore_random(state["random"])
-    display, meter = begin(at.step), Meter(processes)
+    meter = Meter(processes)
     run.truncate_metrics(at.step)
 
     def finite(bad_step: int | None, lr: float, *, thoroughly: bool) -> None:
@@ -126,6 +136,9 @@ def fit(
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
+    def tired() -> bool:
+        return train.patience is not None and at.waited >= train.patience
+
     def warn() -> None:
         if found := relapse(run.losses(), task.guessing):
             rate = f"the learning rate {train.optimizer.lr:g} is too high"
@@ -133,14 +146,14 @@ def fit(
             run.warn(line)
             display.say(f"warning: {line}")
 
-    batches = task.batches(at.step, train.steps)
+    batches = task.batches(at.step, train.length)
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
-        while at.step < train.steps:
+        while at.step < train.length and not tired():
             passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
-            last, lr = at.step == train.steps, learner.lr
+            last, lr = at.step == train.length, learner.lr
             learner.update(last=last)
             next_step()
 
@@ -160,21 +173,28 @@ def fit(
             if scores:
                 with learner.averaged():
                     found = task.score()
+                    at.waited += 1
                     if not at.best or task.better(found, at.best):
                         at.best_step, at.best, at.best_tensors = at.step, found, learner.snapshot()
+                        at.waited = 0
                 run.record(at.step, {"eval": found})
                 words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
                 display.say(f"step {at.step}  {task.judged_by()}  {words}")
-            if saves:
+            ends = last or tired()
+            if saves or ends:
                 save()
-            if stop and not last:
+            if stop and not ends:
                 warn()
                 hint = f"go on with --resume {run.path}"
                 raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
+        if tired() and at.step < train.length:
+            line = f"ended at step {at.step}: {at.waited} evaluations without a better one than step {at.best_step}"
+            run.log(line)
+            display.say(line)
         warn()
     learner.put(at.best_tensors)
-    return at, meter
+    return meter
 
 
 def passes(

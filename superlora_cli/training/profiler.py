@@ -22,7 +22,7 @@ def traced(run: RunFolder, train: TrainSection, start: int) -> Iterator[Callable
 
     Of a run too short for all of them, the last steps are recorded; of one with nothing left to do, none.
     """
-    left = train.steps - start
+    left = train.length - start
     if not (train.profile and run.writes and left):
         yield lambda: None
         return

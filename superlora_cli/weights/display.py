@@ -7,10 +7,10 @@ from threading import Lock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from superlora_cli.showing import Showing
+from superlora_cli.progress import LiveDisplay
 
 
-class WritingDisplay(Showing):
+class WritingDisplay(LiveDisplay):
     """Progress over `total` bytes of `what`; `advance` is what `Draft` calls."""
 
     def __init__(self, console: Console, what: str, total: int) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import SuperLora, attach
+from superlora_cli.adapter.factored import why_not_factored
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Kronecker, why_not_factored
+from superlora_cli.adapter.updates import Kronecker
 from superlora_cli.errors import UsageError
 from tests.adapter.test_contract import ATTACHED, INPUT, ON_A_MODEL, TARGETS, small_model
 from tests.adapter.variants import config_of

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.delta import Frozen, deltas
-from superlora_cli.adapter.factors import initial
+from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.fit.solve import fit
-from superlora_cli.adapter.fit.units import fit_kronecker, rearrange
+from superlora_cli.adapter.fit.units import fit_kronecker, fit_unit, rearrange
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.shapes import Plan, UnitShape
-from superlora_cli.errors import RunError
+from superlora_cli.errors import RunError, UsageError
 from tests.adapter.variants import EQUAL, MIXED, VARIANTS, config_of
 
 
@@ -126,3 +129,10 @@ def test_what_is_not_finite_is_refused() -> None:
     wanted[2][0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
         fit(shapes, wanted)
+
+
+def test_without_tensorly_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorly.decomposition", None)
+    unit = UnitShape((4, 4, 4), (2, 2, 2), "dense")
+    with pytest.raises(UsageError, match=r"tensorly.*superlora-cli\[extract\]"):
+        fit_unit(unit, torch.randn(4, 4, 4))

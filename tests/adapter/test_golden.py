@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from superlora_cli.adapter import svd
-from superlora_cli.adapter.delta import Frozen, deltas
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from tests.adapter.variants import VARIANTS, config_of
 

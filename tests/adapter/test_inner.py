@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from superlora_cli.adapter import svd
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
-from superlora_cli.adapter.delta import Frozen, deltas
-from superlora_cli.adapter.factors import initial, relative
-from superlora_cli.adapter.freezing import MAPS
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial, relative
+from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target, TargetShape
 from superlora_cli.errors import UsageError

@@ -14,9 +14,10 @@ from superlora_cli.adapter import naive, projections
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.prng import random_state
-from superlora_cli.adapter.projections import FULL_SIZE, NAMES, Size, build, is_nonlinear
+from superlora_cli.adapter.projections import PROJECTIONS, Size, build, is_nonlinear
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
+from superlora_cli.table import Table
 
 CPU = torch.device("cpu")
 
@@ -26,13 +27,13 @@ def made(name: str, size: Size, seed: int = 0, dtype: torch.dtype = torch.float6
 
 
 def test_every_projection_of_the_paper_is_there() -> None:
-    assert set(NAMES) >= {"identity", "shuffle", "linear", "linear_v2", "nonlinear", "nonlinear_v2"}
-    assert [name for name in NAMES if is_nonlinear(name)] == ["nonlinear", "nonlinear_v2"]
+    assert set(PROJECTIONS) >= {"identity", "shuffle", "linear", "linear_v2", "nonlinear", "nonlinear_v2"}
+    assert [name for name in PROJECTIONS if is_nonlinear(name)] == ["nonlinear", "nonlinear_v2"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(NAMES),
+    name=st.sampled_from(tuple(PROJECTIONS)),
     n_out=st.integers(1, 70),
     share=st.floats(0.01, 1),
     seed=st.integers(0, 2**31),
@@ -41,17 +42,17 @@ def test_every_projection_of_the_paper_is_there() -> None:
 def test_each_projection_is_its_explicit_matrices(
     name: str, n_out: int, share: float, seed: int, rescale: bool
 ) -> None:
-    n_in = n_out if name in FULL_SIZE else max(1, round(share * n_out))
+    n_in = n_out if PROJECTIONS[name].FULL_SIZE else max(1, round(share * n_out))
     size = Size(n_in, n_out, rescale)
     x = torch.randn(3, n_in, dtype=torch.float64)
     oracle = [naive.project(AdapterConfig(projection=name, seed=seed), size, row) for row in x]
     torch.testing.assert_close(made(name, size, seed)(x), torch.stack(oracle))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PROJECTIONS)
 @pytest.mark.parametrize("n_in", [1, 5, 16, 20])
 def test_gradients_pass_gradcheck(name: str, n_in: int) -> None:
-    size = Size(20 if name in FULL_SIZE else n_in, 20)
+    size = Size(20 if PROJECTIONS[name].FULL_SIZE else n_in, 20)
     project = made(name, size)
     x = torch.randn(2, size.n_in, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(project, (x,))
@@ -155,5 +156,6 @@ def test_ratio_is_read_as_a_decimal() -> None:
 def test_a_new_projection_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mirror.py").write_text("def build(size, draw, place):\n    return lambda x: x.flip(-1)\n")
     monkeypatch.setattr(projections, "__path__", [*projections.__path__, str(tmp_path)])
+    monkeypatch.setattr(projections, "PROJECTIONS", Table("projection", projections.files()))
     x = torch.arange(4.0).view(1, 4)
     assert made("mirror", Size(4, 4))(x).tolist() == [[3, 2, 1, 0]]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.files import system_errors
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.run import RunFolder
 from tests.conftest import QUICK, Cli, contents, environment

@@ -20,8 +20,8 @@ from superlora_cli.adapter.counting import count
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.analysis.budget import FAMILIES
 from superlora_cli.cli.app import main
-from superlora_cli.models.base import EMBEDDED
 from superlora_cli.models.catalogue import find
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.targets import expand
 
 RECIPE = """\

@@ -20,7 +20,7 @@ from superlora_cli.generation.extractors import OURS
 from superlora_cli.models.cfg_unet import ConditionalUNet
 from superlora_cli.models.unets import build_unet
 from superlora_cli.recipe.load import load_recipe, recipe_from_dict
-from superlora_cli.tasks.diffusion import Diffusion, noise_schedule
+from superlora_cli.tasks.diffusion.task import Diffusion, noise_schedule
 from tests.conftest import QUICK, Cli, contents, metrics, run_cli
 from tests.data.test_torchvision_sets import write_mnist, write_svhn
 

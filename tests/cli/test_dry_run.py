@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from benchmarks.timing import peak_bytes
 from superlora_cli.adapter import hadamard, prng
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks.build import build_for_training
 from superlora_cli.training.learner import Learner
 from tests.conftest import Cli, run_cli
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import superlora_cli
-from superlora_cli.tasks.stored import read_adapter
+from superlora_cli.opening.shapes_only import read_adapter
 from tests.conftest import Cli
 from tests.makers import BASE, deltas_of, relative, write_adapter, write_base
 from tests.test_api import X, moved, vit

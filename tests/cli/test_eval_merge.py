@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from superlora_cli.data.digits import load_digits_split
-from superlora_cli.models.base import ASSETS, EMBEDDED
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.load import shipped_recipes
-from superlora_cli.tasks.build import build_from_file
 from tests.conftest import QUICK, Cli
 
 BASE = ASSETS / "glyphs_vit.safetensors"
@@ -62,6 +62,14 @@ def test_an_adapter_file_alone_gives_the_runs_metrics(trained: Path, alone: Path
     assert cli("eval", trained, "--json").json() == found
     shown = cli("eval", alone)
     assert f"{found['metrics']['accuracy']:.4f}" in shown.out
+
+
+def test_top5_counts_images_whose_class_is_among_the_five_likeliest(merged: Path, alone: Path, cli: Cli) -> None:
+    labels = load_digits_split("test", 16)[1]
+    ranks = (logits(timm_model(merged)).argsort(-1, descending=True) == labels[:, None]).float().argmax(-1)
+    found = cli("eval", alone, "--json").json()["metrics"]["top5"]
+    assert found == pytest.approx((ranks < 5).double().mean().item(), abs=0.003)
+    assert f"top5 {found:.4f}" in " ".join(cli("eval", alone).out.replace("│", " ").split())
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(alone: Path, cli: Cli) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from superlora_cli.files import read_safetensors, safetensors_bytes
 from superlora_cli.weights.checksum import digest_tensors, with_checksum
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 from tests.conftest import Cli
 
 

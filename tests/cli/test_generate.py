@@ -18,13 +18,13 @@ from torch import nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.commands import generate as task
 from superlora_cli.errors import MismatchError
-from superlora_cli.files import safetensors_bytes
 from superlora_cli.models.base import Base
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.build import Built
 from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.tasks import generate as task
-from superlora_cli.tasks.build import Built
+from superlora_cli.weights.small import safetensors_bytes
 from tests.conftest import Cli, contents
 from tests.generation.standin import StandIn, stand_in
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import nn
 
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.recipe.yaml import read_yaml
@@ -94,6 +94,7 @@ def test_init_says_what_it_wrote_and_overwrites_nothing(own: Path, cli: Cli) -> 
         ("convnext_tiny", ["mlp"]),
         ("resnet18", ["*conv*"]),
         ("efficientvit_b0", ["*conv*"]),
+        ("rdnet_tiny", ["dense_stages.*"]),
     ],
 )
 def test_init_adapts_what_the_model_has(model: str, targets: list[str], own: Path, cli: Cli) -> None:

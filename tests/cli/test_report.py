@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.reporting.geometry import at_random
 from tests.conftest import Cli, contents, environment, run_cli
 from tests.reporting.folders import make_run

@@ -20,10 +20,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from superlora_cli.models.base import EMBEDDED
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.recipe.load import shipped_recipes
 from superlora_cli.recipe.yaml import read_yaml
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.checkpoints import load_state
 from tests.conftest import QUICK, Cli, contents, environment, metrics, run_cli
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from superlora_cli.data import batches, progress
+from superlora_cli import progress
+from superlora_cli.data import batches
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.data.folder import FolderImages
 from superlora_cli.errors import RunError

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from superlora_cli.data import progress, scan
+from superlora_cli import progress
+from superlora_cli.data import scan
 from superlora_cli.data.source import Unreadable
 from superlora_cli.data.splits import class_count, class_names
 from superlora_cli.errors import UsageError

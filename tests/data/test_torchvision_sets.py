@@ -18,7 +18,8 @@ import torch
 import torchvision.datasets as tv
 from scipy.io import savemat
 
-from superlora_cli.data.splits import CLASSES, class_count
+from superlora_cli.data.known import TORCHVISION as CLASSES
+from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from superlora_cli.files import safetensors_bytes
 from superlora_cli.weights.checksum import with_checksum
+from superlora_cli.weights.small import safetensors_bytes
 from tests.faults.spoiling import split
 
 Forger = Callable[[dict[str, Tensor], dict[str, str], random.Random], None]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from tests.faults.commands import Commands
 
 BASE = ASSETS / "glyphs_vit.safetensors"

@@ -16,9 +16,9 @@ import sys
 import traceback
 from typing import Any
 
-TASKS = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "stored", "report")
+COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "report")
 MODULES = (
-    *("superlora_cli.cli.app", *(f"superlora_cli.tasks.{name}" for name in TASKS)),
+    *("superlora_cli.cli.app", *(f"superlora_cli.commands.{name}" for name in COMMANDS)),
     *("torch._dynamo", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets", "multiprocessing.pool"),
 )  # what commands import on their way
 

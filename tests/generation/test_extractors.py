@@ -21,7 +21,7 @@ from superlora_cli.generation.extractors import CLASSIFIER, load_extractor
 from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import parse_reference, read_images, read_split
 from superlora_cli.models import hub
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import DataSection
 from tests.generation.conftest import Folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch_fidelity
 from scipy import linalg
 
+from superlora_cli.commands.measure import measure as measure_images
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.generation import msid
 from superlora_cli.generation.extractors import OURS
@@ -19,7 +21,6 @@ from superlora_cli.generation.features import Features
 from superlora_cli.generation.metrics import Knobs, check_comparable, class_accuracy, fid, measure, notes
 from superlora_cli.recipe.schema import DataSection
 from superlora_cli.sweeping.schema import FEWEST
-from superlora_cli.tasks.measure import measure as measure_images
 from tests.conftest import Cli
 from tests.generation.conftest import Folder, random_features
 
@@ -132,6 +133,15 @@ def test_few_images_for_the_features_are_noted() -> None:
     assert any(
         "30 images with 96 features is biased" in line for line in notes(one, one, {"kid_subset_size": 30}, QUICK)
     )
+
+
+def test_without_piq_all_but_msid_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "piq.msid", None)
+    one, other = (Features(torch.randn(30, 10), torch.randn(30, 8), "") for _ in range(2))
+    found, used = measure(one, other, Knobs())
+    assert found["msid"] is found["msid_floor"] is None
+    assert found["fid"] is not None
+    assert any("superlora-cli[msid]" in note for note in notes(one, other, used, Knobs()))
 
 
 def test_class_accuracy_is_that_of_the_classes_asked_for() -> None:

@@ -23,7 +23,7 @@ from superlora_cli.generation.sampling import (
     sample,
     sample_batches,
 )
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import ModelSection
 from tests.generation.standin import stand_in

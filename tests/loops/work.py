@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from superlora_cli.adapter import naive
 from superlora_cli.adapter.attach import SuperLora, attach, detach
+from superlora_cli.adapter.factored import why_not_factored
 from superlora_cli.adapter.layers import by_module
-from superlora_cli.adapter.updates import why_not_factored
 from superlora_cli.models.targets import expand
 from tests.adapter.variants import FROM_BASE, FROZEN, INNER, PLAIN, PROJECTED, SPECTRAL, STACKED, config_of
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
-from superlora_cli.models.base import EMBEDDED, Base, build
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
 from superlora_cli.models.cfg_unet import NULL_CLASS, ConditionalUNet, sinusoids
 from superlora_cli.models.descriptions import cfg_unet
+from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.schema import ModelSection
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from superlora_cli.errors import UsageError
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import ModelSection, Recipe
-from superlora_cli.tasks.build import build_for_training
 from tests.conftest import Cli
 
 SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 16, "patch_size": 4}

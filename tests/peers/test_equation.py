@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.delta import Frozen, deltas
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import Plan, plan
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.svd import planes, singular

@@ -21,10 +21,10 @@ from superlora_cli.adapter.lowrank import approximate
 from superlora_cli.adapter.updates import Dense
 from superlora_cli.formats.diffusers_lora import diffusers_file
 from superlora_cli.formats.whole import loras
-from superlora_cli.models.base import ASSETS, EMBEDDED
 from superlora_cli.models.cfg_unet import ConditionalUNet
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.targets import expand
-from superlora_cli.tasks.build import build_from_file
+from superlora_cli.opening.build import build_from_file
 from tests.conftest import Cli
 from tests.makers import BASE, relative, write_adapter, write_base
 

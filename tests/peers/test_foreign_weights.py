@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from superlora_cli.models.base import build
+from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import ModelSection
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}

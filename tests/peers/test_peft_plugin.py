@@ -23,7 +23,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.models.targets import expand
 from superlora_cli.peft_plugin import SuperLoraConfig
 from tests.peers.test_transformers import batch, build
-from tests.test_readme import python_blocks
+from tests.project.test_readme import python_blocks
 
 KNOBS = {
     "lora": {"method": "lora", "rank": 2},

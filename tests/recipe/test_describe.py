@@ -19,7 +19,7 @@ def test_the_adapter_section_has_every_knob_and_no_default() -> None:
 def test_every_key_is_described() -> None:
     table = {row.key: row for row in keys_table()}
     assert all(row.description and row.type != "anything" for row in table.values())
-    assert table["train.steps"].default == "required"
+    assert table["model.name"].default == "required"
     assert table["adapter.targets"][1:3] == ("a non-empty list of text", "[q, v]")
     assert table["adapter.projection"].type.endswith("'onehot' or 'shuffle'")
     assert len(markdown_table().splitlines()) == len(table) + 2

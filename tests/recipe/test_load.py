@@ -107,9 +107,14 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("steps: 5000", "steps: true", "8: train.steps: expected a whole number ≥ 1, got true"),
         ("steps: 5000", "steps: '5'", "8: train.steps: expected a whole number ≥ 1, got '5' (write 5, without quotes)"),
         ("steps: 5000", "steps: 5e3", "8: train.steps: expected a whole number ≥ 1, got 5000.0 (write 5000)"),
-        ("steps: 5000", "steps:", "8: train.steps: expected a whole number ≥ 1, got null"),
+        ("steps: 5000", "steps:", "8: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
+        ("steps: 5000", "steps: 5000\n  epochs: 2", "9: train.epochs: does not go with train.steps"
+         " (leave out one of the two; train.steps=null unsets it)"),
+        ("keep: 2\neval: {every: 500, ", "patience: 2\neval: {",
+         "14: train.patience: counts evaluations, of which there is one"
+         " (eval.every: 100, the steps between evaluations)"),
         ("steps: 5000", "stepz: 5", "8: train.stepz: unknown key 'stepz' (did you mean 'steps'?)"),
-        ("  steps: 5000\n", "", "7: train.steps: missing, expected a whole number ≥ 1"),
+        ("  steps: 5000\n", "", "7: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
         ("keep: 2", "lr: 2", "14: train.lr: unknown key 'lr' (belongs under train.optimizer:)"),
         ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under diffusion: or under train:)"),
         ("seed: 0", "zzzz: 0", "3: zzzz: unknown key 'zzzz'"),

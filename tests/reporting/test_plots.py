@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from superlora_cli.analysis.confusion_table import ConfusionTable
 from superlora_cli.reporting.geometry import Similarity
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.plots import (
@@ -26,6 +25,7 @@ from superlora_cli.reporting.plots import (
 )
 from superlora_cli.reporting.runs import collect
 from superlora_cli.reporting.sections import Section, sections
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from tests.reporting.folders import make_run
 
 RATES = (0.1, 0.2, 0.3)

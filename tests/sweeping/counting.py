@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.commands import sweep
 from superlora_cli.data import folder
-from superlora_cli.models import local_weights
+from superlora_cli.models import loading as local_weights
 from superlora_cli.sweeping.work import Job, Outcome
-from superlora_cli.tasks import sweep
 
 
 def told(what: str, read: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,10 +13,10 @@ from diffusers import UNet2DModel
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from superlora_cli.cache import STORE, once
 from superlora_cli.errors import MismatchError
-from superlora_cli.kept import STORE, once
 from superlora_cli.models import repeated
-from superlora_cli.models.base import ASSETS
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.recipe.schema import HeadRows, ModelSection
 from superlora_cli.sweeping.folder import SweepFolder

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
+from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks import classification
-from superlora_cli.tasks.build import build_for_training
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.tasks.classification import task as classification
+from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import Processes, join
 from tests.cli.test_train import DROPOUT, lose_power, send, stop_at, uninterrupted
 from tests.conftest import QUICK, Cli, metrics
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from superlora_cli.cli import app
 from superlora_cli.training.processes import Processes
 from tests.cli.test_train import DROPOUT
 from tests.conftest import QUICK, Cli, Result, contents, metrics
-from tests.test_data import write_images
+from tests.data.test_splits import write_images
 from tests.training.launching import ended, spoken, start, together, wait_for
 
 RESNET = ("model.name=resnet10t", "data.name=pets", "data.image_size=32", "train.steps=4", "train.batch_size=4",
@@ -109,8 +109,8 @@ HELD = """
 import json
 from torch.distributed.tensor import DTensor
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.tasks.build import build_for_training
-from superlora_cli.tasks.classification import Classification
+from superlora_cli.opening.build import build_for_training
+from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.processes import join
 
 recipe = load_recipe("quickstart", ["train.shard_base=true", "train.device=cpu"])

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.test_train import DROPOUT, uninterrupted
 from tests.conftest import QUICK, Cli, Result, environment
 from tests.data.test_shards import write_shard
-from tests.test_data import FOLDER
+from tests.data.test_splits import FOLDER
 from tests.training.launching import ended, spoken, start, wait_for
 
 pytestmark = pytest.mark.slow

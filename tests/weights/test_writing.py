@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from superlora_cli import showing
+from superlora_cli import progress
 from superlora_cli.errors import UsageError
 from superlora_cli.weights import header
 from superlora_cli.weights.display import WritingDisplay
@@ -68,7 +68,7 @@ def test_a_source_that_is_cut_meanwhile_is_said(tmp_path: Path) -> None:
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(showing, "BETWEEN_LINES", -1)
+    monkeypatch.setattr(progress, "BETWEEN_LINES", -1)
     stream = io.StringIO()
     with WritingDisplay(Console(file=stream), "writing out.safetensors", 200) as shown:
         shown.advance(50)

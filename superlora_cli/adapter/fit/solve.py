@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.delta import Frozen, deltas
+from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.fit.start import start
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.lowrank import whole_error
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.errors import RunError

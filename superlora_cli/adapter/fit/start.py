@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.delta import Frozen
-from superlora_cli.adapter.factors import initial
 from superlora_cli.adapter.fit.units import fit_kronecker
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.shapes import Bucket, Plan
 
 CONJUGATE_STEPS = 30
@@ -28,15 +28,15 @@ def start(plan: Plan, wanted: Sequence[Tensor], frozen: Frozen) -> dict[str, Ten
     config = plan.config
     if frozen.relative or config.combine == "hadamard" or config.inner or config.freeze or config.diagonals:
         return values
-    for index, bucket in enumerate(plan.buckets):
+    for bucket in plan.buckets:
         rows = torch.stack([_piece(vector, plan.starts[group], bucket.shape.n_out) for group in bucket.members])
         folded = _unproject(bucket, rows / plan.config.scale, frozen)  # (groups, n_in)
         for row, x in enumerate(folded):
             terms = fit_kronecker(bucket.shape.units, _fold(bucket, x), bucket.shape.terms)
-            for term, units in enumerate(terms):
-                for k, tensors in enumerate(units, 1):
-                    for name, tensor in tensors.items():
-                        values[f"b{index}_k{k}_{name}"][row, term] = tensor
+            for term, made in enumerate(terms):
+                for unit, tensors in zip(bucket.units, made, strict=True):
+                    for part, tensor in tensors.items():
+                        values[unit.name(part)][row, term] = tensor
     return values
 
 

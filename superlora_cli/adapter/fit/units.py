@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-import tensorly
 import torch
-from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 from torch.nn import functional
 
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.shapes import UnitShape
+from superlora_cli.errors import UsageError
 
 Tensors = dict[str, Tensor]
 
@@ -20,23 +21,30 @@ Tensors = dict[str, Tensor]
 def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     """`core` and `A1` ... `AM` of one unit for a tensor (d_1, ..., d_M).
 
-    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a diagonal or
-    identity core the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a superdiagonal one
+    the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+
+    Raises:
+        UsageError: a core that has no closed form, or tensorly is not installed.
     """
     if unit.is_dense:
         return {"core": wanted.clone()}
     if not wanted.any():
         return _nothing(unit, wanted)
-    if unit.core == "dense":
+    core = CORES[unit.core]
+    if core.closed_form is None:
+        raise UsageError(f"no decomposition is known for a core '{unit.core}'", where="adapter.core", hint="dense")
+    if core.closed_form == "tucker":
         return _tucker(unit, wanted)
     if len(unit.sides) == 2:
         u, s, vh = torch.linalg.svd(wanted, full_matrices=False)
         rank = unit.ranks[0]
         weights, planes = s[:rank], [u[:, :rank], vh[:rank].mT]
     else:
+        tensorly = _tensorly()
         with tensorly.backend_context("pytorch", local_threadsafe=True):
-            weights, planes = parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
-    if unit.core == "diagonal":
+            weights, planes = tensorly.decomposition.parafac(wanted, rank=unit.ranks[0], n_iter_max=100, random_state=0)
+    if core.stored:
         return {"core": weights} | {f"A{m}": plane for m, plane in enumerate(planes, 1)}
     share = weights.abs() ** (1 / len(planes))
     planes = [plane * share for plane in planes]
@@ -44,11 +52,21 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     return {f"A{m}": plane for m, plane in enumerate(planes, 1)}
 
 
+def _tensorly() -> Any:
+    try:
+        import tensorly.decomposition
+    except ImportError:
+        hint = "pip install 'superlora-cli[extract]'"
+        raise UsageError("tensorly, which finds the factors, is not installed", where="extract", hint=hint) from None
+    return tensorly
+
+
 def _tucker(unit: UnitShape, wanted: Tensor) -> Tensors:
-    modes = [m for m, rank in enumerate(unit.ranks) if rank]
+    tensorly, modes = _tensorly(), [m for m, rank in enumerate(unit.ranks) if rank]
     with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Trying to compute SVD")  # of a mode with a rank above the others' product
-        (core, planes), _ = partial_tucker(wanted, rank=[unit.ranks[m] for m in modes], modes=modes, random_state=0)
+        ranks = [unit.ranks[m] for m in modes]
+        (core, planes), _ = tensorly.decomposition.partial_tucker(wanted, rank=ranks, modes=modes, random_state=0)
     return {"core": core} | {f"A{m + 1}": plane for m, plane in zip(modes, planes, strict=True)}
 
 

@@ -17,7 +17,10 @@ import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from superlora_cli.table import Later, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +30,6 @@ if TYPE_CHECKING:
 Draw = Callable[[str], "np.random.RandomState"]  # role → the generator of that role
 Place = Callable[[Any], "Tensor"]  # array → tensor where the parameters are, in their dtype if floating
 Project = Callable[["Tensor"], "Tensor"]  # (groups, N_in) → (groups, N_out)
-
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
-FULL_SIZE = ("identity", "shuffle")  # they have N_in = N_out: no ratio
-SPECTRAL = ("dct", "dft")  # they see a group as a matrix: `Size.grid`
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,56 @@ class Size:
         return self.grid or (side, side)
 
 
+class Projection:
+    """What every projection says of itself: a file's names, or an object's attributes; `build` is all it must have.
+
+    Attributes:
+        FULL_SIZE: it has N_in = N_out, so that there is no ratio.
+        SPECTRAL: it sees a group as a matrix, `Size.grid`.
+        NONLINEAR: its slope vanishes where it does, so that ΔW is taken as F(x) − F(x₀).
+    """
+
+    FULL_SIZE = False
+    SPECTRAL = False
+    NONLINEAR = False
+
+    def held(self, size: Size) -> int:
+        """Elements of the largest tensor that it is made of; by default N_out."""
+        return size.n_out
+
+    def build(self, size: Size, draw: Draw, place: Place) -> Project:
+        """Draw what is frozen, and return the map (groups, N_in) → (groups, N_out)."""
+        raise NotImplementedError
+
+
+class _File(Projection):
+    """A projection that is a file of this package."""
+
+    def __init__(self, module: Any) -> None:
+        own = {name: value for name, value in vars(module).items() if name in vars(Projection)}
+        vars(self).update(own | {"__doc__": module.__doc__})
+
+
+def files() -> dict[str, Later[Projection]]:
+    """The projections that are files of this package, by name; each is imported when it is first looked up."""
+
+    def load(name: str) -> Projection:
+        return _File(importlib.import_module(f"{__name__}.{name}"))
+
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return {name: Later(partial(load, name)) for name in names}
+
+
+PROJECTIONS: Table[Projection] = Table("projection", files())
+
+
 def held(name: str, size: Size) -> int:
     """Elements of the largest tensor that a projection is made of.
 
     >>> held("dense", Size(10, 1000)), held("linear", Size(10, 1000)), held("identity", Size(1000, 1000))
     (10000, 1024, 0)
     """
-    if name == "identity":
-        return 0
-    if name == "dense":
-        return size.n_in * size.n_out
-    if name in SPECTRAL:
-        return math.prod(size.matrix)
-    return size.n_out if name in ("onehot", "shuffle") else 2**size.bits
+    return PROJECTIONS[name].held(size)
 
 
 def build(
@@ -96,15 +132,9 @@ def build(
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
 
-    module = importlib.import_module(f"{__name__}.{name}")
-    project: Project = module.build(size, draw, place)
-    return project
+    return PROJECTIONS[name].build(size, draw, place)
 
 
 def is_nonlinear(name: str) -> bool:
     """Whether ΔW must be taken as F(x) − F(x₀), because F's slope vanishes where F does."""
-    module = importlib.import_module(f"{__name__}.{name}")
-    return getattr(module, "NONLINEAR", False)
-
-
-__all__ = ["FULL_SIZE", "NAMES", "SPECTRAL", "Size", "build", "held", "is_nonlinear"]
+    return PROJECTIONS[name].NONLINEAR

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from superlora_cli.adapter.projections import Draw, Place, Project, Size
-from superlora_cli.adapter.projections._spectral import spectral
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPECTRAL = True
+
+
+def held(size: Size) -> int:
+    """The spectrum."""
+    return math.prod(size.matrix)
 
 
 def build(size: Size, draw: Draw, place: Place) -> Project:
     """Drawn from the role `frequencies`. Plain it is the orthonormal inverse of the DCT-II."""
+    from superlora_cli.adapter.projections._spectral import spectral
+
     rows, columns = size.matrix
 
     def inverse(spectrum: Tensor) -> Tensor:
@@ -24,6 +33,8 @@ def build(size: Size, draw: Draw, place: Place) -> Project:
 
 def _inverse(x: Tensor) -> Tensor:
     """Σ_u a_u x_u cos(π (2j + 1) u / 2L) along the last axis of length L, a_0 = √(1/L), a_u = √(2/L): a DFT of 2L."""
+    import torch
+
     length = x.shape[-1]
     u = torch.arange(length, dtype=x.dtype, device=x.device)
     weight = torch.full_like(u, math.sqrt(2 / length))

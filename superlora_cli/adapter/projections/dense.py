@@ -7,6 +7,11 @@ import math
 from superlora_cli.adapter.projections import Draw, Place, Project, Size
 
 
+def held(size: Size) -> int:
+    """P."""
+    return size.n_in * size.n_out
+
+
 def build(size: Size, draw: Draw, place: Place) -> Project:
     """Drawn from the role `matrix`."""
     normal = draw("matrix").standard_normal((size.n_in, size.n_out))

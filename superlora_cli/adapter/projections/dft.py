@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from superlora_cli.adapter.projections import Draw, Place, Project, Size
-from superlora_cli.adapter.projections._spectral import spectral
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPECTRAL = True
+
+
+def held(size: Size) -> int:
+    """The spectrum."""
+    return math.prod(size.matrix)
 
 
 def build(size: Size, draw: Draw, place: Place) -> Project:
     """Drawn from the role `frequencies`. Plain it is torch's `ifft2`: Σ x cos(…) / (rows · columns)."""
+    from superlora_cli.adapter.projections._spectral import spectral
+
     rows, columns = size.matrix
 
     def inverse(spectrum: Tensor) -> Tensor:
+        import torch
+
         made = torch.fft.ifft2(spectrum).real
         return made * (rows * columns * math.sqrt(2 / size.n_in)) if size.rescale else made
 

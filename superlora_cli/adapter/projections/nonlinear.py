@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from superlora_cli.adapter.projections import Draw, Place, Project, Size
-from superlora_cli.adapter.projections._fastfood import fastfood
 
 NONLINEAR = True
 
 
+def held(size: Size) -> int:
+    """G."""
+    return 2**size.bits
+
+
 def build(size: Size, draw: Draw, place: Place) -> Project:
     """Drawn from the roles `permutation`, `gauss` and `last`."""
+    from superlora_cli.adapter.projections._fastfood import fastfood
+
     return fastfood(size, draw, place, gaussian=False, nonlinear=True)

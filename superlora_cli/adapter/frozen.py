@@ -1,0 +1,62 @@
+"""All that is never trained of an adapter: F, F_in, the frozen factors, and F(x₀)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import projections
+from superlora_cli.adapter.factors import folded
+from superlora_cli.adapter.initial import initial, relative
+from superlora_cli.adapter.inner import InnerMaps, factors
+from superlora_cli.adapter.shapes import GroupShape, Plan
+
+
+class Frozen:
+    """What is never trained: F for every size, F_in and the frozen factors, and F(x₀) where ΔW is relative to it.
+
+    Made again wherever it is needed, from the seed and, with `frozen: svd`, from the base; never stored.
+
+    Args:
+        plan: the adapter's shapes.
+        base: the frozen factors that come from the base, as `svd.planes` gives them.
+        start: whether F(x₀) is made.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base: Mapping[str, Tensor] | None = None,
+        start: bool = True,
+    ) -> None:
+        config = plan.config
+        device = torch.device(device)
+        self.device, self.dtype = device, dtype
+        self.relative = relative(plan)
+        self.inner = InnerMaps(plan, base, device=device, dtype=dtype)
+        self.maps: dict[tuple[object, ...], projections.Project] = {}
+        for shape in (bucket.shape for bucket in plan.buckets):
+            size = projections.Size(shape.n_in, shape.n_out, config.rescale, shape.grid)
+            if (shape.n_in, shape.n_out, shape.grid) not in self.maps:
+                self.maps[shape.n_in, shape.n_out, shape.grid] = projections.build(
+                    config.projection, size, config.seed, device=device, dtype=dtype
+                )
+        self.starts: dict[int, Tensor] = {}  # by number of the bucket
+        if self.relative and start:
+            values = self.factors(plan, {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()})
+            with torch.no_grad():
+                for bucket in plan.buckets:
+                    self.starts[bucket.number] = self.project(bucket.shape, folded(bucket, values, plan.config))
+
+    def factors(self, plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{C, A} by name from what is trained: F_in, the frozen factors and the diagonals, as `inner.factors`."""
+        return factors(plan, trained, self.inner)
+
+    def project(self, shape: GroupShape, x: Tensor) -> Tensor:
+        """F: (groups, n_in) → (groups, n_out)."""
+        return self.maps[shape.n_in, shape.n_out, shape.grid](x)

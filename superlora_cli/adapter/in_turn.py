@@ -1,0 +1,99 @@
+"""ΔW of many targets one after the other, in little memory: for merging into large bases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.delta import group_deltas
+from superlora_cli.adapter.factors import folded
+from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.initial import initial
+from superlora_cli.adapter.shapes import Bucket, Plan
+
+ELEMENTS = 2**20  # of ΔW made at once
+
+Take = Callable[[int], Tensor]  # n → the next n elements of a vector
+
+
+def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> Take:
+    """A function that returns the next n elements of the vector of all ΔW, target after target, at every call.
+
+    Without gradients, and in little memory: it holds what is asked for and some `ELEMENTS`; under a projection or a
+    Kronecker product, which mix all elements of a group, ΔW of one group. `base` is as `Frozen` takes it.
+
+    >>> from superlora_cli.adapter.config import AdapterConfig
+    >>> from superlora_cli.adapter.layout import TargetShape, plan
+    >>> layout = plan(AdapterConfig(order=3, rank=2), [TargetShape("w", 5, 4)])
+    >>> take = in_turn(layout, initial(layout))
+    >>> take(12).shape, take(8).shape
+    (torch.Size([12]), torch.Size([8]))
+    """
+    pieces = _pieces(plan, {name: tensor.detach() for name, tensor in trained.items()}, base)
+    piece = torch.empty(0, device="cpu")
+
+    def take(count: int) -> Tensor:
+        nonlocal piece
+        taken, missing = [], count
+        while missing:
+            if not len(piece):
+                piece = torch.empty(0, device="cpu")  # lets the last one go before the next is made
+                piece = next(pieces)
+            taken.append(piece[:missing])
+            piece = piece[len(taken[-1]) :]
+            missing -= len(taken[-1])
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+    return take
+
+
+def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Iterator[Tensor]:
+    """The vector of all ΔW, in consecutive pieces: about `ELEMENTS` long, or where they are mixed whole groups."""
+    one = next(iter(trained.values()))
+    frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
+    factors, start = frozen.factors(plan, trained), {}
+    if frozen.relative:
+        start = frozen.factors(plan, {name: tensor.to(one) for name, tensor in initial(plan).items()})
+    config = plan.config
+    mixed = config.projection != "identity" or (config.splits > 1 and config.combine != "hadamard")
+    places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]
+    for _, bucket, row in sorted(places, key=lambda place: place[0]):
+        names = [unit.name(part) for unit in bucket.units for part in unit.shape.tensors]
+        own, before = ({name: made[name][row : row + 1] for name in names if made} for made in (factors, start))
+        if not mixed:
+            yield from _leading_slices(config, bucket, own, before)
+            continue
+        if before:
+            frozen.starts = {bucket.number: frozen.project(bucket.shape, folded(bucket, before, config))}
+        yield group_deltas(plan, bucket, own, frozen).flatten()
+
+
+def _leading_slices(
+    config: AdapterConfig, bucket: Bucket, own: Mapping[str, Tensor], before: Mapping[str, Tensor]
+) -> Iterator[Tensor]:
+    """ΔW of one group whose elements are not mixed: slices of its leading axis, from those rows of A_1.
+
+    With the {C, A} that it starts from in `before`, ΔW is relative to them.
+    """
+    shape, scale = bucket.shape, config.scale
+    across = math.prod(shape.sides[1:])  # 153 · 153
+    step = max(1, ELEMENTS // across)
+    for first in range(0, -(-shape.n_out // across), step):
+        rows = min(step, shape.sides[0] - first)
+        units = tuple(replace(unit, sides=(rows, *unit.sides[1:])) for unit in shape.units)
+        part = replace(bucket, shape=replace(shape, units=units, sides=(rows, *shape.sides[1:])))
+
+        def made(tensors: Mapping[str, Tensor], scale: float, part: Bucket = part, first: int = first) -> Tensor:
+            tensors, rows = dict(tensors), part.shape.sides[0]
+            for unit in part.units:
+                name = unit.name("A1" if unit.shape.ranks[0] else "core")  # (1, terms, d_1, ...)
+                tensors[name] = tensors[name][:, :, first : first + rows]
+            return folded(part, tensors, config, scale)
+
+        slices = (made(own, 1) - made(before, 1)) * scale if before else made(own, scale)
+        yield slices.flatten()[: shape.n_out - first * across]

@@ -1,0 +1,92 @@
+"""How what is trained starts: values such that ΔW = 0, in a scale that one learning rate fits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.projections import is_nonlinear
+from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
+
+
+def initial(plan: Plan) -> dict[str, Tensor]:
+    """Start values of what is trained: name → float32 tensor, such that ΔW = 0 exactly.
+
+    `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
+    `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). One tensor of each group starts at zero
+    (`GroupShape.zeroed`: for Kronecker the right unit's first plane); where that cannot be, `relative` says why.
+    An F_in starts from normal numbers, so that entries have the scale that they have without it; with `lora` from
+    numbers within ±0.02, as PEFT's Uni-LoRA.
+    """
+    if plan.config.inner is not None:
+        return {THETA: _initial_theta(plan)}
+    nonzero = relative(plan)
+    values: dict[str, Tensor] = {}
+    for bucket in plan.buckets:
+        for unit in bucket.units:
+            for part, shape in unit.trained.items():
+                name = unit.name(part)
+                if name == bucket.zeroed and not nonzero:
+                    values[name] = torch.zeros(shape, dtype=torch.float32, device="cpu")
+                    continue
+                drawn = start(plan.config, unit.shape, part, shape, random_state(plan.config.seed, "init", name))
+                if nonzero and part == unit.shape.zeroed and part.startswith("A"):
+                    drawn /= math.sqrt(shape[-1])  # r terms of unit scale add up to √r
+                values[name] = torch.from_numpy(drawn).float()
+    return values
+
+
+def relative(plan: Plan) -> bool:
+    """Whether ΔW is taken relative to its start, because no factor can be zero there.
+
+    Under a nonlinear F, whose slope vanishes at zero; and where θ makes several factors, all of which would be zero.
+    """
+    if is_nonlinear(plan.config.projection):
+        return True
+    makes_several = any(len(bucket.tensors) > 1 for bucket in plan.buckets)
+    return plan.config.inner is not None and plan.config.inner.per != "factor" and makes_several
+
+
+def _initial_theta(plan: Plan) -> Tensor:
+    draw, shape = random_state(plan.config.seed, "init", THETA), plan.tensors[THETA]
+    values = draw.uniform(-0.02, 0.02, shape) if plan.config.init == "lora" else draw.standard_normal(shape)
+    theta = torch.from_numpy(values).float()
+    if not relative(plan):
+        zeroed = {bucket.zeroed for bucket in plan.buckets}
+        for piece in plan.pieces:
+            if not zeroed.isdisjoint(piece.tensors):
+                theta[piece.start : piece.start + piece.count] = 0
+    return theta
+
+
+def start_scale(unit: UnitShape, part: str) -> float:
+    """Root mean square of a tensor's entries at the start, `init: unit`: 1, but for a core that sums r^(M−1) products.
+
+    >>> unit = UnitShape((9, 9, 9), (4, 4, 4), "dense")
+    >>> round(start_scale(unit, "core"), 6), start_scale(unit, "A1")
+    (0.25, 1.0)
+    """
+    return 1 / CORES[unit.core].spread(unit) if part == "core" else 1.0
+
+
+def start(
+    config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
+) -> np.ndarray:
+    """Values of scale `start_scale` for a tensor of a unit, (..., *its shape)."""
+    core = CORES[unit.core]
+    if part == "core" and not core.starts_at_one:
+        return draw.standard_normal(shape) / core.spread(unit)
+    if part == "core" or part.startswith("D"):
+        return np.ones(shape)
+    side = shape[-2]
+    if config.init == "lora":
+        return draw.uniform(-1, 1, shape) / math.sqrt(side)
+    columns, triangle = np.linalg.qr(draw.standard_normal(shape))
+    signs = np.sign(np.diagonal(triangle, axis1=-2, axis2=-1))[..., None, :]  # makes the decomposition unique
+    return columns * signs * math.sqrt(side)

@@ -1,0 +1,73 @@
+"""The knob `inner`: F_in, by which a few trained numbers make the factors; and the error about any knob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from superlora_cli.adapter.kinds import settle
+from superlora_cli.errors import UsageError, did_you_mean
+
+FrozenFrom = Literal["random", "svd"]
+InnerProjection = Literal["none", "onehot", "dense", "fastfood"]
+Per = Literal["all", "group", "factor"]
+
+MAPS = {"onehot": "onehot", "dense": "dense", "fastfood": "linear"}  # F_in → the file in `projections` that makes it
+
+
+@dataclass(frozen=True)
+class Inner:
+    """F_in: `dim` trained numbers θ become all trained entries of {C, A}.
+
+    Attributes:
+        projection: `onehot`: every entry is one of the numbers; `dense`: a random matrix; `fastfood`: as F `linear`.
+        dim: d, numbers in θ.
+        per: whether there is one θ for all groups, one for each group, or one for each factor of each group.
+    """
+
+    projection: InnerProjection = "onehot"
+    dim: int = 64
+    per: Per = "all"
+
+    @classmethod
+    def from_knobs(cls, knobs: Mapping[str, Any]) -> Inner | None:
+        """The keys under `inner`; `projection: none` is no F_in.
+
+        Raises:
+            UsageError: on a key or a value that there is not.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in knobs:
+            if name not in known:
+                hint = did_you_mean(name, known) or "one of " + ", ".join(known)
+                raise UsageError(f"unknown knob '{name}'", where="adapter.inner", hint=hint)
+        given = {name: value for name, value in knobs.items() if value is not None}
+        return None if given.get("projection") == "none" else cls(**given)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("projection", InnerProjection), ("per", Per)):
+            value, choices = getattr(self, name), get_args(kind)
+            if isinstance(value, str) and value not in choices:
+                hint = did_you_mean(value, choices) or "one of " + ", ".join(choices)
+                raise refuse(f"inner.{name}", f"unknown {name} '{value}'", hint)
+        settle(self, "adapter.inner")
+        if self.dim < 1:
+            raise refuse("inner.dim", f"dim is {self.dim}", "a whole number ≥ 1")
+
+
+def on_top(knobs: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """`knobs` with `others` in their place; of `inner` key by key.
+
+    >>> on_top({"rank": 2, "inner": {"dim": 8, "per": "all"}}, {"inner": {"dim": 4}})
+    {'rank': 2, 'inner': {'dim': 4, 'per': 'all'}}
+    """
+    both = {**knobs, **others}
+    if isinstance(knobs.get("inner"), Mapping) and isinstance(others.get("inner"), Mapping):
+        both["inner"] = {**knobs["inner"], **others["inner"]}
+    return both
+
+
+def refuse(knob: str, message: str, hint: str) -> UsageError:
+    """The error about a knob of the adapter."""
+    return UsageError(message, where=f"adapter.{knob}", hint=hint)

@@ -1,0 +1,191 @@
+"""One adapter, or one ΔW, out of several on the same base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.combine import Term, as_lora, total, union
+from superlora_cli.adapter.lowrank import Approximation, approximate, check_limits, nearest, whole_error
+from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.adapter.targets import Target
+from superlora_cli.adapter.updates import Update
+from superlora_cli.errors import MismatchError, UsageError, did_you_mean
+from superlora_cli.files import check_output, write_atomic
+from superlora_cli.formats.delta import delta_file
+from superlora_cli.models.build import build
+from superlora_cli.models.targets import expand
+from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
+from superlora_cli.recipe.schema import AdapterSection
+from superlora_cli.weights.checksum import digest_tensors
+
+FORMS = ("adapter", "delta")
+
+
+def combine(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    to: str = "adapter",
+    rank: int | None = None,
+    energy: float | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write Σ weight · ΔW of several adapters on one base.
+
+    Args:
+        paths: runs or adapter files, of any variants.
+        weights: one for each; default: their mean. A weight of 0 leaves an adapter out.
+        to: `adapter`, of method lora, exact where all have factors weight by weight, else by rank or energy (see
+            `adapter.lowrank.approximate`); or `delta`, exact.
+        force: overwrite `out`.
+
+    Returns:
+        output, to, bytes, params; for an adapter also weights (name, rank and error of each target) and error (of all).
+        One adapter with weight 1 and no limits is written as it is, byte by byte.
+
+    Raises:
+        UsageError: weights that do not fit, or an output that exists. MismatchError: adapters of different bases.
+            RunError: an update is not finite.
+    """
+    if to not in FORMS:
+        raise UsageError(f"unknown form '{to}'", where="--to", hint=did_you_mean(to, FORMS) or "adapter or delta")
+    check_limits(rank, energy)
+    if to == "delta" and (rank is not None or energy is not None):
+        raise UsageError("a delta holds the update whole", where="--to", hint="leave out --rank and --energy")
+    factors = _weights(weights, len(paths))
+    files = [resolve_result(path) for path in paths]
+    check_output(out, force=force)
+    read = [read_adapter(file) for file in files]
+    for adapter in read:
+        check_update(adapter, hint="only ΔW and heads are added up")
+    parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
+    terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
+    first = parts[0][1]
+    targets, patterns, base = _common_base(read, terms, first)
+    if len(parts) == 1 and parts[0][0] == 1 and to == "adapter" and rank is None and energy is None:
+        write_atomic(out, first.path.read_bytes(), force=force)
+        return _about(out, to, first.adapter.plan.params, _exact(first.targets))
+    sums = [total(target, terms) for target in targets]
+    if to == "delta":
+        content = delta_file(targets, [update.dense() for update in sums], first.modules, base)
+        write_atomic(out, content, force=force)
+        return _about(out, to, sum(target.flat.elements for target in targets), {})
+    found = _limited(sums, targets, rank, energy)
+    config, tensors = as_lora(found, targets, rank=max(one.rank for one in found))
+    errors = {
+        "weights": [
+            {"name": t.name, "rank": one.rank, "error": one.error} for t, one in zip(targets, found, strict=True)
+        ],
+        "error": whole_error((one.norm, one.error) for one in found),
+    }
+    section = AdapterSection(method="lora", targets=list(patterns), rank=config.scale_rank)
+    made = StoredAdapter.of(
+        replace(config, seed=first.stored.config.seed),
+        targets,
+        tensors,
+        patterns=patterns,
+        base=(base["name"], base["sha256"], base["dtype"]),
+        recipe=first.recipe.model_copy(update={"adapter": section}).to_dict(),
+        head=_head(parts),
+        classes=first.stored.classes,
+        origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
+    )
+    made.save(out, force=force)
+    return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
+
+
+def _about(out: Path, to: str, params: int, errors: dict[str, Any]) -> dict[str, Any]:
+    return {"output": str(out), "to": to, "bytes": out.stat().st_size, "params": params, **errors}
+
+
+def _exact(targets: Sequence[Target]) -> dict[str, Any]:
+    return {"weights": [{"name": target.name, "error": 0.0} for target in targets], "error": 0.0}
+
+
+def _source(weight: float, adapter: Stored) -> dict[str, Any]:
+    return {"weight": weight, "sha256": digest_tensors(adapter.stored.factors), "metrics": adapter.stored.metrics}
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    if weights is None:
+        return [1 / count] * count
+    if len(weights) != count:
+        raise UsageError(f"{len(weights)} weights for {count} adapters", where="--weights", hint="one for each")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UsageError("a weight is not finite", where="--weights", hint="numbers, as 0.5,0.5")
+    if not any(weights):
+        raise UsageError("all weights are 0", where="--weights", hint="at least one other than 0")
+    return list(weights)
+
+
+def _common_base(
+    read: Sequence[Stored], terms: Sequence[Term], first: Stored
+) -> tuple[list[Target], tuple[str, ...], dict[str, str]]:
+    """Targets, patterns and base of the sum. The base's weights are read only where the adapters' targets differ.
+
+    Raises:
+        MismatchError: an adapter was trained on another base.
+    """
+    one = read[0]
+    for other in read[1:]:
+        digests = [adapter.stored.base["sha256"] for adapter in (one, other)]
+        if other.stored.targets_digest == one.stored.targets_digest and digests[0] != digests[1]:
+            names = [f"{a.stored.base['name']} ({d[:12]}…)" for a, d in zip((one, other), digests, strict=True)]
+            message = f"it was trained on {names[1]}, {one.path} on {names[0]}"
+            raise MismatchError(message, where=str(other.path), hint="only updates of one base can be added")
+    if len({adapter.stored.targets_digest for adapter in read}) == 1:
+        return list(first.targets), first.stored.patterns, dict(first.stored.base)
+    recipe = first.recipe
+    classes = classes_of(first.stored, recipe)
+    model = build(recipe.model, classes=classes, image_size=recipe.data.image_size).model
+    for adapter in read:
+        store.check_base(model, adapter.targets, adapter.stored, where=str(adapter.path))
+    patterns = tuple(target.name for target in union(terms))
+    targets = expand(model, patterns)
+    sha256, dtype = store.digest_base(model, targets)
+    return targets, tuple(t.name for t in targets), {**first.stored.base, "sha256": sha256, "dtype": dtype}
+
+
+def _limited(
+    sums: Sequence[Update], targets: Sequence[Target], rank: int | None, energy: float | None
+) -> list[Approximation]:
+    """Every sum at low rank, none higher than the smallest side of all: an adapter's rank is one."""
+    found = [approximate(update, rank=rank, energy=energy) for update in sums]
+    side = min(min(target.flat.rows, target.flat.columns) for target in targets)
+    return [
+        one if one.rank <= side else nearest(update.dense(), rank=side) for one, update in zip(found, sums, strict=True)
+    ]
+
+
+def _head(parts: Sequence[tuple[float, Stored]]) -> dict[str, Tensor]:
+    """The trained heads' mean by weight; {} where none has one.
+
+    Raises:
+        UsageError: heads of different shapes or classes, only some with a head, or weights that cancel out.
+    """
+    heads = [dict(adapter.stored.head) for _, adapter in parts]
+    if not any(heads):
+        return {}
+    first = parts[0][1]
+    for (_, adapter), head in zip(parts, heads, strict=True):
+        shapes, wanted = ({name: tensor.shape for name, tensor in one.items()} for one in (head, heads[0]))
+        if shapes != wanted or adapter.stored.classes != first.stored.classes:
+            raise UsageError(f"its trained head is not that of {first.path}", where=str(adapter.path),
+                             hint="adapters of the same classes, or --to delta")  # fmt: skip
+    whole = sum(weight for weight, _ in parts)
+    if abs(whole) < 1e-6:
+        raise UsageError("the weights add up to 0, and heads are averaged", where="--weights", hint="--to delta")
+    return {
+        name: sum((weight / whole * head[name] for (weight, _), head in zip(parts, heads, strict=True)), 0 * tensor)
+        for name, tensor in heads[0].items()
+    }

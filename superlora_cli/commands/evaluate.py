@@ -1,0 +1,89 @@
+"""Evaluate finished runs, from their file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from superlora_cli.data.splits import load_splits, seen_in_training
+from superlora_cli.errors import UsageError
+from superlora_cli.files import read_json
+from superlora_cli.opening.build import build_from_file, stored_recipe
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.tasks import TASKS, task_of
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
+from superlora_cli.tasks.images import DATA_SEED, OTHER_DATA, ImageTask
+from superlora_cli.training.processes import join
+
+
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False, plot: Path | None = None
+) -> dict[str, Any]:
+    """Metrics of a run or adapter on the test split of its recipe's data.
+
+    Args:
+        plot: picture of the confusion matrix to write.
+
+    Returns:
+        task, metrics, n, for classification per_class, what was evaluated, and notes: what speaks against the metrics.
+
+    Raises:
+        UsageError: a class of the data that the model does not know, or a picture that cannot be written.
+    """
+    if plot is not None and not plot.parent.is_dir():
+        raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
+    file = resolve_result(path)
+    built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
+    kind = task_of(built.recipe)
+    if plot is not None and not kind.confuses:
+        labelled = TASKS[built.recipe.task].tells_classes
+        what = "images with several labels have" if labelled else f"the task {built.recipe.task} has"
+        raise UsageError(f"{what} no classes to confuse", where="--plot", hint="leave it out")
+    processes = join(built.recipe.train)
+    try:
+        task = kind(built, processes)
+        task.shows_progress = True
+        judged = task.judge("test")
+        if plot is not None and judged.confusion and processes.is_main:
+            _draw(judged.confusion, plot)
+        return {
+            "task": built.recipe.task,
+            "metrics": judged.metrics,
+            **({} if judged.per_class is None else {"per_class": judged.per_class}),
+            "n": len(task.splits.test),  # type: ignore[arg-type]
+            "data": built.recipe.data.name,
+            "model": built.recipe.model.name,
+            "params": built.params["adapter"],
+            "notes": [*filter(None, (built.base.note, *task.splits.notes)), *_doubts(file, task)],
+        }
+    finally:
+        processes.end()
+
+
+def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
+    """That the data are not those of the training, and that images were trained on, as far as it can be known."""
+    trained, splits = stored_recipe(file).data, task.splits
+    known = read_json(file.parent / "run.json").get("data", splits.fingerprint)
+    if known != splits.fingerprint:
+        yield f"not the data of the training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
+    elif trained == task.recipe.data:
+        return
+    with suppress(UsageError):  # they are not there any more
+        seen = seen_in_training(splits.test, load_splits(trained, task.look, seed=DATA_SEED).train)
+        if seen is not None:
+            yield seen
+
+
+def _draw(confusion: ConfusionTable, plot: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    confusion.paint(figure)
+    try:
+        figure.savefig(plot)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"cannot write the picture: {error}", where=str(plot), hint="a .svg, .png or .pdf file"
+        ) from None

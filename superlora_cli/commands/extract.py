@@ -1,0 +1,282 @@
+"""An adapter that makes a tuned checkpoint out of its base, fitted to their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import svd
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.fit.solve import fit
+from superlora_cli.adapter.inner_config import on_top
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.store import BaseDigest, StoredAdapter
+from superlora_cli.adapter.targets import Target
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import check_output
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
+from superlora_cli.models.checkpoints import weights_in
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.patterns import expand as expand_weights
+from superlora_cli.models.targets import expand
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import ModelSection, Recipe
+from superlora_cli.weights.reading import open_weights
+
+
+class Tensors(Protocol):
+    """Named tensors: of open files, or of a model."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The weights of a model that has no file of its own."""
+
+    state: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of its tensors."""
+        return list(self.state)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one of them."""
+        return tuple(self.state[name].shape)
+
+    def tensor(self, name: str) -> Tensor:
+        """One of them."""
+        return self.state[name]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an extraction starts from.
+
+    Attributes:
+        base: a name of a model, or a safetensors file, index or folder of shards; None: the base of `recipe`.
+        tuned: a safetensors file, index or folder of shards.
+        model: name of the architecture, where `base` is a file.
+        patterns: the targets; None: the recipe's, else q and v.
+        knobs: of the adapter, `method` among them.
+        recipe: whose model, data, targets and knobs are used where nothing above says otherwise.
+    """
+
+    tuned: Path
+    base: str | None = None
+    model: str | None = None
+    patterns: Sequence[str] | None = None
+    knobs: Mapping[str, Any] | None = None
+    recipe: Recipe | None = None
+
+
+@torch.no_grad()
+def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> dict[str, Any]:
+    """Write the adapter whose ΔW is nearest to tuned − base on its targets.
+
+    A classifier that differs is stored as the adapter's head, where the architecture is known. What else differs is
+    named, and is not in the adapter.
+
+    Args:
+        steps: of the fit at most, see `adapter.fit.solve.fit`.
+        force: overwrite `out`.
+
+    Returns:
+        output, bytes, params (adapter, head), steps, weights (name and relative error of each target), error (of all),
+        start_error (of the closed form), elsewhere (names of changed tensors that are not in the adapter).
+
+    Raises:
+        UsageError: no base, an output that exists, targets that do not differ, or knobs that do not fit them.
+        MismatchError: the two checkpoints have not the same weights. RunError: a difference that is not finite.
+    """
+    section = _section(wanted)
+    shapes = _shapes(section, wanted)
+    knobs = on_top(_recipe_knobs(wanted.recipe), wanted.knobs or {})
+    patterns = tuple(
+        wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
+    )
+    config = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
+    if config.also or not config.adapts:
+        where, what = ("adapter.also", "with other tensors") if config.also else ("adapter.method", "without factors")
+        raise UsageError(
+            f"an adapter {what} is no fit to a difference", where=where, hint="a method with factors alone"
+        )
+    with ExitStack() as opened:
+        base, source = _open_base(section, wanted, opened)
+        tuned = opened.enter_context(open_weights(wanted.tuned))
+        check_output(out, force=force)
+        targets = (
+            expand(shapes.model, patterns)
+            if shapes
+            else expand_weights(weights_in({name: base.shape(name) for name in base.names}), patterns)
+        )
+        made = plan(config, [target.flat for target in targets])
+        digest = BaseDigest()
+        goal = _differences(base, tuned, targets, digest, wanted.tuned)
+        rows = (base.tensor(f"{target.module}.weight")[target.start : target.stop] for target in targets)
+        planes = svd.planes(made, list(rows)) if config.frozen == "svd" else None
+        head = _head(shapes, base, tuned)
+        elsewhere = _elsewhere(base, tuned, targets, head)
+    if not any(delta.any() for delta in goal):
+        raise UsageError("its targets are those of the base: nothing to extract", where=str(wanted.tuned),
+                         hint="--targets names other weights")  # fmt: skip
+    found = fit(made, goal, steps=steps, base=planes)
+    weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
+    sha256, dtype = digest.found
+    StoredAdapter.of(
+        config,
+        targets,
+        found.tensors,
+        patterns=patterns,
+        base=(source, sha256, dtype),
+        recipe=_recipe(wanted, section, shapes, patterns, knobs, bool(head)),
+        head=head,
+        origin={"extracted": wanted.tuned.name, "weights": weights, "error": found.error},
+    ).save(out)
+    return {
+        "output": str(out),
+        "bytes": out.stat().st_size,
+        "params": {"adapter": made.params, "head": sum(tensor.numel() for tensor in head.values())},
+        "steps": found.steps,
+        "weights": weights,
+        "error": found.error,
+        "start_error": found.start_error,
+        "elsewhere": elsewhere,
+    }
+
+
+def _recipe_knobs(recipe: Recipe | None) -> dict[str, Any]:
+    if recipe is None or recipe.adapter is None:
+        return {}
+    seed = {"seed": recipe.seed} if recipe.adapter.seed is None else {}
+    return {"method": recipe.adapter.method, **recipe.adapter.knobs, **seed}
+
+
+def _section(wanted: Wanted) -> ModelSection | None:
+    """The architecture and where its weights are; None where two files are all there is."""
+    file = wanted.base is not None and Path(wanted.base).exists()
+    section = wanted.recipe.model if wanted.recipe else None
+    if wanted.base is None and section is None:
+        raise UsageError("no base to compare with", where="--base", hint="a model's name, a file, or a recipe")
+    name = wanted.model or (None if file else wanted.base)
+    if (
+        name is not None
+        and wanted.base is not None
+        and not file
+        and ("/" in wanted.base or wanted.base.endswith(".safetensors"))
+    ):
+        raise UsageError("no such file", where=f"--base {wanted.base}", hint="a model's name, or its weights")
+    if name is not None and (section is None or section.name != name):
+        section = ModelSection(name=name, head="frozen")
+    if section is not None and file:
+        section = section.model_copy(update={"checkpoint": wanted.base})
+    return section
+
+
+def _shapes(section: ModelSection | None, wanted: Wanted) -> Base | None:
+    """The architecture on the meta device."""
+    if section is None:
+        return None
+    classes = class_count(wanted.recipe.data) if wanted.recipe and section.head == "new" else None
+    plain = section if classes else section.model_copy(update={"head": "frozen"})
+    return build(plain, classes=classes, weights=False)
+
+
+def _open_base(section: ModelSection | None, wanted: Wanted, opened: ExitStack) -> tuple[Tensors, str]:
+    """The base's tensors, and its name."""
+    if section is None:
+        assert wanted.base is not None
+        return opened.enter_context(open_weights(Path(wanted.base))), Path(wanted.base).name
+    embedded = EMBEDDED.get(section.name)
+    if section.checkpoint or embedded:
+        file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights  # type: ignore[union-attr]
+        return opened.enter_context(open_weights(file)), section.name
+    frozen = section.model_copy(update={"head": "frozen"})
+    return InMemory(build(frozen, classes=None).model.state_dict()), section.name
+
+
+def _differences(
+    base: Tensors, tuned: Tensors, targets: Sequence[Target], digest: BaseDigest, where: Path
+) -> list[Tensor]:
+    """tuned − base on every target, (rows, columns) float32; the base's rows are told to `digest`."""
+    goal = []
+    for target in targets:
+        name = f"{target.module}.weight"
+        for tensors, what in ((base, "the base"), (tuned, "the tuned checkpoint")):
+            if name not in tensors.names:
+                raise MismatchError(f"{what} has no {name}", where=str(where), hint="two checkpoints of one model")
+        old, new = base.tensor(name), tuned.tensor(name)
+        if old.shape != new.shape or old[target.start : target.stop].shape != target.shape:
+            message = f"{name} is {list(new.shape)}, in the base {list(old.shape)}"
+            raise MismatchError(message, where=str(where), hint="two checkpoints of one model")
+        rows = old[target.start : target.stop]
+        digest.add(target, target.start, rows)
+        goal.append((new[target.start : target.stop].float() - rows.float()).flatten(1))
+    return goal
+
+
+def _head(shapes: Base | None, base: Tensors, tuned: Tensors) -> dict[str, Tensor]:
+    """The tuned classifier, where it is another than the base's."""
+    names = classifier_parameters(shapes.model) if shapes else ()
+    if not names or not all(name in tuned.names for name in names):
+        return {}
+    same = all(name in base.names and torch.equal(base.tensor(name), tuned.tensor(name)) for name in names)
+    return {} if same else {name: tuned.tensor(name) for name in names}
+
+
+def _elsewhere(base: Tensors, tuned: Tensors, targets: Sequence[Target], head: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that differ outside of targets and head; a fused weight by the rows that are no target."""
+    rows: dict[str, list[Target]] = {}
+    for target in targets:
+        rows.setdefault(f"{target.module}.weight", []).append(target)
+    there, found = set(tuned.names), []
+    for name in base.names:
+        if name in head or name not in there:
+            continue
+        old, new = base.tensor(name), tuned.tensor(name)
+        same = old.shape == new.shape
+        if same and name in rows:
+            kept = torch.ones(len(old), dtype=torch.bool)
+            for target in rows[name]:
+                kept[target.start : target.stop] = False
+            old, new = old[kept], new[kept]
+        if not same or not torch.equal(old, new.to(old.dtype)):
+            found.append(name)
+    return found
+
+
+def _recipe(
+    wanted: Wanted,
+    section: ModelSection | None,
+    shapes: Base | None,
+    patterns: Sequence[str],
+    knobs: Mapping[str, Any],
+    head: bool,
+) -> dict[str, Any]:
+    """What `eval` and `merge` need to build the base again; {} where no architecture is known."""
+    if section is None or shapes is None:
+        return {}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in knobs.items()}
+    model = section.model_copy(update={"head": "new" if head else "frozen"}).model_dump()
+    recipe = wanted.recipe.to_dict() if wanted.recipe else {
+        "task": shapes.task,
+        "data": {"name": "digits" if section.name in EMBEDDED else "unknown"},
+        "train": {"steps": 1, "optimizer": {"lr": 0.0}},
+    }  # fmt: skip
+    adapter = {key: value for key, value in plain.items() if value is not None} | {"targets": list(patterns)}
+    return recipe_from_dict({**recipe, "model": model, "adapter": adapter}, "extract").to_dict()

@@ -1,0 +1,234 @@
+"""Images from a diffusion run, from its file alone, or from a shipped base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import superlora_cli
+from superlora_cli.adapter import store
+from superlora_cli.adapter.attach import detach
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
+from superlora_cli.generation.display import SamplingDisplay
+from superlora_cli.generation.folder import ImagesFolder, image_name
+from superlora_cli.generation.grid import labelled_grid, png
+from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
+from superlora_cli.launch import launched
+from superlora_cli.models.build import build
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.opening.build import Built, build_from_file
+from superlora_cli.opening.model_file import read_model
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
+from superlora_cli.training.processes import join
+from superlora_cli.weights.checksum import digest_tensors
+
+SHOWN = 8  # classes in a hint
+ANY = "any"  # the class of images from a model that knows none
+
+
+def generate(
+    source: str,
+    out: Path,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    num: int = 100,
+    classes: str | None = None,
+    sampler: str = "ddim",
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    force: bool = False,
+    reuse: bool = False,
+    allow_mismatch: bool = False,
+) -> dict[str, Any]:
+    """Write `num` images, a grid of them and a manifest to the folder `out`.
+
+    The adapter is merged into the base first, so that it costs nothing in any step. Nothing is written before the model
+    is built and all settings have been found right.
+
+    Args:
+        source: a run's folder, an adapter or model file, or the name of a shipped diffusion base.
+        classes: names or numbers with commas between; image i shows the class i modulo their number. Default: all.
+        guidance: default 1.8; 0 for a model that knows no classes.
+        force: replace generated images that are there.
+        reuse: leave them, if these very settings made them.
+
+    Returns:
+        images (their folder), grid (the file), num, seed, sampler, steps, guidance, classes, model, adapter parameters,
+        seconds.
+
+    Raises:
+        UsageError: bad settings, a source that cannot generate, a folder that is not empty. MismatchError: the base is
+            not the adapter's. InterruptedRunError: by Ctrl-C; every image written is whole.
+    """
+    folder = ImagesFolder(out)
+    folder.check(force=force)
+    if num < 1:
+        raise UsageError(f"{num} images", where="--num", hint="1 or more")
+    if launched() > 1:
+        raise UsageError(f"launched as {launched()} processes", where="superlora generate", hint="start it alone")
+    built, about = _open(source, overrides, allow_mismatch)
+    model, names = built.model, _class_names(built)
+    chosen = _choose(classes, names, len(built.class_names) or len(names))
+    conditional = names != [ANY]
+    if guidance and not conditional:
+        raise UsageError("the model knows no classes to be guided to", where="--guidance", hint="leave it out")
+    weight = (GUIDANCE if conditional else 0.0) if guidance is None else guidance
+    schedule = _schedule(built.recipe)
+    taken = schedule.checked_steps(sampler, steps)
+    check_amounts(weight, batch_size)
+    shown = [chosen[index % len(chosen)] for index in range(num)]
+    images = {image_name(index, names[number]): names[number] for index, number in enumerate(shown)}
+    if built.adapter is not None:
+        detach(model, merge=True)
+    processes = join(built.recipe.train)
+    settings = {
+        **about,
+        "weights_sha256": digest_tensors(model.state_dict()),
+        "num": num,
+        "classes": [names[number] for number in chosen],
+        "seed": seed,
+        "sampler": sampler,
+        "steps": taken,
+        "guidance": weight,
+        "noise": vars(schedule),
+        "image_size": built.base.image_size,
+        "precision": built.recipe.train.precision,
+        "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
+    }
+    told = {
+        "images": str(folder.images),
+        "grid": str(folder.grid),
+        **{key: settings[key] for key in ("num", "seed", "sampler", "steps", "guidance", "classes", "model")},
+        "params": about["adapter"]["params"] if about["adapter"] else 0,
+    }
+    if reuse and folder.holds(settings, images):
+        processes.end()
+        return {**told, "seconds": 0.0}
+    display = SamplingDisplay(console, images=num, steps=taken)
+    batches = sample_batches(
+        model.to(processes.device).eval(),
+        shown,
+        image_size=built.base.image_size,
+        sampler=cast(Sampler, sampler),
+        steps=taken,
+        guidance=weight,
+        seed=seed,
+        batch_size=batch_size,
+        schedule=schedule,
+        on_step=display.step,
+    )
+    made: list[Tensor] = []
+    started = time.monotonic()
+    try:
+        with display, processes.autocast():
+            folder.begin(settings, images)
+            for name, image in zip(images, (image for batch in batches for image in batch), strict=True):
+                folder.write(name, png(image))
+                made.append(image)
+        caption = _caption(about, sampler, taken, weight, seed)
+        folder.finish(settings, images, labelled_grid(torch.stack(made), shown, names, caption))
+    except KeyboardInterrupt:
+        hint = f"{len(made)} of {num} images are there; --force starts again"
+        raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
+    finally:
+        processes.end()
+    return {**told, "seconds": time.monotonic() - started}
+
+
+def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of what can generate: a run's folder, an adapter or model file, or a shipped diffusion base.
+
+    Raises:
+        UsageError: there is none, or it is of another task.
+    """
+    path = Path(source)
+    if path.exists():
+        file, kind = resolve_result(path), "run"
+        model = read_model(file)
+        data = dict(model.recipe if model else store.load(file).recipe)  # which says what the file is instead
+    elif source in EMBEDDED:
+        data, kind = _provenance(source)["recipe"], "base"
+    else:
+        hint = did_you_mean(source, EMBEDDED) or "a run's folder, an adapter.safetensors, or a shipped base"
+        raise UsageError("no such run, adapter or base", where=source, hint=hint)
+    task = data.get("task") if isinstance(data, dict) else None
+    if not (isinstance(task, str) and task in TASKS and TASKS[task].generates):
+        message = f"a {task} {kind} generates nothing"
+        raise UsageError(message, where=source, hint=f"a {kind} with task: diffusion")
+    if kind == "base":
+        data["model"] |= {"pretrained": True}
+    return recipe_from_dict(data, source, overrides)
+
+
+def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
+    """The model with its adapter, and what the manifest says of both."""
+    recipe, path = recipe_of(source, overrides), Path(source)
+    if not path.exists():  # a shipped base as it is
+        base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
+        return Built(recipe, base, None, ("", "")), {"model": source, "adapter": None}
+    file = resolve_result(path)
+    built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    if built.adapter is None:
+        return built, {"model": built.recipe.model.name, "model_sha256": sha256, "adapter": None}
+    adapter = {"file": file.name, "sha256": sha256, "params": built.adapter.params}
+    return built, {"model": built.recipe.model.name, "adapter": adapter}
+
+
+def _provenance(name: str) -> dict[str, Any]:
+    """What made a shipped base."""
+    found: dict[str, Any] = json.loads((ASSETS / EMBEDDED[name].weights).with_suffix(".json").read_text())
+    return found
+
+
+def _class_names(built: Built) -> list[str]:
+    """A name for every class that the model can be told: numbers beyond the named ones."""
+    known = cast("int | None", built.model.classes)
+    if known is None:
+        return [ANY]
+    return [*built.class_names, *map(str, range(len(built.class_names), known))]
+
+
+def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
+    """The classes that `--classes` means, by name or by number; by default those that the model was trained on."""
+    if text is None:
+        return list(range(trained))
+    chosen = []
+    for word in (part.strip() for part in text.split(",")):
+        if word in names:
+            chosen.append(names.index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            few = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+            near = None if word.isdecimal() else did_you_mean(word, names)  # 1 is not what 11 was meant to be
+            hint = near or f"it knows {few}"
+            raise UsageError(f"the model knows no class '{word}'", where="--classes", hint=hint)
+    return chosen
+
+
+def _schedule(recipe: Recipe) -> NoiseSchedule:
+    """The noise that the model was trained on."""
+    section = getattr(recipe, "diffusion", None)
+    return NoiseSchedule(section.steps, section.beta_start, section.beta_end) if section else NoiseSchedule()
+
+
+def _caption(about: dict[str, Any], sampler: str, steps: int, guidance: float, seed: int) -> str:
+    adapter = about["adapter"]
+    with_adapter = f" + {adapter['file']} ({adapter['params']:,} parameters)" if adapter else ""
+    return f"{about['model']}{with_adapter}, {sampler}, {steps} steps, guidance {guidance:g}, seed {seed}"

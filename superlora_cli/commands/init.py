@@ -1,0 +1,176 @@
+"""A starting recipe for one's own images: what `superlora init` writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from superlora_cli.adapter.config import NEWEST, RATE
+from superlora_cli.data.folder import list_folder
+from superlora_cli.data.known import is_embedded
+from superlora_cli.data.labelled import find_tables, list_table
+from superlora_cli.errors import UsageError
+from superlora_cli.models.base import Base
+from superlora_cli.models.heads import classifiers
+from superlora_cli.models.targets import weights_of
+from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.recipe.defaults import HEAD_RATE
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
+
+EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
+BATCH, EVALUATIONS = 64, 10
+LARGE = 224  # pixels; a model made for larger images gets this without a GPU
+TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has, else all of its body
+TEMPLATE = """\
+# {model} on the images in {data}: {classes} classes, {images:,} training images.
+# superlora train {file}   # {adapter:,} parameters + head {head:,}
+task: classification
+seed: 0
+model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # a new head, trained beside the adapter
+data:
+  name: {data_yaml}{size}
+  validation: 0.1   # a tenth is held out to choose the best step{test}
+  augment: none   # crop_flip cuts and mirrors at random: for photographs and long trainings
+  workers: {workers}
+adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
+train:
+  steps: {steps}   # {epochs:.0f} epochs
+  batch_size: {batch}
+  precision: {precision}
+  # superlora find-rate {file} tries rates on these images
+  optimizer: {{name: AdamW, lr: {rate}, head_lr: {head_rate}, weight_decay: 0.0}}
+  scheduler: {{name: OneCycleLR, pct_start: 0.1}}
+  checkpoint_every: {every}
+eval: {{every: {every}}}
+"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A starting recipe.
+
+    Attributes:
+        text: the YAML.
+        adapter, head: numbers of trained parameters.
+    """
+
+    text: str
+    classes: int
+    images: int
+    adapter: int
+    head: int
+
+
+def starting_recipe(
+    model: str, data: Path, file: Path, *, pretrained: bool = True, image_size: int | None = None
+) -> Start:
+    """A recipe that adapts `model` to the folder of images `data`; `file` is where it will be written.
+
+    The model is built without weights to see that it exists and which of its weights can be adapted.
+
+    Args:
+        image_size: side of the images in pixels; default: the model's, but without a GPU at most `LARGE`.
+
+    Raises:
+        UsageError: no such model, no folder of images, or images of a size that the model refuses.
+    """
+    if not data.is_dir():
+        hint = "a folder with a sub-folder of images per class, or with train and test folders of such"
+        raise UsageError("no such folder", where=str(data), hint=hint)
+    several = bool(find_tables(data))
+    classes, (train, validation, test) = list_table(data) if several else list_folder(data)
+    images = len(train or [])
+    held_out = (validation is None) + (test is None)
+    left = images - held_out * round(0.1 * images)
+    batch = min(BATCH, max(1, left))
+    steps = min(MOST, max(FEWEST, round(EPOCHS * left / batch)))
+    folder = f"./{data}" if is_embedded(str(data)) else str(data)  # of that name
+    settings: dict[str, Any] = {
+        "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
+        "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),
+        "workers": min(8, (os.cpu_count() or 1) - 1), "test": ", a tenth to test it" if test is None else "",
+        "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": max(1, steps // EVALUATIONS),
+        "precision": "bf16" if torch.cuda.is_available() else "fp32", "rate": RATE, "head_rate": HEAD_RATE,
+        "kwargs": "", "size": "", "adapter": 0, "head": 0,
+    }  # fmt: skip
+    own = _base(settings)
+    wanted = image_size or (own.image_size if torch.cuda.is_available() else min(LARGE, own.image_size))
+    if wanted != own.image_size:
+        try:
+            smaller = settings | _sized(own, wanted, asked=image_size is not None)
+            _base(smaller)
+            settings = smaller
+        except UsageError:
+            if image_size is not None:
+                raise
+    body = _body(own)
+    for targets in (*TARGETS, body):
+        settings["targets"] = dump_yaml(targets).strip()
+        try:
+            built = _built(TEMPLATE.format(**settings))
+        except UsageError as error:
+            if targets is body or "targets" not in (error.where or ""):
+                raise
+            continue
+        if targets is not body and _only_head(built):
+            continue
+        adapter, head = built.params["adapter"], built.params["head"]
+        text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
+        return Start(text, len(classes), images, adapter, head)
+    raise AssertionError
+
+
+def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:
+    """What the recipe says of images of another size than the model's own."""
+    fixed = (getattr(own.model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
+    less = (own.image_size / size) ** 2
+    why = f"the model's own is {own.image_size}" + (
+        "" if asked else f", {less:.0f} times the work: too much without a GPU"
+    )
+    return {
+        "kwargs": f", kwargs: {{img_size: {size}}}" if fixed else "",
+        "size": f"\n  image_size: {size}   # {why}",
+    }
+
+
+def _base(settings: Mapping[str, Any]) -> Base:
+    """The base of a starting recipe, without weights; its adapter is left out."""
+    plain = parse_yaml(TEMPLATE.format(**settings, targets="[q]")).data
+    del plain["adapter"]
+    base = build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
+    try:
+        base.model.eval()(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
+    except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
+        message = f"the model refuses images of {base.image_size} × {base.image_size}: {error}"
+        raise UsageError(message, where="--image-size", hint="a multiple of its patches, or its own size") from None
+    return base
+
+
+def _built(text: str) -> Built:
+    recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
+    return build_for_training(recipe, weights=False)
+
+
+def _body(base: Base) -> list[str]:
+    """Patterns of all linear and convolutional weights but the first layer's and the head's."""
+    tops = list(dict.fromkeys(name.partition(".")[0] for name in weights_of(base.model)))
+    heads = {name.partition(".")[0] for name in classifiers(base.model)}
+    return [f"{top}.*" for top in tops[1:] if top not in heads] or ["*"]
+
+
+def _only_head(built: Built) -> bool:
+    """Whether all that is adapted stands beside the classifier in the head, as the hidden layer of EfficientViT's."""
+    assert built.adapter is not None
+    heads = {name.partition(".")[0] for name in classifiers(built.model)}
+    return all(target.module.partition(".")[0] in heads for target in built.adapter.targets)
+
+
+def _inline(value: str | bool) -> str:
+    """A scalar as it stands in a YAML flow mapping."""
+    return dump_yaml([value]).strip().removeprefix("[").removesuffix("]")

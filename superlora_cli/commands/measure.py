@@ -1,0 +1,210 @@
+"""Measure generated images, or those that a run generates, against real ones."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from superlora_cli.commands.generate import generate, recipe_of
+from superlora_cli.errors import UsageError
+from superlora_cli.files import write_json
+from superlora_cli.generation.extractors import load_extractor
+from superlora_cli.generation.features import extract
+from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
+from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
+from superlora_cli.generation.metrics import measure as measure_features
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import DataSection, Recipe
+
+STANDARD = Knobs()
+SAMPLES = "samples"  # in a run's folder: the images it was measured by
+KEYS = ("data.", "eval.batch_size", "train.device")  # of a recipe, that mean something without a model
+
+
+def measure_folder(
+    images: Path,
+    against: str,
+    overrides: Sequence[str] = (),
+    *,
+    extractor: str = "inception",
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """`measure`, as the command line asks for it.
+
+    Args:
+        against: `digits:test`, `torch/svhn:train`, `FOLDER:test` (class folders), or a folder of images.
+        overrides: KEY=VALUE on the keys of a recipe's `data` section, `eval.batch_size` and `train.device`.
+    """
+    for text in overrides:
+        if not text.startswith(KEYS):
+            hint = "keys of data, eval.batch_size and train.device"
+            raise UsageError("says nothing of a folder of images", where=text, hint=hint)
+    parsed = parse_reference(against)
+    plain = {
+        "task": "diffusion",
+        "model": {"name": "none"},
+        "data": {"name": "none" if isinstance(parsed, Path) else parsed[0]},
+        "train": {"steps": 1, "optimizer": {"lr": 0.0}},
+        "eval": {"batch_size": 64},
+    }
+    recipe = recipe_from_dict(plain, "eval", overrides)
+    return measure(
+        images,
+        parsed if isinstance(parsed, Path) else (recipe.data, parsed[1]),
+        extractor=extractor,
+        weights=weights,
+        batch_size=recipe.eval.batch_size,
+        device=recipe.train.device,
+    )
+
+
+def measure_run(
+    source: str,
+    against: str,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    extractor: str = "inception",
+    weights: Path | None = None,
+    allow_mismatch: bool = False,
+    **sampling: Any,
+) -> dict[str, Any]:
+    """Generate images from a run, an adapter or a shipped base, and `measure` them.
+
+    Images that are there already, made with these very settings, are not made again.
+
+    Args:
+        against: as for `measure_folder`; the run's own data set is found where its recipe says.
+        overrides: KEY=VALUE on the run's recipe.
+        out: folder for the images; default: `samples` in a run's folder, else none is kept.
+        force: replace generated images in `out`.
+        sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `tasks.generate.generate`.
+
+    Returns:
+        as `measure`, and `generated`: what `generate` says.
+    """
+    parsed = parse_reference(against)
+    recipe = recipe_of(source, overrides)
+    load_extractor(extractor, weights)  # whatever is missing is told before images are made
+    real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
+    with _place(Path(source), out) as (folder, ours):
+        made = generate(
+            source,
+            folder,
+            console,
+            overrides,
+            force=ours or force,
+            reuse=True,
+            allow_mismatch=allow_mismatch,
+            **sampling,
+        )
+        found = measure(
+            folder,
+            real,
+            extractor=extractor,
+            weights=weights,
+            batch_size=recipe.eval.batch_size,
+            device=recipe.train.device,
+        )
+        if out is None and not Path(source).is_dir():  # they go with the folder
+            made = {key: value for key, value in made.items() if key not in ("images", "grid")}
+        found |= {"images": source, "generated": made}
+        write_json(folder / "metrics.json", found)
+    return found
+
+
+@contextmanager
+def _place(source: Path, out: Path | None) -> Iterator[tuple[Path, bool]]:
+    """Where the images go, and whether that place is ours to clear."""
+    if out is not None:
+        yield out, False
+    elif source.is_dir():
+        yield source / SAMPLES, True
+    else:
+        with tempfile.TemporaryDirectory(prefix="superlora-") as folder:
+            yield Path(folder), True
+
+
+def _section(recipe: Recipe, name: str) -> DataSection:
+    """Of a reference: the run's own where that is meant, so that its root and all else holds."""
+    return recipe.data if recipe.data.name == name else DataSection(name=name, root=recipe.data.root)
+
+
+def measure(
+    images: Path,
+    against: tuple[DataSection, str] | Path,
+    *,
+    extractor: str = "inception",
+    weights: Path | None = None,
+    knobs: Knobs = STANDARD,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """The metrics of a folder of generated images.
+
+    Args:
+        images: the folder; the images' names, or its manifest, say which class each was to be.
+        against: data set and split, or a folder of real images of the same size.
+        extractor: `inception` or `digits`.
+        weights: file of Inception's weights.
+
+    Returns:
+        task, metrics, n (of generated images), images, reference (name, n), settings (all that the numbers depend
+        on: extractor, weights, layers, k, subset size, seed …, digests of the images), notes.
+
+    Raises:
+        UsageError: images, data or weights that are missing or do not fit.
+    """
+    made = read_images(images)
+    network = load_extractor(extractor, weights)
+    real = _reference(against, made)
+    generated = extract(made, network, batch_size=batch_size, device=device)
+    reference = extract(real, network, batch_size=batch_size, device=device)
+
+    metrics, used = measure_features(generated, reference, knobs)
+    for name, features, asked in (
+        ("class_accuracy", generated, made.classes),
+        ("class_accuracy_reference", reference, real.classes),
+    ):
+        if asked is not None and network.classes:
+            metrics[name] = class_accuracy(features.logits, asked, network.classes)
+    settings = {
+        "extractor": network.name,
+        "weights": network.weights,
+        "layers": [network.logits, network.features],
+        "images_sha256": generated.digest,
+        "reference_sha256": reference.digest,
+        **used,
+    }
+    return {
+        "task": "diffusion",
+        "metrics": metrics,
+        "n": len(made),
+        "images": str(images),
+        "reference": {"name": real.name, "n": len(real)},
+        "settings": settings,
+        "notes": notes(generated, reference, used, knobs),
+    }
+
+
+def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> ImageSet:
+    """The real images, in the size of the generated ones.
+
+    Raises:
+        UsageError: a folder of images of another size.
+    """
+    size = made.size
+    if not isinstance(against, Path):
+        return read_split(*against, size)
+    real = read_images(against)
+    if real.size != size:
+        message = f"images of {in_words(real.size)} pixels, those in {made.name} have {in_words(size)}"
+        raise UsageError(message, where=real.name, hint="images of one size")
+    return real

@@ -1,0 +1,232 @@
+"""An adapter merged into its base's weights, or taken out of them, in the memory of one group's ΔW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.merge import merged_rows
+from superlora_cli.adapter.store import BaseDigest
+from superlora_cli.commands.merge_job import Job, open_job
+from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import replacing, replacing_folder
+from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.weights.copying import BESIDE, FromFiles, Source
+from superlora_cli.weights.display import WritingDisplay
+from superlora_cli.weights.reading import open_weights
+from superlora_cli.weights.writing import Draft
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def merge(
+    path: Path,
+    out: Path,
+    console: Console | None = None,
+    *,
+    base: Path | None = None,
+    dtype: str | None = None,
+    verify: bool = True,
+    unmerge: bool = False,
+    force: bool = False,
+    allow_mismatch: bool = False,
+) -> dict[str, Any]:
+    """Write the base's weights with ΔW added, under the base's own names: `load` says how to use them.
+
+    Args:
+        out: a file, or for a base in shards a folder.
+        console: where progress is shown, if anywhere.
+        base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
+        dtype: of the written floating-point tensors; default: as stored.
+        verify: compare the outputs of the merged and the adapted model, or the tensors where no model can be built.
+        unmerge: subtract ΔW from `base`, a merged file; its head stays.
+        force: overwrite `out`.
+
+    Returns:
+        output, tensors_changed, verified, max_abs_error, what was compared and verified_on what (None if nothing),
+        for `unmerge` rounding_bound, and `load`, the line of Python that loads the file.
+
+    Raises:
+        UsageError: the output exists, an unknown dtype, or a file that cannot be read. RunError: the disk is full, or
+        a weight is not finite. MismatchError: another base, or the verification failed.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
+    if unmerge and base is None:
+        raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
+    adapter = resolve_result(path)
+    _check_output(out, base, force)
+    cast = DTYPES[dtype] if dtype else None
+    with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
+        if unmerge and (job.stored.also or not job.targets):
+            what = f"{len(job.stored.also)} tensors" if job.stored.also else "a head"
+            raise UsageError(f"{what} took the place of the base's, which a merged file does not give back",
+                             where=str(job.file), hint="keep the base")  # fmt: skip
+        accepted = allow_mismatch and job.stored.config.frozen != "svd"  # whose frozen factors are the base's own
+        check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
+        with _place(out, job.source, force) as place:
+            bound = _write(job, out, place, console, sign=-1 if unmerge else 1, cast=cast, check=check)
+            found: Found | None = None
+            if verify:
+                found = _distance(job, place, bound, allow_mismatch) if unmerge else _verify(job, place, base)
+        return {
+            "output": str(out),
+            "tensors_changed": len({target.module for target in job.targets}) + len(job.stored.also),
+            "max_abs_error": found.error if found else None,
+            "verified": found is not None,
+            "compared": found.what if found else None,
+            "verified_on": found.over if found else None,
+            **({"rounding_bound": bound} if unmerge else {}),
+            "load": _loading(job, out),
+        }
+
+
+def _check_output(out: Path, base: Path | None, force: bool) -> None:
+    """Refuse an output that is there, or that cannot be written."""
+    if not out.parent.is_dir():
+        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+    if not (out.exists() or out.is_symlink()) or force:
+        return
+    if base is not None and base.exists() and out.exists():
+        own = [base, *(base.iterdir() if base.is_dir() else [])]
+        if any(out.samefile(one) for one in own):
+            hint = "another --out, or --force to replace the base by the result"
+            raise UsageError("that is the base itself", where=str(out), hint=hint)
+    raise UsageError(f"the {'folder' if out.is_dir() else 'file'} exists", where=str(out), hint="--force overwrites it")
+
+
+@contextmanager
+def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
+    """The temporary file or folder that will be the output."""
+    if not source.folder:
+        if out.is_dir():
+            raise UsageError("is a folder, and the base is one file", where=str(out), hint="--out FILE.safetensors")
+        with replacing(out, force=force) as place:
+            yield place
+        return
+    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+        raise UsageError("is a file, and the base is in shards", where=str(out), hint="--out FOLDER")
+    for other in out.iterdir() if out.exists() else []:
+        if not (other.is_file() and other.suffix in (*BESIDE, ".safetensors")):
+            hint = "--force replaces folders that hold weights alone"
+            raise UsageError(f"holds {other.name} too", where=str(out), hint=hint)
+    with replacing_folder(out, force=force) as place:
+        yield place
+
+
+def _write(
+    job: Job,
+    out: Path,
+    place: Path,
+    console: Console | None,
+    *,
+    sign: int,
+    cast: torch.dtype | None,
+    check: bool,
+) -> float:
+    """Write everything into `place`; how far an unmerged weight may be from the base's, at most.
+
+    Raises:
+        MismatchError: the bytes of the base, hashed on the way, are not those of the adapter's (with `check`).
+    """
+    skip: dict[str, list[tuple[int, int]]] = {}
+    for target in job.targets:
+        skip.setdefault(f"{target.module}.weight", []).append((target.start, target.stop))
+    digest, bound = BaseDigest(), 0.0
+    with ExitStack() as opened:
+        progress: Callable[[int], object] = lambda count: None  # noqa: E731
+        if console is not None:
+            progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
+        draft = opened.enter_context(Draft(out, progress))
+        job.source.lay_out(draft, place)
+        pool = opened.enter_context(ThreadPoolExecutor(3))  # copies what stays, hashes and syncs while rows are merged
+        opened.callback(draft.stop)  # where something fails, not the rest of a large copy before that is said
+        copying = pool.submit(job.source.fill, draft, skip)
+        hashing = settling = pool.submit(lambda: None)
+        if not job.source.leaves:
+            copying.result()
+        for change in merged_rows(job.targets, job.take(), job.source.rows, sign=sign, dtype=cast):
+            draft.write(change.name, change.after, change.row)
+            if check:
+                hashing.result()
+                hashing = pool.submit(digest.add, change.target, change.row, change.before)
+            if draft.unsettled and settling.done():
+                settling.result()
+                settling = pool.submit(draft.settle)
+            if sign < 0:
+                bound = max(bound, unmerging_bound(change.before, change.after))
+        copying.result()
+        hashing.result()
+        settling.result()
+    if check:
+        _check_digest(job, digest)
+    return bound
+
+
+def _check_digest(job: Job, digest: BaseDigest) -> None:
+    """Refuse another base; where the right one is at hand, the first weight that differs is named."""
+    for target in job.known_by:
+        digest.add(target, 0, job.source.rows(f"{target.module}.weight", 0, target.stop))
+    try:
+        store.check_digest(digest.found, job.stored, where=str(job.file))
+    except MismatchError as error:
+        right = job.own_base()
+        for target in (*job.targets, *job.known_by) if right else ():
+            assert right is not None
+            name = f"{target.module}.weight"
+            rows = job.source.rows(name, target.start, target.stop)
+            if not torch.equal(rows, right[name][target.start : target.stop]):
+                error.message += f"; {target.name} is the first that differs"
+                break
+        raise
+
+
+def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Found | None:
+    """Largest difference of the unmerged weights from the base's, where that is at hand.
+
+    Raises:
+        MismatchError: it is more than roundings explain.
+    """
+    base = job.own_base()
+    if base is None:
+        return None
+    largest = 0.0
+    with open_weights(place) as written:
+        for target in job.targets:
+            name = f"{target.module}.weight"
+            rows = base[name][target.start : target.stop].float()
+            largest = max(largest, (written.rows(name, target.start, target.stop).float() - rows).abs().max().item())
+    if largest > 2 * bound and not allow_mismatch:
+        hint = "it was not merged with this adapter; --allow-base-mismatch writes it all the same"
+        raise MismatchError(f"unmerging leaves the base off by {largest:.3g}", where=str(job.file), hint=hint)
+    return Found(largest, "from the base", f"the adapted weights of {job.stored.base.get('name')}")
+
+
+def _verify(job: Job, place: Path, base: Path | None) -> Found:
+    """The largest error, as `tasks.verify` finds it."""
+    if job.shapes is not None:
+        built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
+        return compare_outputs(built, place)
+    assert isinstance(job.source, FromFiles)
+    with open_weights(place) as merged:
+        return compare_tensors(job.targets, job.take(), job.source, merged)
+
+
+def _loading(job: Job, out: Path) -> str:
+    """A line of Python that loads the output."""
+    if job.source.folder:
+        if (out / "config.json").exists():
+            return f"transformers.AutoModel.from_pretrained({str(out)!r})"
+        return f"accelerate.load_checkpoint_in_model(model, {str(out)!r})"
+    if job.shapes is not None:
+        return job.shapes[1].loading(out)
+    return f"model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"

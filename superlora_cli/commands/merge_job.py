@@ -1,0 +1,155 @@
+"""What is merged into what: an adapter's targets, found in a model or by the names in the files of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import store, svd
+from superlora_cli.adapter.in_turn import Take, in_turn
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.merge import plain_state
+from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.adapter.targets import Target
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.kinds import Kind, check_kind
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
+from superlora_cli.models.checkpoints import targets_in, witnesses
+from superlora_cli.models.embedded import EMBEDDED
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.loading import check_shapes, is_safetensors
+from superlora_cli.models.targets import expand
+from superlora_cli.opening.build import Built, build_from_file, shapes_from_file
+from superlora_cli.opening.model_file import read_model
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.weights.copying import FromFiles, FromState, Source
+from superlora_cli.weights.reading import Weights, open_weights
+
+BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
+
+
+@dataclass
+class Job:
+    """What is merged into what.
+
+    Attributes:
+        file: the adapter's.
+        source: the base's weights.
+        built: the adapted model, where the base's weights are those of a model in memory.
+        shapes: the recipe and its base without weights, where it can be built.
+        merged: whether the source holds merged weights.
+        known_by: weights of the source that tell which base it is, where there are no targets.
+    """
+
+    file: Path
+    stored: StoredAdapter
+    targets: tuple[Target, ...]
+    source: Source
+    built: Built | None = None
+    shapes: tuple[Recipe, Base] | None = None
+    merged: bool = False
+    known_by: Sequence[Target] = ()
+
+    def take(self) -> Take:
+        """What gives the vector of all ΔW from its start on."""
+        layout = plan(self.stored.config, [target.flat for target in self.targets])
+        store.check_factors(layout, self.stored, where=str(self.file))
+        return in_turn(layout, self.stored.factors, self._planes)
+
+    @cached_property
+    def _planes(self) -> dict[str, Tensor] | None:
+        """The frozen factors that come from the base.
+
+        Raises:
+            UsageError: the weights are merged ones, and the base is not at hand.
+        """
+        if self.stored.config.frozen != "svd":
+            return None
+        layout = plan(self.stored.config, [target.flat for target in self.targets])
+        if not self.merged:
+            read = [self.source.rows(f"{t.module}.weight", t.start, t.stop) for t in self.targets]
+            return svd.planes(layout, read)
+        base = self.own_base()
+        if base is None:
+            raise UsageError("its frozen factors come from the base, which is not at hand", where=str(self.file),
+                             hint="keep the base: a merged file does not give it back")  # fmt: skip
+        return svd.planes(layout, [base[f"{t.module}.weight"][t.start : t.stop] for t in self.targets])
+
+    def own_base(self) -> Mapping[str, Tensor] | None:
+        """The state dict of the base the adapter was trained on, where it is at hand: shipped, or in a file."""
+        if self.shapes is None:
+            return None
+        recipe, made = self.shapes
+        section = recipe.model
+        file = Path(section.checkpoint) if section.checkpoint else None
+        here = file.exists() if file else section.name in EMBEDDED and section.pretrained
+        if not here:
+            return None
+        classes = made.arguments.get("num_classes")
+        model = build(section, classes=classes, image_size=recipe.data.image_size).model
+        right = store.digest_base(model, self.targets or self.known_by)[0] == self.stored.base["sha256"]
+        return model.state_dict() if right else None
+
+
+@contextmanager
+def open_job(
+    file: Path, base: Path | None, cast: torch.dtype | None, *, unmerge: bool, allow_mismatch: bool
+) -> Iterator[Job]:
+    """The adapter of a file with what it is to be merged into.
+
+    Args:
+        base: weights instead of the recipe's.
+        cast: the dtype to be written, if not the stored one.
+        unmerge: the base is merged weights, whose head stays.
+        allow_mismatch: accept a model in memory whose target bytes differ; those of files are not looked at here.
+
+    Raises:
+        UsageError: a file that cannot be read. MismatchError: adapter and base do not belong together.
+    """
+    if read_model(file) is not None:
+        raise UsageError(f"{Kind.MODEL}: there is nothing to merge", where=str(file), hint="use it as it is")
+    stored = store.load(file)
+    if base is not None:
+        check_kind(base, "weights", BASES, "a .safetensors file, an index of shards, or their folder")
+    with ExitStack() as opened:
+        if base is not None and is_safetensors(base):
+            yield _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)
+            return
+        built = build_from_file(file, base=base, allow_mismatch=allow_mismatch or unmerge)
+        assert built.adapter is not None
+        about = {"format": "pt", "superlora.merged_from": built.recipe.model.name}
+        source = FromState(plain_state(built.model), dtype=cast, metadata=about)
+        yield Job(file, stored, built.adapter.targets, source, built, (built.recipe, built.base))
+
+
+def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtype | None, *, keep_head: bool) -> Job:
+    """The adapter with weights on a disk: its targets, from the recipe's model or from the names in the files."""
+    where = str(weights.index or weights.shards[0].path)
+    shapes = {name: weights.shape(name) for name in weights.names}
+    replaced = {} if keep_head else dict(stored.beside)
+    known, heads = shapes_from_file(stored), {*stored.beside}
+    if known is None:
+        targets = targets_in(shapes, stored.patterns, stored.targets_digest, where)
+    else:
+        recipe, made = known
+        heads |= {*classifier_parameters(made.model)}
+        own = {name: tuple(tensor.shape) for name, tensor in made.model.state_dict().items()}
+        if not isinstance(recipe.model.head, str) and not keep_head:
+            for name in classifier_parameters(made.model):
+                if name in shapes and shapes[name][0] > max(recipe.model.head.select):
+                    replaced[name] = weights.tensor(name)[recipe.model.head.select]
+        theirs = shapes | {name: tuple(tensor.shape) for name, tensor in replaced.items()}
+        check_shapes(own, theirs, where=where)
+        targets = expand(made.model, stored.patterns)
+        if store.digest_targets(targets) != stored.targets_digest:
+            raise MismatchError("the adapter's targets are not the ones of its recipe's model", where=str(file))
+    source = FromFiles(weights, dtype=cast, replaced=replaced)
+    known_by = () if targets else witnesses(shapes, heads)
+    return Job(file, stored, tuple(targets), source, shapes=known, merged=keep_head, known_by=known_by)

@@ -1,0 +1,43 @@
+"""How large an adapter's update is, weight by weight, and beside the weights that it changes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import linalg
+
+from superlora_cli.errors import SuperLoraError
+from superlora_cli.models.build import build
+from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.shapes_only import Stored
+
+
+def norms(adapter: Stored) -> dict[str, Any]:
+    """Frobenius norms of ΔW, and their ratio to those of the base's rows.
+
+    Returns:
+        targets: name, norm ‖ΔW‖ and relative ‖ΔW‖ / ‖W‖ of each; norm and relative of all together; why_not: None, or
+        why the base cannot be built, where every relative is None.
+
+    Raises:
+        RunError: ΔW is not finite.
+    """
+    recipe, model, why_not = adapter.recipe, None, None
+    try:
+        classes = classes_of(adapter.stored, recipe)
+        model = build(recipe.model, classes=classes, image_size=recipe.data.image_size).model
+    except SuperLoraError as error:
+        why_not = str(error)
+    rows, squares, base_squares = [], 0.0, 0.0
+    for target, delta in zip(adapter.targets, adapter.deltas(), strict=True):
+        norm, relative = linalg.vector_norm(delta).item(), None
+        if model is not None:
+            weight = model.get_submodule(target.module)._parameters["weight"]
+            assert weight is not None
+            base = linalg.vector_norm(weight.detach()[target.start : target.stop].float()).item()
+            relative, base_squares = norm / base if base else None, base_squares + base**2
+        rows.append({"name": target.name, "norm": norm, "relative": relative})
+        squares += norm**2
+    whole = math.sqrt(squares / base_squares) if base_squares else None
+    return {"targets": rows, "norm": math.sqrt(squares), "relative": whole, "why_not": why_not}

@@ -1,0 +1,118 @@
+"""The classes of images that nobody has labelled."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from timm.utils import natural_key
+from torch import Tensor
+
+from superlora_cli.data.batches import evaluation_batches
+from superlora_cli.data.folder import FolderImages
+from superlora_cli.data.images import SUFFIXES
+from superlora_cli.data.known import has_several_labels
+from superlora_cli.data.scan import scan
+from superlora_cli.data.splits import Look, evaluation_transform
+from superlora_cli.errors import UsageError
+from superlora_cli.files import write_atomic
+from superlora_cli.kinds import Kind, check_kind
+from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.progress import with_bar
+from superlora_cli.tasks import TASKS
+from superlora_cli.training.processes import join
+
+LIKELIEST = ("class", "probability", "second", "second_probability")  # columns beside `file`
+SEVERAL = ("labels", "probabilities")  # the same, each a list separated by spaces
+
+
+class Row(NamedTuple):
+    """What is predicted of an image, and how the columns say it."""
+
+    labels: list[str]
+    values: tuple[str, ...]
+
+
+@torch.no_grad()
+def predict(
+    path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
+) -> dict[str, Any]:
+    """Write the two likeliest classes of every image below `folder`, in natural order, to the CSV file `out`.
+
+    Of a model for several labels an image, all that are likelier than not.
+
+    Returns:
+        task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
+
+    Raises:
+        UsageError: there is no image that can be read, or `out` cannot be written.
+    """
+    if not folder.is_dir():
+        check_kind(folder, "a folder of images", ())
+        raise UsageError("no such folder", where=str(folder), hint="a folder of images, at any depth")
+    if not out.parent.is_dir():
+        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    names = sorted(files, key=natural_key)
+    if not names:
+        check_kind(folder, "a folder of images", (Kind.FOLDER,))
+        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+    checked = scan(folder, names)
+    readable = [name for name in names if checked[name].cause is None]
+    unreadable = [{"path": name, "cause": checked[name].cause} for name in names if checked[name].cause is not None]
+    if not readable:
+        raise UsageError(f"none of {len(names)} images can be read", where=str(folder), hint=unreadable[0]["cause"])
+
+    built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
+    recipe, base = built.recipe, built.base
+    if not TASKS[recipe.task].tells_classes:
+        raise UsageError(f"a base for {base.task} predicts no classes", where=str(path), hint="a classifier's run")
+    processes = join(recipe.train)
+    model = built.model.to(processes.device).eval()
+    look = Look(base.image_size, base.mean, base.std)
+    images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
+    outputs: Any = model.num_classes
+    classes, several = _names(built.class_names, outputs), has_several_labels(recipe.data)
+    rows: list[Row] = []
+    batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
+    with built.kept():
+        for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
+            with processes.autocast():
+                logits = model(batch.to(processes.device)).float()
+            rows += _several(logits, classes) if several else _likeliest(logits, classes)
+    processes.end()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("file", *(SEVERAL if several else LIKELIEST)))
+    writer.writerows((name, *row.values) for name, row in zip(readable, rows, strict=True))
+    write_atomic(out, text.getvalue())
+    counts = dict(Counter(label for row in rows for label in row.labels).most_common())
+    task = recipe.task
+    return {"task": task, "predictions": str(out), "n": len(readable), "classes": counts, "unreadable": unreadable}
+
+
+def _likeliest(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
+    """The two likeliest classes of every image."""
+    top = logits.softmax(-1).topk(2)
+    for (one, other), (first, second) in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        yield Row([names[first]], (names[first], f"{one:.6f}", names[second], f"{other:.6f}"))
+
+
+def _several(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
+    """The labels of every image that are likelier than not, the likeliest first."""
+    for probabilities in logits.sigmoid().tolist():
+        pairs = sorted(zip(probabilities, names, strict=True), reverse=True)
+        found = [(name, f"{probability:.6f}") for probability, name in pairs if probability > 0.5]
+        labels = [name for name, _ in found]
+        yield Row(labels, (" ".join(labels), " ".join(number for _, number in found)))
+
+
+def _names(known: Sequence[str], outputs: int) -> list[str]:
+    """What the outputs stand for: numbers, where no name is known."""
+    return [*known, *map(str, range(len(known), outputs))]

@@ -1,0 +1,63 @@
+"""Images as a training sees them: cut, coloured, erased, mixed, with what they are to be taken for."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.data.batches import Batch
+from superlora_cli.data.source import Look
+from superlora_cli.data.splits import class_count, load_splits
+from superlora_cli.errors import UsageError
+from superlora_cli.files import write_atomic
+from superlora_cli.generation.grid import titled_grid
+from superlora_cli.models.build import build
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import task_of
+from superlora_cli.tasks.images import DATA_SEED, read_training, settled
+
+SHOWN = 0.005  # of an image: the least share of a class that is named
+
+
+def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
+    """Draw the first `count` images that a training of `recipe` by one process sees, in its order, to the PNG `out`.
+
+    The model is only asked how it wants its images: it has no weights.
+
+    Returns:
+        grid (the file), num, image_size and labels, one for each image.
+
+    Raises:
+        UsageError: whatever is wrong with model and data, or the file cannot be written.
+    """
+    if not out.parent.is_dir():
+        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+    recipe = settled(recipe)
+    data = recipe.data
+    base = build(recipe.model, classes=class_count(data), image_size=data.image_size, weights=False)
+    look = Look(base.image_size, base.mean, base.std)
+    splits = load_splits(task_of(recipe).data(recipe), look, seed=DATA_SEED)
+    outputs: int = getattr(base.model, "num_classes", 0)
+    found: list[Batch] = []
+    with closing(read_training(recipe, splits, 0, count, outputs=outputs)) as batches:
+        while sum(len(labels) for _, labels in found) < count:
+            found.append(next(batches))
+    images, labels = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))
+    titles = [_named(label, splits.class_names) for label in labels]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.mean, look.std))
+    pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    write_atomic(out, titled_grid(pixels, titles))
+    return {"grid": str(out), "num": len(titles), "image_size": look.size, "labels": titles}
+
+
+def _named(label: Tensor, names: tuple[str, ...]) -> str:
+    """A class, or classes with their shares where an image has several in part."""
+    if not label.dim():
+        return names[int(label)]
+    shares = sorted(((share, index) for index, share in enumerate(label.tolist()) if share >= SHOWN), reverse=True)
+    words = [names[index] if share > 1 - SHOWN else f"{names[index]} {share:.2f}" for share, index in shares]
+    return ", ".join(words) or "no label"

@@ -1,0 +1,115 @@
+"""One run of a sweep, from nothing, from its newest checkpoint, or from a training that only has to be measured."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from superlora_cli.commands.train import train_run
+from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
+from superlora_cli.files import read_json, write_json
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.progress import hushed
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.sweeping.work import Job, Outcome
+from superlora_cli.training.processes import join
+from superlora_cli.training.run import FolderInUseError, RunFolder
+
+STEPS = 20  # are enough to tell what one takes
+
+
+def carry_out(job: Job, console: Console | None = None) -> Outcome:
+    """Train and measure what is still to be trained and measured in the job's folder.
+
+    What goes wrong is written in the folder and told in the outcome; nothing is raised.
+
+    Args:
+        console: where progress goes; default: nowhere.
+    """
+    run, quiet = RunFolder(Path(job.folder)), console is None
+    console = console or Console(file=io.StringIO())
+    deadline = time.monotonic() + job.wait
+    try:
+        recipe = recipe_from_dict(dict(job.recipe), job.id)
+        while True:
+            try:
+                with run.opened(), hushed(quiet):
+                    if not _trained(run):
+                        _train(recipe, run, console, quiet=quiet)
+                    if job.measure is not None:
+                        _measure(job, run, console)
+                return Outcome("completed")
+            except FolderInUseError as error:
+                if time.monotonic() > deadline:
+                    return Outcome("busy", str(error))
+                time.sleep(1)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        return Outcome("interrupted", str(error) or "interrupted")
+    except Exception as error:
+        return Outcome("failed", _one_line(error))
+
+
+def _trained(run: RunFolder) -> bool:
+    try:
+        return run.about().get("status") == "completed" and resolve_result(run.path).is_file()
+    except UsageError:
+        return False
+
+
+def _train(recipe: Recipe, run: RunFolder, console: Console, *, quiet: bool) -> None:
+    """From the newest checkpoint; from the start where there is none, or none that can be used."""
+    checkpoint = run.whole_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    try:
+        try:
+            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, quiet=quiet)
+        except UsageError:
+            if checkpoint is None:
+                raise
+            train_run(recipe, run, console, join(recipe.train), quiet=quiet)
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        run.describe({"recipe": recipe.to_dict(), **run.about(), "status": "failed", "error": _one_line(error)})
+        raise
+
+
+def _measure(job: Job, run: RunFolder, console: Console) -> None:
+    """Measure what the run generates, if these settings have not been measured already."""
+    place = run.path / "measure.json"
+    found = read_json(place)
+    if found.get("wanted") == job.measure and "error" not in found:
+        return
+    from superlora_cli.commands.measure import measure_run
+
+    settings: dict[str, Any] = {**(job.measure or {})}
+    weights, against = settings.pop("weights", None), settings.pop("against")
+    try:
+        measured = measure_run(str(run.path), against, console, weights=Path(weights) if weights else None, **settings)
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        write_json(place, {"wanted": job.measure, "error": _one_line(error)})
+        raise
+    write_json(place, {"wanted": job.measure, **measured})
+
+
+def _one_line(error: Exception) -> str:
+    shown = error if isinstance(error, SuperLoraError) else RunError(f"{type(error).__name__}: {error}")
+    return " ".join(str(shown).split())
+
+
+def seconds_per_step(recipe: Recipe) -> float:
+    """What one training step of a recipe takes here, by a few of them."""
+    few = recipe.to_dict()
+    few["train"] |= {"steps": STEPS, "epochs": None, "patience": None, "checkpoint_every": STEPS, "checkpoint_at": []}
+    few["eval"] |= {"every": STEPS}
+    short, quiet = recipe_from_dict(few, "sweep"), Console(file=io.StringIO())
+    with tempfile.TemporaryDirectory(prefix="superlora-") as folder, RunFolder(Path(folder) / "run").opened() as run:
+        rate: float = train_run(short, run, quiet, join(short.train), quiet=True)["images_per_second"]
+    return short.train.batch_size * short.train.accumulate / rate

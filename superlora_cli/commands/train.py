@@ -1,0 +1,256 @@
+"""One training run, from a recipe to a finished folder."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from superlora_cli.data.batches import Batch
+from superlora_cli.data.splits import SPLITS
+from superlora_cli.errors import InterruptedRunError, UsageError
+from superlora_cli.files import json_text
+from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.progress import doing, hushed
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.yaml import dump_yaml, read_yaml
+from superlora_cli.tasks import task_of
+from superlora_cli.tasks.images import OTHER_DATA, ImageTask, settled, size_refused
+from superlora_cli.training.display import Display
+from superlora_cli.training.loop import fit, ready
+from superlora_cli.training.memory import step_memory
+from superlora_cli.training.optim import make_optimizer
+from superlora_cli.training.processes import Processes
+from superlora_cli.training.run import RunFolder, environment
+from superlora_cli.training.trackers import check_trackers, start_trackers
+
+
+def dry_run(recipe: Recipe) -> dict[str, Any]:
+    """What a run would train and what memory it would need, without weights, data or that memory.
+
+    Raises:
+        UsageError: whatever is wrong with model, targets, knobs, size of the images and optimizer together.
+    """
+    built = build_for_training(recipe, weights=False)
+    train = recipe.train
+    summary: dict[str, Any] = {
+        "status": "dry-run",
+        "model": built.base.call,
+        "image_size": built.base.image_size,
+        "params": built.params,
+        "steps": train.steps,
+        "images": None if train.steps is None else train.steps * train.batch_size * train.accumulate,
+        **({} if train.epochs is None else {"epochs": train.epochs}),
+    }
+    if built.adapter:
+        plan = built.adapter.plan
+        summary["targets"] = {
+            "weights": len(plan.targets),
+            "elements": plan.elements,
+            "names": [target.name for target in built.adapter.targets],
+        }
+        summary["units"] = [
+            {"count": len(bucket.members) * bucket.shape.terms, "shape": unit.sides, "params": unit.params}
+            for bucket in plan.buckets
+            for unit in bucket.shape.units
+        ]
+    if built.also:
+        summary["also"] = {"tensors": len(built.also), "params": sum(tensor.numel() for tensor in built.also.values())}
+    summary["memory"] = _memory(built)  # the last: the model is of no use after it
+    return summary
+
+
+def _memory(built: Built) -> dict[str, int]:
+    """Bytes of one training step, by what they are needed for."""
+    train, size = built.recipe.train, built.base.image_size
+    task = task_of(built.recipe)
+    outputs: int = getattr(built.model, "num_classes", 0)
+
+    def batch() -> Batch:
+        return torch.empty(train.batch_size, 3, size, size), task.labels(train.batch_size, outputs)
+
+    def loss(batch: Batch) -> Tensor:
+        return task.objective(built.model, built.recipe, batch)
+
+    with size_refused(size):
+        return step_memory(
+            built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
+        )
+
+
+def train_run(
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    processes: Processes,
+    *,
+    resume: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or afresh, clearing what a run left.
+
+    The folder is not touched before model, data, optimizer and checkpoint have been found right.
+
+    Returns:
+        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (of every
+        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file,
+        and warnings, if any.
+
+    Raises:
+        SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
+    """
+    about: dict[str, Any] = {}
+    try:
+        with hushed(quiet):
+            result = _train(recipe, run, console, processes, about, resume, quiet)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and about:
+            go_on = f"go on with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
+            error = InterruptedRunError("interrupted", where=str(run.path), hint=go_on)
+        if about:  # else nothing has been touched
+            run.log(str(error))
+            status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
+            run.describe({**about, "status": status, "error": str(error)})
+        raise error from None
+    finally:
+        processes.end()
+    run.describe({**about, **result})
+    run.log("completed")
+    return result
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    console: Console,
+    processes: Processes,
+    about: dict[str, Any],
+    resume: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    recipe = settled(recipe, _rule(run if resume else None))
+    trackers = check_trackers(recipe.output.trackers)
+    quiet = quiet or not processes.is_main
+    with doing(console, f"building {recipe.model.name}", quiet=quiet):
+        built = build_for_training(recipe)
+    processes.seed(recipe.seed)
+    params = built.params
+    with doing(console, f"reading {recipe.data.name}", quiet=quiet):
+        task = task_of(recipe)(built, processes)
+    recipe = task.recipe
+    # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
+    before = None
+    if built.adapter and not built.head:
+        with doing(console, "testing the unadapted model", quiet=quiet):
+            before = task.evaluate("test")[task.measure]
+
+    learner, at = ready(task, recipe.train, processes, resume)  # until here nothing has been written
+    display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
+    run_id = run.about().get("id", "") if resume else ""
+    for line in _differences(run, task, processes) if resume else ():
+        display.say(line)
+    run.sweep() if resume else run.clear()
+    about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
+                 environment=environment() | processes.describe(), data=task.splits.fingerprint)  # fmt: skip
+    run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
+    run.describe(about)
+    if trackers and run.writes:
+        start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
+                       start=at.step)  # fmt: skip
+    title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
+    for line in filter(None, (title, built.base.note, *task.splits.notes)):
+        run.log(line)
+        display.say(line)
+    meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display)
+    with doing(console, "testing the best step", quiet=quiet):
+        test, beside = task.judged("test")
+    metrics: dict[str, Any] = dict(test)
+    metrics |= {f"{task.measure}_before": before} if before is not None else {}
+    metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
+    ((name, content),) = task.exported(metrics).items()
+    run.write(name, content)
+    images = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
+    evaluated = {"task": recipe.task, "metrics": test, "n": images["test"]}
+    run.write("eval.json", json_text(evaluated))
+    for kept, text in beside.items():
+        run.write(kept, text)
+    return {
+        "status": "completed",
+        "run": str(run.path),
+        name.partition(".")[0]: str(run.path / name),
+        "params": params,
+        "steps": at.step,
+        **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
+        "metrics": metrics,
+        "images": images,
+        "selected_on": recipe.eval.select,
+        "bytes": len(content),
+        "seconds": round(time.monotonic() - started, 1),
+        **meter.totals(),
+        **run.warned(),
+    }
+
+
+def _rule(resumed: RunFolder | None) -> str:
+    """The rule by which images are held out: of a run that is gone on with its own, else `content`."""
+    if resumed and (resumed.path / "recipe.yaml").is_file():
+        found: str = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
+        return found
+    return "content"
+
+
+def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
+    """The newest whole checkpoint of an existing run; damaged ones that are newer are named.
+
+    Raises:
+        UsageError: the folder or a whole checkpoint in it is missing.
+    """
+    if not run.path.is_dir():
+        raise UsageError(
+            "no such run folder", where=str(run.path), hint="--resume auto starts fresh where there is none"
+        )
+    found, damaged = run.whole_checkpoint()
+    if found is None:
+        hint = damaged[0] if damaged else "set train.checkpoint_every, or start again with --force"
+        raise UsageError("holds no whole checkpoint", where=str(run.path), hint=hint)
+    for line in damaged:
+        run.log(line)
+        console.print(line, markup=False, soft_wrap=True)
+    return found
+
+
+def _differences(run: RunFolder, task: ImageTask, processes: Processes) -> Iterator[str]:
+    """A line for everything in which a resumed training differs from what the run's folder says."""
+    for line in _changes(run, task.recipe, processes):
+        yield f"resuming with a changed recipe: {line}"
+    if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
+        yield f"resuming on changed data: {OTHER_DATA}"
+
+
+def _changes(run: RunFolder, recipe: Recipe, processes: Processes) -> list[str]:
+    """`train.steps: 100 → 200` for every key in which `recipe` differs from the run's, and for the processes."""
+    stored = run.path / "recipe.yaml"
+    if not stored.is_file():
+        return []
+    old, new = _flat(read_yaml(stored).data), _flat(recipe.to_dict())
+    before = run.about().get("environment", {})
+    for key, value in processes.describe().items():
+        old[key], new[key] = before.get(key), value
+    return [
+        f"{key}: {old.get(key)} → {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -1,0 +1,162 @@
+"""Images with any number of labels each: a table `labels.csv` in or beside their folder, or in `train`, `val`, `test`.
+
+The table has the columns `file` and `labels`, the labels of an image separated by spaces; it may have none. A file is
+looked for in the folder of images, then beside the table. Images that the table does not name are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.utils import natural_key
+from torch import Tensor
+
+from superlora_cli.data.folder import FolderImages, decoded, some
+from superlora_cli.data.images import SUFFIXES
+from superlora_cli.data.source import TEST, TRAIN, VALIDATION, Source, three_parts
+from superlora_cli.errors import UsageError
+
+TABLE = "labels.csv"
+COLUMNS = ["file", "labels"]
+EXAMPLE = "a first line file,labels, then lines like photos/1.jpg,cat outdoors"
+
+Labelled = tuple[str, tuple[int, ...]]  # a file and its labels
+Row = tuple[str, str, list[str]]  # where it stands in the table, a file, its labels by name
+
+
+class LabelledImages(FolderImages):
+    """Image files and their labels, as a row of zeros and ones over all classes: (classes,) float32."""
+
+    def __init__(self, files: Sequence[Labelled], contents: Sequence[str], classes: int) -> None:
+        super().__init__(files, contents)
+        self.classes = classes
+
+    def picture(self, index: int) -> tuple[Image.Image, Tensor]:
+        image, labels = super().picture(index)
+        row = torch.zeros(self.classes)
+        row[list(labels)] = 1.0
+        return image, row
+
+
+def find_tables(root: Path) -> list[tuple[Path, Path]]:
+    """The tables of a folder of images, each with the folder that its files are in; [] where there is none."""
+    if (root / TABLE).is_file():
+        return [(root / TABLE, root)]
+    folders = [root / name for name in (*TRAIN, *VALIDATION, *TEST) if (root / name / TABLE).is_file()]
+    if folders:
+        return [(folder / TABLE, folder) for folder in folders]
+    beside = root.resolve().parent / TABLE
+    if beside.is_file() and any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
+        return [(beside, root)]
+    return []
+
+
+def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
+    """The labels by name, in natural order, and the files for training, validation and test; None where there are none.
+
+    Raises:
+        UsageError: no table, or one that cannot be understood; images that are not there; labels of no training image.
+    """
+    tables = find_tables(root)
+    if not tables:
+        raise UsageError(f"holds no {TABLE}", where=str(root), hint=EXAMPLE)
+    rows = [row for table, folder in tables for row in _rows(table, folder)]
+    seen: dict[str, str] = {}
+    for where, path, _ in rows:
+        if path in seen:
+            raise UsageError(f"'{path}' is there already, at {seen[path]}", where=where, hint="one line an image")
+        seen[path] = where
+
+    others = {*VALIDATION, *TEST}
+    tops = [top if (top := _top(root, path)) in others else TRAIN[0] for _, path, _ in rows]
+
+    def part(names: tuple[str, ...]) -> list[Row] | None:
+        return [row for row, top in zip(rows, tops, strict=True) if top in names] or None
+
+    parts = three_parts(part)
+    names = sorted({label for _, _, labels in parts[0] or () for label in labels}, key=natural_key)
+    if not names:
+        message = "no training image has a label" if parts[0] else "names no training images"
+        raise UsageError(message, where=str(tables[0][0]), hint=EXAMPLE)
+    classes = {name: number for number, name in enumerate(names)}
+    return classes, tuple(None if found is None else [_numbered(row, classes) for row in found] for found in parts)
+
+
+def table_classes(root: Path) -> tuple[str, ...]:
+    """The names of the labels, in natural order; raises as `list_table`."""
+    return tuple(list_table(root)[0])
+
+
+def read_table(root: Path) -> Source:
+    """The images of a folder's tables, all of which have been decoded once.
+
+    Raises:
+        UsageError: as `list_table`, or a split of which nothing can be read.
+    """
+    classes, parts = list_table(root)
+    names = tuple(classes)
+    found = decoded(root, parts, lambda labels: " ".join(names[label] for label in labels))
+    train, validation, test = (
+        None if part is None else LabelledImages(part.files, part.contents, len(names)) for part in found.parts
+    )
+    assert train is not None
+    readable = {label for _, labels in train.files for label in labels}
+    for label in range(len(names)):
+        if label not in readable:
+            message = f"label '{names[label]}': none of its training images can be read"
+            raise UsageError(message, where=str(root), hint="replace them, or remove the label")
+    notes = [*_unnamed(root, {path for files in parts for path, _ in files or ()}), *found.notes]
+    return Source(train, validation, test, names, found.fingerprint, found.unreadable, tuple(notes))
+
+
+def _rows(table: Path, folder: Path) -> Iterator[Row]:
+    try:
+        lines = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"no table that can be read: {error}", where=str(table), hint=EXAMPLE) from None
+    header = [name.strip() for name in lines[0]] if lines else []
+    for name in [*header, *COLUMNS]:
+        if (name in header) != (name in COLUMNS):
+            message = f"unknown column '{name}'" if name in header else f"no column '{name}'"
+            hint = f"{EXAMPLE}; where it is something else, data.multi_label: false"
+            raise UsageError(message, where=f"{table}:1", hint=hint)
+    for number, line in enumerate(lines[1:], 2):
+        where = f"{table}:{number}"
+        if not line:
+            continue
+        if len(line) != len(header):
+            message = f"{len(line)} values in {len(header)} columns"
+            raise UsageError(message, where=where, hint="labels are separated by spaces")
+        values = dict(zip(header, line, strict=True))
+        name = values["file"].strip()
+        path = next((place / name for place in (folder, table.parent) if name and (place / name).is_file()), None)
+        if path is None:
+            raise UsageError(f"no such image '{name}'", where=where, hint=f"files are looked for in {folder}")
+        yield where, str(path), values["labels"].split()
+
+
+def _top(root: Path, path: str) -> str | None:
+    """The first folder below `root` on the way to a file; None where there is none."""
+    try:
+        return (*Path(path).relative_to(root).parts[:-1], None)[0]
+    except ValueError:
+        return None
+
+
+def _numbered(row: Row, classes: dict[str, int]) -> Labelled:
+    where, path, labels = row
+    for label in labels:
+        if label not in classes:
+            raise UsageError(f"label '{label}' has no training images", where=where, hint="add some, or remove it")
+    return path, tuple(sorted({classes[label] for label in labels}))
+
+
+def _unnamed(root: Path, named: set[str]) -> Iterator[str]:
+    """A line on images that no table names."""
+    files = [str(path) for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    if left := [path for path in files if path not in named]:
+        yield f"left out {len(left):,} images that {TABLE} does not name: {some(left)}"

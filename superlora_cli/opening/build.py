@@ -1,0 +1,215 @@
+"""From a recipe, or from an adapter file, to a base with an adapter on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.attach import SuperLora, attach
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.data.splits import class_count
+from superlora_cli.errors import SuperLoraError, UsageError
+from superlora_cli.launch import launched
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
+from superlora_cli.models.checkpoints import digest_base
+from superlora_cli.models.heads import classifier_parameters
+from superlora_cli.models.loading import load_weights
+from superlora_cli.models.parts import chosen, parts_of
+from superlora_cli.models.repeated import build_seeded
+from superlora_cli.models.targets import expand
+from superlora_cli.opening.model_file import StoredModel, read_model
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
+
+
+@dataclass
+class Built:
+    """A model ready to be trained or used.
+
+    Attributes:
+        adapter: None where the recipe trains the base itself.
+        base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
+        class_names: what the outputs stand for, as the file says; () where it is for the data to say.
+    """
+
+    recipe: Recipe
+    base: Base
+    adapter: SuperLora | None
+    base_digest: tuple[str, str]
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, adapted if there is an adapter."""
+        return self.base.model
+
+    @property
+    def head(self) -> dict[str, nn.Parameter]:
+        """The new classifier's parameters beside an adapter, by name."""
+        return self._parameters(self.base.trained_head if self.adapter else ())
+
+    @property
+    def also(self) -> dict[str, nn.Parameter]:
+        """What the adapter trains of the base itself, by name."""
+        return self._parameters(self.adapter.also if self.adapter else ())
+
+    @property
+    def params(self) -> dict[str, int]:
+        """Numbers of parameters: `adapter` (0 without one), `head` (trained beside it), `base` (all of it)."""
+        return {
+            "adapter": self.adapter.params if self.adapter else 0,
+            "head": sum(parameter.numel() for parameter in self.head.values()),
+            "base": sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("superlora.")),
+        }
+
+    def _parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        return {name: self.model.get_parameter(name) for name in names}
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Where nothing is trained: ΔW is made once, for all that is computed without gradients inside."""
+        return self.adapter.kept() if self.adapter else nullcontext()
+
+
+def adapter_config(recipe: Recipe) -> AdapterConfig:
+    """The adapter's knobs; the recipe's seed is the adapter's where that has none of its own."""
+    assert recipe.adapter is not None
+    config = recipe.adapter.config()
+    return config if recipe.adapter.seed is not None else replace(config, seed=recipe.seed)
+
+
+def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
+    """Base, targets and a fresh adapter (ΔW = 0); with `weights=False` shapes only, on the meta device.
+
+    Raises:
+        UsageError, MismatchError: as `models.build.build`, `models.targets.expand` and `adapter.attach.attach`.
+    """
+    classes, image_size = class_count(recipe.data), recipe.data.image_size
+    if weights:
+        base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
+    else:
+        base = build(recipe.model, classes=classes, image_size=image_size, weights=False)
+    check_task(recipe, base)
+    if recipe.adapter is None:
+        return Built(recipe, base, None, ("", ""))
+    config, model = adapter_config(recipe), base.model
+    targets = expand(model, recipe.adapter.patterns)
+    for target in targets:
+        if f"{target.module}.weight" in base.trained_head:
+            hint = "leave it out, or model.head: frozen"
+            raise UsageError(f"{target.module} is a new head, trained whole", where="adapter.targets", hint=hint)
+    also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
+    digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
+    adapter = attach(model, targets, config, also=also, shapes_only=not weights)
+    for name in base.trained_head:
+        model.get_parameter(name).requires_grad_(True)
+    return Built(recipe, base, adapter, digest)
+
+
+def check_task(recipe: Recipe, base: Base) -> None:
+    """Refuse a task that the base is not made for.
+
+    Raises:
+        UsageError: names the one it is made for.
+    """
+    if (TASKS[recipe.task].bases or recipe.task) != base.task:
+        message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
+        raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
+    for name in TASKS:  # a task's own section has its name
+        if name != recipe.task and getattr(recipe, name, None) is not None:
+            raise UsageError(f"means nothing to the task {recipe.task}", where=name, hint="leave it out")
+
+
+def build_from_file(
+    path: Path, overrides: Sequence[str] = (), *, base: Path | None = None, allow_mismatch: bool = False
+) -> Built:
+    """The base that a result was trained on, with its adapter attached, from the file alone.
+
+    Args:
+        path: an adapter file, or a model file of a run without adapter.
+        overrides: KEY=VALUE on the recipe stored in it.
+        base: weights to use instead of the recipe's.
+        allow_mismatch: accept a base whose target bytes differ, unless frozen factors come from it.
+
+    Raises:
+        UsageError: not a readable result. MismatchError: base and adapter do not belong together.
+    """
+    if (model := read_model(path)) is not None:
+        return _build_model(path, model, overrides)
+    stored = store.load(path)
+    recipe = _for_use(recipe_of(stored, path, overrides))
+    if base is not None:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
+    classes, image_size = classes_of(stored, recipe), recipe.data.image_size
+    made = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
+    check_task(recipe, made)
+    targets = expand(made.model, stored.patterns)
+    digest = digest_base(made.model, targets, stored.beside)
+    store.check_digest(digest, stored, where=str(path), allow_mismatch=allow_mismatch)
+    store.check_beside(made.model, stored, where=str(path))
+    adapter = attach(made.model, targets, stored.config, also=list(stored.also))
+    store.restore(adapter, stored, where=str(path))
+    store.restore_beside(made.model, stored, where=str(path))
+    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
+
+
+def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
+    """The recipe of an adapter and its base as shapes only, on the meta device: no weights, no memory.
+
+    None where the file has no recipe for a base that can be built here.
+    """
+    try:
+        recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
+        size = recipe.data.image_size
+        return recipe, build(recipe.model, classes=classes_of(stored, recipe), image_size=size, weights=False)
+    except SuperLoraError:
+        return None
+
+
+def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in an adapter file, `path`, with KEY=VALUE `overrides`.
+
+    Raises:
+        UsageError: there is none: it was saved from Python, or extracted from files of an unknown architecture.
+    """
+    if not stored.recipe:
+        hint = "superlora merge --base FILE, or from Python: superlora_cli.load(model, FILE)"
+        raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
+    return recipe_from_dict(dict(stored.recipe), str(path), overrides)
+
+
+def stored_recipe(path: Path) -> Recipe:
+    """The recipe in an adapter or model file, as it was trained by; raises as `recipe_of`."""
+    model = read_model(path)
+    return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
+
+
+def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
+    """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
+    if stored.classes or stored.head:
+        return len(stored.classes) or next((len(tensor) for tensor in stored.head.values() if tensor.dim()), None)
+    return class_count(recipe.data) if recipe.model.head == "new" else None
+
+
+def _for_use(recipe: Recipe) -> Recipe:
+    """A stored recipe without what only a training wants of the model."""
+    unwanted: dict[str, Any] = {"compile": None, "profile": None, "gradient_checkpointing": False}
+    if launched() == 1:
+        unwanted["shard_base"] = None
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=unwanted)})
+
+
+def _build_model(path: Path, model: StoredModel, overrides: Sequence[str]) -> Built:
+    recipe = _for_use(recipe_from_dict(dict(model.recipe), str(path), overrides))
+    section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
+    base = build(section, classes=len(model.classes) or class_count(recipe.data), image_size=recipe.data.image_size)
+    check_task(recipe, base)
+    load_weights(base.model, path)
+    return Built(recipe, base, None, ("", ""), model.classes)

@@ -1,0 +1,149 @@
+"""What an adapter file changes, without the weights of its base: targets, updates, the shapes they belong to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.adapter import factored, store
+from superlora_cli.adapter.attach import SuperLora
+from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.adapter.targets import Target
+from superlora_cli.adapter.updates import Dense, LowRank, Update
+from superlora_cli.errors import RunError, UsageError
+from superlora_cli.kinds import Kind
+from superlora_cli.models.base import Base
+from superlora_cli.models.build import build
+from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.models.targets import expand
+from superlora_cli.opening.build import check_task, classes_of, recipe_of
+from superlora_cli.opening.model_file import read_model
+from superlora_cli.opening.results import resolve_result
+from superlora_cli.recipe.schema import Recipe
+
+
+@dataclass
+class Stored:
+    """An adapter file, its base as shapes only (on the meta device), and the adapter, attached to nothing."""
+
+    path: Path
+    stored: StoredAdapter
+    recipe: Recipe
+    base: Base
+    adapter: SuperLora
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """In model order."""
+        return self.adapter.targets
+
+    @cached_property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """All modules of the base by name, without their weights."""
+        return dict(self.base.model.named_modules())
+
+    @property
+    def loading(self) -> str:
+        """The Python that makes `model`, the base with its weights."""
+        section, embedded = self.recipe.model, EMBEDDED.get(self.recipe.model.name)
+        file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights if embedded else None
+        if section.checkpoint and self.base.by_timm:
+            overlay: dict[str, Any] = {"file": section.checkpoint}
+            if section.head == "frozen" and "num_classes" in self.base.arguments:  # else timm drops the file's head
+                overlay["num_classes"] = self.base.arguments["num_classes"]
+            line = f"{self.base.call[:-1]}, pretrained=True, pretrained_cfg_overlay={overlay!r})"
+        elif file is not None and section.pretrained:
+            line = self.base.loading(file)
+        elif section.pretrained and self.base.by_timm:
+            line = f"{self.base.call[:-1]}, pretrained=True)"
+        else:
+            line = self.base.call
+        return line if line.startswith("model = ") else f"model = {line}"
+
+    @torch.no_grad()
+    def updates(self) -> list[Update]:
+        """The update of every target: its own factors where it is a product of two, else ΔW as (rows, columns).
+
+        Raises:
+            RunError: ΔW is not finite.
+        """
+        plan = self.adapter.plan
+        made: list[Update] = []
+        if factored.why_not_factored(plan) is None:
+            made = self.adapter.compute_factored()
+        if not made or not all(isinstance(update, LowRank) for update in made):
+            made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
+        for target, update in zip(self.targets, made, strict=True):
+            if not _finite(update):
+                raise RunError("the update is not finite", where=f"{self.path}: {target.name}",
+                               hint="train again at a lower rate")  # fmt: skip
+        return made
+
+    @torch.no_grad()
+    def deltas(self) -> list[Tensor]:
+        """ΔW of every target, in the shape of its weight slice."""
+        deltas = [update.dense() for update in self.updates()]
+        return [delta.view(target.shape) for delta, target in zip(deltas, self.targets, strict=True)]
+
+
+def _finite(update: Update) -> bool:
+    """Whether ΔW is finite, without making it where the norms of its factors show that it cannot overflow."""
+    bound = math.prod(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in update.tensors)
+    return bound < torch.finfo(torch.float32).max or bool(torch.isfinite(update.dense()).all())
+
+
+def read_adapter(path: Path) -> Stored:
+    """Read an adapter file, or that of a run, and find its targets among the shapes of its base.
+
+    Raises:
+        UsageError: not an adapter, or of a base whose shapes cannot be had. MismatchError: targets of another model.
+    """
+    path = resolve_result(path)
+    if read_model(path) is not None:
+        raise UsageError(f"{Kind.MODEL}, without adapter", where=str(path), hint="its weights are in it as they are")
+    stored = store.load(path)
+    recipe = recipe_of(stored, path)
+    base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)
+    check_task(recipe, base)
+    targets = expand(base.model, stored.patterns)
+    adapter = SuperLora(stored.config, targets, base=_base_rows(path, stored, recipe, targets))
+    store.restore(adapter, stored, where=str(path))
+    return Stored(path, stored, recipe, base, adapter)
+
+
+def check_update(adapter: Stored, *, hint: str) -> None:
+    """Refuse an adapter that is not a ΔW and a head, where nothing else has a place.
+
+    Raises:
+        UsageError: it has no ΔW, or tensors of the base that were trained themselves.
+    """
+    if adapter.stored.also:
+        count, kinds = len(adapter.stored.also), " and ".join(adapter.stored.config.also)
+        message = f"{count} tensors of the base were trained themselves (also: {kinds}), which is no ΔW"
+        raise UsageError(message, where=str(adapter.path), hint=hint)
+    if not adapter.targets:
+        raise UsageError("no weight is adapted: there is no ΔW", where=str(adapter.path), hint=hint)
+
+
+def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Sequence[Target]) -> list[Tensor] | None:
+    """The base's rows of every target where frozen factors come from them: only then its weights are read.
+
+    Raises:
+        UsageError: the base cannot be had. MismatchError: it is another one.
+    """
+    if stored.config.frozen != "svd":
+        return None
+    try:
+        model = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size).model
+    except UsageError as error:
+        raise UsageError(f"its frozen factors come from the base: {error}", where=str(path), hint=error.hint) from None
+    store.check_base(model, targets, stored, where=str(path))
+    weights = {target.module: model.get_parameter(f"{target.module}.weight") for target in targets}
+    return [weights[target.module].detach()[target.start : target.stop] for target in targets]

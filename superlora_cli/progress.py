@@ -1,0 +1,85 @@
+"""What shows progress: what is being done, or a bar, on a terminal; a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from superlora_cli.launch import speaks
+
+BETWEEN_LINES = 15  # seconds, where there is no terminal
+PATIENCE = 2.0  # seconds before `with_bar` shows its bar
+T = TypeVar("T")
+_hushed = ContextVar("hushed", default=False)
+
+
+def shows_bars() -> bool:
+    """Whether bars may be shown: on a terminal, by the process that speaks, if it is not `hushed`."""
+    return sys.stderr.isatty() and speaks() and not _hushed.get()
+
+
+@contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Inside, no bar is shown if `quiet`, however deep down."""
+    before = _hushed.set(quiet or _hushed.get())
+    try:
+        yield
+    finally:
+        _hushed.reset(before)
+
+
+def doing(console: Console, what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
+    """Says on a terminal what is being done, as long as it takes."""
+    return nullcontext() if quiet else console.status(Text(what))
+
+
+def with_bar(parts: Iterable[T], words: str, *, total: int, size: Callable[[T], int]) -> Iterator[T]:
+    """The parts of some work, with a bar on a terminal from `PATIENCE` on.
+
+    Args:
+        words: what is being done.
+        total: how much it is.
+        size: how much of it a part is.
+    """
+    columns = TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task, begun, shown = bar.add_task("", total=total), time.monotonic(), False
+    with ExitStack() as stack:
+        for part in parts:
+            yield part
+            bar.advance(task, size(part))
+            if not shown and time.monotonic() - begun > PATIENCE and shows_bars():
+                shown = True
+                stack.enter_context(bar)
+
+
+class LiveDisplay:
+    """Shows `progress` as long as it is entered."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.spoken = progress, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def due(self, *, last: bool = False) -> bool:
+        """Whether a line is due, where there is no bar; it is taken to be said then."""
+        if not self.progress.disable or not (last or time.monotonic() - self.spoken > BETWEEN_LINES):
+            return False
+        self.spoken = time.monotonic()
+        return True

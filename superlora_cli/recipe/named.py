@@ -1,0 +1,19 @@
+"""Keys of a recipe whose value is a name in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, WithJsonSchema
+
+
+def named(table: Collection[str]) -> Any:
+    """The type of such a key: text that `table` has, asked when a recipe is read, and listed in the JSON Schema."""
+
+    def known(name: str) -> str:
+        if name not in table:
+            raise ValueError(name)
+        return name
+
+    return Annotated[str, AfterValidator(known), WithJsonSchema({"enum": list(table), "type": "string"})]

@@ -1,0 +1,82 @@
+"""Classification of images with any number of labels: binary cross-entropy, mean average precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from superlora_cli.data.batches import Batch
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.classification.ranking import average_precisions
+from superlora_cli.tasks.classification.task import Classification
+from superlora_cli.tasks.images import Judgement
+
+
+class MultiLabel(Classification):
+    """The task as the training loop sees it, and its evaluation; every output says yes or no by itself."""
+
+    measure = "map"
+    confuses = False
+
+    @staticmethod
+    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy over images and outputs, with the recipe's label smoothing.
+
+        Args:
+            batch: images, and labels (B, classes) in [0, 1]; outputs beyond the classes are to say no.
+        """
+        images, labels = batch
+        logits = model(images).float()
+        targets = functional.pad(labels, (0, logits.shape[1] - labels.shape[1]))
+        smoothing = recipe.train.label_smoothing
+        return functional.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2)
+
+    @staticmethod
+    def labels(count: int, outputs: int) -> Tensor:
+        """Shares of every class."""
+        return torch.empty(count, outputs)
+
+    @property
+    def guessing(self) -> float:
+        """Yes is as likely as no."""
+        return math.log(2)
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Higher mean average precision; between equal ones, lower loss."""
+        return (new["map"], -new["loss"]) > (old["map"], -old["loss"])
+
+    def numbers(self, labels: Tensor) -> Tensor:
+        """Labels of the data (n, classes) → of the model (n, outputs)."""
+        columns = torch.arange(labels.shape[1]) if self._relabel is None else self._relabel
+        made = labels.new_zeros(len(labels), self.outputs)
+        made[:, columns.to(labels.device)] = labels
+        return made
+
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate`, and the average precision of every class."""
+        logits, labels = self.predict(split)
+        rows = [
+            {"class": name, "n": int(count), "average_precision": precision}
+            for name, count, precision in zip(
+                self.output_names, labels.sum(0), self._precisions(logits, labels), strict=True
+            )
+            if precision is not None
+        ]
+        return Judgement(self.metrics(logits, labels), rows)
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Mean average precision over the classes that have images, and mean binary cross-entropy."""
+        found = [precision for precision in self._precisions(logits, labels) if precision is not None]
+        return {"map": fmean(found), "loss": functional.binary_cross_entropy_with_logits(logits, labels).item()}
+
+    def _precisions(self, logits: Tensor, labels: Tensor) -> list[float | None]:
+        if not labels.any():
+            hint = "hold more images out"
+            raise UsageError("no image to be judged by has a label", where="data.validation", hint=hint)
+        return average_precisions(logits, labels)

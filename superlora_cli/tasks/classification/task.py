@@ -1,0 +1,102 @@
+"""Image classification: cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from superlora_cli.data.batches import Batch
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
+from superlora_cli.tasks.classification.confusion_table import ConfusionTable
+from superlora_cli.tasks.images import ImageTask, Judgement, size_refused
+from superlora_cli.training.run import CONFUSION_FILE
+
+LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
+
+
+class Classification(ImageTask):
+    """The task as the training loop sees it, and its evaluation."""
+
+    measure = "accuracy"
+    confuses = True
+
+    @staticmethod
+    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+        """Mean cross-entropy, with the recipe's label smoothing."""
+        images, labels = batch
+        return functional.cross_entropy(model(images).float(), labels, label_smoothing=recipe.train.label_smoothing)
+
+    @property
+    def guessing(self) -> float:
+        """Every class is as likely as any other."""
+        return math.log(self.splits.classes)
+
+    @property
+    def output_names(self) -> list[str]:
+        """A name for every output of the model: numbers beyond the known classes."""
+        return [*self.class_names, *map(str, range(len(self.class_names), self.outputs))]
+
+    def check_classes(self) -> None:
+        """Every class needs an output of the model."""
+        if self.splits.classes > self.outputs:
+            hint = "model.head: new, or rows of the pretrained one for every class"
+            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {self.outputs} outputs of the model"
+            raise UsageError(message, where="model.head", hint=hint)
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Higher accuracy; between equal ones, lower loss."""
+        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Accuracy (a fraction) and mean cross-entropy on a whole split."""
+        return self.metrics(*self.predict(split))
+
+    def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics of `judge`, and the confusion matrix for the run's folder."""
+        found = self.judge(split)
+        if found.confusion is None:
+            return found.metrics, {}
+        seen = ConfusionTable.of_seen(found.confusion.names, found.confusion.counts)
+        return found.metrics, {CONFUSION_FILE: seen.to_csv()}
+
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate` and `top5`, where it says something, the accuracy of every class, and who is taken
+        for whom."""
+        logits, labels = self.predict(split)
+        metrics = self.metrics(logits, labels)
+        if logits.shape[1] > LIKELIEST:
+            among = (logits.topk(LIKELIEST).indices == labels[:, None]).any(-1)
+            metrics[f"top{LIKELIEST}"] = among.double().mean().item()
+        matrix = confusion_matrix(logits.argmax(-1), labels, logits.shape[1])
+        names = self.output_names
+        return Judgement(metrics, per_class(matrix, names), ConfusionTable(tuple(names), matrix.numpy()))
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Of all images together, from what `predict` gives."""
+        return {
+            "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
+            "loss": functional.cross_entropy(logits, labels).item(),
+        }
+
+    @torch.no_grad()
+    def predict(self, split: str) -> Batch:
+        """Logits (n, classes) float32 and labels (n,) of a whole split, on the CPU; every process does its share.
+
+        Raises:
+            UsageError: the split has no image. RunError: the model gives NaN or Inf.
+        """
+        found = []
+        with self.built.kept():
+            for inputs, labels in self.batches_of(split):
+                with size_refused(self.built.base.image_size), self.processes.autocast():
+                    found.append((self.model(inputs).float(), labels))
+        count = len(self.splits.named(split))  # type: ignore[arg-type]
+        logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
+        self.check_outputs(logits)
+        return logits.cpu(), self.numbers(labels.cpu())

@@ -1,0 +1,36 @@
+"""Images from noise. diffusers, which takes seconds to import, is imported for this task alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.tasks.images import ImageTask
+
+
+class DiffusionKind(TaskKind):
+    """A model predicts the noise in an image."""
+
+    generates = True
+    mixes = False
+
+    def at_work(self, recipe: Recipe) -> type[ImageTask]:
+        from superlora_cli.tasks.diffusion.task import Diffusion
+
+        return Diffusion
+
+    def inputs(self, model: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
+        """At time steps and for classes all over their range."""
+        import torch
+
+        from superlora_cli.recipe.schema import DiffusionSection
+
+        number = torch.arange(len(images), device=images.device)
+        settings = recipe.diffusion or DiffusionSection()
+        labels: Any = getattr(model, "classes", None) or 0
+        return images, number * settings.steps // len(images), number % (labels + 1)

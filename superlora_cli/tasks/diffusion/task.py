@@ -1,0 +1,114 @@
+"""Generation: a model learns to predict the noise in images (DDPM, ε), with and without their class (A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from superlora_cli.data.batches import Batch
+from superlora_cli.data.known import has_several_labels
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import DataSection, DiffusionSection, Recipe
+from superlora_cli.tasks.images import ImageTask
+
+DRAWS, MOST = 1000, 10  # of noise and time step: in a whole split at least, or its mean says little; per image at most
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly however many there are
+
+
+def noise_schedule(recipe: Recipe) -> DDPMScheduler:
+    """The recipe's noise schedule: T steps, β linear."""
+    return _schedule(recipe.diffusion or DiffusionSection())
+
+
+@cache
+def _schedule(settings: DiffusionSection) -> DDPMScheduler:
+    return DDPMScheduler(settings.steps, settings.beta_start, settings.beta_end, "linear")
+
+
+def _errors(model: nn.Module, recipe: Recipe, images: Tensor, labels: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted noise per image: (B,) float32."""
+    noisy = noise_schedule(recipe).add_noise(images, noise, steps)
+    return functional.mse_loss(model(noisy, steps, labels).float(), noise, reduction="none").mean(dim=(1, 2, 3))
+
+
+class Diffusion(ImageTask):
+    """The task as the training loop sees it, and its evaluation."""
+
+    measure = "loss"
+
+    @staticmethod
+    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+        """Mean squared error of the predicted noise, at time steps and with noise that are drawn here.
+
+        All is drawn on the CPU from torch's own generator, whose state a checkpoint holds: a resumed run goes on with
+        the same draws, whatever the device and the number of loader processes.
+
+        Args:
+            batch: images (B, 3, S, S) in [−1, 1] and classes (B,), on the model's device.
+        """
+        images, classes = batch
+        settings = recipe.diffusion or DiffusionSection()
+        steps = torch.randint(settings.steps, (len(images),))
+        noise = torch.randn(images.shape)
+        named = (torch.rand(len(images)) >= settings.class_dropout).long()  # 0: the class is not told
+        steps, noise, named = (drawn.to(images.device, non_blocking=True) for drawn in (steps, noise, named))
+        return _errors(model, recipe, images, (classes + 1) * named, steps, noise).mean()
+
+    @property
+    def guessing(self) -> float:
+        """Of no noise at all: the noise's own variance."""
+        return 1.0
+
+    @staticmethod
+    def data(recipe: Recipe) -> DataSection:
+        """Images as they are: cut or mirrored ones would be drawn so."""
+        section = recipe.data
+        return section.model_copy(update={"augment": section.augment or "none"})
+
+    def check_classes(self) -> None:
+        """Every class needs a label that the model knows, unless it knows none; an image has one."""
+        if has_several_labels(self.recipe.data):
+            hint = "data.multi_label: false, and a folder per class"
+            raise UsageError("an image with several labels has no one class", where="data.multi_label", hint=hint)
+        known: int | None = self.model.classes  # type: ignore[assignment]
+        if known is not None and self.splits.classes > known:
+            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {known} of the model"
+            raise UsageError(message, where="model.kwargs.classes", hint="data with no more, or a base of one's own")
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Lower loss."""
+        return new["loss"] < old["loss"]
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The loss on a whole split, every image with its class, at noise and time steps that are always the same.
+
+        So it is one number that compares runs, settings and bases on the same data, however large the batches are.
+        """
+        count = len(self.splits.named(split))  # type: ignore[arg-type]
+        own, seen, found = self.processes.share(count), 0, []
+        passes = min(MOST, -(-DRAWS // max(1, count)))
+        with self.built.kept():
+            for images, classes in self.batches_of(split):
+                indices, seen = own[seen : seen + len(images)], seen + len(images)
+                labels, total = self.numbers(classes) + 1, torch.zeros(len(images), device=images.device)
+                for number in range(passes):
+                    steps, noise = self._draws([number * count + index for index in indices], images)
+                    with self.processes.autocast():
+                        total += _errors(self.model, self.recipe, images, labels, steps, noise)
+                found.append(total / passes)
+        errors = self.processes.gather(torch.cat(found), count)  # (count,)
+        self.check_outputs(errors[:, None])
+        return {"loss": errors.double().mean().item()}
+
+    def _draws(self, keys: Sequence[int], images: Tensor) -> tuple[Tensor, Tensor]:
+        """Time steps (B,) int64 and noise, shaped as `images`, that depend on each image's key alone."""
+        total = noise_schedule(self.recipe).config["num_train_timesteps"]
+        steps = torch.tensor([int(total * ((key + 0.5) * GOLDEN % 1)) for key in keys])
+        noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(key)) for key in keys]
+        return steps.to(images.device), torch.stack(noise).to(images.device)

@@ -1,0 +1,45 @@
+"""A safetensors file that is written and read in one go, such as an adapter's."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from superlora_cli.errors import UsageError
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata)."""
+    raw = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Read in one go: `safe_open` opens a file twice, which is two files where another takes its place in between.
+
+    Raises:
+        UsageError: it is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), hint="a .safetensors file, or a run folder that holds one")
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, dict(header.get("__metadata__") or {})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        hint = "copy or train it again"
+        raise UsageError(f"not a whole safetensors file: {error}", where=str(path), hint=hint) from None

@@ -1,0 +1,193 @@
+"""The catalogue says what the libraries build: names, order, shapes, parameters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.errors import UsageError
+from superlora_cli.models import catalogue
+from superlora_cli.models.build import build as build_base
+from superlora_cli.models.descriptions import cfg_unet, llama_7b
+from superlora_cli.models.embedded import EMBEDDED
+from superlora_cli.models.parts import parts_of
+from superlora_cli.models.rolled import roll, unroll
+from superlora_cli.models.targets import expand
+from superlora_cli.recipe.schema import ModelSection
+
+PATTERNS = (
+    *(["q"], ["k"], ["v"], ["q", "v"], ["o"], ["mlp"], ["all-linear"], ["*"]),
+    *(["*.qkv[q]", "*.qkv[v]"], ["*.attn.qkv[0:7]"], [r"re:.*\.(fc1|fc2)"], ["*.mlp.fc1", "*.attn.proj"]),
+)
+OFTEN = ("vit_base_patch16_224", "swinv2_tiny_window8_256", "eva02_base_patch14_224", "beit_base_patch16_224")
+
+
+def build(name: str, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(name, **kwargs)
+
+
+def found(expansion: Callable[[list[str]], list[TargetShape]], patterns: list[str]) -> list[TargetShape] | str:
+    """What an expansion gives, or the message with which it refuses."""
+    try:
+        return expansion(patterns)
+    except UsageError as error:
+        return str(error)
+
+
+def same_targets(name: str, model: Any) -> None:
+    for patterns in PATTERNS:
+        expected = found(lambda wanted: [target.flat for target in expand(model, wanted)], patterns)
+        assert found(partial(catalogue.targets, name), patterns) == expected, patterns
+
+
+def same_parameters(name: str, model: Any) -> None:
+    base = catalogue.find(name)
+    head = base.new_head(1)
+    assert base.parts == {name: part for name, part in parts_of(model).items() if name not in head}
+    assert base.params == sum(parameter.numel() for parameter in model.parameters())
+    if not hasattr(model, "reset_classifier"):
+        assert not base.new_head(37)
+        return
+    with torch.device("meta"):
+        model.reset_classifier(37)
+    new = {key: tuple(model.get_parameter(key).shape) for key in base.new_head(37)}
+    assert base.new_head(37) == new
+    assert all(shape[0] == 37 for shape in new.values())
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_an_entry_is_what_timm_builds(name: str) -> None:
+    model = build(name)
+    same_targets(name, model)
+    same_parameters(name, model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", catalogue.ARCHITECTURES)
+def test_every_entry_is_what_timm_builds_for_every_tag(name: str) -> None:
+    for tag in (*timm.models.get_arch_pretrained_cfgs(name), name):
+        model = build(tag)
+        same_targets(tag, model)
+        same_parameters(tag, model)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_shipped_base_is_what_its_recipe_builds(name: str) -> None:
+    model = build_base(ModelSection(name=name, head="frozen"), classes=None, weights=False).model
+    same_targets(name, model)
+    same_parameters(name, model)
+
+
+def test_a_tag_may_have_another_head() -> None:
+    assert catalogue.find("vit_base_patch16_224").params == 86_567_656
+    assert catalogue.find("vit_base_patch16_224.orig_in21k").params == 85_798_656  # none
+    assert catalogue.find("vit_base_patch16_224.augreg_in21k").params == 85_798_656 + 21_843 * 769
+
+
+def test_the_diffusion_base_is_the_published_one() -> None:
+    assert sum(layer.params for layer in cfg_unet()) == catalogue.find("cfg_unet").params == 10_409_357
+    model = build_base(ModelSection(name="cfg_unet", pretrained=False), classes=None, weights=False).model
+    assert catalogue.find("cfg_unet").parts == parts_of(model)
+    adapted = catalogue.targets("cfg_unet", ["q", "v"])
+    assert [target.rows for target in adapted].count(64) == 10
+    assert [target.rows for target in adapted].count(128) == 32
+    assert all(target.rows == target.columns for target in adapted)
+    assert sum(target.elements for target in adapted) == 565_248
+    assert adapted[0].name == "down.0.0.attn.q"
+    assert len({target.layer for target in adapted}) == 21
+
+
+def test_the_language_model_has_llama_s_parameters() -> None:
+    assert sum(layer.params for layer in llama_7b()) == catalogue.find("llama_7b").params == 6_738_415_616
+    assert len(catalogue.targets("llama_7b", ["q", "v"])) == 64
+    assert len(catalogue.find("llama_7b").also(["norm"])) == 65
+    assert "lm_head" not in {target.name for target in catalogue.targets("llama_7b", ["all-linear"])}
+
+
+def test_the_data_file_is_compact_and_has_every_architecture() -> None:
+    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, "cfg_unet", "llama_7b"]
+    assert catalogue.DATA.stat().st_size < 80_000
+    for line in catalogue.DATA.read_text().splitlines():
+        entry = json.loads(line)
+        shapes = list(unroll(entry["weights"]))
+        assert roll(shapes) == entry["weights"]
+
+
+def test_a_name_outside_is_built_with_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
+    base = catalogue.find("resnet18")
+    assert (base.params, dict(base.classifiers)) == (11_689_512, {"fc": 512})
+    assert "not in the catalogue: building resnet18 with timm" in capsys.readouterr().err
+    assert catalogue.find("vit_base_patch16_224", {"img_size": 384}).params > 86_567_656
+    assert "building vit_base_patch16_224 img_size with timm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vit_bse_patch16_224", "vit_base_patch16_224"),
+        ("vit_base_patch16_224.nonsense", "nonsense"),
+        ("resnt18", "resnet"),
+    ],
+)
+def test_an_unknown_name_is_an_error_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=near):
+        catalogue.find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("maxvit_nano_rw_256", "q"),
+        ("coatnet_nano_rw_224", "v"),
+        ("tiny_vit_5m_224", "q"),
+        ("efficientformer_l1", "v"),
+        ("gcvit_xxtiny", "q"),  # its global blocks hold k and v alone in `qkv`
+    ],
+)
+def test_rows_that_are_not_contiguous_are_refused(name: str, word: str) -> None:
+    model = build(name)
+    with pytest.raises(UsageError, match="not contiguous") as caught:
+        expand(model, [word])
+    whole = str(caught.value.hint).split("'")[1]
+    assert whole.endswith("qkv")
+    assert all(target.whole for target in expand(model, [whole]))
+
+
+def test_the_same_layer_with_blocks_of_rows_is_fine() -> None:
+    assert expand(build("maxvit_tiny_tf_224"), ["q"])  # converted weights: q, k, v first, then heads
+
+
+def test_levit_s_slices_are_refused_by_the_layer_further_up() -> None:
+    with pytest.raises(UsageError, match="Attention does not keep"):
+        expand(build("levit_128"), ["*.qkv.linear[q]"])
+
+
+def test_a_projection_named_proj_inside_query_is_q_and_not_o() -> None:
+    model = build("mobilenetv4_hybrid_medium")
+    assert all(".query." in target.module for target in expand(model, ["q"]))
+    assert all(".output." in target.module for target in expand(model, ["o"]))
+
+
+def test_fused_query_and_key_are_told_apart() -> None:
+    convit = build("convit_tiny")
+    (q, *_), (k, *_) = expand(convit, ["q"]), expand(convit, ["k"])
+    assert (q.module, q.start, k.start) == ("blocks.0.attn.qk", 0, q.stop)
+    assert len(expand(convit, ["q"])) == len(expand(convit, ["v"])) == 12
+
+
+def test_the_catalogue_needs_no_torch() -> None:
+    code = "import sys; from superlora_cli.models.catalogue import targets; targets('cfg_unet', ['q']); " + (
+        "print({'torch', 'timm', 'numpy'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "set()"
