@@ -25,6 +25,7 @@ from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10
+ENOUGH = 500  # validation images by which a step can be chosen: with fewer an early one wins by chance
 LARGE = 224  # pixels; a model made for larger images gets this without a GPU
 TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has, else all of its body
 TEMPLATE = """\
@@ -35,7 +36,7 @@ seed: 0
 model: {{name: {model_yaml}, pretrained: {pretrained}, head: new{kwargs}}}   # a new head, trained beside the adapter
 data:
   name: {data_yaml}{size}
-  validation: 0.1   # a tenth is held out to choose the best step{test}
+  validation: 0.1   # a tenth is held out to judge by{test}
   augment: none   # crop_flip cuts and mirrors at random: for photographs and long trainings
   workers: {workers}
 adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
@@ -47,7 +48,7 @@ train:
   optimizer: {{name: AdamW, lr: {rate}, head_lr: {head_rate}, weight_decay: 0.0}}
   scheduler: {{name: OneCycleLR, pct_start: 0.1}}
   checkpoint_every: {every}
-eval: {{every: {every}}}
+eval: {evaluation}
 """
 
 
@@ -90,12 +91,16 @@ def starting_recipe(
     left = images - held_out * round(0.1 * images)
     batch = min(BATCH, max(1, left))
     steps = min(MOST, max(FEWEST, round(EPOCHS * left / batch)))
+    every = max(1, steps // EVALUATIONS)
+    judged = round(0.1 * images) if validation is None else len(validation)
     folder = f"./{data}" if is_embedded(str(data)) else str(data)  # of that name
     settings: dict[str, Any] = {
         "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
         "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),
         "workers": min(8, (os.cpu_count() or 1) - 1), "test": ", a tenth to test it" if test is None else "",
-        "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": max(1, steps // EVALUATIONS),
+        "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": every,
+        "evaluation": f"{{every: {every}}}   # the best of these steps is kept" if judged >= ENOUGH else
+        f"{{}}   # at the end, whose step is kept: {judged} validation images are too few to choose one by",
         "precision": "bf16" if torch.cuda.is_available() else "fp32", "rate": RATE, "head_rate": HEAD_RATE,
         "kwargs": "", "size": "", "adapter": 0, "head": 0,
     }  # fmt: skip
