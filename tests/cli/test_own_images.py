@@ -58,6 +58,8 @@ def test_the_recipe_that_init_writes_trains_as_it_stands(own: Path, cli: Cli) ->
     recipe = load_recipe(own / "numbers.yaml")
     assert (recipe.model.name, recipe.data.name, recipe.model.head) == ("glyphs_vit", "numbers", "new")
     about = json.loads((own / "run/run.json").read_text())
+    assert recipe.eval.every is None  # 24 validation images choose no step
+    assert about["metrics"]["best_step"] == about["steps"]
     header = (own / "numbers.yaml").read_text().splitlines()[:2]
     assert header[0] == "# glyphs_vit on the images in numbers: 4 classes, 240 training images."
     assert f"{about['params']['adapter']:,} parameters + head {about['params']['head']:,}" in header[1]
