@@ -97,7 +97,7 @@ def put_on(model: nn.Module, adapter: SuperLora) -> None:
     """Let the target layers of `adapter` read as W + ΔW, and the model hold its head and what it trains also; all are
     trainable then."""
     modules = dict(model.named_modules())
-    for name, indices in by_module(adapter.targets).items():
+    for name, indices in layers_of(adapter.targets).items():
         module = modules[name]
         swap(module, AdaptedLinear if is_plain_linear(module) else Adapted)
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
@@ -112,7 +112,7 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
         RunError: merging would write NaN or Inf; nothing has been changed then.
     """
     modules = dict(model.named_modules())
-    names = list(by_module(adapter.targets))
+    names = list(layers_of(adapter.targets))
     with torch.no_grad():
         merged = _merged(model, adapter) if merge else {}
         for name, weight in merged.items():
@@ -144,6 +144,12 @@ def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
     for index, target in enumerate(targets):
         pieces.setdefault(target.module, []).append(index)
     return {name: sorted(indices, key=lambda index: targets[index].start) for name, indices in pieces.items()}
+
+
+def layers_of(targets: Sequence[Target]) -> dict[str, list[int]]:
+    """The same, with the modules that are tied to them."""
+    own = by_module(targets)
+    return own | {name: indices for indices in own.values() for name in targets[indices[0]].tied}
 
 
 def stored_parameter(model: nn.Module, name: str) -> nn.Parameter:

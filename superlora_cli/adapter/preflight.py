@@ -1,12 +1,12 @@
 """What a model must be like for `attach`: looked at as a whole before anything of it is changed.
 
-A weight is adapted where it is one plain tensor of floating-point numbers that one layer alone holds: then W + ΔW is
-what the layer computes with, and merging it changes nothing else.
+A weight is adapted where it is one plain tensor of floating-point numbers that one layer alone holds, or several that
+all get its ΔW: then W + ΔW is what they compute with, and merging it changes nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from superlora_cli.adapter.layers import by_module, stored_parameter
+from superlora_cli.adapter.layers import by_module, layers_of, stored_parameter
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError
@@ -65,7 +65,7 @@ def check(
         _refuse(key, _unfit_values(stored_parameter(model, key), shapes_only=shapes_only))
     weights = [_weight(name) for name in pieces]
     _check_devices(model, [*weights, *head])
-    _check_shared(model, weights)
+    _check_shared(model, weights, {_weight(target.module): {*map(_weight, target.tied)} for target in targets})
 
 
 def check_free(model: nn.Module, adapter: SuperLora, own: Collection[SuperLora]) -> None:
@@ -75,7 +75,7 @@ def check_free(model: nn.Module, adapter: SuperLora, own: Collection[SuperLora])
         UsageError: names the layer.
     """
     modules = dict(model.named_modules())
-    for name in by_module(adapter.targets):
+    for name in layers_of(adapter.targets):
         _refuse(_weight(name), _foreign(modules[name], own))
 
 
@@ -86,7 +86,7 @@ def check_on(model: nn.Module, adapter: SuperLora) -> None:
         UsageError: names the layer.
     """
     modules = dict(model.named_modules())
-    for name in by_module(adapter.targets):
+    for name in layers_of(adapter.targets):
         if name not in modules or "_pieces" not in vars(modules[name]):
             raise UsageError("is not the layer that was adapted: it was replaced or wrapped", where=name,
                              hint="undo that first")  # fmt: skip
@@ -180,13 +180,19 @@ def _check_devices(model: nn.Module, names: Sequence[str]) -> None:
         raise UsageError(f"{first} is on {one}, {second} on {other}", where="targets", hint="one device")
 
 
-def _check_shared(model: nn.Module, names: Sequence[str]) -> None:
-    """Refuse weights whose memory is also another parameter's or buffer's: tied, or a view of it."""
+def _check_shared(model: nn.Module, names: Sequence[str], tied: Mapping[str, Collection[str]]) -> None:
+    """Refuse weights whose memory is also another parameter's or buffer's: tied, or a view of it.
+
+    Args:
+        tied: weight → those that have its ΔW as well.
+    """
+    followers = {name for own in tied.values() for name in own}
     spans = sorted(
         _span(tensor, f"{name}.{own}".lstrip("."))
         for name, module in model.named_modules()
         for own, tensor in [*module._parameters.items(), *module._buffers.items()]
         if tensor is not None and not is_lazy(tensor) and tensor.numel()
+        if f"{name}.{own}".lstrip(".") not in followers
     )
     wanted, widest = set(names), spans[0]
     for span in spans[1:]:

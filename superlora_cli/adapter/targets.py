@@ -26,13 +26,17 @@ class TargetShape:
 
 
 class Target(NamedTuple):
-    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, `whole` if it is all of the weight."""
+    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, `whole` if it is all of the weight.
+
+    `tied` are other modules that hold the very same weight and have its ΔW as well.
+    """
 
     module: str
     start: int
     stop: int
     shape: tuple[int, ...]
     whole: bool
+    tied: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -45,7 +45,20 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
         UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
             slice is no contiguous block of rows.
     """
-    return expand_weights(weights_of(model), patterns)
+    return _tied(dict(model.named_modules()), expand_weights(weights_of(model), patterns))
+
+
+def _tied(modules: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
+    """Of modules that share one weight and are targets in the same rows the first, with the others as `tied` to it."""
+    rows: dict[str, list[Target]] = {}
+    for target in targets:
+        rows.setdefault(target.module, []).append(target)
+    alike: dict[Any, list[str]] = {}
+    for name, own in rows.items():
+        weight = modules[name]._parameters.get("weight")
+        alike.setdefault((id(weight) if weight is not None else name, *(t[1:3] for t in own)), []).append(name)
+    others = {first: tuple(rest) for first, *rest in alike.values()}
+    return [target._replace(tied=others[target.module]) for target in targets if target.module in others]
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
