@@ -1,7 +1,7 @@
-"""What one run reads and the next of the same process need not read again.
+"""A cache of what one run has read and the next run of the same process needs again.
 
-Off in a process of one run; a sweep's workers switch it on. Who keeps something sees to it that nobody changes it: runs
-get copies, or what they only read. It is found again by a key that says what it depends on.
+Off in a process of one run; a sweep's workers switch it on. Cached objects must not be modified: runs get copies, or
+only read them. An entry's key says what it depends on.
 """
 
 from __future__ import annotations

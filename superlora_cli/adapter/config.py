@@ -41,7 +41,7 @@ LATER = {"later": True}  # a knob that is written down only where it is used: ot
 DEFAULT_RANK = 4
 
 
-LIMITS = {"order": 64, "splits": 64, "split_dim": 2**20, "terms": 2**20, "align": 2**20}  # beyond any use
+LIMITS = {"order": 64, "splits": 64, "split_dim": 2**20, "terms": 2**20, "align": 2**20}  # far above any useful value
 
 
 @dataclass(frozen=True)

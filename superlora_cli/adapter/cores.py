@@ -54,7 +54,7 @@ class Core:
         raise NotImplementedError
 
     def explicit(self, unit: UnitShape, tensors: Factors) -> Tensor:
-        """C written out, without a batch: (r_1, ..., r_M), the full side in the place of a rank that there is not."""
+        """C written out, without a batch: (r_1, ..., r_M), with the full side where a mode has no factor."""
         raise NotImplementedError
 
     def first_mode(self, unit: UnitShape, tensors: Factors) -> Tensor:

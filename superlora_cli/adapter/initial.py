@@ -20,7 +20,7 @@ def initial(plan: Plan) -> dict[str, Tensor]:
 
     `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
     `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). One tensor of each group starts at zero
-    (`GroupShape.zeroed`: for Kronecker the right unit's first plane); where that cannot be, `relative` says why.
+    (`GroupShape.zeroed`: for Kronecker the right unit's first plane); `relative` says where that is not possible.
     An F_in starts from normal numbers, so that entries have the scale that they have without it; with `lora` from
     numbers within ±0.02, as PEFT's Uni-LoRA.
     """

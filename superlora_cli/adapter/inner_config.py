@@ -35,7 +35,7 @@ class Inner:
         """The keys under `inner`; `projection: none` is no F_in.
 
         Raises:
-            UsageError: on a key or a value that there is not.
+            UsageError: unknown key or value.
         """
         known = [field.name for field in fields(cls)]
         for name in knobs:

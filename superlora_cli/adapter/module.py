@@ -38,7 +38,7 @@ class SuperLora(nn.Module):
 
     Attributes:
         targets: the rows it adapts, in model order.
-        patterns: what gives these targets back on the same model.
+        patterns: target patterns that expand to these targets on the same model.
         base_digest: of the base that frozen factors come from, where that is to be looked at when it is saved.
         plan: its shapes; `plan.params` is the number of its parameters.
         factors: the trained tensors by name.

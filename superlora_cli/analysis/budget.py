@@ -95,7 +95,7 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
     """For every family the setting of at most `budget` parameters that comes closest, most parameters first.
 
     No setting of more parameters than dense fine-tuning has is offered. What `given` sets is kept; families of
-    another method or order are left out, and knobs that cannot be together.
+    another method or order are left out, and incompatible knobs.
 
     Raises:
         UsageError: nothing is left; the hint names the smallest setting tried, or what was wrong with the last.

@@ -75,7 +75,7 @@ def main() -> None:
         if debug:
             raise
         report(error, as_json=as_json)
-        _let_the_speaker_speak(error)
+        _wait_for_the_main_process(error)
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         # An interrupt inside `exec`, which `dataclass` uses, leaves CPython with an error to raise at exit; a clean
@@ -96,8 +96,8 @@ def main() -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _let_the_speaker_speak(error: SuperLoraError) -> None:
-    """A launcher stops all processes when the first has ended: those that say nothing let the other say it."""
+def _wait_for_the_main_process(error: SuperLoraError) -> None:
+    """A launcher stops all processes when the first one ends: the silent ones wait until the main one has spoken."""
     if not speaks() and error.process is None:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(PATIENCE)

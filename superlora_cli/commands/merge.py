@@ -91,7 +91,7 @@ def merge(
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:
-    """Refuse an output that is there, or that cannot be written."""
+    """Refuse an output that exists, or cannot be written."""
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="make it first")
     if not (out.exists() or out.is_symlink()) or force:

@@ -170,5 +170,5 @@ def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
 
 
 def some(words: Sequence[str]) -> str:
-    """A few words, and that there are more."""
+    """The first few words, with "…" if there are more."""
     return ", ".join(words[:NAMED]) + (", …" if len(words) > NAMED else "")

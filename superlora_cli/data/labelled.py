@@ -59,7 +59,7 @@ def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None,
     """The labels by name, in natural order, and the files for training, validation and test; None where there are none.
 
     Raises:
-        UsageError: no table, or one that cannot be understood; images that are not there; labels of no training image.
+        UsageError: no table, or one that cannot be parsed; images that are not there; labels of no training image.
     """
     tables = find_tables(root)
     if not tables:

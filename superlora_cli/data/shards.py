@@ -75,7 +75,7 @@ def shard_classes(root: Path) -> tuple[str, ...] | None:
     """The names of the classes; None where the files beside the shards do not say.
 
     Raises:
-        UsageError: no such folder, or such a file that cannot be understood.
+        UsageError: no such folder, or a file in it that cannot be parsed.
     """
     if not root.is_dir():
         raise UsageError("no such folder of shards", where=str(root), hint="wds/PATH, with PATH/train/*.tar")

@@ -15,7 +15,7 @@ class Options:
     """How to write.
 
     Attributes:
-        rank, energy: limits of a LoRA, see `adapter.lowrank.approximate`; None in a format that is none.
+        rank, energy: limits of a LoRA, see `adapter.lowrank.approximate`; None in other formats.
         force: overwrite the output.
     """
 

@@ -117,9 +117,7 @@ def notes(generated: Features, reference: Features, used: Mapping[str, Any], ask
     if fewest <= dimensions:
         said.append(f"FID of {fewest:,} images with {dimensions:,} features is biased upward: take more images")
     if used["kid_subset_size"] < asked.kid_subset_size:
-        said.append(
-            f"KID over subsets of {used['kid_subset_size']:,} images, all that there are: its spread says little"
-        )
+        said.append(f"KID over subsets of {used['kid_subset_size']:,} images, all of them: its spread says little")
     if len(generated) != len(reference):
         said.append(f"IS of {len(generated):,} and {len(reference):,} images: it grows with their number")
     if not msid.is_installed():

@@ -36,7 +36,7 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError: unknown name, arguments that timm (or a U-Net) refuses, weights that cannot be had.
+        UsageError: unknown name, arguments that timm (or a U-Net) refuses, weights that are not available.
     """
     embedded = EMBEDDED.get(section.name)
     if section.name in UNETS or (embedded and embedded.architecture in UNETS):

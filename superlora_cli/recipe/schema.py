@@ -109,7 +109,7 @@ class DataSection(Section):
         None,
         description="How they are held out: `content`: a part of every class, by a hash of the images, so that the "
         "split stays where images come or go; `shuffle`: by their places. A training without it takes `content` and "
-        "writes that into its recipe; a finished run without it is of before, and keeps `shuffle`.",
+        "records it in its recipe; a finished run without the key predates it, and keeps `shuffle`.",
     )
     download: bool = Field(False, description="Download a set of torchvision or Hugging Face where it is missing.")
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")

@@ -94,7 +94,7 @@ def best_within(section: Section, budgets: Sequence[int] = ()) -> list[BestWithi
     """For every measure and budget the best adapter; of equal ones the smaller.
 
     Args:
-        budgets: numbers of parameters; none: the powers of ten about those that there are.
+        budgets: numbers of parameters; by default the powers of ten around those of the runs.
     """
     found = []
     for measure in section.measures:

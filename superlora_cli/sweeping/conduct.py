@@ -45,7 +45,7 @@ def conduct(
         errors (id and error of each run that did not complete).
 
     Raises:
-        UsageError: a run that cannot be, an index that is none, a folder that is something else's, no such cluster.
+        UsageError: an impossible run, an index out of range, a folder that holds something else, no such cluster.
         InterruptedRunError: by a signal, when the runs under way have been saved.
     """
     runs = folder.plan.checked()
@@ -167,7 +167,7 @@ def _events(
 
 
 def _devices() -> list[str]:
-    """The GPUs that there are, as CUDA_VISIBLE_DEVICES names them; −1 hides those behind it."""
+    """The available GPUs, as CUDA_VISIBLE_DEVICES names them; −1 hides those behind it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return list(takewhile(lambda device: device != "-1", filter(None, map(str.strip, named.split(",")))))

@@ -52,5 +52,5 @@ class Sweep(Section):
     )
     measure: Measure | None = Field(None, description="Measure what diffusion runs generate.")
     skip_impossible: bool = Field(
-        False, description="Leave out combinations that cannot be, as a rank larger than a side, instead of refusing."
+        False, description="Leave out impossible combinations, such as a rank larger than a side, instead of refusing."
     )
