@@ -47,7 +47,7 @@ def markdown_table(of: type[BaseModel] = Recipe) -> str:
 def schema_at(path: Sequence[str | int], of: type[BaseModel] = Recipe) -> Schema:
     """The part of the JSON Schema that governs the value at `path`; {} where anything is allowed.
 
-    >>> schema_at(["train", "steps"])["minimum"]
+    >>> schema_at(["train", "batch_size"])["minimum"]
     1
     """
     node = _whole(of)

@@ -12,6 +12,7 @@ def average_precisions(scores: Tensor, labels: Tensor) -> list[float | None]:
         scores: (n, classes), higher for images that rather have the label.
         labels: (n, classes), 1 where an image has it, else 0.
 
+    >>> import torch
     >>> average_precisions(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), torch.tensor([[1, 0], [0, 0], [1, 0]]))
     [0.8333333333333333, None]
     """
