@@ -103,7 +103,7 @@ def test_knobs_are_told_as_they_were_used() -> None:
     found, used = measure(one, other, QUICK)
     assert {"seed": 2020, "k": 3, "kid_subset_size": 50, "kid_subsets": 100, "msid_images": 50}.items() <= used.items()
     said = notes(one, other, used, QUICK)
-    assert any("50 images, all that there are" in line for line in said)
+    assert any("50 images, all of them" in line for line in said)
     assert any("IS of 50 and 70" in line for line in said)
     few = measure(random_features(30, 1), other, Knobs(msid_seeds=1, kid_subset_size=20))[1]
     assert few["kid_subset_size"] == 20
