@@ -1,4 +1,4 @@
-"""Every family of timm on the way of `tests/families.py`: init → train → merge → timm → export → PEFT.
+"""Families of timm on the way of `tests/families.py`: init → train → merge → timm → export → PEFT.
 
     python benchmarks/families.py              # those that are not on record yet, then docs/families.md
     python benchmarks/families.py --only NAME  # one of them again

@@ -43,9 +43,9 @@ def command(
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
-            from superlora_cli.commands import train as tasks
+            from superlora_cli.commands import train as work
 
-        summary = tasks.dry_run(loaded)
+        summary = work.dry_run(loaded)
         print_json(summary) if as_json else _show_plan(summary)
         return
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
@@ -60,7 +60,7 @@ def command(
         # A wrong folder is told before torch is loaded, which takes seconds; several processes agree on one after it.
         folder, fresh = opened() if alone else _folder(wanted, file.stem, resume, force)
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
-            from superlora_cli.commands import train as tasks
+            from superlora_cli.commands import train as work
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
         if not alone:
@@ -68,8 +68,8 @@ def command(
             folder.writes = processes.is_main
         if not fresh:  # unset keys mean what they meant when the run was begun
             loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
-        checkpoint = None if fresh else processes.on_main(lambda: tasks.checkpoint_to_resume(folder, console))
-        result = tasks.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
+        checkpoint = None if fresh else processes.on_main(lambda: work.checkpoint_to_resume(folder, console))
+        result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 
 

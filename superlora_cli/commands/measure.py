@@ -85,7 +85,7 @@ def measure_run(
         overrides: KEY=VALUE on the run's recipe.
         out: folder for the images; default: `samples` in a run's folder, else none is kept.
         force: replace generated images in `out`.
-        sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `tasks.generate.generate`.
+        sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `commands.generate.generate`.
 
     Returns:
         as `measure`, and `generated`: what `generate` says.

@@ -212,7 +212,7 @@ def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Foun
 
 
 def _verify(job: Job, place: Path, base: Path | None) -> Found:
-    """The largest error, as `tasks.verify` finds it."""
+    """The largest error, as `commands.verify` finds it."""
     if job.shapes is not None:
         built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
         return compare_outputs(built, place)

@@ -18,7 +18,7 @@ from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import DATA_SEED, read_training, settled
+from superlora_cli.tasks.images import DATA_SEED, outputs_of, read_training, settled
 
 SHOWN = 0.005  # of an image: the least share of a class that is named
 
@@ -41,9 +41,8 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
     base = build(recipe.model, classes=class_count(data), image_size=data.image_size, weights=False)
     look = Look(base.image_size, base.mean, base.std)
     splits = load_splits(task_of(recipe).data(recipe), look, seed=DATA_SEED)
-    outputs: int = getattr(base.model, "num_classes", 0)
     found: list[Batch] = []
-    with closing(read_training(recipe, splits, 0, count, outputs=outputs)) as batches:
+    with closing(read_training(recipe, splits, 0, count, outputs=outputs_of(base.model))) as batches:
         while sum(len(labels) for _, labels in found) < count:
             found.append(next(batches))
     images, labels = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))

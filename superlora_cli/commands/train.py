@@ -21,7 +21,7 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import OTHER_DATA, ImageTask, settled, size_refused
+from superlora_cli.tasks.images import OTHER_DATA, ImageTask, outputs_of, settled, size_refused
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
@@ -70,7 +70,7 @@ def _memory(built: Built) -> dict[str, int]:
     """Bytes of one training step, by what they are needed for."""
     train, size = built.recipe.train, built.base.image_size
     task = task_of(built.recipe)
-    outputs: int = getattr(built.model, "num_classes", 0)
+    outputs = outputs_of(built.model)
 
     def batch() -> Batch:
         return torch.empty(train.batch_size, 3, size, size), task.labels(train.batch_size, outputs)

@@ -120,6 +120,12 @@ def size_refused(size: int) -> Iterator[None]:
         raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
 
 
+def outputs_of(model: nn.Module) -> int:
+    """How many outputs a classifier has; of any other model 0."""
+    found: int = getattr(model, "num_classes", 0)
+    return found
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
@@ -198,8 +204,7 @@ class ImageTask:
     @property
     def outputs(self) -> int:
         """Of a classifier, how many; else 0."""
-        found: int = getattr(self.model, "num_classes", 0)
-        return found
+        return outputs_of(self.model)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:

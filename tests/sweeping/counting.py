@@ -8,7 +8,7 @@ from typing import Any
 
 from superlora_cli.commands import sweep
 from superlora_cli.data import folder
-from superlora_cli.models import loading as local_weights
+from superlora_cli.models import loading
 from superlora_cli.sweeping.work import Job, Outcome
 
 
@@ -24,10 +24,10 @@ def told(what: str, read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def carry_out(job: Job) -> Outcome:
-    """As `tasks.sweep.carry_out`."""
+    """As `commands.sweep.carry_out`."""
     return sweep.carry_out(job)
 
 
 if Path("sweep.yaml").is_file():  # in a worker, not where tests are collected
-    local_weights.open_weights = told("base", local_weights.open_weights)
+    loading.open_weights = told("base", loading.open_weights)
     folder.scan = told("images", folder.scan)
