@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STEPS, FIRST, PER_DECADE = 60, 1e-5, 8  # steps at most, their first rate, steps until it is ten times that
 KEPT = 0.6  # of what the loss won or lost so far, at every step: an exponential mean
+WARM_UP = 20  # steps until a head with a rate of its own has it; at once it makes the loss rise by itself
 RISEN = 0.1  # part of the untrained loss that it has to be above it, to have blown up
 BELOW = 20  # the rate that is proposed is so many times below the one where it blew up (docs/training.md)
 
@@ -85,7 +86,7 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
     """Train with a rate that grows from `FIRST`, `PER_DECADE` steps a decade, until the loss blows up.
 
     What grows is what `train.optimizer.lr` sets: the rate of adapter or base, and of a new head that has none of its
-    own. A head with a `head_lr` learns at that, without a schedule.
+    own. A head with a `head_lr` learns at that after `WARM_UP` steps.
 
     Raises:
         RunError: the loss has not blown up after `STEPS` steps.
@@ -93,8 +94,7 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
     constant = train.model_copy(update={"scheduler": SchedulerSection(), "ema": None})
     learner = Learner(task.trained(), task.head(), task.buffers(), constant, scaler=processes.scaler)
     start = learner.snapshot()
-    groups = learner.optimizer.param_groups
-    growing = groups if train.optimizer.head_lr is None else groups[:1]
+    groups, head_lr = learner.optimizer.param_groups, train.optimizer.head_lr
     found, meter = RangeTest(), Meter(processes)
 
     def untrained(batches: list[Any], step: int) -> float:
@@ -107,8 +107,10 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
     with display, closing(task.batches(0, STEPS)) as batches:
         for step in range(1, STEPS + 1):
             rate = FIRST * 10 ** ((step - 1) / PER_DECADE)
-            for group in growing:
+            for group in groups:
                 group["lr"] = rate
+            if head_lr is not None and len(groups) > 1:
+                groups[-1]["lr"] = head_lr * min(1.0, step / WARM_UP)
             with processes.alone():
                 own = list(islice(batches, train.accumulate))
             random = processes.random_states()

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Generator
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from superlora_cli.errors import RunError
 from superlora_cli.recipe.schema import TrainSection
 from superlora_cli.training.display import Display
 from superlora_cli.training.processes import join
-from superlora_cli.training.rates import STEPS, RangeTest, range_test
+from superlora_cli.training.rates import STEPS, WARM_UP, RangeTest, range_test
 
 
 class Valley:
@@ -83,6 +84,22 @@ def test_a_head_with_a_rate_of_its_own_keeps_it_and_any_other_follows() -> None:
     found(follows)
     assert own.other.item() == 5.0
     assert follows.other.item() != 5.0
+
+
+def test_a_head_with_a_rate_of_its_own_warms_up_to_it() -> None:
+    """At its whole rate from the first step, a new head on a real base made the loss rise before the adapter moved."""
+    seen: list[float] = []
+
+    class Watched(Valley):
+        def loss(self, batch: Tensor) -> Tensor:
+            seen.append(self.other.item())
+            return super().loss(batch)
+
+    found(Watched(1.0, head=True), optimizer={"name": "Adam", "head_lr": 0.1})
+    heads = [5.0, *(value for value in seen if value != 5.0)]  # the untrained head is looked at between the steps
+    moves = [before - after for before, after in pairwise(heads)]
+    assert moves[0] == pytest.approx(0.1 / WARM_UP, rel=0.01)  # Adam's first step is its rate
+    assert max(moves) == pytest.approx(0.1, rel=0.1)
 
 
 def test_a_loss_that_is_no_number_ends_the_test_and_is_left_out_of_the_curve() -> None:
