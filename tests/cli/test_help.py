@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from superlora_cli.cli.app import COMMANDS
@@ -25,3 +27,10 @@ def test_shells_complete_commands(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("_SUPERLORA_COMPLETE")
     monkeypatch.setattr("typer.completion._get_shell_name", lambda: "bash")
     assert "_SUPERLORA_COMPLETE=complete_bash" in cli("--show-completion").out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_placeholder_is_not_the_options_own_name_in_capitals(cli: Cli, name: str) -> None:
+    """Typer 0.27 takes such a placeholder for the option's name, which then is not found."""
+    options = re.findall(r"^ *(?:-\w, )?--([\w-]+) +([A-Z]+)\b", cli(name, "--help").out, flags=re.MULTILINE)
+    assert [option for option, placeholder in options if option.upper().replace("-", "_") == placeholder] == []
