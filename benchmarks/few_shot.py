@@ -1,9 +1,10 @@
-"""Few-shot classification on bases of three widths: what `transfer.py` and `real_base.py` train, and how.
+"""Few-shot classification on bases of four widths: what `transfer.py` and `real_base.py` train, and how.
 
-Bases: `glyphs_vit` (64 wide, shipped), `vit192` (192 wide, made by benchmarks/bases/vit192.yaml), both from printed to
-handwritten digits, and a pretrained ViT-S (384 wide) on 1,000 images of Fashion-MNIST. All get a new head, which is
-trained beside the adapter at a rate of its own; the fused qkv are split into three Linears, which every library can
-adapt. AdamW under OneCycleLR, no augmentation, no weight decay.
+Bases: `glyphs_vit` (64 wide, shipped), `vit192` and `vit768` (192 and 768 wide, made by benchmarks/bases/*.yaml), all
+from printed to handwritten digits, and a pretrained ViT-S (384 wide) on 1,000 images of Fashion-MNIST. Two of them are
+also trained for a shorter or a longer time, under names of their own. All get a new head, which is trained beside the
+adapter at a rate of its own; the fused qkv are split into three Linears, which every library can adapt. AdamW under
+OneCycleLR, float32, no augmentation, no weight decay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
@@ -27,38 +28,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HEAD_RATE = 0.01  # of the new head, whatever the adapter's: the linear probe's best by validation on the real base
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 TRAIN, HELD_OUT = 1000, 1000  # images of Fashion-MNIST; the test images are its own first 1,000
+ARCHITECTURES = {"vit192": "vit_tiny_patch16_224", "vit768": "vit_base_patch16_224"}
 VIT_S = "vit_small_patch14_dinov2.lvd142m"
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where bases and data lie: safetensors of the ViT-S and of vit192 (None: timm downloads the one, the other is not
-    used), and the folder of torchvision's FashionMNIST."""
+    """Where bases and data lie: safetensors of the ViT-S (None: timm downloads it), the folder of torchvision's
+    FashionMNIST, and the one with the runs that made vit192 and vit768."""
 
     base: str | None = None
     data: str = "data"
-    vit192: str = "runs/bases/vit192/model.safetensors"
+    bases: str = "runs/bases"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained on a base."""
+    """A base, and how long it is trained."""
 
+    base: str
     width: int
     steps: int
     batch: int
     size: int  # of the images, in pixels
+    seeds: tuple[int, ...] = SEEDS
 
 
-WORK = {"glyphs_vit": Work(64, 300, 64, 16), "vit192": Work(192, 150, 32, 16), "vit_s": Work(384, 120, 32, 56)}
+WORK = {
+    "glyphs_vit": Work("glyphs_vit", 64, 300, 64, 16),
+    "vit192": Work("vit192", 192, 300, 64, 16),
+    "vit192, short": Work("vit192", 192, 150, 32, 16),
+    "vit768": Work("vit768", 768, 300, 64, 16, SEEDS[:1]),
+    "vit_s": Work("vit_s", 384, 120, 32, 56),
+    "vit_s, long": Work("vit_s", 384, 480, 64, 56, SEEDS[:2]),
+}
 
 
 class Run(NamedTuple):
     """One training."""
 
-    base: str
+    base: str  # a name in `WORK`
     method: Method
     rate: float
     seed: int
@@ -79,14 +91,15 @@ class Ready:
 
 @cache
 def ready(base: str, where: Where) -> Ready:
-    """The base with its weights, and its data; the head's weights start at zero."""
+    """The base with its weights, and its data, on the device; the head's weights start at zero."""
     made = _vit_s(where) if base == "vit_s" else _digits(base, where)
     split_qkv(made.model)
     made.model.eval().requires_grad_(False)
     head: Any = made.model.head
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return made
+    on = {name: (images.to(where.device), labels.to(where.device)) for name, (images, labels) in made.splits.items()}
+    return Ready(made.model, on)
 
 
 def _vit_s(where: Where) -> Ready:
@@ -122,9 +135,9 @@ def _digits(base: str, where: Where) -> Ready:
     from superlora_cli.recipe.schema import DataSection, ModelSection
 
     section = ModelSection(name="glyphs_vit")
-    if base == "vit192":
-        kwargs = {"img_size": 16, "patch_size": 4, "depth": 6}
-        section = ModelSection(name="vit_tiny_patch16_224", checkpoint=where.vit192, kwargs=kwargs)
+    if base in ARCHITECTURES:
+        kwargs, file = {"img_size": 16, "patch_size": 4, "depth": 6}, Path(where.bases, base, "model.safetensors")
+        section = ModelSection(name=ARCHITECTURES[base], checkpoint=str(file), kwargs=kwargs)
     made = build(section, classes=10)
     look = Look(made.image_size, made.mean, made.std)
     found = load_splits(DataSection(name="digits", augment="none"), look, seed=0)
@@ -140,8 +153,12 @@ def train(run: Run, where: Where) -> dict[str, Any]:
     """One run: numbers of parameters, validation accuracy, and which test images are right at its end."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    made, work = ready(run.base, where), WORK[run.base]
-    model, trained, size = adapted(made.model, run.method, run.seed)
+    torch.backends.cudnn.allow_tf32 = False
+    work = WORK[run.base]
+    made = ready(work.base, where)
+    model, _, size = adapted(made.model, run.method, run.seed)
+    model = model.to(where.device)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     head = {name: parameter for name, parameter in model.named_parameters() if ".head." in f".{name}"}
     body = [parameter for name, parameter in trained.items() if name not in head]
     for parameter in head.values():
@@ -151,21 +168,17 @@ def train(run: Run, where: Where) -> dict[str, Any]:
     highest = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=work.steps, pct_start=0.1)
     images, labels = made.splits["train"]
-    generator, waiting = torch.Generator().manual_seed(run.seed), torch.empty(0, dtype=torch.long)
-    start, losses = time.process_time(), []
-    for _ in range(work.steps):
-        if len(waiting) < work.batch:
-            waiting = torch.cat([waiting, torch.randperm(len(images), generator=generator)])
-        chosen, waiting = waiting[: work.batch], waiting[work.batch :]
-        loss = functional.cross_entropy(model(images[chosen]), labels[chosen])
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
+    order = drawn(len(images), work, run.seed).to(where.device)
+    start, losses = time.perf_counter(), []
+    for picked in order:
+        loss = functional.cross_entropy(model(images[picked]), labels[picked])
+        losses.append(loss.detach())
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    seconds = time.process_time() - start
+    last = torch.stack(losses)[-10:].mean().item()
+    seconds = time.perf_counter() - start
     right = {}
     with torch.no_grad():
         for split in ("validation", "test"):
@@ -177,10 +190,22 @@ def train(run: Run, where: Where) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in body),
         "head": sum(parameter.numel() for parameter in head.values()),
         "bytes": size,
-        "step_ms": round(seconds / len(losses) * 1000, 1),
-        "loss": round(sum(losses[-10:]) / len(losses[-10:]), 4) if math.isfinite(losses[-1]) else None,
+        "device": torch.cuda.get_device_name() if where.device == "cuda" else "cpu",
+        "step_ms": round(seconds / work.steps * 1000, 1),
+        "loss": round(last, 4) if math.isfinite(last) else None,
         **right,
     }
+
+
+def drawn(count: int, work: Work, seed: int) -> Tensor:
+    """Which of `count` images each step sees: (steps, batch), shuffled anew whenever fewer than a batch are left."""
+    generator, waiting, steps = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), []
+    while len(steps) < work.steps:
+        if len(waiting) < work.batch:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        steps.append(waiting[: work.batch])
+        waiting = waiting[work.batch :]
+    return torch.stack(steps)
 
 
 class Records:
@@ -194,11 +219,11 @@ class Records:
         lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
         return {row["run"]: row for row in map(json.loads, lines)}
 
-    def make(self, runs: Iterable[Run], where: Where, workers: int) -> None:
+    def make(self, runs: Iterable[Run], where: Where, pool: Executor) -> None:
         """Carry out those that are missing, in order, and put each on record when it ends."""
         have = self.known()
         missing = list({run.key: run for run in runs if run.key not in have}.values())
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, self.file.open("a") as file:
+        with self.file.open("a") as file:
             for done in as_completed([pool.submit(train, run, where) for run in missing]):
                 row = done.result()
                 file.write(json.dumps(row) + "\n")
@@ -218,10 +243,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     """The options that both benchmarks have."""
     parser.add_argument("--base", help=f"safetensors of {VIT_S}; default: timm downloads it")
     parser.add_argument("--data", default="data", help="folder of torchvision's FashionMNIST, downloaded if missing")
-    parser.add_argument("--vit192", default=Where.vit192, help="model.safetensors of benchmarks/bases/vit192.yaml")
+    parser.add_argument("--bases", default=Where.bases, help="folder of the runs of benchmarks/bases/vit*.yaml")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def workers(options: argparse.Namespace) -> Executor:
+    """The processes that it asks for."""
+    return ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"))
 
 
 def where(options: argparse.Namespace) -> Where:
     """What `options` says of it."""
-    return Where(options.base, options.data, options.vit192)
+    return Where(options.base, options.data, options.bases, options.device)

@@ -8,12 +8,11 @@ from typing import Any
 
 from superlora_cli.adapter.config import RATE
 from superlora_cli.adapter.targets import TargetShape
-from superlora_cli.analysis.budget import Knobs, Offer, largest
+from superlora_cli.analysis.budget import Knobs, Offer
 from superlora_cli.errors import UsageError
 
 MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
-FOLDED: Knobs = {"order": 2, "groups": 1}
-FOLDED_FROM = 3764  # parameters there, rank 1; with fewer, the entries of a matrix of rank 8 share them
+MOST = 16384  # parameters there beyond which nothing was won
 SHARED: Knobs = {"order": 2, "rank": 8}
 
 
@@ -38,16 +37,14 @@ class Recommendation:
 def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
     """What to train with at most `budget` parameters on these targets; None where nothing fits, or all of them do.
 
-    Many parameters are one square matrix of all weights, of the highest rank that fits; few are shared by the entries
-    of one of rank 8 (one-hot F_in). Other weights than those of the evidence count as many times the parameters that
-    weight-wise LoRA of rank 1 has.
+    One square matrix of all weights, of rank 8, whose factors' entries share the parameters (one-hot F_in): of ours at
+    most numbers the best of the evidence, and at none clearly behind another. Other weights than those of the evidence
+    count as many times the parameters that weight-wise LoRA of rank 1 has.
     """
     scale = _lora(MEASURED) / _lora(targets)
     if budget >= sum(target.elements for target in targets):
         return None
-    offer = next(largest("recommended", FOLDED, targets, budget, []), None)
-    if offer is None or offer.plan.params * scale < FOLDED_FROM:
-        offer = _shared(targets, budget)
+    offer = _shared(targets, min(budget, round(MOST / scale)))
     return None if offer is None else Recommendation(offer, RATE, round(offer.plan.params * scale))
 
 

@@ -31,7 +31,7 @@ def real_base(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return real_base
 
 
-@pytest.mark.parametrize("budget", [512, 15_056])
+@pytest.mark.parametrize("budget", [512, 4_096, 20_000])
 def test_a_recommendation_was_measured_and_none_of_ours_is_clearly_better(budget: int, real_base: ModuleType) -> None:
     from evidence import Difference
     from few_shot import RECORDS, share
