@@ -31,6 +31,7 @@ from superlora_cli.opening.results import resolve_result
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
+from superlora_cli.tasks.diffusion.section import settings_of
 from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 
@@ -224,8 +225,8 @@ def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
 
 def _schedule(recipe: Recipe) -> NoiseSchedule:
     """The noise that the model was trained on."""
-    section = getattr(recipe, "diffusion", None)
-    return NoiseSchedule(section.steps, section.beta_start, section.beta_end) if section else NoiseSchedule()
+    section = settings_of(recipe)
+    return NoiseSchedule(section.steps, section.beta_start, section.beta_end)
 
 
 def _caption(about: dict[str, Any], sampler: str, steps: int, guidance: float, seed: int) -> str:

@@ -122,9 +122,6 @@ def check_task(recipe: Recipe, base: Base) -> None:
     if (TASKS[recipe.task].bases or recipe.task) != base.task:
         message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
         raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
-    for name in TASKS:  # a task's own section has its name
-        if name != recipe.task and getattr(recipe, name, None) is not None:
-            raise UsageError(f"means nothing to the task {recipe.task}", where=name, hint="leave it out")
 
 
 def build_from_file(
