@@ -32,6 +32,7 @@ from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 from superlora_cli.tasks.diffusion.section import settings_of
+from superlora_cli.tasks.images import names_of
 from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 
@@ -202,7 +203,7 @@ def _class_names(built: Built) -> list[str]:
     known = cast("int | None", built.model.classes)
     if known is None:
         return [ANY]
-    return [*built.class_names, *map(str, range(len(built.class_names), known))]
+    return names_of(built.class_names, known)
 
 
 def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:

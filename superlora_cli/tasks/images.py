@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,13 @@ class Judgement:
     confusion: ConfusionTable | None = None
 
 
+class Prediction(NamedTuple):
+    """What is predicted of an image, and how the columns say it."""
+
+    labels: list[str]
+    values: tuple[str, ...]
+
+
 @contextmanager
 def size_refused(size: int) -> Iterator[None]:
     """Inside, a model that refuses images of that side, as timm's do by an assertion, is one clear line.
@@ -126,6 +133,15 @@ def outputs_of(model: nn.Module) -> int:
     return found
 
 
+def names_of(known: Sequence[str], outputs: int) -> list[str]:
+    """A name for every output of a model: numbers beyond the known classes.
+
+    >>> names_of(["cat", "dog"], 3)
+    ['cat', 'dog', '2']
+    """
+    return [*known, *map(str, range(len(known), outputs))]
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
@@ -133,6 +149,7 @@ class ImageTask:
         recipe: with the length of the training in steps.
         measure: the metric that is reported first and chosen by.
         confuses: an image has one class, which can be taken for another.
+        predicted: columns of a table of predictions, beside `file`.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
         shows_progress: a bar for every evaluation, where there is no other one.
@@ -140,6 +157,7 @@ class ImageTask:
 
     measure: ClassVar[str]
     confuses: ClassVar[bool] = False
+    predicted: ClassVar[tuple[str, ...]] = ()
     shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
@@ -259,6 +277,11 @@ class ImageTask:
     def labels(count: int, outputs: int) -> Tensor:
         """As many labels as a batch has, of a model with so many outputs; what they say means nothing."""
         return torch.empty(count, dtype=torch.long)
+
+    @staticmethod
+    def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
+        """What the outputs (B, classes) say of every image, of a task whose kind `tells_classes`."""
+        raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
