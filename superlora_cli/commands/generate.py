@@ -16,15 +16,14 @@ from torch import Tensor
 import superlora_cli
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
-from superlora_cli.data.splits import class_count
 from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
 from superlora_cli.generation.display import SamplingDisplay
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
-from superlora_cli.models.build import build
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
@@ -181,8 +180,7 @@ def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[
     """The model with its adapter, and what the manifest says of both."""
     recipe, path = recipe_of(source, overrides), Path(source)
     if not path.exists():  # a shipped base as it is
-        base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
-        return Built(recipe, base, None, ("", "")), {"model": source, "adapter": None}
+        return Built(recipe, open_base(recipe), None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -33,6 +33,8 @@ from superlora_cli.recipe.named import named
 from superlora_cli.tasks import TASKS
 
 if TYPE_CHECKING:
+    from superlora_cli.tasks.task import TaskKind
+
     Core = str
     Task = str
     Method = str
@@ -389,14 +391,14 @@ def recipe_model() -> type[Recipe]:
     Raises:
         UsageError: a task from outside has a section, and the name of another key.
     """
-    return _with_sections(tuple(TASKS))  # another one, where a task has been added since
+    return _with_sections(tuple(TASKS.items()))  # another one, where a task has been added since
 
 
 @cache
-def _with_sections(tasks: tuple[str, ...]) -> type[Recipe]:
+def _with_sections(tasks: tuple[tuple[str, TaskKind], ...]) -> type[Recipe]:
     found: dict[str, Any] = {}
-    for name in tasks:
-        section = TASKS[name].section()
+    for name, kind in tasks:
+        section = kind.section()
         if section is not None and name in Recipe.model_fields:
             raise UsageError(f"the task {name} has a section, and the name of a key", where=name, hint="another name")
         if section is not None:
