@@ -18,7 +18,8 @@ from superlora_cli.generation.grid import titled_grid
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import DATA_SEED, outputs_of, read_training, settled
+from superlora_cli.tasks.images import outputs_of
+from superlora_cli.tasks.reading import DATA_SEED, read_training, settled
 
 SHOWN = 0.005  # of an image: the least share of a class that is named
 

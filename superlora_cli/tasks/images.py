@@ -1,4 +1,4 @@
-"""What tasks on images share: data, device, batches, the files of a result."""
+"""What tasks on images share: device, batches, predictions, the files of a result."""
 
 from __future__ import annotations
 
@@ -12,84 +12,19 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
-from superlora_cli.data.augment import mixing
-from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
-from superlora_cli.data.known import has_several_labels, is_embedded
-from superlora_cli.data.splits import Look, Splits, labels_of, load_splits
+from superlora_cli.data.batches import Batch, evaluation_batches
+from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.reading import DATA_SEED, in_steps, read_training
 from superlora_cli.training.processes import Processes
 
 if TYPE_CHECKING:
     from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-
-DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
-
-
-OTHER_DATA = "images that were trained on may be among those held out"
-
-
-def settled(recipe: Recipe, rule: str = "content") -> Recipe:
-    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
-
-    Args:
-        rule: where the recipe has none.
-    """
-    data = recipe.data
-    found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
-    if data.split is None and not is_embedded(data.name):
-        found["split"] = rule
-    return recipe.model_copy(update={"data": data.model_copy(update=found)})
-
-
-def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
-    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
-
-    Raises:
-        UsageError: there are fewer images than batches a step.
-    """
-    train = recipe.train
-    if train.epochs is None:
-        return recipe
-    share = Share(train.accumulate, processes=processes)
-    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
-    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
-
-
-def read_training(
-    recipe: Recipe,
-    splits: Splits,
-    start: int,
-    stop: int,
-    *,
-    outputs: int,
-    process: tuple[int, int] = (0, 1),
-    pin: bool = False,
-) -> Generator[Batch, None, None]:
-    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
-
-    Args:
-        outputs: of a classifier.
-        process: which, of how many.
-    """
-    train, data = recipe.train, recipe.data
-    return training_batches(
-        splits.train,
-        train.batch_size,
-        seed=recipe.seed,
-        start=start,
-        stop=stop,
-        workers=data.workers,
-        pin=pin,
-        keyed=splits.augmented,
-        share=Share(train.accumulate, *process),
-        classes=labels_of(splits.train) if data.balance else None,
-        mix=mixing(data, splits.classes if has_several_labels(data) else outputs),
-    )
 
 
 @dataclass(frozen=True)
