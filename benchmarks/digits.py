@@ -3,7 +3,7 @@
     python benchmarks/digits.py                 # trains what is missing (3 seeds a recipe), writes table and picture
     python benchmarks/digits.py --only quickstart digits_dense
 
-Every run is `superlora train RECIPE seed=S train.threads=1`; results are kept in benchmarks/digits.jsonl, one run a
+Every run is `superlora train RECIPE seed=S train.threads=1`; results are kept in records/digits.jsonl, one run a
 line, and a run that is there already for the same recipe is not repeated.
 """
 
@@ -29,7 +29,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "digits.jsonl"
 README, PICTURE = pages.ROOT / "README.md", pages.DOCS / "digits.svg"
 SEEDS = (0, 1, 2)
 PRECISIONS = {"quickstart, bf16": ["quickstart", "train.precision=bf16"]}

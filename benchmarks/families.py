@@ -3,7 +3,7 @@
     python benchmarks/families.py              # those that are not on record yet, then docs/families.md
     python benchmarks/families.py --only NAME  # one of them again
 
-Needs the `bench` extra. The record is benchmarks/families.jsonl, a line a model.
+Needs the `bench` extra. The record is records/families.jsonl, a line a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pages import DOCS, ROOT, Places, fill
 sys.path.insert(0, str(ROOT))
 from tests.families import FAMILIES, StoppedError, walk
 
-RECORD = Path(__file__).with_suffix(".jsonl")
+RECORD = Path(__file__).parent / "records" / "families.jsonl"
 Row = dict[str, Any]
 
 

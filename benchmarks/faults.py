@@ -6,7 +6,7 @@
     python benchmarks/faults.py --table                   # docs/reliability.md again from what is on record
 
 What is tried is in tests/faults, where `pytest -m faults` tries a little of it. Every area that was tried takes the
-place of its lines in benchmarks/faults.jsonl, and with them the table in docs/reliability.md is made again. Exit code
+place of its lines in records/faults.jsonl, and with them the table in docs/reliability.md is made again. Exit code
 1 if a trial was not survived.
 """
 
@@ -30,7 +30,7 @@ from tests.faults.commands import Commands
 from tests.faults.material import Material
 from tests.faults.trials import Trial, summary
 
-RESULTS, PAGE = Path(__file__).with_suffix(".jsonl"), pages.DOCS / "reliability.md"
+RESULTS, PAGE = Path(__file__).parent / "records" / "faults.jsonl", pages.DOCS / "reliability.md"
 
 Row = dict[str, Any]
 

@@ -231,7 +231,7 @@ class Records:
                 print(row["run"], row["parameters"], f"{share(row['validation']):.3f}", flush=True)
 
 
-RECORDS = Records(Path(__file__).with_suffix(".jsonl"))
+RECORDS = Records(Path(__file__).parent / "records" / "few_shot.jsonl")
 
 
 def share(right: str) -> float:

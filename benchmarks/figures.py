@@ -2,10 +2,10 @@
 
     python benchmarks/figures.py                  # all; two hours on two CPU cores
     python benchmarks/figures.py --only 4 6b      # some
-    python benchmarks/figures.py --known          # only draw and write what benchmarks/figures.jsonl has
+    python benchmarks/figures.py --known          # only draw and write what records/figures.jsonl has
 
 Each figure is `superlora sweep digits_figN`, whose runs lie in runs/sweeps and are not repeated once they are done.
-What is shown is kept in benchmarks/figures.jsonl: a line for every setting of every figure, with its values by seed.
+What is shown is kept in records/figures.jsonl: a line for every setting of every figure, with its values by seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pages
 from labels import Point, name_points
 
-RESULTS, SWEEPS = Path(__file__).with_suffix(".jsonl"), pages.ROOT / "runs" / "sweeps"
+RESULTS, SWEEPS = Path(__file__).parent / "records" / "figures.jsonl", pages.ROOT / "runs" / "sweeps"
 PAGE, PICTURES = pages.DOCS / "figures.md", pages.DOCS / "figures"
 GENERATED = {"loss": "noise loss", "fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy"}
 CLASSIFIED = {"accuracy": "test accuracy"}

@@ -5,7 +5,7 @@
 
 Every run is `superlora train RECIPE seed=S train.threads=1`, then `superlora eval RUN --against digits:test --extractor
 digits --num 300 --sampler dpm++ --guidance 3 --seed S`, at seed 0 also at the default guidance of 1.8. The runs lie in
-runs/generation; results are kept in benchmarks/generation.jsonl, one run a line, and a run that is there already for
+runs/generation; results are kept in records/generation.jsonl, one run a line, and a run that is there already for
 the same recipe and the same base is not repeated.
 """
 
@@ -31,7 +31,7 @@ from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS, RUNS = Path(__file__).with_suffix(".jsonl"), pages.ROOT / "runs" / "generation"
+RESULTS, RUNS = Path(__file__).parent / "records" / "generation.jsonl", pages.ROOT / "runs" / "generation"
 PAGE, PICTURE = pages.DOCS / "generation.md", pages.DOCS / "generation.png"
 SEEDS = (0, 1, 2)
 BASE = "glyphs_unet"

@@ -12,8 +12,8 @@ The task is the embedded one: glyphs_vit (64 wide, 6 blocks), its q and v as Lin
 steps of AdamW on batches of 64 handwritten digits under OneCycleLR, no augmentation. Every method has the same grid of
 learning rates, which goes on where its end is the best; the rate with the best validation accuracy (seed 0, at the end
 of training) is run with two more seeds, and with ten what is claimed of LoRA.
-PEFT's and LyCORIS's other settings are their defaults. Results are kept in head_to_head.jsonl, one run a line, with
-what was right of the test images, so that differences are paired. Needs the extra `bench`.
+PEFT's and LyCORIS's other settings are their defaults. Results are kept in records/head_to_head.jsonl, one run a line,
+with what was right of the test images, so that differences are paired. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from evidence import LORA, Claims, Rows, draw, finalists
 from rivals import Method, ablations, adapted, base_and_data, further, methods
 from torch.nn import functional
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
 STEPS, BATCH = 300, 64
 AT_ONCE = 5  # methods
 RATES, SEEDS = (0.01, 0.04, 0.15, 0.4), (0, 1, 2)

@@ -7,7 +7,7 @@
 What is tried is in tests/loops, where `pytest tests/loops` tries a little of it: an adapter of a few numbers is trained
 for three steps in float64, and its factors, the model's outputs and those of the merged model are compared with plain
 autograd from the paper's formulas (`adapter/naive.py`). Every loop that was tried takes the place of its lines in
-benchmarks/loops.jsonl, and with them the table in docs/reliability.md is made again. Exit code 1 if one is wrong.
+records/loops.jsonl, and with them the table in docs/reliability.md is made again. Exit code 1 if one is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pages
 
 sys.path.insert(0, str(pages.ROOT))
 
-RESULTS, PAGE = Path(__file__).with_suffix(".jsonl"), pages.DOCS / "reliability.md"
+RESULTS, PAGE = Path(__file__).parent / "records" / "loops.jsonl", pages.DOCS / "reliability.md"
 
 Row = dict[str, Any]
 

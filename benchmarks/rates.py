@@ -5,8 +5,8 @@
     python benchmarks/rates.py --list           # all settings
 
 A setting is a recipe with an optimizer and a head. It is trained for 150 steps (seed 0) at the rate that is proposed,
-and at a grid of two rates a decade, which goes on where its end is the best. Results are kept in rates.jsonl, one a
-line, and what is there for the same recipe is not repeated.
+and at a grid of two rates a decade, which goes on where its end is the best. Results are kept in records/rates.jsonl,
+one a line, and what is there for the same recipe is not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from superlora_cli.training import rates
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "rates.jsonl"
 COMMON = ["train.steps=150", "eval.every=null", "train.checkpoint_every=null", "train.threads=1"]
 ADAMW = ["train.optimizer={name: AdamW, lr: 1.0, weight_decay: 0.0}"]
 SGD = ["train.optimizer={name: SGD, lr: 1.0, momentum: 0.9}",

@@ -18,7 +18,7 @@ from typing import Any
 
 import pages
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "report.jsonl"
 MEASURES = {"left": "d_L", "right": "d_R", "distance": "d_E"}
 WIDTH = 64  # of the adapted weights, on both sides
 SEEDS = (0, 1)

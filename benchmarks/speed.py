@@ -4,7 +4,7 @@
     python benchmarks/speed.py --only merging startup
     python benchmarks/speed.py --known                  # the pages again, from what is on record
 
-Each is one of the scripts beside this one with `--json`; what it printed is kept in benchmarks/speed.jsonl, a line
+Each is one of the scripts beside this one with `--json`; what it printed is kept in records/speed.jsonl, a line
 each. docs/benchmarks.md, docs/training.md and README.md are made from that.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pages
 from timing import Spread, Times, ratio
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "speed.jsonl"
 PAGE, README, TRAINING = pages.DOCS / "benchmarks.md", pages.ROOT / "README.md", pages.DOCS / "training.md"
 MIB, MB = 2**20, 1e6
 Found = dict[str, Any]  # what a script printed with --json

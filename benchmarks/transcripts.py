@@ -3,7 +3,7 @@
     python benchmarks/transcripts.py             # all of them, quarter of an hour on two CPU cores
     python benchmarks/transcripts.py --known     # the pages again, from what is on record
 
-They run in an empty folder, each on what those before it made. What they said is kept in benchmarks/transcripts.jsonl;
+They run in an empty folder, each on what those before it made. What they said is kept in records/transcripts.jsonl;
 of a long table the pages show the beginning and the end.
 """
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import pages
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
+RESULTS = Path(__file__).parent / "records" / "transcripts.jsonl"
 README, EXPORTING, SWEEPS = pages.ROOT / "README.md", pages.DOCS / "exporting.md", pages.DOCS / "sweeps.md"
 WIDTH = 110
 LONGEST, BEGINNING = 8, 2  # rows of a table that are all shown, and how many of a longer one before its last

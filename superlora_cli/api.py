@@ -26,15 +26,14 @@ from superlora_cli.adapter.attach import DEFAULT, activate, detach
 from superlora_cli.adapter.config import NEWEST, AdapterConfig
 from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
-from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.preflight import check_on
-from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.attached import attach_stored
 from superlora_cli.recipe.describe import phrase, schema_at
 from superlora_cli.recipe.schema import AdapterSection
 
@@ -89,7 +88,9 @@ def attach(
     if not (config.adapts or own or also):
         raise UsageError("nothing would be trained", where="method", hint="head=…, also=['bias'], or another method")
     adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
-    _remember(model, adapter, patterns)
+    adapter.patterns = patterns
+    if config.frozen == "svd":
+        adapter.base_digest = store.digest_base(model, adapter.targets)
     return adapter
 
 
@@ -172,35 +173,9 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     """
     path = Path(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
-    stored, where = store.load(file), str(file)
-    targets = expand(model, stored.patterns)
-    store.check_targets(targets, stored, where=where)
-    store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
-    known = dict(model.named_parameters())
-    adapters.check(model, targets, [key for key in stored.beside if key in known])
-    digest = digest_base(model, targets, stored.beside)
-    store.check_digest(digest, stored, where=where, allow_mismatch=allow_base_mismatch)
-    for key, tensor in stored.beside.items():
-        first = 1 if key in stored.head else 0  # a head may have another number of classes
-        if key not in known or known[key].shape[first:] != tensor.shape[first:]:
-            hint = "another head" if key in stored.head else "another base"
-            raise MismatchError(f"the base has no {key} like {list(tensor.shape)}", where=where, hint=hint)
-    own, also = list(stored.head), list(stored.also)
-    with all_or_nothing(model):
-        adapter = adapters.attach(model, targets, stored.config, name=name, head=own, also=also)
-        _remember(model, adapter, stored.patterns)
-        store.restore(adapter, stored, where=where)
-        for key, tensor in stored.beside.items():
-            parameter = stored_parameter(model, key)
-            parameter.data = tensor.to(parameter)
-    return adapter
-
-
-def _remember(model: nn.Module, adapter: SuperLora, patterns: tuple[str, ...]) -> None:
-    """What `save` writes down that is known now: the patterns, and the base that frozen factors come from."""
-    adapter.patterns = patterns
-    if adapter.config.frozen == "svd":
-        adapter.base_digest = store.digest_base(model, adapter.targets)
+    return attach_stored(
+        model, store.load(file), where=str(file), name=name, allow_mismatch=allow_base_mismatch, other_classes=True
+    )
 
 
 def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:

@@ -133,6 +133,14 @@ def attach(
 ) -> SuperLora:
     """Freeze `model`, adapt `targets` of it, and return the adapter: active, with ΔW = 0.
 
+    >>> model = nn.Sequential(nn.Linear(768, 768), nn.Linear(768, 10))
+    >>> targets = [Target("0", 256, 512, (256, 768), False)]  # rows 256 to 511 of its first weight
+    >>> adapter = attach(model, targets, AdapterConfig.from_knobs("lora", rank=4))
+    >>> {name: tuple(factor.shape) for name, factor in adapter.factors.items()}
+    {'b0_k1_A1': (1, 1, 256, 4), 'b0_k1_A2': (1, 1, 768, 4)}
+    >>> [tuple(delta.shape) for delta in adapter.compute()], model(torch.ones(2, 768)).shape
+    ([(256, 768)], torch.Size([2, 10]))
+
     Args:
         name: of the adapter, beside others on the same model.
         head: parameters of the model, by name, that are trained with this adapter: it gets copies of its own.

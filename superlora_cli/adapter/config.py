@@ -139,6 +139,11 @@ class AdapterConfig:
         return self.groups != "none"
 
     @property
+    def projects(self) -> bool:
+        """Whether there is an F other than the identity."""
+        return self.projection != "identity"
+
+    @property
     def format_version(self) -> str:
         """The oldest version of an adapter file's format that can say what these knobs make."""
         return "1" if self.adapts and not self.also else "2"
@@ -238,7 +243,7 @@ class AdapterConfig:
         if self.fold == "stack":
             if self.order != 3:
                 raise refuse("fold", f"fold stack with order {self.order}", "order 3: (weights, out, in)")
-            if self.projection != "identity":
+            if self.projects:
                 raise refuse("fold", f"fold stack with projection {self.projection}", "projection: identity")
 
     def _check_projection(self) -> None:
@@ -284,6 +289,6 @@ class AdapterConfig:
         if self.frozen == "svd":
             if not any(self.freezes(1, f"A{m}") for m in modes):
                 raise refuse("frozen", "frozen svd, and no plane factor is frozen", "freeze: [planes]")
-            if self.splits > 1 or self.projection != "identity":
+            if self.splits > 1 or self.projects:
                 other = f"splits {self.splits}" if self.splits > 1 else f"projection {self.projection}"
                 raise refuse("frozen", f"frozen svd with {other}", "splits 1 and projection identity")

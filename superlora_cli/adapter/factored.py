@@ -22,7 +22,7 @@ from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 def why_not_factored(plan: Plan) -> str | None:
     """What keeps these knobs from the factored path, None where nothing does."""
     config = plan.config
-    if config.projection != "identity":
+    if config.projects:
         return f"projection {config.projection} mixes all elements"
     if config.order == 1:
         return "order 1 has no factors"

@@ -60,7 +60,7 @@ def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     if frozen.relative:
         start = frozen.factors(plan, {name: tensor.to(one) for name, tensor in initial(plan).items()})
     config = plan.config
-    mixed = config.projection != "identity" or (config.splits > 1 and config.combine != "hadamard")
+    mixed = config.projects or (config.splits > 1 and config.combine != "hadamard")
     places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]
     for _, bucket, row in sorted(places, key=lambda place: place[0]):
         names = [unit.name(part) for unit in bucket.units for part in unit.shape.tensors]

@@ -210,27 +210,19 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
             adapter.factors[name].copy_(tensor)
 
 
-def restore_beside(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
-    """Copy a stored head, and what was trained also, into the parameters of their names.
-
-    Raises:
-        MismatchError: the model has none of a name, or one of another shape.
-    """
-    check_beside(model, stored, where=where)
-    with torch.no_grad():
-        for name, tensor in stored.beside.items():
-            model.get_parameter(name).copy_(tensor)
-
-
-def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str) -> None:
+def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str, other_classes: bool = False) -> None:
     """Refuse tensors that a model has no place for.
+
+    Args:
+        other_classes: accept a head for another number of classes.
 
     Raises:
         MismatchError: names the first parameter.
     """
     own = {name: parameter.shape for name, parameter in model.named_parameters()}
     for name, tensor in stored.beside.items():
-        if own.get(name) != tensor.shape:
+        first = 1 if other_classes and name in stored.head else 0
+        if name not in own or own[name][first:] != tensor.shape[first:]:
             hint = "another head" if name in stored.head else "another base"
             raise MismatchError(f"the base has no {name} like {list(tensor.shape)}", where=where, hint=hint)
 

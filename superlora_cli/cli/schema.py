@@ -25,8 +25,7 @@ def command(
     Editors complete and check keys from it.
     """
     from superlora_cli.recipe.describe import json_schema, markdown_table
-    from superlora_cli.recipe.schema import Recipe
     from superlora_cli.sweeping.schema import Sweep
 
-    of = Recipe if kind == Kind.recipe else Sweep
+    of = None if kind == Kind.recipe else Sweep
     typer.echo(markdown_table(of) if markdown else json.dumps(json_schema(of), indent=2, ensure_ascii=False))

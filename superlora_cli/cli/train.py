@@ -57,13 +57,13 @@ def command(
             return folder, fresh
 
         alone = launched() == 1
-        # A wrong folder is told before torch is loaded, which takes seconds; several processes agree on one after it.
-        folder, fresh = opened() if alone else _folder(wanted, file.stem, resume, force)
+        if alone:  # a wrong folder is told before torch is loaded, which takes seconds
+            folder, fresh = opened()
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.commands import train as work
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
-        if not alone:
+        if not alone:  # they agree on one
             folder, fresh = processes.on_main(opened)
             folder.writes = processes.is_main
         if not fresh:  # unset keys mean what they meant when the run was begun

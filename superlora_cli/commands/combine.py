@@ -19,9 +19,8 @@ from superlora_cli.adapter.updates import Update
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
 from superlora_cli.formats.delta import delta_file
-from superlora_cli.models.build import build
 from superlora_cli.models.targets import expand
-from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 from superlora_cli.recipe.schema import AdapterSection
@@ -146,8 +145,7 @@ def _common_base(
     if len({adapter.stored.targets_digest for adapter in read}) == 1:
         return list(first.targets), first.stored.patterns, dict(first.stored.base)
     recipe = first.recipe
-    classes = classes_of(first.stored, recipe)
-    model = build(recipe.model, classes=classes, image_size=recipe.data.image_size).model
+    model = open_base(recipe, first.stored).model
     for adapter in read:
         store.check_base(model, adapter.targets, adapter.stored, where=str(adapter.path))
     patterns = tuple(target.name for target in union(terms))

@@ -14,7 +14,8 @@ from superlora_cli.opening.build import build_from_file, stored_recipe
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import DATA_SEED, OTHER_DATA, ImageTask
+from superlora_cli.tasks.images import ImageTask
+from superlora_cli.tasks.reading import DATA_SEED, OTHER_DATA
 from superlora_cli.training.processes import join
 
 

@@ -16,21 +16,22 @@ from torch import Tensor
 import superlora_cli
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
-from superlora_cli.data.splits import class_count
 from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
 from superlora_cli.generation.display import SamplingDisplay
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
-from superlora_cli.models.build import build
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
+from superlora_cli.tasks.diffusion.section import settings_of
+from superlora_cli.tasks.images import names_of
 from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 
@@ -179,8 +180,7 @@ def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[
     """The model with its adapter, and what the manifest says of both."""
     recipe, path = recipe_of(source, overrides), Path(source)
     if not path.exists():  # a shipped base as it is
-        base = build(recipe.model, classes=class_count(recipe.data), image_size=recipe.data.image_size)
-        return Built(recipe, base, None, ("", "")), {"model": source, "adapter": None}
+        return Built(recipe, open_base(recipe), None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -201,7 +201,7 @@ def _class_names(built: Built) -> list[str]:
     known = cast("int | None", built.model.classes)
     if known is None:
         return [ANY]
-    return [*built.class_names, *map(str, range(len(built.class_names), known))]
+    return names_of(built.class_names, known)
 
 
 def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
@@ -224,8 +224,8 @@ def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
 
 def _schedule(recipe: Recipe) -> NoiseSchedule:
     """The noise that the model was trained on."""
-    section = getattr(recipe, "diffusion", None)
-    return NoiseSchedule(section.steps, section.beta_start, section.beta_end) if section else NoiseSchedule()
+    section = settings_of(recipe)
+    return NoiseSchedule(section.steps, section.beta_start, section.beta_end)
 
 
 def _caption(about: dict[str, Any], sampler: str, steps: int, guidance: float, seed: int) -> str:

@@ -20,12 +20,12 @@ from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.models.base import Base
-from superlora_cli.models.build import build
 from superlora_cli.models.checkpoints import targets_in, witnesses
 from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import check_shapes, is_safetensors
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file, shapes_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.recipe.schema import Recipe
@@ -86,14 +86,13 @@ class Job:
         """The state dict of the base the adapter was trained on, where it is at hand: shipped, or in a file."""
         if self.shapes is None:
             return None
-        recipe, made = self.shapes
+        recipe, _ = self.shapes
         section = recipe.model
         file = Path(section.checkpoint) if section.checkpoint else None
         here = file.exists() if file else section.name in EMBEDDED and section.pretrained
         if not here:
             return None
-        classes = made.arguments.get("num_classes")
-        model = build(section, classes=classes, image_size=recipe.data.image_size).model
+        model = open_base(recipe, self.stored).model
         right = store.digest_base(model, self.targets or self.known_by)[0] == self.stored.base["sha256"]
         return model.state_dict() if right else None
 

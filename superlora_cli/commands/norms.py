@@ -8,8 +8,7 @@ from typing import Any
 from torch import linalg
 
 from superlora_cli.errors import SuperLoraError
-from superlora_cli.models.build import build
-from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.shapes_only import Stored
 
 
@@ -25,8 +24,7 @@ def norms(adapter: Stored) -> dict[str, Any]:
     """
     recipe, model, why_not = adapter.recipe, None, None
     try:
-        classes = classes_of(adapter.stored, recipe)
-        model = build(recipe.model, classes=classes, image_size=recipe.data.image_size).model
+        model = open_base(recipe, adapter.stored).model
     except SuperLoraError as error:
         why_not = str(error)
     rows, squares, base_squares = [], 0.0, 0.0

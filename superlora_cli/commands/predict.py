@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.utils import natural_key
-from torch import Tensor
 
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.data.folder import FolderImages
 from superlora_cli.data.images import SUFFIXES
-from superlora_cli.data.known import has_several_labels
 from superlora_cli.data.scan import scan
 from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
@@ -25,18 +23,9 @@ from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.progress import with_bar
-from superlora_cli.tasks import TASKS
+from superlora_cli.tasks import TASKS, task_of
+from superlora_cli.tasks.images import Prediction, names_of, outputs_of
 from superlora_cli.training.processes import join
-
-LIKELIEST = ("class", "probability", "second", "second_probability")  # columns beside `file`
-SEVERAL = ("labels", "probabilities")  # the same, each a list separated by spaces
-
-
-class Row(NamedTuple):
-    """What is predicted of an image, and how the columns say it."""
-
-    labels: list[str]
-    values: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -77,42 +66,20 @@ def predict(
     model = built.model.to(processes.device).eval()
     look = Look(base.image_size, base.mean, base.std)
     images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
-    outputs: Any = model.num_classes
-    classes, several = _names(built.class_names, outputs), has_several_labels(recipe.data)
-    rows: list[Row] = []
+    classes, kind = names_of(built.class_names, outputs_of(model)), task_of(recipe)
+    rows: list[Prediction] = []
     batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
     with built.kept():
         for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
             with processes.autocast():
                 logits = model(batch.to(processes.device)).float()
-            rows += _several(logits, classes) if several else _likeliest(logits, classes)
+            rows += kind.predictions(logits, classes)
     processes.end()
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("file", *(SEVERAL if several else LIKELIEST)))
+    writer.writerow(("file", *kind.predicted))
     writer.writerows((name, *row.values) for name, row in zip(readable, rows, strict=True))
     write_atomic(out, text.getvalue())
     counts = dict(Counter(label for row in rows for label in row.labels).most_common())
     task = recipe.task
     return {"task": task, "predictions": str(out), "n": len(readable), "classes": counts, "unreadable": unreadable}
-
-
-def _likeliest(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
-    """The two likeliest classes of every image."""
-    top = logits.softmax(-1).topk(2)
-    for (one, other), (first, second) in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        yield Row([names[first]], (names[first], f"{one:.6f}", names[second], f"{other:.6f}"))
-
-
-def _several(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
-    """The labels of every image that are likelier than not, the likeliest first."""
-    for probabilities in logits.sigmoid().tolist():
-        pairs = sorted(zip(probabilities, names, strict=True), reverse=True)
-        found = [(name, f"{probability:.6f}") for probability, name in pairs if probability > 0.5]
-        labels = [name for name, _ in found]
-        yield Row(labels, (" ".join(labels), " ".join(number for _, number in found)))
-
-
-def _names(known: Sequence[str], outputs: int) -> list[str]:
-    """What the outputs stand for: numbers, where no name is known."""
-    return [*known, *map(str, range(len(known), outputs))]

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from superlora_cli.data.batches import Batch
 from superlora_cli.data.source import Look
-from superlora_cli.data.splits import class_count, load_splits
+from superlora_cli.data.splits import load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 from superlora_cli.generation.grid import titled_grid
-from superlora_cli.models.build import build
+from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import DATA_SEED, outputs_of, read_training, settled
+from superlora_cli.tasks.images import outputs_of
+from superlora_cli.tasks.reading import DATA_SEED, read_training, settled
 
 SHOWN = 0.005  # of an image: the least share of a class that is named
 
@@ -37,8 +38,7 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="make it first")
     recipe = settled(recipe)
-    data = recipe.data
-    base = build(recipe.model, classes=class_count(data), image_size=data.image_size, weights=False)
+    base = open_base(recipe, weights=False)
     look = Look(base.image_size, base.mean, base.std)
     splits = load_splits(task_of(recipe).data(recipe), look, seed=DATA_SEED)
     found: list[Batch] = []

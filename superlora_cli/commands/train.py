@@ -21,7 +21,8 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import OTHER_DATA, ImageTask, outputs_of, settled, size_refused
+from superlora_cli.tasks.images import ImageTask, outputs_of, size_refused
+from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory

@@ -18,6 +18,7 @@ from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.opening.build import Built
 from superlora_cli.tasks import TASKS
+from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 
@@ -66,7 +67,7 @@ def _images(built: Built) -> Tensor:
     base, data = built.base, built.recipe.data
     if is_embedded(data.name):
         look = Look(base.image_size, base.mean, base.std)
-        test = load_splits(data, look, seed=0).test
+        test = load_splits(data, look, seed=DATA_SEED).test
         return torch.stack([test[i][0] for i in range(len(test))])  # type: ignore[arg-type]
     return torch.randn(64, 3, base.image_size, base.image_size, generator=torch.Generator().manual_seed(0))
 

@@ -16,9 +16,8 @@ from superlora_cli.files import json_text, write_folder
 from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
-from superlora_cli.models.build import build
 from superlora_cli.models.heads import classifier_tensors
-from superlora_cli.opening.build import classes_of
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.weights.small import safetensors_bytes
 
@@ -44,8 +43,7 @@ def _head(adapter: Stored) -> dict[str, Tensor]:
     whole = classifier_tensors(adapter.base.model).keys()
     if isinstance(recipe.model.head, str) and (not trained or trained.keys() == whole):
         return trained
-    classes, image_size = classes_of(adapter.stored, recipe), recipe.data.image_size
-    model = build(recipe.model, classes=classes, image_size=image_size).model
+    model = open_base(recipe, adapter.stored).model
     return {name: tensor.detach() for name, tensor in classifier_tensors(model).items()} | trained
 
 

@@ -41,6 +41,10 @@ MIXED: dict[str, Callable[[Any], bool]] = {
 def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
     """The targets that `patterns` name, without repetition, in model order and by row within a weight.
 
+    >>> layers = nn.ModuleDict({"qkv": nn.Linear(64, 192), "out": nn.Conv2d(64, 32, 3)})
+    >>> [(target.name, target.shape) for target in expand(layers, ["v", "o*"])]  # rows × what they multiply
+    [('qkv[128:192]', (64, 64)), ('out', (32, 64, 3, 3))]
+
     Raises:
         UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
             slice is no contiguous block of rows.

@@ -13,21 +13,19 @@ from torch import nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.data.splits import class_count
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base
-from superlora_cli.models.build import build
 from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import load_weights
 from superlora_cli.models.parts import chosen, parts_of
-from superlora_cli.models.repeated import build_seeded
 from superlora_cli.models.targets import expand
+from superlora_cli.opening.attached import attach_stored
+from superlora_cli.opening.base import open_base
 from superlora_cli.opening.model_file import StoredModel, read_model
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks import TASKS
 
 
 @dataclass
@@ -89,14 +87,9 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     """Base, targets and a fresh adapter (ΔW = 0); with `weights=False` shapes only, on the meta device.
 
     Raises:
-        UsageError, MismatchError: as `models.build.build`, `models.targets.expand` and `adapter.attach.attach`.
+        UsageError, MismatchError: as `opening.base.open_base`, `models.targets.expand` and `adapter.attach.attach`.
     """
-    classes, image_size = class_count(recipe.data), recipe.data.image_size
-    if weights:
-        base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
-    else:
-        base = build(recipe.model, classes=classes, image_size=image_size, weights=False)
-    check_task(recipe, base)
+    base = open_base(recipe, weights=weights)
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
     config, model = adapter_config(recipe), base.model
@@ -111,20 +104,6 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     for name in base.trained_head:
         model.get_parameter(name).requires_grad_(True)
     return Built(recipe, base, adapter, digest)
-
-
-def check_task(recipe: Recipe, base: Base) -> None:
-    """Refuse a task that the base is not made for.
-
-    Raises:
-        UsageError: names the one it is made for.
-    """
-    if (TASKS[recipe.task].bases or recipe.task) != base.task:
-        message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
-        raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
-    for name in TASKS:  # a task's own section has its name
-        if name != recipe.task and getattr(recipe, name, None) is not None:
-            raise UsageError(f"means nothing to the task {recipe.task}", where=name, hint="leave it out")
 
 
 def build_from_file(
@@ -147,16 +126,8 @@ def build_from_file(
     recipe = _for_use(recipe_of(stored, path, overrides))
     if base is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
-    classes, image_size = classes_of(stored, recipe), recipe.data.image_size
-    made = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
-    check_task(recipe, made)
-    targets = expand(made.model, stored.patterns)
-    digest = digest_base(made.model, targets, stored.beside)
-    store.check_digest(digest, stored, where=str(path), allow_mismatch=allow_mismatch)
-    store.check_beside(made.model, stored, where=str(path))
-    adapter = attach(made.model, targets, stored.config, also=list(stored.also))
-    store.restore(adapter, stored, where=str(path))
-    store.restore_beside(made.model, stored, where=str(path))
+    made = open_base(recipe, stored)
+    adapter = attach_stored(made.model, stored, where=str(path), allow_mismatch=allow_mismatch)
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
 
 
@@ -167,8 +138,7 @@ def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
     """
     try:
         recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
-        size = recipe.data.image_size
-        return recipe, build(recipe.model, classes=classes_of(stored, recipe), image_size=size, weights=False)
+        return recipe, open_base(recipe, stored, weights=False)
     except SuperLoraError:
         return None
 
@@ -191,13 +161,6 @@ def stored_recipe(path: Path) -> Recipe:
     return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
 
 
-def classes_of(stored: store.StoredAdapter, recipe: Recipe) -> int | None:
-    """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
-    if stored.classes or stored.head:
-        return len(stored.classes) or next((len(tensor) for tensor in stored.head.values() if tensor.dim()), None)
-    return class_count(recipe.data) if recipe.model.head == "new" else None
-
-
 def _for_use(recipe: Recipe) -> Recipe:
     """A stored recipe without what only a training wants of the model."""
     unwanted: dict[str, Any] = {"compile": None, "profile": None, "gradient_checkpointing": False}
@@ -209,7 +172,6 @@ def _for_use(recipe: Recipe) -> Recipe:
 def _build_model(path: Path, model: StoredModel, overrides: Sequence[str]) -> Built:
     recipe = _for_use(recipe_from_dict(dict(model.recipe), str(path), overrides))
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
-    base = build(section, classes=len(model.classes) or class_count(recipe.data), image_size=recipe.data.image_size)
-    check_task(recipe, base)
+    base = open_base(recipe.model_copy(update={"model": section}), classes=len(model.classes) or None)
     load_weights(base.model, path)
     return Built(recipe, base, None, ("", ""), model.classes)

@@ -20,10 +20,10 @@ from superlora_cli.adapter.updates import Dense, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
 from superlora_cli.models.base import Base
-from superlora_cli.models.build import build
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.targets import expand
-from superlora_cli.opening.build import check_task, classes_of, recipe_of
+from superlora_cli.opening.base import open_base
+from superlora_cli.opening.build import recipe_of
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.recipe.schema import Recipe
@@ -110,8 +110,7 @@ def read_adapter(path: Path) -> Stored:
         raise UsageError(f"{Kind.MODEL}, without adapter", where=str(path), hint="its weights are in it as they are")
     stored = store.load(path)
     recipe = recipe_of(stored, path)
-    base = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size, weights=False)
-    check_task(recipe, base)
+    base = open_base(recipe, stored, weights=False)
     targets = expand(base.model, stored.patterns)
     adapter = SuperLora(stored.config, targets, base=_base_rows(path, stored, recipe, targets))
     store.restore(adapter, stored, where=str(path))
@@ -141,7 +140,7 @@ def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Seque
     if stored.config.frozen != "svd":
         return None
     try:
-        model = build(recipe.model, classes=classes_of(stored, recipe), image_size=recipe.data.image_size).model
+        model = open_base(recipe, stored).model
     except UsageError as error:
         raise UsageError(f"its frozen factors come from the base: {error}", where=str(path), hint=error.hint) from None
     store.check_base(model, targets, stored, where=str(path))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.schema import recipe_model
 
 Schema = dict[str, Any]
 
@@ -23,19 +23,17 @@ class Key(NamedTuple):
     description: str
 
 
-@cache
-def json_schema(of: type[BaseModel] = Recipe) -> Schema:
+def json_schema(of: type[BaseModel] | None = None) -> Schema:
     """The JSON Schema (draft 2020-12) of a recipe, or of another kind of file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **of.model_json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **(of or recipe_model()).model_json_schema()}
 
 
-@cache
-def keys_table(of: type[BaseModel] = Recipe) -> list[Key]:
+def keys_table(of: type[BaseModel] | None = None) -> list[Key]:
     """Every key by its dotted path, in the order of the schema; a section comes before its keys."""
-    return list(_rows(_whole(of), ""))
+    return list(_rows(_whole(of or recipe_model()), ""))
 
 
-def markdown_table(of: type[BaseModel] = Recipe) -> str:
+def markdown_table(of: type[BaseModel] | None = None) -> str:
     """The table of keys as the docs show it."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for row in keys_table(of):
@@ -44,13 +42,13 @@ def markdown_table(of: type[BaseModel] = Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def schema_at(path: Sequence[str | int], of: type[BaseModel] = Recipe) -> Schema:
+def schema_at(path: Sequence[str | int], of: type[BaseModel] | None = None) -> Schema:
     """The part of the JSON Schema that governs the value at `path`; {} where anything is allowed.
 
     >>> schema_at(["train", "batch_size"])["minimum"]
     1
     """
-    node = _whole(of)
+    node = _whole(of or recipe_model())
     for part in path:
         for form in _forms(node):
             if isinstance(part, int) and "items" in form:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from superlora_cli.errors import LongUsageError, UsageError, did_you_mean
 from superlora_cli.recipe.describe import Schema, choices, keys_table, phrase, schema_at
 from superlora_cli.recipe.places import Places
-from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.schema import Recipe, recipe_model
+from superlora_cli.table import load_extensions
 from superlora_cli.tasks import TASKS
 
 INSTEAD = {  # key → what was meant by a value that it cannot have
@@ -40,7 +41,12 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     Raises:
         UsageError: as `check`, or for the first key that does not go with the others.
     """
-    recipe = check(Recipe, data, places)
+    if isinstance(data, dict) and data.get("task") not in [None, *TASKS]:
+        load_extensions()  # one of them may add it, with a section
+    recipe = check(recipe_model(), data, places)
+    for name, kind in TASKS.items():
+        if name != recipe.task and kind.section() and getattr(recipe, name) is not None:
+            raise UsageError(f"means nothing to the task {recipe.task}", where=places.where(name), hint="leave it out")
     train = recipe.train
     if train.steps is None and train.epochs is None:
         hint = "steps: 1000, or epochs: 20"

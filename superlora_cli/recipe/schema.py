@@ -8,9 +8,10 @@ together is `adapter.config`'s to say.
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
 from superlora_cli.adapter.config import (
     NEWEST,
@@ -27,10 +28,13 @@ from superlora_cli.adapter.config import (
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.inner_config import FrozenFrom, InnerProjection, Per
 from superlora_cli.adapter.projections import PROJECTIONS
+from superlora_cli.errors import UsageError
 from superlora_cli.recipe.named import named
 from superlora_cli.tasks import TASKS
 
 if TYPE_CHECKING:
+    from superlora_cli.tasks.task import TaskKind
+
     Core = str
     Task = str
     Method = str
@@ -334,17 +338,6 @@ class TrainSection(Section):
         return self.steps
 
 
-class DiffusionSection(Section):
-    """How the task `diffusion` adds noise."""
-
-    steps: int = Field(1000, ge=2, description="Time steps T from an image to noise.")
-    beta_start: float = Field(1e-4, gt=0, lt=1, description="Variance β of the noise that the first step adds.")
-    beta_end: float = Field(0.02, gt=0, lt=1, description="And of the last; linear in between.")
-    class_dropout: float = Field(
-        0.1, ge=0, le=1, description="Part of the images whose class is not told, so that guidance has both."
-    )
-
-
 class EvalSection(Section):
     """Evaluation during and after training."""
 
@@ -365,6 +358,8 @@ class OutputSection(Section):
 class Recipe(Section):
     """A recipe of superlora: one training run, from base model to adapter."""
 
+    model_config = ConfigDict(defer_build=True)  # what is read is `recipe_model`
+
     task: Task = Field("classification", description="What the model is tuned for.")
     defaults: int | None = Field(
         None,
@@ -377,15 +372,35 @@ class Recipe(Section):
     model: ModelSection = Field(description="The base model.")
     data: DataSection = Field(description="The images.")
     adapter: AdapterSection | None = Field(None, description="The adapter; without it the base itself is trained.")
-    diffusion: DiffusionSection | None = Field(None, description="Noise, where the task is `diffusion`.")
     train: TrainSection = Field(description="The training loop.")
     eval: EvalSection = Field(EvalSection(), description="Evaluation.")
     output: OutputSection = Field(OutputSection(), description="What the run leaves behind.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, defaults included and unset ones left out; `Recipe.model_validate` gives the recipe back."""
+        """All values, defaults included and unset ones left out; `recipe_model().model_validate` gives it back."""
         return self.model_dump()
 
     def to_json(self) -> str:
         """`to_dict` as canonical JSON: sorted keys, no spaces, so that equal recipes are equal bytes."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def recipe_model() -> type[Recipe]:
+    """`Recipe` with the sections that tasks have of their own, each under its task's name.
+
+    Raises:
+        UsageError: a task from outside has a section, and the name of another key.
+    """
+    return _with_sections(tuple(TASKS.items()))  # another one, where a task has been added since
+
+
+@cache
+def _with_sections(tasks: tuple[tuple[str, TaskKind], ...]) -> type[Recipe]:
+    found: dict[str, Any] = {}
+    for name, kind in tasks:
+        section = kind.section()
+        if section is not None and name in Recipe.model_fields:
+            raise UsageError(f"the task {name} has a section, and the name of a key", where=name, hint="another name")
+        if section is not None:
+            found[name] = section | None, None
+    return create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, **found)

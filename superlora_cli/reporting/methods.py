@@ -57,7 +57,7 @@ def method_name(config: AdapterConfig | None) -> str:
     if not preset:
         plain = replace(config, inner=None, freeze=(), frozen="random", diagonals=(), terms=_terms(config))
         parts = [_preset(plain)[1] or _described(config), *_trained(config)]
-    if config.projection != "identity" and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
+    if config.projects and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
         parts.append(config.projection)
     return ", ".join([*parts, *(ALSO[kind] for kind in config.also)])
 

@@ -1,95 +1,30 @@
-"""What tasks on images share: data, device, batches, the files of a result."""
+"""What tasks on images share: device, batches, predictions, the files of a result."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.adapter import store
-from superlora_cli.data.augment import mixing
-from superlora_cli.data.batches import Batch, Share, evaluation_batches, steps_of_epoch, training_batches
-from superlora_cli.data.known import has_several_labels, is_embedded
-from superlora_cli.data.splits import Look, Splits, labels_of, load_splits
+from superlora_cli.data.batches import Batch, evaluation_batches
+from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.reading import DATA_SEED, in_steps, read_training
 from superlora_cli.training.processes import Processes
 
 if TYPE_CHECKING:
     from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-
-DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
-
-
-OTHER_DATA = "images that were trained on may be among those held out"
-
-
-def settled(recipe: Recipe, rule: str = "content") -> Recipe:
-    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
-
-    Args:
-        rule: where the recipe has none.
-    """
-    data = recipe.data
-    found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
-    if data.split is None and not is_embedded(data.name):
-        found["split"] = rule
-    return recipe.model_copy(update={"data": data.model_copy(update=found)})
-
-
-def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
-    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
-
-    Raises:
-        UsageError: there are fewer images than batches a step.
-    """
-    train = recipe.train
-    if train.epochs is None:
-        return recipe
-    share = Share(train.accumulate, processes=processes)
-    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
-    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
-
-
-def read_training(
-    recipe: Recipe,
-    splits: Splits,
-    start: int,
-    stop: int,
-    *,
-    outputs: int,
-    process: tuple[int, int] = (0, 1),
-    pin: bool = False,
-) -> Generator[Batch, None, None]:
-    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
-
-    Args:
-        outputs: of a classifier.
-        process: which, of how many.
-    """
-    train, data = recipe.train, recipe.data
-    return training_batches(
-        splits.train,
-        train.batch_size,
-        seed=recipe.seed,
-        start=start,
-        stop=stop,
-        workers=data.workers,
-        pin=pin,
-        keyed=splits.augmented,
-        share=Share(train.accumulate, *process),
-        classes=labels_of(splits.train) if data.balance else None,
-        mix=mixing(data, splits.classes if has_several_labels(data) else outputs),
-    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +39,13 @@ class Judgement:
     metrics: dict[str, float]
     per_class: list[dict[str, Any]] | None = None
     confusion: ConfusionTable | None = None
+
+
+class Prediction(NamedTuple):
+    """What is predicted of an image, and how the columns say it."""
+
+    labels: list[str]
+    values: tuple[str, ...]
 
 
 @contextmanager
@@ -126,6 +68,15 @@ def outputs_of(model: nn.Module) -> int:
     return found
 
 
+def names_of(known: Sequence[str], outputs: int) -> list[str]:
+    """A name for every output of a model: numbers beyond the known classes.
+
+    >>> names_of(["cat", "dog"], 3)
+    ['cat', 'dog', '2']
+    """
+    return [*known, *map(str, range(len(known), outputs))]
+
+
 class ImageTask:
     """A task as the training loop sees it, but for its loss and its score.
 
@@ -133,6 +84,7 @@ class ImageTask:
         recipe: with the length of the training in steps.
         measure: the metric that is reported first and chosen by.
         confuses: an image has one class, which can be taken for another.
+        predicted: columns of a table of predictions, beside `file`.
         look, splits: how the model wants its images, and the data.
         class_names: what the model's outputs, or the labels that it is told, stand for.
         shows_progress: a bar for every evaluation, where there is no other one.
@@ -140,6 +92,7 @@ class ImageTask:
 
     measure: ClassVar[str]
     confuses: ClassVar[bool] = False
+    predicted: ClassVar[tuple[str, ...]] = ()
     shows_progress = False
 
     def __init__(self, built: Built, processes: Processes) -> None:
@@ -259,6 +212,11 @@ class ImageTask:
     def labels(count: int, outputs: int) -> Tensor:
         """As many labels as a batch has, of a model with so many outputs; what they say means nothing."""
         return torch.empty(count, dtype=torch.long)
+
+    @staticmethod
+    def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
+        """What the outputs (B, classes) say of every image, of a task whose kind `tells_classes`."""
+        raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of a batch."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.recipe.schema import Recipe, Section
     from superlora_cli.tasks.images import ImageTask
 
 
@@ -29,6 +29,10 @@ class TaskKind:
     tells_classes = False
     mixes = True
     bases: str | None = None
+
+    def section(self) -> type[Section] | None:
+        """The keys of a recipe that this task alone has, under its name; None where it has none."""
+        return None
 
     def trains_head(self, recipe: Recipe) -> bool:
         """Whether a new head is trained beside the adapter."""

@@ -209,11 +209,11 @@ def test_a_bare_base_generates_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     Path("some_unet.json").write_text(json.dumps({"recipe": recipe}))
     asked: list[Any] = []
 
-    def build(section: Any, **_: Any) -> Base:
-        asked.append(section)
+    def open_base(recipe: Any) -> Base:
+        asked.append(recipe.model)
         return Base(stand_in(), "standin", {}, 8, (0.5,) * 3, (0.5,) * 3)
 
-    monkeypatch.setattr(task, "build", build)
+    monkeypatch.setattr(task, "open_base", open_base)
     done = cli("generate", "some_unet", "--out", "out", *FAST, "--json").json()
     assert (done["model"], done["params"]) == ("some_unet", 0)
     assert asked[0].pretrained

@@ -16,11 +16,11 @@ ROOMS = (  # from top to bottom; those in a line do not import each other
     ("__init__", "__main__"),
     ("cli",),
     ("commands",),
-    ("sweeping", "reporting"),
+    ("sweeping", "reporting", "api", "peft_plugin"),
     ("formats",),
     ("tasks",),
     ("opening", "generation"),
-    ("analysis", "training", "api", "peft_plugin"),
+    ("analysis", "training"),
     ("data", "models"),
     ("recipe",),
     ("adapter",),
@@ -92,6 +92,7 @@ NAMES = {
     "tasks": ("classification|diffusion", ("tasks/", "recipe/schema.py", "models/base.py", "models/unets.py")),
     "cores": ("identity|diagonal|dense", ("adapter/cores.py",)),
     "formats": ("peft-lora|diffusers-lora|delta|timm", ("formats/", "commands/combine.py")),  # whose --to is its own
+    "projections": ("identity|shuffle|linear|nonlinear", ("adapter/config.py", "adapter/naive.py")),  # of Eq. 2 alone
     "kinds of data": ("torch/|hfds/?|wds/?|digits|glyphs|torch/image_folder|torch/folder", ("data/",)),
 }
 
@@ -100,7 +101,8 @@ NAMES = {
 def test_a_name_is_compared_in_its_own_room_only(what: str) -> None:
     words, home = NAMES[what]
     quoted = rf'["\'](?:{words})["\']'
-    subject = {"cores": r"core(?:_kind)?", "tasks": "task", "formats": r"(?:to|format)", "kinds of data": "name"}[what]
+    subject = {"cores": r"core(?:_kind)?", "tasks": "task", "formats": r"(?:to|format)", "projections": "projection",
+               "kinds of data": "name"}[what]  # fmt: skip
     compared = re.compile(
         rf"\b{subject}\s*(?:==|!=|in|not in)\s*[(\[]?{quoted}|{quoted}\s*(?:==|!=)|startswith\({quoted}"
     )
@@ -112,3 +114,16 @@ def test_a_name_is_compared_in_its_own_room_only(what: str) -> None:
         if compared.search(line)
     ]
     assert not found
+
+
+def test_a_units_tensors_are_named_in_one_place() -> None:
+    """`b0_k1_A2`: no other place builds such a name, or takes one apart."""
+    named = re.compile(r"_k\{|_k\\d|b\d_k|\bb\{|(?:partition|split)\(\"_")
+    found = [
+        f"{file.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for file in FILES
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if named.search(line) and not line.lstrip().startswith((">>>", '"""', "{'b"))  # what docstrings show
+    ]
+    assert [line for line in found if not line.startswith("adapter/shapes.py:")] == []
+    assert found

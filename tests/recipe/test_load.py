@@ -15,7 +15,7 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.load import load_recipe, recipe_from_dict
 from superlora_cli.recipe.overrides import parse_overrides
-from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.schema import recipe_model
 from superlora_cli.recipe.yaml import dump_yaml
 
 GOOD = """\
@@ -86,7 +86,7 @@ def test_without_adapter_the_base_is_trained(write: Write) -> None:
 @pytest.mark.parametrize("text", [GOOD, MINIMAL, MINIMAL + "adapter: {rank: [full, 2], order: 2, core: dense}"])
 def test_a_recipe_survives_dict_json_and_yaml(write: Write, text: str) -> None:
     recipe = load_recipe(write(text), ["model.kwargs={img_size: [8, 8], drop: null}", "model.head={select: [3, 1]}"])
-    assert Recipe.model_validate(recipe.to_dict()) == recipe
+    assert recipe_model().model_validate(recipe.to_dict()) == recipe
     assert recipe_from_dict(json.loads(recipe.to_json()), "run.json") == recipe
     assert load_recipe(write(dump_yaml(recipe.to_dict()))) == recipe
     assert recipe_from_dict(json.loads(recipe.to_json()), "run.json").to_json() == recipe.to_json()
@@ -116,7 +116,7 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("steps: 5000", "stepz: 5", "8: train.stepz: unknown key 'stepz' (did you mean 'steps'?)"),
         ("  steps: 5000\n", "", "7: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
         ("keep: 2", "lr: 2", "14: train.lr: unknown key 'lr' (belongs under train.optimizer:)"),
-        ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under diffusion: or under train:)"),
+        ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under train: or under diffusion:)"),
         ("seed: 0", "zzzz: 0", "3: zzzz: unknown key 'zzzz'"),
         ("seed: 0", "seed: -1", "3: seed: expected a whole number ≥ 0 and ≤ 4,294,967,295, got -1"),
         ("bf16", "off", "10: train.precision: expected 'fp32', 'bf16' or 'fp16', got 'off'"),

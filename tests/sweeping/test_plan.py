@@ -95,7 +95,7 @@ def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_
         ("recipe: quickstart\nset:\n  train.steps: many\n",
          "sweep.yaml:3: train.steps: expected a whole number ≥ 1, got 'many'"),
         ("recipe: quickstart\nruns:\n  - {adapter.rank: 1}\n  - {steps: 1}\n",
-         "sweep.yaml:4: steps: unknown key 'steps' (belongs under diffusion: or under train:)"),
+         "sweep.yaml:4: steps: unknown key 'steps' (belongs under train: or under diffusion:)"),
         ("recipe: quickstart\nset: {seed: 1}\nseeds: [0]\n", "sweep.yaml:2: seed: the seed is set twice"),
         ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep says where"),
         ("recipe: quickstart\nmeasure: {against: \"digits:test\"}\n", "sweep.yaml:2: measure: only diffusion runs"),

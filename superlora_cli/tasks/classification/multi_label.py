@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 import torch
@@ -15,7 +15,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.ranking import average_precisions
 from superlora_cli.tasks.classification.task import Classification
-from superlora_cli.tasks.images import Judgement
+from superlora_cli.tasks.images import Judgement, Prediction
 
 
 class MultiLabel(Classification):
@@ -23,6 +23,7 @@ class MultiLabel(Classification):
 
     measure = "map"
     confuses = False
+    predicted = ("labels", "probabilities")  # each a list separated by spaces
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
@@ -41,6 +42,15 @@ class MultiLabel(Classification):
     def labels(count: int, outputs: int) -> Tensor:
         """Shares of every class."""
         return torch.empty(count, outputs)
+
+    @staticmethod
+    def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
+        """The labels of every image that are likelier than not, the likeliest first."""
+        for probabilities in outputs.sigmoid().tolist():
+            pairs = sorted(zip(probabilities, names, strict=True), reverse=True)
+            found = [(name, f"{probability:.6f}") for probability, name in pairs if probability > 0.5]
+            labels = [name for name, _ in found]
+            yield Prediction(labels, (" ".join(labels), " ".join(number for _, number in found)))
 
     @property
     def guessing(self) -> float:

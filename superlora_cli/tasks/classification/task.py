@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask, Judgement, size_refused
+from superlora_cli.tasks.images import ImageTask, Judgement, Prediction, names_of, size_refused
 from superlora_cli.training.run import CONFUSION_FILE
 
 LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
@@ -25,12 +26,20 @@ class Classification(ImageTask):
 
     measure = "accuracy"
     confuses = True
+    predicted: ClassVar[tuple[str, ...]] = ("class", "probability", "second", "second_probability")
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
         """Mean cross-entropy, with the recipe's label smoothing."""
         images, labels = batch
         return functional.cross_entropy(model(images).float(), labels, label_smoothing=recipe.train.label_smoothing)
+
+    @staticmethod
+    def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
+        """The two likeliest classes of every image."""
+        top = outputs.softmax(-1).topk(2)
+        for (one, other), (first, second) in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            yield Prediction([names[first]], (names[first], f"{one:.6f}", names[second], f"{other:.6f}"))
 
     @property
     def guessing(self) -> float:
@@ -40,7 +49,7 @@ class Classification(ImageTask):
     @property
     def output_names(self) -> list[str]:
         """A name for every output of the model: numbers beyond the known classes."""
-        return [*self.class_names, *map(str, range(len(self.class_names), self.outputs))]
+        return names_of(self.class_names, self.outputs)
 
     def check_classes(self) -> None:
         """Every class needs an output of the model."""

@@ -9,7 +9,7 @@ from superlora_cli.tasks.task import TaskKind
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from superlora_cli.recipe.schema import Recipe
+    from superlora_cli.recipe.schema import Recipe, Section
     from superlora_cli.tasks.images import ImageTask
 
 
@@ -18,6 +18,11 @@ class DiffusionKind(TaskKind):
 
     generates = True
     mixes = False
+
+    def section(self) -> type[Section]:
+        from superlora_cli.tasks.diffusion.section import DiffusionSection
+
+        return DiffusionSection
 
     def at_work(self, recipe: Recipe) -> type[ImageTask]:
         from superlora_cli.tasks.diffusion.task import Diffusion
@@ -28,9 +33,8 @@ class DiffusionKind(TaskKind):
         """At time steps and for classes all over their range."""
         import torch
 
-        from superlora_cli.recipe.schema import DiffusionSection
+        from superlora_cli.tasks.diffusion.section import settings_of
 
         number = torch.arange(len(images), device=images.device)
-        settings = recipe.diffusion or DiffusionSection()
         labels: Any = getattr(model, "classes", None) or 0
-        return images, number * settings.steps // len(images), number % (labels + 1)
+        return images, number * settings_of(recipe).steps // len(images), number % (labels + 1)

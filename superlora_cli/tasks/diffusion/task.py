@@ -13,7 +13,8 @@ from torch.nn import functional
 from superlora_cli.data.batches import Batch
 from superlora_cli.data.known import has_several_labels
 from superlora_cli.errors import UsageError
-from superlora_cli.recipe.schema import DataSection, DiffusionSection, Recipe
+from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.diffusion.section import DiffusionSection, settings_of
 from superlora_cli.tasks.images import ImageTask
 
 DRAWS, MOST = 1000, 10  # of noise and time step: in a whole split at least, or its mean says little; per image at most
@@ -22,7 +23,7 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly however
 
 def noise_schedule(recipe: Recipe) -> DDPMScheduler:
     """The recipe's noise schedule: T steps, β linear."""
-    return _schedule(recipe.diffusion or DiffusionSection())
+    return _schedule(settings_of(recipe))
 
 
 @cache
@@ -52,7 +53,7 @@ class Diffusion(ImageTask):
             batch: images (B, 3, S, S) in [−1, 1] and classes (B,), on the model's device.
         """
         images, classes = batch
-        settings = recipe.diffusion or DiffusionSection()
+        settings = settings_of(recipe)
         steps = torch.randint(settings.steps, (len(images),))
         noise = torch.randn(images.shape)
         named = (torch.rand(len(images)) >= settings.class_dropout).long()  # 0: the class is not told

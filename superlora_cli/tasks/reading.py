@@ -1,0 +1,74 @@
+"""How the data of a recipe are read: what a run records of them, its length in steps, and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from superlora_cli.data.augment import mixing
+from superlora_cli.data.batches import Batch, Share, steps_of_epoch, training_batches
+from superlora_cli.data.known import has_several_labels, is_embedded
+from superlora_cli.data.splits import Splits, labels_of
+from superlora_cli.recipe.schema import Recipe
+
+DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
+OTHER_DATA = "images that were trained on may be among those held out"
+
+
+def settled(recipe: Recipe, rule: str = "content") -> Recipe:
+    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
+
+    Args:
+        rule: where the recipe has none.
+    """
+    data = recipe.data
+    found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
+    if data.split is None and not is_embedded(data.name):
+        found["split"] = rule
+    return recipe.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
+    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
+
+    Raises:
+        UsageError: there are fewer images than batches a step.
+    """
+    train = recipe.train
+    if train.epochs is None:
+        return recipe
+    share = Share(train.accumulate, processes=processes)
+    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
+    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+
+def read_training(
+    recipe: Recipe,
+    splits: Splits,
+    start: int,
+    stop: int,
+    *,
+    outputs: int,
+    process: tuple[int, int] = (0, 1),
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
+
+    Args:
+        outputs: of a classifier.
+        process: which, of how many.
+    """
+    train, data = recipe.train, recipe.data
+    return training_batches(
+        splits.train,
+        train.batch_size,
+        seed=recipe.seed,
+        start=start,
+        stop=stop,
+        workers=data.workers,
+        pin=pin,
+        keyed=splits.augmented,
+        share=Share(train.accumulate, *process),
+        classes=labels_of(splits.train) if data.balance else None,
+        mix=mixing(data, splits.classes if has_several_labels(data) else outputs),
+    )
