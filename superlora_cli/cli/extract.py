@@ -25,7 +25,8 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The adapter file to write.")] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL|FILE", help="A model's name, or its weights; default: the recipe's model.")
+        str | None,
+        typer.Option(metavar="MODEL|FILE", help="A model's name, or its weights; default: the recipe's model."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Architecture of --base where that is a file; eval and merge can use it then.")
