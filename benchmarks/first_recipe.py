@@ -7,7 +7,7 @@
 
 A small Swin, ConvNeXt and ResNet that have seen printed digits get 600 images of handwritten ones in folders; with
 `--model` and `--images` any model and folder. `init` writes the recipe; nothing of it is changed but the size of the
-batches, and the number of steps where asked. Runs are kept in first_recipe.jsonl.
+batches, and the number of steps where asked. Runs are kept in records/first_recipe.jsonl.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).parent / "records" / "first_recipe.jsonl"
+RESULTS = Path(__file__).parent / "records" / "records/first_recipe.jsonl"
 BASES, BATCHES, WAYS = ("swin", "convnext", "resnet"), (16, 32, 64, 128), ("what init writes", "the head alone")
 PAGE = pages.DOCS / "rates.md"
 TRAIN, TEST = 600, 500  # images of handwritten digits

@@ -7,7 +7,7 @@
 
 `few_shot.py` says what is trained: 1,000 images of Fashion-MNIST, a new head, 120 steps of 32. Every method has the
 rate with the best validation accuracy at seed 0, searched outwards on one grid until its neighbours are worse, and then
-five seeds. Runs are kept in few_shot.jsonl, which `transfer.py` shares. Needs the extra `bench`.
+five seeds. Runs are kept in records/few_shot.jsonl, which `transfer.py` shares. Needs the extra `bench`.
 """
 
 from __future__ import annotations

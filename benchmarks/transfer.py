@@ -4,8 +4,8 @@
     python benchmarks/transfer.py --only glyphs_vit                        # on one base
     python benchmarks/transfer.py --fill                                   # the page alone
 
-`few_shot.py` says what is trained. Every rate has five seeds (vit768 one, the longest training two); a variant's best rate is the
-one with the best mean validation accuracy. Runs are kept in few_shot.jsonl.
+`few_shot.py` says what is trained. Every rate has five seeds (vit768 one, the longest training two); a variant's best
+rate is the one with the best mean validation accuracy. Runs are kept in records/few_shot.jsonl.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def complete(base: str, known: dict[str, dict[str, Any]]) -> list[tuple[Method, 
 
 
 def fair(hits: dict[float, Any], rate: float) -> float:
-    """As `loss`, but every seed is compared with the rate that is best for the other seeds: what picking it would win."""
+    """As `loss`, but each seed is compared with the rate that is best for the other seeds: what picking it would win."""
     seeds = range(len(hits[rate]))
     lost = []
     for seed in seeds:

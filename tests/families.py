@@ -50,6 +50,22 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, a
     "coatnet_nano_rw_224": (64, {"img_size": 64}),
     "efficientvit_m0": (64, {"img_size": 64}),
     "coat_tiny": (64, {"img_size": 64}),
+    "vit_relpos_small_patch16_224": (32, {**TINY, "img_size": 32}),
+    "samvit_base_patch16_224": (32, {**TINY, "img_size": 32}),
+    "naflexvit_base_patch16_gap": (32, {**TINY, "img_size": 32}),
+    "tnt_s_patch16_224": (32, {"depth": 2, "img_size": 32}),
+    "deepseek_vit_412m": (28, {**TINY, "img_size": 28}),
+    "gemma4_vit_167m": (48, {**TINY, "head_dim": 24, "intermediate_size": 96, "img_size": 48}),
+    "qwen3_vit_88m": (32, {**TINY, "img_size": 32}),
+    "swinv2_cr_tiny_224": (64, STAGES),
+    "nest_tiny": (64, {"img_size": 64}),
+    "sequencer2d_s": (64, {"img_size": 64}),
+    "vitamin_small_224": (64, {"img_size": 64}),
+    "efficientformerv2_s0": (64, {"img_size": 64}),
+    "botnet26t_256": (64, {"img_size": 64}),
+    "vgg11": (64, {"mlp_ratio": 0.05}),
+    "nasnetalarge": (96, {"stem_size": 32, "num_features": 1056}),
+    **dict.fromkeys(("pnasnet5large", "inception_v3", "inception_v4", "inception_resnet_v2"), (96, {})),
     **dict.fromkeys(
         ("efficientvit_b0", "repvit_m0_9", "resnet18", "convnext_atto", "convnextv2_atto", "efficientnet_b0",
          "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobilevit_xxs", "mobilevitv2_050", "pvt_v2_b0",
@@ -58,11 +74,14 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {  # the side of its images, a
          "resnest14d", "densenet121", "dla46_c", "dpn48b", "hrnet_w18_small", "hgnetv2_b0", "ghostnet_050",
          "repghostnet_050", "mobileone_s0", "repvgg_a0", "skresnet18", "selecsls42", "rexnet_100", "res2net50_14w_8s",
          "ese_vovnet19b_dw", "xception41", "mambaout_femto", "starnet_s1", "shvit_s1", "swiftformer_xs",
-         "nf_resnet26", "eca_nfnet_l0", "iformer_t", "efficientvim_m1", "rdnet_tiny", "tresnet_m", "lowformer_b0"),
+         "nf_resnet26", "eca_nfnet_l0", "iformer_t", "efficientvim_m1", "rdnet_tiny", "tresnet_m", "lowformer_b0",
+         "convmixer_768_32", "cpubone_nano", "csatv2", "cspresnet50", "cspnext_tiny", "hardcorenas_a",
+         "hieradet_small", "lcnetv2_small", "mobilenetv5_base", "resnetv2_18", "legacy_seresnet18",
+         "legacy_xception"),
         (64, {}),
     ),
 }  # fmt: skip
-NARROW = ("mobileone_s0", "eca_nfnet_l0")  # have convolutions with a side of 1
+NARROW = ("mobileone_s0", "eca_nfnet_l0", "csatv2", "lcnetv2_small")  # have weights with a side of 1
 FEW = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",
        "swin_tiny_patch4_window7_224", "visformer_tiny", "volo_d1_224", "levit_128s", "efficientvit_b0", "repvit_m0_9",
        "resnet18", "convnext_atto")  # of every kind one  # fmt: skip
@@ -145,7 +164,7 @@ def _write_base(name: str, kwargs: dict[str, Any]) -> None:
     model = timm.create_model(name, num_classes=2, **kwargs)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1 and parameter.abs().max() < 1e-3:
+            if parameter.numel() == max(parameter.shape, default=1) and parameter.abs().max() < 1e-3:
                 parameter.uniform_(0.5, 1.5)
     save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, "base.safetensors")
 

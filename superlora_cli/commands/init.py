@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.data.folder import list_folder
@@ -22,12 +24,14 @@ from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
+from superlora_cli.tasks.images import refusal
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
 BATCH, EVALUATIONS = 64, 10
 ENOUGH = 500  # validation images by which a step can be chosen: with fewer an early one wins by chance
 LARGE = 224  # pixels; a model made for larger images gets this without a GPU
-TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that the model has, else all of its body
+TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that hold `LEAST` of the body, else all of it
+LEAST = 0.02  # q and v are from a twenty-fifth of a model on; a stem, or what stands beside the classifier, is less
 TEMPLATE = """\
 # {model} on the images in {data}: {classes} classes, {images:,} training images.
 # superlora train {file}   # {adapter:,} parameters + head {head:,}
@@ -123,7 +127,7 @@ def starting_recipe(
             if targets is body or "targets" not in (error.where or ""):
                 raise
             continue
-        if targets is not body and _only_head(built):
+        if targets is not body and _share(built) < LEAST:
             continue
         adapter, head = built.params["adapter"], built.params["head"]
         text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
@@ -152,8 +156,8 @@ def _base(settings: Mapping[str, Any]) -> Base:
     try:
         base.model.eval()(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
     except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
-        message = f"the model refuses images of {base.image_size} × {base.image_size}: {error}"
-        raise UsageError(message, where="--image-size", hint="a multiple of its patches, or its own size") from None
+        hint = "a multiple of its patches, or its own size"
+        raise UsageError(refusal(base.image_size, error), where="--image-size", hint=hint) from None
     return base
 
 
@@ -162,18 +166,31 @@ def _built(text: str) -> Built:
     return build_for_training(recipe, weights=False)
 
 
+def _parts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Numbers of elements of linear and convolutional weights by name, by the part of the model that they are in.
+
+    A part with the classifier is left out, as EfficientViT's with a hidden layer.
+    """
+    heads = {name.partition(".")[0] for name in classifiers(model)}
+    parts: dict[str, dict[str, int]] = {}
+    for name, weight in weights_of(model).items():
+        if (part := name.partition(".")[0]) not in heads:
+            parts.setdefault(part, {})[name] = math.prod(weight.shape)
+    return parts
+
+
 def _body(base: Base) -> list[str]:
-    """Patterns of all linear and convolutional weights but the first layer's and the head's."""
-    tops = list(dict.fromkeys(name.partition(".")[0] for name in weights_of(base.model)))
-    heads = {name.partition(".")[0] for name in classifiers(base.model)}
-    return [f"{top}.*" for top in tops[1:] if top not in heads] or ["*"]
+    """Patterns of all linear and convolutional weights but the head's, and the first layer's where it is a part."""
+    parts = _parts(base.model)
+    return [f"{part}.*" for index, (part, own) in enumerate(parts.items()) if index or len(own) > 1] or ["*"]
 
 
-def _only_head(built: Built) -> bool:
-    """Whether all that is adapted stands beside the classifier in the head, as the hidden layer of EfficientViT's."""
+def _share(built: Built) -> float:
+    """How much of the body is adapted, by elements."""
     assert built.adapter is not None
-    heads = {name.partition(".")[0] for name in classifiers(built.model)}
-    return all(target.module.partition(".")[0] in heads for target in built.adapter.targets)
+    body = {name: size for own in _parts(built.model).values() for name, size in own.items()}
+    adapted = sum(math.prod(target.shape) for target in built.adapter.targets if target.module in body)
+    return adapted / max(1, sum(body.values()))
 
 
 def _inline(value: str | bool) -> str:

@@ -20,11 +20,12 @@ SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
 
 FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # module's own name → what its rows hold, in equal parts
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
-    "q": ("q", "q_proj", "query", "to_q", "query.proj"),
-    "k": ("k", "k_proj", "key", "to_k", "key.proj"),
-    "v": ("v", "v_proj", "value", "to_v", "value.proj"),
+    "q": ("q", "q_proj", "query", "to_q"),
+    "k": ("k", "k_proj", "key", "to_k"),
+    "v": ("v", "v_proj", "value", "to_v"),
     "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense"),
 }
+AROUND = re.compile(r"(\.(proj|linear|conv|c))+$")  # own names in a layer of several, with a norm or bounds: `q.conv`
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
 MLP = re.compile(r"(^|\.)(mlp|ffn|ff|feed_forward|intermediate)(\.|$)")
 CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_dist")
@@ -78,8 +79,7 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
         return [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]
     matched = []
     for name, weight in weights.items():
-        own = name.rpartition(".")[2]
-        if own in FUSED and word in FUSED[own]:
+        if word in _fused(name):
             matched.append(_part(name, weight, word))
         elif _role(name) == word:
             matched.append(_slice(name, weight))
@@ -89,9 +89,15 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
 def _role(name: str) -> str | None:
     """Which of q, k, v, o a separate projection is: `attn.query.proj` is q, though it also ends in `proj`."""
     for role, endings in SEPARATE.items():
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings):
-            return role if role != "o" or ATTENTION.search(name) else None
+        for own in (name, AROUND.sub("", name)):
+            if any(own == ending or own.endswith(f".{ending}") for ending in endings):
+                return role if role != "o" or ATTENTION.search(name) else None
     return None
+
+
+def _fused(name: str) -> str:
+    """Which of q, k and v the rows of a weight are, in equal parts; empty if its name says nothing of them."""
+    return FUSED.get(AROUND.sub("", name).rpartition(".")[2], "")
 
 
 def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Target]:
@@ -126,7 +132,7 @@ def _part(name: str, weight: Weight, part: str) -> Target:
             where="adapter.targets",
             hint=f"adapt the whole weight: '{whole}'",
         )
-    parts = FUSED.get(name.rpartition(".")[2], "qkv")
+    parts = _fused(name) or "qkv"
     if part not in parts or total % len(parts):
         hint = f"give rows as [start:stop] out of {total}"
         raise UsageError(f"cannot tell the rows of '{part}' in {name}", where="adapter.targets", hint=hint)

@@ -58,8 +58,13 @@ def size_refused(size: int) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        message = f"the model refuses images of {size} × {size}: {error}"
-        raise UsageError(message, where="data.image_size", hint="the model's own size, or model.kwargs") from None
+        hint = "the model's own size, or model.kwargs"
+        raise UsageError(refusal(size, error), where="data.image_size", hint=hint) from None
+
+
+def refusal(size: int, error: Exception) -> str:
+    """What a model raised at images of that side, in a line; some say nothing."""
+    return f"the model refuses images of {size} × {size}" + (f": {error}" if str(error) else "")
 
 
 def outputs_of(model: nn.Module) -> int:

@@ -86,6 +86,12 @@ def test_a_model_that_refuses_the_images_is_found_before_training(cli: Cli) -> N
     assert "data.image_size: the model refuses images of 20 × 20" in result.message
 
 
+def test_a_refusal_without_words_has_no_empty_place(cli: Cli) -> None:
+    words = "model.name=halonet26t", "model.pretrained=false", "model.head=new", "adapter.targets=['*conv*']"
+    result = cli("train", "digits_lora", *words, "data.image_size=64", "--dry-run")
+    assert (result.code, "images of 64 × 64 (" in result.message) == (2, True)
+
+
 def test_an_estimate_leaves_nothing_without_values_behind() -> None:
     drawn = prng.random_state
     hadamard._block.cache_clear()

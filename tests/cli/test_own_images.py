@@ -97,6 +97,9 @@ def test_init_says_what_it_wrote_and_overwrites_nothing(own: Path, cli: Cli) -> 
         ("resnet18", ["*conv*"]),
         ("efficientvit_b0", ["*conv*"]),
         ("rdnet_tiny", ["dense_stages.*"]),
+        ("vgg11", ["features.*", "pre_logits.*"]),
+        ("iformer_t", ["stem.*", "stages.*"]),  # whose stem alone has names with `conv`
+        ("efficientformerv2_s0", ["q", "v"]),
     ],
 )
 def test_init_adapts_what_the_model_has(model: str, targets: list[str], own: Path, cli: Cli) -> None:

@@ -152,6 +152,7 @@ def test_an_unknown_name_is_an_error_with_the_nearest(name: str, near: str) -> N
         ("tiny_vit_5m_224", "q"),
         ("efficientformer_l1", "v"),
         ("gcvit_xxtiny", "q"),  # its global blocks hold k and v alone in `qkv`
+        ("levit_128", "k"),
     ],
 )
 def test_rows_that_are_not_contiguous_are_refused(name: str, word: str) -> None:
@@ -159,7 +160,7 @@ def test_rows_that_are_not_contiguous_are_refused(name: str, word: str) -> None:
     with pytest.raises(UsageError, match="not contiguous") as caught:
         expand(model, [word])
     whole = str(caught.value.hint).split("'")[1]
-    assert whole.endswith("qkv")
+    assert whole.endswith(("qkv", "qkv.linear"))
     assert all(target.whole for target in expand(model, [whole]))
 
 
@@ -176,6 +177,16 @@ def test_a_projection_named_proj_inside_query_is_q_and_not_o() -> None:
     model = build("mobilenetv4_hybrid_medium")
     assert all(".query." in target.module for target in expand(model, ["q"]))
     assert all(".output." in target.module for target in expand(model, ["o"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("gemma4_vit_167m", "attn.q_proj.linear"), ("efficientformerv2_s0", "token_mixer.q.conv")]
+)
+def test_projections_are_known_inside_of_a_layer_around_them(name: str, end: str) -> None:
+    model = build(name)
+    q, k, v = (expand(model, [word]) for word in "qkv")
+    assert len(q) == len(k) == len(v)
+    assert any(target.module.endswith(end) for target in q)
 
 
 def test_fused_query_and_key_are_told_apart() -> None:
