@@ -35,7 +35,7 @@ from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).parent / "records" / "records/first_recipe.jsonl"
+RESULTS = Path(__file__).parent / "records" / "first_recipe.jsonl"
 BASES, BATCHES, WAYS = ("swin", "convnext", "resnet"), (16, 32, 64, 128), ("what init writes", "the head alone")
 PAGE = pages.DOCS / "rates.md"
 TRAIN, TEST = 600, 500  # images of handwritten digits

@@ -56,7 +56,7 @@ def complete(base: str, known: dict[str, dict[str, Any]]) -> list[tuple[Method, 
 
 
 def fair(hits: dict[float, Any], rate: float) -> float:
-    """As `loss`, but each seed is compared with the rate that is best for the other seeds: what picking it would win."""
+    """As `loss`, but each seed is compared with the rate that is best for the others: what picking it would win."""
     seeds = range(len(hits[rate]))
     lost = []
     for seed in seeds:
