@@ -123,7 +123,7 @@ def test_a_head_of_unknown_size_is_said_to_be_unknown(run: Ran, recipe: Path) ->
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--rank", "x"), ("--rank: 'x' is no rank",)),
+        (("--rank", "x"), ("--rank: 'x' is not a rank",)),
         (("--order", "5", "--rank", "40"), ("--rank: rank 40 is larger than a side of 27", "at most 27")),
         (("--core", "dens"), ("--core: unknown core 'dens'", "did you mean 'dense'?")),
         (("--method", "lorat"), ("--method: unknown method 'lorat'", "'lora'")),
@@ -131,7 +131,7 @@ def test_a_head_of_unknown_size_is_said_to_be_unknown(run: Ran, recipe: Path) ->
         (("--targets", "qq"), ("--targets: target 'qq' matches no weight", "short names are q, k, v")),
         (("--targets", "blocks.*.attn.qv"), ("--targets: target 'blocks.*.attn.qv'", ".attn.qkv")),
         (("--ratio", "0.5"), ("--ratio: ratio 0.5 with projection identity",)),
-        (("adapter.rank=2",), ("KEY=VALUE changes a recipe",)),
+        (("adapter.rank=2",), ("KEY=VALUE overrides a recipe",)),
         (("nowhere.yaml",), ("nowhere.yaml: no such file or shipped recipe",)),
         (("--budget", "5", "--order", "5"), ("--budget: no setting has at most 5 parameters", "has 56")),
         (("--freeze", "A3"), ("--freeze: there is no factor 'A3'", "'A2'")),

@@ -141,7 +141,7 @@ def test_what_a_run_is_measured_by_goes_where_it_is_told(recipes: Path, cli: Cli
     assert not (recipes / "adapter" / "samples").exists()
     full = cli("eval", recipes / "adapter", *words, "--out", "made", "--seed", 2)
     assert "--force" in full.message
-    assert "the images are there already" in cli("eval", "made", *words[:4], "--num", 3).message
+    assert "does not apply to a folder of images" in cli("eval", "made", *words[:4], "--num", 3).message
     assert "--against digits:test" in cli("eval", recipes / "adapter", "--num", 3).message
     missing = cli("eval", recipes / "adapter", *words[:2], "--num", 24)  # Inception, told before images are made
     assert "--extractor digits" in missing.message
