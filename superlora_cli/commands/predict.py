@@ -1,4 +1,4 @@
-"""The classes of images that nobody has labelled."""
+"""Predict the classes of unlabelled images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from superlora_cli.progress import with_bar
 from superlora_cli.tasks import TASKS
 from superlora_cli.training.processes import join
 
-LIKELIEST = ("class", "probability", "second", "second_probability")  # columns beside `file`
-SEVERAL = ("labels", "probabilities")  # the same, each a list separated by spaces
+LIKELIEST = ("class", "probability", "second", "second_probability")  # columns after `file`
+SEVERAL = ("labels", "probabilities")  # the same for several labels: lists separated by spaces
 
 
 class Row(NamedTuple):
-    """What is predicted of an image, and how the columns say it."""
+    """What is predicted for an image: its labels, and the values of the columns."""
 
     labels: list[str]
     values: tuple[str, ...]
@@ -43,26 +43,26 @@ class Row(NamedTuple):
 def predict(
     path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
 ) -> dict[str, Any]:
-    """Write the two likeliest classes of every image below `folder`, in natural order, to the CSV file `out`.
+    """Write the two likeliest classes of every image below `folder` to the CSV file `out`, in natural order.
 
-    Of a model for several labels an image, all that are likelier than not.
+    If images have several labels, write all labels with a probability above one half.
 
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: there is no image that can be read, or `out` cannot be written.
+        UsageError: no image can be read, or `out` cannot be written.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
-        raise UsageError("no such folder", where=str(folder), hint="a folder of images, at any depth")
+        raise UsageError("no such folder", where=str(folder), hint="give a folder of images, at any depth")
     if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(out.parent), hint="create it first")
     files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     names = sorted(files, key=natural_key)
     if not names:
         check_kind(folder, "a folder of images", (Kind.FOLDER,))
-        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+        raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
     checked = scan(folder, names)
     readable = [name for name in names if checked[name].cause is None]
     unreadable = [{"path": name, "cause": checked[name].cause} for name in names if checked[name].cause is not None]
@@ -72,7 +72,9 @@ def predict(
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
     recipe, base = built.recipe, built.base
     if not TASKS[recipe.task].tells_classes:
-        raise UsageError(f"a base for {base.task} predicts no classes", where=str(path), hint="a classifier's run")
+        raise UsageError(
+            f"a base for {base.task} predicts no classes", where=str(path), hint="use a run with task: classification"
+        )
     processes = join(recipe.train)
     model = built.model.to(processes.device).eval()
     look = Look(base.image_size, base.mean, base.std)
@@ -105,7 +107,7 @@ def _likeliest(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
 
 
 def _several(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
-    """The labels of every image that are likelier than not, the likeliest first."""
+    """The labels of every image with a probability above one half, the likeliest first."""
     for probabilities in logits.sigmoid().tolist():
         pairs = sorted(zip(probabilities, names, strict=True), reverse=True)
         found = [(name, f"{probability:.6f}") for probability, name in pairs if probability > 0.5]
@@ -114,5 +116,5 @@ def _several(logits: Tensor, names: Sequence[str]) -> Iterator[Row]:
 
 
 def _names(known: Sequence[str], outputs: int) -> list[str]:
-    """What the outputs stand for: numbers, where no name is known."""
+    """The class name of every output, or its number if the name is unknown."""
     return [*known, *map(str, range(len(known), outputs))]

@@ -112,7 +112,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "output nobody may write": (train("--out", "/proc/run"), 2, ("/proc/run: cannot write",)),
     "resume of a missing folder": (train("--resume", "nowhere"), 2, ("nowhere", "no such run folder", "--resume auto")),
     "resume of another folder": (train("--resume", "run", "--out", "other"), 2, ("other, run", "give one of them")),
-    "resume of no run": (train("--resume", "photos"), 2, ("photos", "holds no whole checkpoint")),
+    "resume of no run": (train("--resume", "photos"), 2, ("photos", "holds no intact checkpoint")),
     "automatic resume of no run": (train("--resume", "auto", "--out", "photos"), 2, ("photos", "holds no run")),
     "resume with another rank": ((*RUN, "adapter.rank=3", "--resume", "run"), 2, ("other tensors", "recipe")),
     "resume with another optimizer": (

@@ -327,7 +327,7 @@ def test_diffusers_own_unet_is_adapted(recipes: Path, cli: Cli) -> None:
     ("words", "says"),
     [
         (("train", "quickstart", "task=diffusion"), "task: glyphs_vit is a base for classification, not for diffusion"),
-        (("train", "quickstart", "diffusion.steps=10"), "diffusion: means nothing to the task classification"),
+        (("train", "quickstart", "diffusion.steps=10"), "diffusion: does not apply to the task classification"),
         (("train", "ADAPTER", "task=classification"), "task: cfg_unet is a base for diffusion, not for classification"),
         (
             ("train", "ADAPTER", "model={name: cfg_unet, pretrained: false, kwargs: {classes: 9}}"),

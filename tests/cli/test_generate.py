@@ -247,8 +247,8 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--classes", "0,11"), "--classes: the model knows no class '11' (it knows 0, 1, 2, 3, 4, 5, 6, 7, …)"),
-        (("--classes", ""), "--classes: the model knows no class ''"),
+        (("--classes", "0,11"), "--classes: the model has no class '11' (it has 0, 1, 2, 3, 4, 5, 6, 7, …)"),
+        (("--classes", ""), "--classes: the model has no class ''"),
         (("--num", "0"), "--num: 0 images (1 or more)"),
         (("--sampler", "dpm"), "--sampler: unknown sampler 'dpm' (did you mean '"),
         (("--steps", "1001"), "--steps: 1001 steps of noise that has 1000 (1 to 1000)"),
@@ -301,7 +301,7 @@ def test_an_interrupt_leaves_whole_images_and_says_so(
     words = ("generate", file, "--out", "out", "--num", 40, "--steps", 2, "--batch-size", 16)
     result = cli(*words)
     assert result.code == 130
-    assert f"{16 * when} of 40 images are there" in result.message
+    assert f"{16 * when} of 40 images are written" in result.message
     assert len(pngs("out")) == 16 * when
     for name in pngs("out"):
         assert np.asarray(Image.open(Path("out/images", name))).shape == (8, 8, 3)

@@ -69,7 +69,7 @@ def test_a_run_learns_the_labels_and_is_chosen_by_mean_average_precision(
     rows = run_cli("eval", "run", "--json").json()["per_class"]
     assert [row["class"] for row in rows] == list(COLOURS)
     assert sum(row["average_precision"] for row in rows) / 3 == pytest.approx(found["metrics"]["map"])
-    assert "no classes to confuse" in run_cli("eval", "run", "--plot", "confusion.svg").message
+    assert "no confusion matrix" in run_cli("eval", "run", "--plot", "confusion.svg").message
     assert not Path("run/confusion.csv").exists()
 
 

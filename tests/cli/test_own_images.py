@@ -174,7 +174,7 @@ def test_the_confusion_matrix_is_a_picture(ending: str, own: Path, cli: Cli) -> 
         assert b"taken for" in content or b"true class" in content or len(content) > 5_000
     refused = cli("eval", own / "run", f"data.name={own / 'numbers'}", "--plot", "confusion.docx")
     assert refused.code == 2
-    assert "cannot write the picture" in refused.message
+    assert "cannot write the plot" in refused.message
 
 
 def test_data_with_fewer_classes_are_labelled_by_name(own: Path, cli: Cli) -> None:
@@ -191,7 +191,7 @@ def test_a_class_that_the_model_does_not_know_is_named(own: Path, cli: Cli) -> N
     (Path("other") / "one").rename(Path("other") / "oen")
     result = cli("eval", own / "run", "data.name=other")
     assert result.code == 2
-    assert "the model knows no class 'oen' (did you mean 'one'?)" in result.message
+    assert "the model has no class 'oen' (did you mean 'one'?)" in result.message
 
 
 def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> None:

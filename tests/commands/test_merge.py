@@ -126,7 +126,7 @@ def test_unmerging_is_measured_against_a_base_that_is_at_hand(adapter: Path, cli
     assert done["max_abs_error"] <= done["rounding_bound"] < 1e-6
     result = cli(*words, "--base", GLYPHS, "--force")  # never merged
     assert result.code == 3
-    assert "unmerging leaves the base off by" in result.message
+    assert "the unmerged weights differ from the base by" in result.message
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -195,7 +195,7 @@ def test_the_base_itself_is_replaced_only_by_force(out: str, force: bool, cli: C
     result = cli("merge", "adapter.safetensors", "--base", base, "--out", out, *["--force"][: int(force)])
     if not force:
         assert result.code == 2
-        assert f"{Path(out)}: that is the base itself" in result.message
+        assert f"{Path(out)}: the output is the base itself" in result.message
         assert contents(Path()) == before
         return
     assert result.code == 0
@@ -219,8 +219,8 @@ def test_force_replaces_no_folder_with_anything_else_in_it(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("base", "out", "says"),
     [
-        ("base.safetensors", "taken", "taken: is a folder, and the base is one file"),
-        ("big", "out.safetensors", "out.safetensors: is a file, and the base is in shards"),
+        ("base.safetensors", "taken", "taken: is a folder, but the base is a single file"),
+        ("big", "out.safetensors", "out.safetensors: is a file, but the base is in shards"),
         ("base.safetensors", "nowhere/out.safetensors", "nowhere: no such folder"),
         ("big/model-00001-of-00003.safetensors", "out.safetensors", "is missing"),
         ("none.safetensors", "out.safetensors", "none.safetensors: no such file"),

@@ -231,5 +231,5 @@ def test_a_base_that_is_trained_itself_is_not_spread(cli: Cli) -> None:
     result = together("train", *words, "train.shard_base=true", "--out", "run")
     assert result.code == 1
     (line,) = spoken(result)
-    assert "without an adapter there is no frozen base" in line
+    assert "without one there is no frozen base" in line
     assert not Path("run").exists()
