@@ -198,8 +198,8 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.attach(model, rnak=2, name="new"), "unknown knob 'rnak'"),
         (lambda model: superlora_cli.attach(model, name="new", head="tail"), "'tail' matches no parameter"),
         (lambda model: superlora_cli.attach(model, ["head"], name="new", head="head"), "adapted and trained as a head"),
-        (lambda model: superlora_cli.attach(model, [3], name="new"), "targets: .* is no list of names"),
-        (lambda model: superlora_cli.attach(model, name="new", head=3), "head: 3 is no list of names"),
+        (lambda model: superlora_cli.attach(model, [3], name="new"), "targets: .* is not a list of names"),
+        (lambda model: superlora_cli.attach(model, name="new", head=3), "head: 3 is not a list of names"),
         (lambda model: superlora_cli.attach(model, name=3), "'3' cannot be the name"),
     ],
 )
@@ -302,7 +302,7 @@ def test_what_is_trained_outside_the_adapter_is_not_lost_silently(tmp_path: Path
     model = vit()
     superlora_cli.attach(model, method="lora", rank=2)
     model.norm.weight.requires_grad_(True)
-    with pytest.raises(UsageError, match=r"norm.weight: is trained, and would not be saved"):
+    with pytest.raises(UsageError, match=r"norm.weight: is trained but would not be saved"):
         superlora_cli.save(model, tmp_path / "lost.safetensors")
     assert not list(tmp_path.iterdir())
 

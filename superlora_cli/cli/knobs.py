@@ -130,7 +130,9 @@ def _rank(text: str) -> Any:
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if part != "full" and not part.isdecimal():
-            raise UsageError(f"'{part}' is not a rank", where="--rank", hint="an integer, or one per mode: full,4,4")
+            raise UsageError(
+                f"'{part}' is not a rank", where="--rank", hint="a whole number, or one per mode: full,4,4"
+            )
     ranks = tuple("full" if part == "full" else int(part) for part in parts)
     return ranks[0] if len(ranks) == 1 and ranks != ("full",) else ranks
 
@@ -148,7 +150,7 @@ def _terms(text: str) -> int | str:
     if text == "full":
         return text
     if not text.strip().lstrip("-").isdecimal():
-        raise UsageError(f"'{text}' is not a number of terms", where="--terms", hint="an integer, or full")
+        raise UsageError(f"'{text}' is not a number of terms", where="--terms", hint="a whole number, or full")
     return int(text)
 
 

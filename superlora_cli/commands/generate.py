@@ -87,7 +87,7 @@ def generate(
     chosen = _choose(classes, names, len(built.class_names) or len(names))
     conditional = names != [ANY]
     if guidance and not conditional:
-        raise UsageError("guidance needs classes, and the model has none", where="--guidance", hint="leave it out")
+        raise UsageError("the model has no classes to guide towards", where="--guidance", hint="leave it out")
     weight = (GUIDANCE if conditional else 0.0) if guidance is None else guidance
     schedule = _schedule(built.recipe)
     taken = schedule.checked_steps(sampler, steps)

@@ -128,8 +128,8 @@ def test_another_base_is_refused(name: str, runs: dict[str, Path], tmp_path: Pat
         (("export", "lora and norms", "--to", "peft-lora"), "26 tensors of the base were trained directly"),
         (("export", "bitfit", "--to", "diffusers-lora"), "were trained directly"),
         (("combine", "probe", "probe"), "no weight is adapted"),
-        (("merge", "probe", "--unmerge", "--base", "merged"), "a head took the place of the base's"),
-        (("merge", "bitfit", "--unmerge", "--base", "merged"), "38 tensors took the place of the base's"),
+        (("merge", "probe", "--unmerge", "--base", "merged"), "the adapter replaces the head of the base"),
+        (("merge", "bitfit", "--unmerge", "--base", "merged"), "the adapter replaces 38 tensors of the base"),
     ],
 )
 def test_what_has_no_place_for_it_says_so(

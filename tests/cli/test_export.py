@@ -128,7 +128,7 @@ REFUSED = [
     (["--to", "peft-lora", "--energy", "nan"], "energy is nan"),
     (["--to", "delta", "--rank", "2"], "--rank"),
     (["--to", "timm", "--energy", "0.5"], "--energy"),
-    (["--to", "diffusers-lora"], "no model of diffusers"),
+    (["--to", "diffusers-lora"], "not a diffusers model"),
     (["--to", "peft-lora", "--out", "taken"], "the folder exists"),
     (["--to", "delta", "--out", "lora.safetensors"], "the file exists"),
     (["--to", "delta", "--out", "nowhere/x"], "no such folder"),

@@ -220,12 +220,12 @@ def test_a_bare_base_generates_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads(Path("out/manifest.json").read_text())["adapter"] is None
 
 
-def test_classification_generates_nothing(trained: Path, cli: Cli) -> None:
+def test_classification_cannot_generate_images(trained: Path, cli: Cli) -> None:
     for source in (trained, trained / "adapter.safetensors"):
         result = cli("generate", source, "--out", "out")
         assert result.code == 2
-        assert "a classification run generates nothing" in result.message
-    assert "a classification base generates nothing" in cli("generate", "glyphs_vit", "--out", "out").message
+        assert "a classification run cannot generate images" in result.message
+    assert "a classification base cannot generate images" in cli("generate", "glyphs_vit", "--out", "out").message
     assert not Path("out").exists()
 
 

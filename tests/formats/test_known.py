@@ -77,6 +77,6 @@ def test_the_formats_are_described_without_torch() -> None:
 def test_a_module_whose_name_ends_like_the_heads_is_refused_for_peft() -> None:
     lora = Lora(torch.zeros(2, 4), torch.zeros(4, 2))
     head = {"classifier.weight": torch.zeros(2, 4)}
-    with pytest.raises(UsageError, match=r"pre_classifier: PEFT takes it for the head as well \(classifier\)"):
+    with pytest.raises(UsageError, match=r"pre_classifier: PEFT would mistake it for the head \(classifier\)"):
         peft_files({"in_conv": lora}, modules=["in_conv", "pre_classifier", "classifier"], base="lowformer_b0",
                    head=head, errors={"in_conv": 0.0})  # fmt: skip
