@@ -123,8 +123,8 @@ def test_the_metric_is_that_of_scikit_learn() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("data.balance=true", "data.balance: images have several labels, no one class"),
-        ("data.name=digits", "data.multi_label: 'digits' is no folder of images"),
+        ("data.balance=true", "data.balance: cannot balance images with several labels"),
+        ("data.name=digits", "data.multi_label: 'digits' is not a folder of images"),
     ],
 )
 def test_what_does_not_go_with_several_labels_is_one_clear_error(

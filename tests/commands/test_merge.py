@@ -252,7 +252,10 @@ OTHERS: dict[str, tuple[Alter, str]] = {
         f"{SECOND} is [192, 32] in the file and [192, 64] in the model",
     ),
     "one more": (lambda base: base.update(more=torch.zeros(2)), "more is [2] in the file and missing in the model"),
-    "other bytes": (lambda base: base[SECOND][130].add_(1), "the first weight that differs is blocks.1.attn.qkv[128:192]"),
+    "other bytes": (
+        lambda base: base[SECOND][130].add_(1),
+        "the first weight that differs is blocks.1.attn.qkv[128:192]",
+    ),
     "another dtype": (
         lambda base: base.update({name: tensor.bfloat16() for name, tensor in base.items()}),
         "the base is stored as bfloat16, the adapter was trained on float32",

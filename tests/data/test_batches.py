@@ -57,7 +57,7 @@ def read(images: Images) -> list[int]:
 
 
 def test_a_worker_that_ends_is_one_clear_error() -> None:
-    with pytest.raises(RunError, match=r"data\.workers: a loader worker ended before its time .*fewer"):
+    with pytest.raises(RunError, match=r"data\.workers: a loader worker ended unexpectedly .*fewer"):
         read(Images(deadly=True))
 
 
@@ -69,7 +69,7 @@ def test_a_worker_that_ends_in_the_middle_of_a_batch_is_the_same_error(
         raise error
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
-    with pytest.raises(RunError, match="a loader worker ended before its time"):
+    with pytest.raises(RunError, match="a loader worker ended unexpectedly"):
         read(Images(deadly=False))
 
 
@@ -83,7 +83,7 @@ def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_e
         raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 9.")
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", interrupted)
-    with pytest.raises(RunError, match="a loader worker ended before its time"):
+    with pytest.raises(RunError, match="a loader worker ended unexpectedly"):
         read(Images(deadly=True))
 
 

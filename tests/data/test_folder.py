@@ -56,8 +56,8 @@ def test_what_cannot_be_read_is_left_out_and_named(pets: Path) -> None:
     assert sum(sizes(splits)) == 11
     assert [file.path for file in splits.unreadable] == ["pets/b/3.png", "pets/c/text.jpg"]
     (note,) = splits.notes
-    assert note.startswith("left out 2 of 13 images, which cannot be read: pets/b/3.png (")
-    assert "pets/c/text.jpg (an unknown format, or damaged)" in note
+    assert note.startswith("left out 2 of 13 images that cannot be read: pets/b/3.png (")
+    assert "pets/c/text.jpg (unknown format, or damaged)" in note
 
 
 def test_a_note_names_a_few(pets: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_changed_file_is_looked_at_again(pets: Path, decoded: list[str]) -> No
     path.write_bytes(bytes(before.st_size))  # of the same size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     picture(5).save(pets / "a" / "new.png")
-    assert splits_of(pets).unreadable == (Unreadable("pets/a/1.png", "an unknown format, or damaged"),)
+    assert splits_of(pets).unreadable == (Unreadable("pets/a/1.png", "unknown format, or damaged"),)
     assert sorted(decoded) == ["1.png", "new.png"]
 
 
@@ -225,7 +225,7 @@ def test_a_long_look_shows_a_bar_on_a_terminal_only(
     monkeypatch.setattr(scan, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", screen := Terminal() if terminal else io.StringIO())
     splits_of(pets)
-    assert ("looking at the images" in screen.getvalue()) == terminal
+    assert ("checking the images" in screen.getvalue()) == terminal
     assert terminal or not screen.getvalue()
 
 
@@ -236,7 +236,7 @@ def test_quiet_is_without_that_bar_too(quiet: bool, cli: Cli, monkeypatch: pytes
     write_folder(Path("pets"))
     result = cli("train", "quickstart", "data.name=pets", *QUICK, *(["--quiet"] if quiet else []))
     assert result.code == 0, result.err
-    assert ("looking at the images" in result.err) != quiet
+    assert ("checking the images" in result.err) != quiet
     assert not quiet or not result.err
 
 
@@ -263,7 +263,7 @@ def test_an_image_that_breaks_later_ends_the_run_in_one_line(
     spoil(Path("pets/b/3.png"))
     result: Any = cli("train", "quickstart", "data.name=pets", *QUICK[:-1], f"data.workers={workers}", "train.steps=5")
     assert result.code == 2
-    assert "pets/b/3.png: no image that can be read" in result.message
+    assert "pets/b/3.png: cannot be read as an image" in result.message
     assert result.message.endswith("(replace or remove it)")
 
 

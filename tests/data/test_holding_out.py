@@ -108,14 +108,14 @@ def test_few_test_images_of_a_class_are_said(tmp_path: Path) -> None:
     for number in range(2, 60):
         (tmp_path / "c" / f"{number}.png").unlink()
     (note,) = content_splits(tmp_path).notes
-    assert note == "classes of fewer than 5 test images, whose accuracy says little: b (2), c (0)"
+    assert note == "classes with fewer than 5 test images, too few for a meaningful accuracy: b (2), c (0)"
 
 
 def test_copies_of_training_images_among_test_images_are_said(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", count=10)
     write_folder(tmp_path / "test", count=6)  # of which all are in train too
     note = content_splits(tmp_path).notes[0]
-    assert note.endswith("of 18 test images are training images as well")
+    assert note.endswith("of 18 test images are also training images")
     assert 12 < int(note.partition(" ")[0]) <= 18
 
 
@@ -157,12 +157,12 @@ def test_other_data_than_the_run_was_trained_on_are_said(cli: Cli) -> None:
 @pytest.mark.usefixtures("run")
 def test_images_that_were_trained_on_are_not_scored_without_a_word(cli: Cli) -> None:
     found = cli("eval", "run", "data.validation=0.4", "--json").json()
-    seen = [note for note in found["notes"] if note.endswith("of 24 test images are training images as well")]
+    seen = [note for note in found["notes"] if note.endswith("of 24 test images are also training images")]
     assert len(seen) == 1
     shutil.copytree("pets", "copies/train")
     shutil.copytree("pets", "copies/test")
     notes = cli("eval", "run", "data.name=copies", "--json").json()["notes"]
-    assert "48 of 60 test images are training images as well" in notes
+    assert "48 of 60 test images are also training images" in notes
 
 
 def test_a_run_of_before_goes_on_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:

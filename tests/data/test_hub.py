@@ -138,7 +138,7 @@ def test_an_image_that_cannot_be_read_is_named() -> None:
     broken = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
     images = [{"bytes": b"no image", "path": None}] * 4
     datasets.Dataset.from_dict({"image": images, "label": [0] * 4}, broken).save_to_disk("pets")
-    with pytest.raises(UsageError, match=r"^image \d of pets, train: no image that can be read"):
+    with pytest.raises(UsageError, match=r"^image \d of pets, train: cannot be read as an image"):
         splits_of("hfds/pets").train[0]
 
 
@@ -230,14 +230,14 @@ def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -
         splits_of("hfds/beans")
     assert str(caught.value) == (
         "data.name: no folder 'beans', and no such Hugging Face data set in the cache "
-        "(the name of a folder, or data.download=true where there is a network)"
+        "(give a folder, or set data.download=true (needs a network))"
     )
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     with pytest.raises(UsageError) as caught:
         splits_of("hfds/beans", download=True)
     assert str(caught.value) == (
         "data: cannot read data set 'hfds/beans': Name or service not known "
-        "(name a folder that holds it, or see to the network)"
+        "(give a folder that holds it, or check the network)"
     )
     assert time.monotonic() - started < 10
 

@@ -123,7 +123,7 @@ def test_what_is_broken_says_so_in_one_line(kind: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in cause
     with pytest.raises(UsageError) as caught:
         open_rgb(path)
-    assert str(caught.value) == f"{path}: no image that can be read: {cause} (replace or remove it)"
+    assert str(caught.value) == f"{path}: cannot be read as an image: {cause} (replace or remove it)"
 
 
 def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:

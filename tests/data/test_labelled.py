@@ -96,9 +96,9 @@ def test_a_label_of_no_image_that_can_be_read_is_an_error(tmp_path: Path) -> Non
         ("file,labels\n1.png,cat\n\n7.png,cat", ":4", "no such image '7.png'"),
         ("file,labels\n,cat", ":2", "no such image ''"),
         ("file,labels\n1.png,cat,dog", ":2", "3 values in 2 columns"),
-        ("file,labels\n1.png,cat\n1.png,dog", ":3", "is there already"),
+        ("file,labels\n1.png,cat\n1.png,dog", ":3", "is listed twice"),
         ("file,labels\n1.png,\n2.png,", "", "no training image has a label"),
-        ("file,labels\n", "", "names no training images"),
+        ("file,labels\n", "", "lists no training images"),
         ("file,labels\n1.png,cat\ntest/8.png,cow", ":3", "label 'cow' has no training images"),
     ],
 )

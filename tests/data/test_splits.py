@@ -96,7 +96,7 @@ def test_fewer_images_than_batches_a_step_are_refused(passes: int, processes: in
     if length >= passes * processes:
         assert deal().batch_size == min(8, length // (passes * processes))
         return
-    with pytest.raises(UsageError, match=f"{length} training images for {passes * processes} batches a step"):
+    with pytest.raises(UsageError, match=f"{length} training images for {passes * processes} batches per step"):
         deal()
 
 
@@ -264,7 +264,7 @@ def test_a_class_keeps_its_number_where_another_is_missing_from_the_test_images(
         (lambda root: None, "holds no images"),
         (
             lambda root: (write_images(root), (root / "a" / "0.png").rename(root / "x.png")),
-            "1 images outside of a class",
+            "1 images outside class folders",
         ),
         (
             lambda root: (write_images(root / "train"), write_images(root / "val", classes="abd")),

@@ -182,7 +182,7 @@ def test_what_is_missing_is_said_in_one_line(name: str, tmp_path: Path) -> None:
         splits_of(name, root=str(tmp_path))
     line = str(caught.value)
     assert line.startswith(f"data: cannot read data set '{name}': ")
-    assert line.endswith(f"(put the data under '{tmp_path}', or set data.download=true where there is a network)")
+    assert line.endswith(f"(put the data under '{tmp_path}', or set data.download=true (needs a network))")
     assert "\n" not in line
     assert "download=True" not in line
 
@@ -204,7 +204,7 @@ def test_without_a_network_a_download_ends_in_one_line(
     assert time.monotonic() - started < 10
     assert set(limits) == {15}
     assert socket.getdefaulttimeout() is None
-    assert str(caught.value).endswith(f"(put the data under '{tmp_path}', or see to the network)")
+    assert str(caught.value).endswith(f"(put the data under '{tmp_path}', or check the network)")
     assert "\n" not in str(caught.value)
 
 
