@@ -251,7 +251,7 @@ def test_frozen_factors_of_another_base_are_not_saved_nor_loaded(tmp_path: Path)
     with pytest.raises(MismatchError, match="not the base"):
         superlora_cli.load(vit(seed=1), tmp_path / "xs.safetensors", allow_base_mismatch=True)
     model.load_state_dict(vit(seed=1).state_dict(), strict=False)
-    with pytest.raises(MismatchError, match=r"changed since .attach after they are loaded"):
+    with pytest.raises(MismatchError, match=r"changed since .load weights before attaching"):
         superlora_cli.save(copy.deepcopy(model), tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()
     loaded = vit()

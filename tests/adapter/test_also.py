@@ -183,10 +183,10 @@ def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["adapter={method: none}"], "nothing is trained"),
-        (["adapter={method: bitfit, also: []}"], "nothing is trained"),
+        (["adapter={method: none}"], "nothing would be trained"),
+        (["adapter={method: bitfit, also: []}"], "nothing would be trained"),
         (["adapter={method: none, groups: 4}"], "groups 4 with method none"),
-        (["adapter=none"], "{method: none} trains the head alone; leave adapter out to train the whole base"),
+        (["adapter=none"], "{method: none} trains only the head; leave adapter out to train the whole base"),
         (["adapter.also=[biases]"], "expected 'bias' or 'norm', got 'biases' (did you mean 'bias'?)"),
         (["adapter.also=[bias,bias]"], "also is ['bias', 'bias']"),
     ],

@@ -136,5 +136,5 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_bytes_are_called_by_the_name_given() -> None:
-    with pytest.raises(UsageError, match=r"^image 3 of cats: no image"):
+    with pytest.raises(UsageError, match=r"^image 3 of cats: cannot be read as an image"):
         open_rgb(io.BytesIO(b"no image"), name="image 3 of cats")

@@ -89,7 +89,7 @@ def test_what_it_does_not_take_and_what_is_near_it_are_told() -> None:
         splits_of("toy", config="small")
     with pytest.raises(UsageError, match=r"unknown data set 'toi' \(did you mean 'toy'\?\)"):
         splits_of("toi")
-    with pytest.raises(UsageError, match=r"a name like torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
+    with pytest.raises(UsageError, match=r"a name such as torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
         splits_of("0/0")
     with pytest.raises(UsageError, match="there is a kind of data 'toy' already"):
         SOURCES.add("toy", Toy())

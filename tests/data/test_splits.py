@@ -260,7 +260,7 @@ def test_a_class_keeps_its_number_where_another_is_missing_from_the_test_images(
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda root: write_images(root / "test"), "holds test, but no train"),
+        (lambda root: write_images(root / "test"), "holds test but no train"),
         (lambda root: None, "holds no images"),
         (
             lambda root: (write_images(root), (root / "a" / "0.png").rename(root / "x.png")),
