@@ -64,7 +64,7 @@ def _trained(run: RunFolder) -> bool:
 
 def _train(recipe: Recipe, run: RunFolder, console: Console, *, quiet: bool) -> None:
     """Train from the newest usable checkpoint, or from the start if there is none."""
-    checkpoint = run.whole_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    checkpoint = run.intact_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
     try:
         try:
             train_run(recipe, run, console, join(recipe.train), resume=checkpoint, quiet=quiet)

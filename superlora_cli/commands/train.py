@@ -216,7 +216,7 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
         raise UsageError(
             "no such run folder", where=str(run.path), hint="--resume auto starts a new run if there is none"
         )
-    found, damaged = run.whole_checkpoint()
+    found, damaged = run.intact_checkpoint()
     if found is None:
         hint = damaged[0] if damaged else "set train.checkpoint_every, or start over with --force"
         raise UsageError("holds no intact checkpoint", where=str(run.path), hint=hint)

@@ -124,7 +124,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     # adapters
     "missing run": (("eval", "nowhere"), 2, ("nowhere", "no such run or adapter")),
     "folder without run": (("eval", "photos"), 2, ("photos", "adapter.safetensors")),
-    "truncated": (("eval", "truncated.safetensors"), 2, ("truncated.safetensors", "not a whole safetensors file")),
+    "truncated": (("eval", "truncated.safetensors"), 2, ("truncated.safetensors", "not a valid safetensors file")),
     "tampered": (("eval", "tampered.safetensors"), 2, ("tampered.safetensors", "checksum")),
     "newer format": (("inspect", "newer.safetensors"), 2, ("newer.safetensors", "format 9", "update superlora")),
     "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "checksum")),
@@ -230,7 +230,7 @@ def test_a_folder_that_another_process_writes_is_refused(work: Path, cli: Cli) -
         for words in (("--resume", "run"), ("--out", "run", "--force"), ("--out", "run", "--resume", "auto")):
             result = cli(*RUN, *words)
             assert result.code == 2
-            assert "run: another run is writing there (wait for it, or choose another --out)" in result.message
+            assert "run: another run is writing to it (wait for it, or choose another --out)" in result.message
     assert contents(work) == before
     assert cli(*RUN, "--resume", "run").code == 0  # the lock went with its holder
 

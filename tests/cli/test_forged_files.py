@@ -60,7 +60,7 @@ def test_a_changed_bit_of_a_trained_base_is_found(cli: Cli) -> None:
     file.write_bytes(content)
     result = cli("eval", "run")
     assert result.code == 2
-    assert "run/model.safetensors: the checksum does not match what is in the file" in result.message
+    assert "run/model.safetensors: the checksum does not match the contents of the file" in result.message
 
 
 def test_names_from_a_file_do_not_reach_a_terminal_as_commands(adapter: Path, cli: Cli) -> None:

@@ -224,7 +224,7 @@ def test_force_replaces_no_folder_with_anything_else_in_it(cli: Cli) -> None:
         ("base.safetensors", "nowhere/out.safetensors", "nowhere: no such folder"),
         ("big/model-00001-of-00003.safetensors", "out.safetensors", "is missing"),
         ("none.safetensors", "out.safetensors", "none.safetensors: no such file"),
-        ("cut.safetensors", "out.safetensors", "cut.safetensors: not a whole safetensors file"),
+        ("cut.safetensors", "out.safetensors", "cut.safetensors: not a valid safetensors file"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_written(base: str, out: str, says: str, cli: Cli) -> None:

@@ -51,7 +51,9 @@ def test_a_format_from_outside_is_exported_to(cli: Cli) -> None:
     assert norms == {name: f"{delta.norm():.3g}" for name, delta in deltas_of(file).items()}
     assert "the file exists" in cli("export", file, "--to", "toy", "--out", "norms.txt").message
     assert cli("export", file, "--to", "toy", "--out", "norms.txt", "--force").code == 0
-    assert "toy is exact and takes no limit" in cli("export", file, "--to", "toy", "--rank", "2", "--out", "new").message
+    assert (
+        "toy is exact and takes no limit" in cli("export", file, "--to", "toy", "--rank", "2", "--out", "new").message
+    )
     Path("taken").mkdir()
     assert "toy is a file" in cli("export", file, "--to", "toy", "--out", "taken").message
     assert "did you mean 'toy'?" in cli("export", file, "--to", "toys", "--out", "new").message

@@ -153,7 +153,7 @@ def test_recomputed_activations_give_the_same_gradients(dropout: float) -> None:
         ("cfg_unet", {"channels": 20}, r"refuses its arguments: num_channels \(20\) must be divisible by num_groups"),
         ("cfg_unet", {"channels": "wide"}, "refuses its arguments"),
         ("cfg_unet", {"blocks": 0}, "sizes must be at least 1"),
-        ("cfg_unet", {"image_size": 28}, "4 levels halve images of 28 to a fraction of a pixel"),
+        ("cfg_unet", {"image_size": 28}, "4 levels cannot halve images of 28 pixels evenly"),
         ("glyphs_unet", {"depth": 6}, "has no argument 'depth'"),
         ("diffusers", {"channels": 8}, "has no argument 'channels'"),
         ("diffusers", {"path": "nowhere"}, "holds no config.json"),
@@ -167,7 +167,7 @@ def test_arguments_that_cannot_be_are_one_clear_error(name: str, kwargs: dict[st
 
 
 def test_without_weights_of_its_own_it_does_not_pretend() -> None:
-    with pytest.raises(UsageError, match="no weights of its own") as caught:
+    with pytest.raises(UsageError, match="no pretrained weights") as caught:
         build(ModelSection(name="cfg_unet"), classes=None)
     assert "model.checkpoint=FILE" in str(caught.value.hint)
 

@@ -70,7 +70,7 @@ def test_rows_are_selected_of_all_heads() -> None:
 
 
 def test_a_model_without_a_classifier_is_refused() -> None:
-    with pytest.raises(UsageError, match="deepseek_vit_412m_enc has no classifier that could be trained anew"):
+    with pytest.raises(UsageError, match="deepseek_vit_412m_enc has no classifier to replace by a new head"):
         build(ModelSection(name="deepseek_vit_412m_enc", pretrained=False), classes=3, weights=False)
 
 

@@ -198,7 +198,8 @@ def test_overrides_create_what_is_missing_and_the_last_one_counts(write: Write) 
         ("batch_size=3", "unknown key 'batch_size' (belongs under train: or under eval:)"),
         ("batchsize=3", "unknown key 'batchsize' (did you mean 'train.batch_size'?)"),
         ("train.steps=many", "expected a whole number ≥ 1, got 'many'"),
-        ("train.optimizer={name: SGD}", "train.optimizer.lr: missing, expected a number ≥ 0 (SGD has no default learning rate)"),
+        ("train.optimizer={name: SGD}", "train.optimizer.lr: missing, expected a number ≥ 0 (SGD has no default "
+         "learning rate)"),
         ("train.steps", "expected KEY=VALUE (e.g. adapter.rank=2)"),
         ("a..b=1", "expected KEY=VALUE (e.g. adapter.rank=2)"),
         ("adapter.targets.5=q", "index 5 is out of range: adapter.targets has 2 items"),

@@ -47,8 +47,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(
     spoil(newest)
     result = cli("train", *QUICK, "--resume", "run", "--quiet")
     assert result.code == 0, result.err
-    assert "run/checkpoints/step-000006 is passed over: " in result.err
-    assert "step-000006 is passed over: " in (run / "log.txt").read_text()
+    assert "run/checkpoints/step-000006 is skipped: " in result.err
+    assert "step-000006 is skipped: " in (run / "log.txt").read_text()
     assert (run / "adapter.safetensors").read_bytes() == (trained / "adapter.safetensors").read_bytes()
     assert damage(newest) is None  # written anew
 
@@ -58,7 +58,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(run: Path, cli: Cli) -> Non
         flipped(checkpoint / "state.pt")
     result = cli("train", *QUICK, "--resume", "auto", "--out", "run")
     assert result.code == 2
-    assert "run: holds no intact checkpoint (run/checkpoints/step-000006 is passed over: state.pt is" in result.message
+    assert "run: holds no intact checkpoint (run/checkpoints/step-000006 is skipped: state.pt is" in result.message
 
 
 def test_checkpoints_from_before_there_were_sums_are_resumed(run: Path, trained: Path, cli: Cli) -> None:

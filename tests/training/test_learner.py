@@ -169,7 +169,7 @@ def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
         ({"optimizer": {"name": "AdmW", "lr": 0.1}}, "unknown optimizer 'AdmW'"),
         ({"optimizer": {"name": "SGD", "lr": 0.1, "betas": [0.9, 0.9]}}, "SGD refuses its arguments"),
         ({"scheduler": {"name": "StepLR"}}, "StepLR refuses its arguments"),
-        ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR warms up itself"),
+        ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR has its own warm-up"),
     ],
 )
 def test_what_this_loop_cannot_run_is_refused_with_the_reason(keys: dict[str, Any], why: str) -> None:

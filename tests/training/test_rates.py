@@ -102,5 +102,5 @@ def test_batches_that_differ_do_not_end_it() -> None:
 
 
 def test_where_nothing_depends_on_the_rate_none_is_proposed() -> None:
-    with pytest.raises(RunError, match="has not risen up to a learning rate of 237"):
+    with pytest.raises(RunError, match="did not rise up to a learning rate of 237"):
         found(Valley(0.0))

@@ -77,7 +77,7 @@ def test_a_built_header_is_one_that_the_library_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 4, 40, -1])
 def test_a_truncated_file_is_refused_by_its_name(kept: int, single: Path) -> None:
     single.write_bytes(single.read_bytes()[:kept])
-    with pytest.raises(UsageError, match="not a whole safetensors file") as error:
+    with pytest.raises(UsageError, match="not a valid safetensors file") as error:
         read(single)
     assert error.value.where == str(single)
 
