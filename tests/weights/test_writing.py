@@ -61,9 +61,9 @@ def test_a_source_that_is_cut_meanwhile_is_said(tmp_path: Path) -> None:
         shard = source.shards[0]
         (tmp_path / "source").write_bytes(shard.header.raw)
         draft.lay_out(tmp_path / "made", shard.header)
-        with pytest.raises(UsageError, match="the file was cut while it was read"):
+        with pytest.raises(UsageError, match="the file was truncated while it was read"):
             draft.copy("b", shard)
-        with pytest.raises(UsageError, match="the file was cut while it was read"):
+        with pytest.raises(UsageError, match="the file was truncated while it was read"):
             source.tensor("b")
 
 
