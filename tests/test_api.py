@@ -181,7 +181,7 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
     superlora_cli.load(other, tmp_path / "cars.safetensors", allow_base_mismatch=True)
     assert other.superlora.active == "default"
     wide = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=64, depth=2, num_heads=2)
-    with pytest.raises(MismatchError, match="targets are not the ones"):
+    with pytest.raises(MismatchError, match="targets do not match"):
         superlora_cli.load(wide, tmp_path / "cars.safetensors", allow_base_mismatch=True)
 
 
@@ -192,15 +192,15 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.detach(model, "dogs"), "no adapter 'dogs'"),
         (lambda model: superlora_cli.save(model, "never.safetensors", name="dogs"), "no adapter 'dogs'"),
         (lambda model: superlora_cli.attach(model, name="pets"), "adapter 'pets' already"),
-        (lambda model: superlora_cli.attach(model, name="a.b"), "cannot be the name"),
-        (lambda model: superlora_cli.attach(model, name="factors"), "cannot be the name"),
+        (lambda model: superlora_cli.attach(model, name="a.b"), "is not a valid name"),
+        (lambda model: superlora_cli.attach(model, name="factors"), "is not a valid name"),
         (lambda model: superlora_cli.attach(model, ["nowhere"], name="new"), "'nowhere' matches no weight"),
         (lambda model: superlora_cli.attach(model, rnak=2, name="new"), "unknown knob 'rnak'"),
         (lambda model: superlora_cli.attach(model, name="new", head="tail"), "'tail' matches no parameter"),
         (lambda model: superlora_cli.attach(model, ["head"], name="new", head="head"), "adapted and trained as a head"),
         (lambda model: superlora_cli.attach(model, [3], name="new"), "targets: .* is not a list of names"),
         (lambda model: superlora_cli.attach(model, name="new", head=3), "head: 3 is not a list of names"),
-        (lambda model: superlora_cli.attach(model, name=3), "'3' cannot be the name"),
+        (lambda model: superlora_cli.attach(model, name=3), "'3' is not a valid name"),
     ],
 )
 def test_what_cannot_be_is_said_and_changes_nothing(wrong, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The setting that the evidence (docs/real-base.md) is for, at a number of parameters."""
+"""The recommended setting for a number of parameters, by the evidence in docs/real-base.md."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from superlora_cli.errors import UsageError
 
 MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
 FOLDED: Knobs = {"order": 2, "groups": 1}
-FOLDED_FROM = 3764  # parameters there, rank 1; with fewer, the entries of a matrix of rank 8 share them
+FOLDED_FROM = 3764  # parameters of rank 1 there; smaller budgets share them among the entries of a matrix of rank 8
 SHARED: Knobs = {"order": 2, "rank": 8}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An offer, a rate that is good where it was measured, and the number of parameters there that it is like."""
+    """An offer, a learning rate that was good in the evidence, and the equivalent number of parameters there."""
 
     offer: Offer
     lr: float
@@ -36,11 +36,11 @@ class Recommendation:
 
 
 def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
-    """What to train with at most `budget` parameters on these targets; None where nothing fits, or all of them do.
+    """What to train with at most `budget` parameters on these targets; None if nothing fits, or if dense training does.
 
-    Many parameters are one square matrix of all weights, of the highest rank that fits; few are shared by the entries
-    of one of rank 8 (one-hot F_in). Other weights than those of the evidence count as many times the parameters that
-    weight-wise LoRA of rank 1 has.
+    A large budget goes to one square matrix of all weights, of the highest rank that fits; a small one is shared among
+    the entries of such a matrix of rank 8 (one-hot F_in). Budgets are compared with those of the evidence in multiples
+    of weight-wise LoRA of rank 1.
     """
     scale = _lora(MEASURED) / _lora(targets)
     if budget >= sum(target.elements for target in targets):

@@ -101,7 +101,9 @@ class Draft:
                 with system_errors(self.out):
                     done = _move(shard.file.fileno(), source.start + at, handle, entry.start + at, min(end - at, CHUNK))
                 if not done:
-                    raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
+                    raise UsageError(
+                        "the file was truncated while it was read", where=str(shard.path), hint="copy it again"
+                    )
                 self._advance(done)
                 at += done
             at = max(at, stop * entry.row) if stop is not None else at

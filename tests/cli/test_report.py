@@ -130,7 +130,7 @@ def test_a_report_is_replaced_and_nothing_else(runs: Path, cli: Cli) -> None:
     before = contents(Path())
     refused = cli("report", runs, "--out", "page.html")
     assert refused.code == 2
-    assert "page.html: the file exists, and is no report (--force overwrites it)" in refused.message
+    assert "page.html: the file exists and is not a report (--force overwrites it)" in refused.message
     Path("new-figures").mkdir()
     Path("new-figures/notes.svg").write_text("somebody's")
     assert "the folder is not empty" in cli("report", runs, "--out", "new.html").message
@@ -157,7 +157,7 @@ def test_one_metric_alone(runs: Path, cli: Cli) -> None:
         (["runs", "--tolerance", "nan"], "--tolerance: the tolerance is nan (0 or more, e.g. 0.01)"),
         (["runs", "--budgets", "1e3"], "--budgets: '1e3' is not a number of parameters (e.g. 100,1000)"),
         (["runs", "--budgets", "0"], "--budgets: a budget of 0 parameters (1 or more)"),
-        (["runs", "--out", "nowhere/a.html"], "nowhere: no such folder (make it first)"),
+        (["runs", "--out", "nowhere/a.html"], "nowhere: no such folder (create it first)"),
         (["runs", "--out", "a.pdf"], "a.pdf: cannot write a '.pdf' report (a name that ends in .html)"),
         (
             ["runs", "--against", "runs/stopped/run.json"],

@@ -293,7 +293,10 @@ def test_another_checkpoint_is_refused_without_a_model_too(kind: str, cli: Cli) 
     words = ("merge", "adapter.safetensors", "--base", "other.safetensors", "--out", "out.safetensors")
     result = cli(*words)
     assert result.code == 3
-    says = {"other names": "target 'q' matches no weight", "other bytes": "not the base the adapter was trained on"}
+    says = {
+        "other names": "target 'q' matches no weight",
+        "other bytes": "not the base that the adapter was trained on",
+    }
     assert says.get(kind, "not the ones it was trained on") in result.message
     assert contents(Path()) == before
     if kind == "other bytes":
@@ -306,7 +309,7 @@ def test_a_quantised_weight_takes_no_update(cli: Cli) -> None:
     save_file(base | {name: base[name].to(torch.int8) for name in WEIGHTS}, "int8.safetensors")
     result = cli("merge", "adapter.safetensors", "--base", "int8.safetensors", "--out", "out.safetensors")
     assert result.code == 2
-    assert "stored as torch.int8, which takes no update" in result.message
+    assert "stored as torch.int8, to which ΔW cannot be added" in result.message
     assert not Path("out.safetensors").exists()
 
 

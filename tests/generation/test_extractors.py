@@ -219,10 +219,10 @@ def test_other_weights_are_not_taken_for_inceptions(tmp_path: Path, monkeypatch:
     with pytest.raises(UsageError, match="expected 6726825d"):
         load_extractor("inception", path)
     monkeypatch.setattr(extractors, "INCEPTION_HASH", "")
-    with pytest.raises(UsageError, match="no weights of Inception"):
+    with pytest.raises(UsageError, match="not the weights of Inception"):
         load_extractor("inception", path)
     torch.save({"run": print}, path)
-    with pytest.raises(UsageError, match="no weights of Inception"):
+    with pytest.raises(UsageError, match="not the weights of Inception"):
         load_extractor("inception", path)
 
 

@@ -98,13 +98,13 @@ def test_equal_images_have_no_msid_and_finite_other_metrics() -> None:
     assert None not in [value for name, value in found.items() if not name.startswith("msid")]
 
 
-def test_knobs_are_told_as_they_were_used() -> None:
+def test_the_knobs_used_are_reported() -> None:
     one, other = random_features(50, 1), random_features(70, 2)
     found, used = measure(one, other, QUICK)
     assert {"seed": 2020, "k": 3, "kid_subset_size": 50, "kid_subsets": 100, "msid_images": 50}.items() <= used.items()
     said = notes(one, other, used, QUICK)
     assert any("50 images, all of them" in line for line in said)
-    assert any("IS of 50 and 70" in line for line in said)
+    assert any("IS compares 50 with 70 images" in line for line in said)
     few = measure(random_features(30, 1), other, Knobs(msid_seeds=1, kid_subset_size=20))[1]
     assert few["kid_subset_size"] == 20
     assert found.keys() == {
@@ -236,7 +236,7 @@ def test_bad_folders_are_told_in_one_line(cli: Cli, made: Path, folder: Folder) 
 def test_a_device_that_is_not_there_is_told(cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = cli("eval", made, "--against", made, "--extractor", "digits", "train.device=cuda")
-    assert "train.device: there is no GPU here" in result.message
+    assert "train.device: there is no GPU" in result.message
 
 
 def test_a_data_section_and_a_split_can_be_the_reference(made: Path) -> None:

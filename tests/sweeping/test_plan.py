@@ -97,7 +97,7 @@ def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_
         ("recipe: quickstart\nruns:\n  - {adapter.rank: 1}\n  - {steps: 1}\n",
          "sweep.yaml:4: steps: unknown key 'steps' (belongs under diffusion: or under train:)"),
         ("recipe: quickstart\nset: {seed: 1}\nseeds: [0]\n", "sweep.yaml:2: seed: the seed is set twice"),
-        ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep says where"),
+        ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep sets the folders"),
         ("recipe: quickstart\nmeasure: {against: \"digits:test\"}\n", "sweep.yaml:2: measure: only diffusion runs"),
         ("recipe: digits_unet_lora\nmeasure:\n  against: digits:test\n  num: 23\n",
          "sweep.yaml:4: measure.num: expected a whole number ≥ 24, got 23"),
@@ -112,11 +112,11 @@ def test_impossible_runs_are_refused_or_left_out(write: Write) -> None:
     text = "recipe: digits_lora\ngrid: {adapter.rank: [64, 65, 66]}\n"
     plan = load_plan(write(text))
     assert [run.impossible is None for run in plan.runs] == [True, False, False]
-    with pytest.raises(UsageError, match=r"2 of 3 runs cannot be:\ndigits_lora-rank65-s0") as caught:
+    with pytest.raises(UsageError, match=r"2 of 3 runs are impossible:\ndigits_lora-rank65-s0") as caught:
         plan.checked()
     assert "skip_impossible: true" in str(caught.value.hint)
     assert len(load_plan(write(text + "skip_impossible: true\n")).checked()) == 1
-    with pytest.raises(UsageError, match="no run of it can be"):
+    with pytest.raises(UsageError, match="all of its runs are impossible"):
         load_plan(write("recipe: digits_lora\nset: {adapter.rank: 65}\nskip_impossible: true\n")).checked()
 
 

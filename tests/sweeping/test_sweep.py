@@ -169,7 +169,7 @@ def test_a_signal_stops_the_workers_which_save(number: signal.Signals, write: Wr
     result = ended(process)
     assert result.code == 130, result.err
     (line,) = spoken(result)
-    assert "of 3 runs done (the same command goes on)" in line
+    assert "of 3 runs done (the same command continues it)" in line
     assert "Traceback" not in result.err
     assert survivors(process.pid) == []
     states = [json.loads(path.read_text()) for path in Path("out/runs").glob("*/run.json")]

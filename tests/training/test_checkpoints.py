@@ -58,7 +58,10 @@ def test_where_all_are_damaged_nothing_is_begun_anew(run: Path, cli: Cli) -> Non
         flipped(checkpoint / "state.pt")
     result = cli("train", *QUICK, "--resume", "auto", "--out", "run")
     assert result.code == 2
-    assert "run: holds no intact checkpoint (run/checkpoints/step-000006 is skipped: state.pt is" in result.message
+    assert (
+        "run: holds no intact checkpoint (run/checkpoints/step-000006 is skipped: state.pt has changed"
+        in result.message
+    )
 
 
 def test_checkpoints_from_before_there_were_sums_are_resumed(run: Path, trained: Path, cli: Cli) -> None:

@@ -185,7 +185,7 @@ def test_a_schedule_that_no_recipe_can_describe_is_refused_before_training(abstr
 
 def test_a_state_of_another_optimizer_is_refused() -> None:
     state = Problem(section()).steps(0, 2).learner.state()
-    with pytest.raises(UsageError, match="the checkpoint holds the state of SGD"):
+    with pytest.raises(UsageError, match="the checkpoint has the state of SGD"):
         Problem(section(optimizer={"name": "Adam", "lr": 0.1}), start=2, state=state)
 
 

@@ -221,7 +221,7 @@ def test_a_mistake_that_all_processes_find_is_said_once(cli: Cli) -> None:
 def test_one_process_has_nobody_to_share_its_base_with(cli: Cli) -> None:
     result = cli("train", *QUICK, "train.shard_base=true")
     assert result.code == 2
-    assert result.message.startswith("superlora: train.shard_base: one process")
+    assert result.message.startswith("superlora: train.shard_base: needs several processes")
     assert not Path("runs/quickstart").exists()
 
 

@@ -92,7 +92,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, index: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["ghost"] = shard.name
     index.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match="ghost is not in"):
+    with pytest.raises(UsageError, match="ghost is missing in"):
         read(index)
     shard.unlink()
     with pytest.raises(UsageError, match=f"the shard {shard.name}, where .* is missing"):
