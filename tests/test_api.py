@@ -191,7 +191,7 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.activate(model, "pest"), "no adapter 'pest'.*did you mean 'pets'"),
         (lambda model: superlora_cli.detach(model, "dogs"), "no adapter 'dogs'"),
         (lambda model: superlora_cli.save(model, "never.safetensors", name="dogs"), "no adapter 'dogs'"),
-        (lambda model: superlora_cli.attach(model, name="pets"), "adapter 'pets' already"),
+        (lambda model: superlora_cli.attach(model, name="pets"), "already has an adapter 'pets'"),
         (lambda model: superlora_cli.attach(model, name="a.b"), "is not a valid name"),
         (lambda model: superlora_cli.attach(model, name="factors"), "is not a valid name"),
         (lambda model: superlora_cli.attach(model, ["nowhere"], name="new"), "'nowhere' matches no weight"),
@@ -203,7 +203,7 @@ def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
         (lambda model: superlora_cli.attach(model, name=3), "'3' is not a valid name"),
     ],
 )
-def test_what_cannot_be_is_said_and_changes_nothing(wrong, message: str) -> None:
+def test_invalid_calls_are_refused_and_change_nothing(wrong, message: str) -> None:
     model, outputs = two_adapters()
     with pytest.raises(UsageError, match=message):
         wrong(model)
@@ -251,7 +251,7 @@ def test_frozen_factors_of_another_base_are_not_saved_nor_loaded(tmp_path: Path)
     with pytest.raises(MismatchError, match="not the base"):
         superlora_cli.load(vit(seed=1), tmp_path / "xs.safetensors", allow_base_mismatch=True)
     model.load_state_dict(vit(seed=1).state_dict(), strict=False)
-    with pytest.raises(MismatchError, match=r"changed since .load weights before attaching"):
+    with pytest.raises(MismatchError, match=r"changed since the adapter was attached .load weights before"):
         superlora_cli.save(copy.deepcopy(model), tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()
     loaded = vit()
@@ -298,7 +298,7 @@ def test_a_head_may_have_another_number_of_classes(tmp_path: Path) -> None:
     assert model(X).shape == (2, 5)
 
 
-def test_what_is_trained_outside_the_adapter_is_not_lost_silently(tmp_path: Path) -> None:
+def test_weights_trained_outside_the_adapter_are_not_lost_silently(tmp_path: Path) -> None:
     model = vit()
     superlora_cli.attach(model, method="lora", rank=2)
     model.norm.weight.requires_grad_(True)
@@ -307,7 +307,7 @@ def test_what_is_trained_outside_the_adapter_is_not_lost_silently(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_metrics_are_numbers_and_text_of_any_library(tmp_path: Path) -> None:
+def test_metrics_may_be_numbers_and_strings_of_any_library(tmp_path: Path) -> None:
     model, _ = two_adapters()
     metrics = {"accuracy": np.float32(0.1), "n": np.int64(3), "by class": [np.float64(0.5), 1], "set": "test"}
     superlora_cli.save(model, tmp_path / "numpy.safetensors", metrics=metrics)

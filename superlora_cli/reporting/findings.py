@@ -25,17 +25,17 @@ class SmallestRatio:
     tolerance: float
 
     def words(self) -> str:
-        """The finding for people."""
+        """The finding in words."""
         measure, row, reference = self.measure, self.row, self.reference
         within = f"{measure.chosen_by} within {self.tolerance:g}" + ("" if measure.metric.part else " of its value")
         values = [measure.metric.text(measure.values[one.number].mean) for one in (row, reference)]
-        told = f"{measure.label} " if measure.validation else ""
+        reported = f"{measure.label} " if measure.validation else ""
         wanted = f"{values[1]} with {reference.params:,} parameters"
         if row is reference:
-            return f"{reference.name}: no smaller ρ of {self.tried} keeps {within} ({told}{wanted})"
+            return f"{reference.name}: no smaller ρ of {self.tried} keeps {within} ({reported}{wanted})"
         return (
             f"{reference.name}: ρ {_ratio(row):g} is the smallest of {self.tried} that keeps {within}, "
-            f"{told}{values[0]} with {row.params:,} parameters, compared with {wanted}"
+            f"{reported}{values[0]} with {row.params:,} parameters, compared with {wanted}"
         )
 
 
@@ -48,7 +48,7 @@ class BestWithin:
     row: Row
 
     def words(self) -> str:
-        """The finding for people, after the measure's name."""
+        """The finding in words, after the name of the measure."""
         config, value = self.row.config, self.measure.values[self.row.number].mean
         assert config is not None
         setting = f"M {config.order}" if config.order == 1 else f"M {config.order}, r {config.scale_rank}"

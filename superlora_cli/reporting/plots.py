@@ -73,7 +73,7 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
 
 
 def curves_plot(section: Section, salt: str) -> str:
-    """The learning curves of the best rows by the first metric: training loss, and that metric on the split by which the
+    """Learning curves of the best rows by the first metric: training loss, and that metric on the split by which the
     best step was chosen. One line per run, one colour per row.
     """
     rows, first = shown_curves(section), section.measures[0].metric

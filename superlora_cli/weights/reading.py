@@ -187,7 +187,7 @@ def _open_index(path: Path, opened: ExitStack) -> Weights:
     for file in files:
         if not (path.parent / file).is_file():
             missing = next(name for name, place in places.items() if place == file)
-            raise UsageError(f"the shard {file} with {missing} is missing", where=str(path))
+            raise UsageError(f"the shard {file}, which has {missing}, is missing", where=str(path))
         shards[file] = _open_shard(path.parent / file, opened)
     for name, file in places.items():
         if name not in shards[file].header.entries:

@@ -207,7 +207,7 @@ def test_a_backward_pass_after_its_step_and_an_optimizer_inside_are_refused() ->
 def test_writing_to_a_shown_weight_warns_once(write: Any) -> None:
     model, _ = adapted()
     output = model(X)
-    with pytest.warns(UserWarning, match="is lost") as told:
+    with pytest.warns(UserWarning, match="writes to it are lost") as told:
         write(model.q)
     assert told[0].filename == __file__ or "init" in told[0].filename
     with warnings.catch_warnings():

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "resume of another folder": (train("--resume", "run", "--out", "other"), 2, ("other, run", "give one of them")),
     "resume of no run": (train("--resume", "photos"), 2, ("photos", "holds no intact checkpoint")),
     "automatic resume of no run": (train("--resume", "auto", "--out", "photos"), 2, ("photos", "holds no run")),
-    "resume with another rank": ((*RUN, "adapter.rank=3", "--resume", "run"), 2, ("not those that this recipe trains",)),
+    "resume with another rank": ((*RUN, "adapter.rank=3", "--resume", "run"), 2, ("not those that",)),
     "resume with another optimizer": (
         (*RUN, "train.optimizer.name=SGD", "--resume", "run"), 2, ("train.optimizer.name=SGD", "AdamW"),
     ),

@@ -73,7 +73,7 @@ def test_a_worker_that_ends_in_the_middle_of_a_batch_is_the_same_error(
         read(Images(deadly=False))
 
 
-def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_error(
+def test_a_worker_death_noticed_while_stopping_the_others_is_the_same_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = _MultiProcessingDataLoaderIter._shutdown_workers
@@ -95,7 +95,7 @@ def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None
     assert survivors(process.pid) == []
 
 
-def test_another_error_of_torch_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_torch_errors_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("Too many open files")
 

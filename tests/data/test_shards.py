@@ -134,7 +134,7 @@ def spoil_tar(pets: Path) -> None:
         (lambda pets: pets.rename("cats"), "no such folder of shards"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(spoil: Any, says: str, pets: Path) -> None:
+def test_mistakes_are_one_line_errors(spoil: Any, says: str, pets: Path) -> None:
     spoil(pets)
     with pytest.raises(UsageError, match=says) as caught:
         splits_of("wds/pets")

@@ -176,7 +176,7 @@ def test_training_on_cifar100(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("torch/")])
-def test_what_is_missing_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_missing_parts_are_one_line_errors(name: str, tmp_path: Path) -> None:
     assert class_count(DataSection(name=name)) == CLASSES[name]
     with pytest.raises(UsageError) as caught:
         splits_of(name, root=str(tmp_path))

@@ -43,7 +43,7 @@ def toy() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_format_from_outside_is_exported_to(cli: Cli) -> None:
+def test_a_registered_format_can_be_exported_to(cli: Cli) -> None:
     file = write_adapter("lora.safetensors", "digits_lora")
     done = cli("export", file, "--to", "toy", "--out", "norms.txt", "--json").json()
     assert done == {"to": "toy", "output": "norms.txt", "bytes": done["bytes"], "load": "open('norms.txt').read()"}

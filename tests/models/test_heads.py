@@ -89,7 +89,7 @@ def recipe(name: str, targets: list[str]) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "within"), [("efficientvit_b0", "head.classifier.4"), ("levit_128", "head.linear"), ("resnet18", "fc")]
 )
-def test_a_new_head_is_no_target(name: str, within: str) -> None:
+def test_a_new_head_is_not_a_target(name: str, within: str) -> None:
     with pytest.raises(UsageError, match=f"{re.escape(within)} is a new head, which is trained fully"):
         build_for_training(recipe(name, [within]), weights=False)
     if name != "resnet18":  # which has no other linear layer

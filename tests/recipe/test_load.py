@@ -181,7 +181,7 @@ def test_an_override_sets_its_key(write: Write, override: str, path: str, value:
     assert data == value
 
 
-def test_overrides_create_what_is_missing_and_the_last_one_counts(write: Write) -> None:
+def test_overrides_create_missing_keys_and_the_last_one_wins(write: Write) -> None:
     recipe = load_recipe(write(MINIMAL), ["adapter.rank=2", "eval.every=5", "seed=1", "seed=2"])
     assert recipe.adapter is not None
     assert (recipe.adapter.rank, recipe.adapter.targets, recipe.eval.every, recipe.seed) == (2, ["q", "v"], 5, 2)

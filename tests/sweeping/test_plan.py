@@ -57,7 +57,7 @@ def test_a_run_is_the_recipe_with_the_overrides_on_one_thread(write: Write) -> N
     assert {run.recipe.train.threads for run in more.runs} == {3}
 
 
-def test_an_id_says_what_is_special_and_does_not_depend_on_the_other_runs(write: Write) -> None:
+def test_an_id_names_the_settings_and_does_not_depend_on_other_runs(write: Write) -> None:
     before = load_plan(write(TINY))
     assert [name.rpartition("-")[0] for name in ids(before)] == [
         "quickstart-rank1-s0", "quickstart-rank1-s1", "quickstart-rank2-s0", "quickstart-rank2-s1"
@@ -67,12 +67,12 @@ def test_an_id_says_what_is_special_and_does_not_depend_on_the_other_runs(write:
     assert not set(ids(before)) & set(ids(load_plan(write(TINY.replace("steps: 6", "steps: 7")))))
 
 
-def test_a_run_that_is_come_by_twice_is_one(write: Write) -> None:
+def test_a_run_found_twice_counts_once(write: Write) -> None:
     text = TINY + "runs: [{adapter.rank: 2}, {grid: {adapter.rank: [1, 4]}}]\n"
     assert [run.overrides["adapter.rank"] for run in load_plan(write(text)).runs] == [1, 1, 2, 2, 4, 4]
 
 
-def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_path: Path) -> None:
+def test_a_recipe_is_a_path_relative_to_the_file_or_a_shipped_name(write: Write, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine.yaml").write_text("model: {name: glyphs_vit}\ndata: {name: digits}\n"
                                                  "train: {steps: 1, optimizer: {lr: 0.1}}\n")  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_
         ("recipe: quickstart\nset: {model.name: glyphs_vti}\n", "glyphs_vti"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_by_line(write: Write, text: str, said: str) -> None:
+def test_mistakes_are_named_by_line(write: Write, text: str, said: str) -> None:
     assert said in error(write, text)
 
 

@@ -82,7 +82,7 @@ def test_a_truncated_file_is_refused_by_its_name(kept: int, single: Path) -> Non
     assert error.value.where == str(single)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, index: Path) -> None:
+def test_missing_files_and_tensors_are_reported(tmp_path: Path, index: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read(tmp_path / "none.safetensors")
     (tmp_path / "empty").mkdir()
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, index: Path) -> None:
     with pytest.raises(UsageError, match="ghost is missing in"):
         read(index)
     shard.unlink()
-    with pytest.raises(UsageError, match=f"the shard {shard.name}, where .* is missing"):
+    with pytest.raises(UsageError, match=f"the shard {shard.name}, which has .*, is missing"):
         read(index)
 
 
