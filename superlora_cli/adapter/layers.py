@@ -79,7 +79,7 @@ class AdaptedLinear(Adapted):
         for start, update in found:
             if isinstance(update, Kronecker):
                 made = update.to(weight.dtype)(as_rows(input))
-                output[..., start : start + update.rows] += made.view(*input.shape[:-1], update.rows)
+                output.narrow(-1, start, update.rows).add_(made.view(*input.shape[:-1], update.rows))
         return output
 
 
