@@ -252,7 +252,7 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
         (("--num", "0"), "--num: 0 images (1 or more)"),
         (("--sampler", "dpm"), "--sampler: unknown sampler 'dpm' (did you mean '"),
         (("--steps", "1001"), "--steps: 1001 sampling steps, but the noise schedule has 1000 (1 to 1000)"),
-        (("--steps", "30"), "--steps: ddim takes equal steps, and 30 does not divide 1000 (25 or 40; dpm++"),
+        (("--steps", "30"), "--steps: ddim takes equal steps, but 30 does not divide 1000 (25 or 40; dpm++"),
         (("--guidance", "-2"), "--guidance: guidance -2.0 (0 or more; 0 turns it off)"),
         (("--batch-size", "0"), "--batch-size: batches of 0 images (1 or more)"),
         (("train.device=tpu",), "train.device"),

@@ -175,7 +175,7 @@ def test_images_come_in_natural_order_with_their_classes(folder: Folder) -> None
     (one / "manifest.csv").write_text("file,class\n" + "".join(f"{path.name},7\n" for path in one.glob("000*")))
     assert read_images(one).classes == ("7",) * 12
     (one / "manifest.csv").write_text("name\nx\n")
-    with pytest.raises(UsageError, match="columns: file,class"):
+    with pytest.raises(UsageError, match="columns file,class"):
         read_images(one)
 
 
