@@ -37,24 +37,24 @@ MADE = "Made by `python benchmarks/digits.py`."
 
 
 def recipes() -> list[str]:
-    """The recipes of the embedded task: those that recognise digits, not those that draw them."""
+    """The recipes of the embedded task: those that classify digits, not those that generate them."""
     named = (name for name in shipped_recipes() if name == "quickstart" or name.startswith("digits_"))
     return [name for name in named if load_recipe(name).task == "classification"]
 
 
 def loaded(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe, or the one of `PRECISIONS` that is called so."""
+    """A recipe by name, or one of `PRECISIONS`."""
     recipe, *own = PRECISIONS.get(name, [name])
     return load_recipe(recipe, [*own, *overrides])
 
 
 def digest(name: str) -> str:
-    """Of everything in a recipe but its comments: results of another recipe do not count."""
+    """Digest of a recipe without its comments: results of another recipe do not count."""
     return hashlib.sha256(loaded(name).to_json().encode()).hexdigest()[:12]
 
 
 def load() -> list[dict[str, Any]]:
-    """The runs that are known, of recipes as they are now."""
+    """The runs on record for the current recipes."""
     if not RESULTS.exists():
         return []
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
@@ -63,7 +63,7 @@ def load() -> list[dict[str, Any]]:
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
-    """One run, in a folder that is thrown away."""
+    """One run, in a temporary folder."""
     recipe = loaded(name, [f"seed={seed}", "train.threads=1"])
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
         result = train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
@@ -99,12 +99,12 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def unadapted(found: list[dict[str, Any]]) -> float:
-    """Accuracy of the base as it is, with its own head."""
+    """Accuracy of the unadapted base, with its own head."""
     return next(float(row["before"]) for row in found if "before" in row)
 
 
 def draw(found: list[dict[str, Any]]) -> None:
-    """Accuracy against parameters, as SVG whose bytes depend on the figures alone."""
+    """Accuracy against parameters, as SVG whose bytes depend only on the numbers."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -141,7 +141,7 @@ def precisions() -> str:
 
 
 def places() -> pages.Places:
-    """What README and docs/training.md show."""
+    """The generated parts of README and docs/training.md."""
     found = summaries(load(), recipes())
     return {(README, "results"): table(found), (pages.DOCS / "training.md", "bf16"): precisions()}
 

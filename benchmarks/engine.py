@@ -1,4 +1,4 @@
-"""What the training loop costs: a step of the quickstart in `superlora train` against the same step written by hand.
+"""The cost of the training loop: a step of the quickstart in `superlora train` against the same step written by hand.
 
     python benchmarks/engine.py --threads 2
 
@@ -41,7 +41,7 @@ CHUNK = 10  # steps: one of them logs
 
 
 class ByHand:
-    """The loop that one would write without the engine."""
+    """The training loop as one would write it without the engine."""
 
     def __init__(self, task: Classification, *, loader: bool) -> None:
         recipe = task.recipe
@@ -68,7 +68,7 @@ class ByHand:
 
 
 class TakingTurns(Classification):
-    """The quickstart's task; between two of the engine's steps the loops by hand make one each."""
+    """The quickstart's task; between two steps of the engine each hand-written loop makes one."""
 
     def take_turns(self) -> None:
         """Start afresh."""

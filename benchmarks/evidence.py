@@ -1,4 +1,4 @@
-"""What the head-to-head found: table, picture and findings of docs/evidence.md."""
+"""Results of the head-to-head comparison: table, picture and findings of docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRACTIONS = (3, 5, 10)  # how many times fewer parameters than weight-wise LoRA 
 
 
 class Rows(NamedTuple):
-    """A method's runs at its best learning rate, one a seed."""
+    """A method's runs at its best learning rate, one per seed."""
 
     method: Method
     rate: float
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
     @property
     def right(self) -> np.ndarray[Any, Any]:
-        """Which test images are right: (seeds, images), 0 or 1."""
+        """Which test images are classified correctly: (seeds, images), 0 or 1."""
         return np.array([[int(hit) for hit in row["right"]] for row in self.rows])
 
     @property
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
     @classmethod
     def of(cls, one: Rows, other: Rows) -> Difference:
-        """Paired over seeds and test images, both taken as samples; of one seed the images alone.
+        """Paired over seeds and test images, both treated as samples; with one seed, over the images only.
 
         >>> row = lambda right: Rows(None, 0.1, [{"parameters": 1, "right": right}] * 3)
         >>> Difference.of(row("1100"), row("1100"))
@@ -73,7 +73,7 @@ class Difference(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether it is more than `SURE` standard errors above 0."""
+        """Whether the difference is more than `SURE` standard errors above 0."""
         return self.mean > SURE * self.error and self.mean > 0
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Difference(NamedTuple):
 
 
 def front(found: list[Rows]) -> list[Rows]:
-    """Ours that no smaller one of ours beats, by validation accuracy: what one would choose without the test split."""
+    """Our Pareto front by validation accuracy: the settings one would choose without the test split."""
     best: list[Rows] = []
     for rows in sorted((rows for rows in found if rows.method.ours), key=lambda rows: rows.parameters):
         if not best or rows.validation > best[-1].validation:
@@ -90,12 +90,12 @@ def front(found: list[Rows]) -> list[Rows]:
 
 
 def rival_on(chosen: list[Rows], parameters: int) -> Rows | None:
-    """The front's method for a number of parameters."""
+    """The method on the front for a number of parameters."""
     return next((rows for rows in reversed(chosen) if rows.parameters <= parameters), None)
 
 
 def table(found: list[Rows]) -> str:
-    """In Markdown, by number of parameters; of a peer also its difference from our front there."""
+    """In Markdown, by number of parameters; for peers also the difference from our front at that size."""
     chosen = front(found)
     lines = [
         "| parameters | method | settings | test accuracy | of 3 seeds | bytes | ms a step | rate | over our front |",
@@ -118,7 +118,7 @@ def table(found: list[Rows]) -> str:
 
 
 def at_budgets(found: list[Rows]) -> str:
-    """In Markdown: for some budgets our front, with its knobs, and the best peer of at most so many parameters."""
+    """In Markdown: for some budgets, our front with its knobs, and the best peer with at most that many parameters."""
     chosen = front(found)
     lines = ["| at most | ours | knobs | test accuracy | best peer | test accuracy | ours over it |"]
     lines += ["|---:|---|---|---:|---|---:|---|"]
@@ -149,7 +149,7 @@ def above_the_front(found: list[Rows]) -> str:
 
 
 def finalists(found: list[Rows]) -> list[list[Rows]]:
-    """For every one of `FRACTIONS` of LoRA's parameters: the best of ours with at most so many and more than half."""
+    """For each of `FRACTIONS` of LoRA's parameters: our best with at most that many and more than half as many."""
     (lora,) = (rows for rows in found if rows.method == LORA)
     groups = []
     for fraction in FRACTIONS:
@@ -160,7 +160,7 @@ def finalists(found: list[Rows]) -> list[list[Rows]]:
 
 
 class Claims(NamedTuple):
-    """With their many seeds: LoRA of rank 1, and the finalists for every one of `FRACTIONS`."""
+    """LoRA of rank 1 and the finalists for each of `FRACTIONS`, with their many seeds."""
 
     lora: Rows
     finals: list[list[Rows]]
@@ -172,7 +172,7 @@ class Claims(NamedTuple):
 
 
 def beside_lora(claims: Claims) -> str:
-    """In Markdown: LoRA, and how all finalists compare with it; in bold what validation chooses."""
+    """In Markdown: LoRA, and how all finalists compare with it; the choice by validation is in bold."""
     lora, finals = claims.lora, {rows.method.knobs: rows for group in claims.finals for rows in group}
     seeds = f"test accuracy, {len(lora.rows)} seeds"
     titles = f"| parameters | | method | validation | {seeds} | least – most | beside LoRA |"
@@ -211,7 +211,7 @@ def summary(found: list[Rows], claims: Claims) -> str:
 
 
 def ablated(changed: list[Rows]) -> str:
-    """In Markdown: one of ours, and what each change of it does."""
+    """In Markdown: one of ours, and the effect of each change."""
     base, *others = changed
     lines = [f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}.", ""]
     lines += ["| changed | parameters | test accuracy | difference | rate |", "|---|---:|---:|---|---:|"]
@@ -228,7 +228,7 @@ def _named(rows: Rows) -> str:
 
 
 def draw(found: list[Rows]) -> None:
-    """Accuracy against parameters: ours as points under their front, a line a peer's method, bars over the seeds."""
+    """Accuracy against parameters: ours as points with their front, one line per peer method, bars over the seeds."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
@@ -266,7 +266,7 @@ def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> 
 
 
 def places(found: list[Rows], claims: Claims, changes: list[list[Rows]]) -> pages.Places:
-    """What the page shows: findings and tables, and ablations."""
+    """The generated parts of the page: findings, tables and ablations."""
     made = "Made by `python benchmarks/head_to_head.py`."
     tables = f"{at_budgets(found)}\n\nAll of them:\n\n{table(found)}"
     results = f"{beside_lora(claims)}\n\n{above_the_front(found)}\n\n{tables}\n\n{made}"

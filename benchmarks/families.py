@@ -26,13 +26,13 @@ Row = dict[str, Any]
 
 
 def recorded() -> dict[str, Row]:
-    """The rows on record by model."""
+    """The rows on record, by model."""
     lines = RECORD.read_text().splitlines() if RECORD.exists() else []
     return {row["model"]: row for row in map(json.loads, lines)}
 
 
 def taken(name: str) -> Row:
-    """What came of a model; `stopped` where a command failed."""
+    """The result for a model; `stopped` where a command failed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return asdict(walk(name, Path(folder)))
@@ -59,12 +59,12 @@ def table(rows: dict[str, Row]) -> str:
 
 
 def places() -> Places:
-    """What stands in the docs."""
+    """The generated part of the docs."""
     return {(DOCS / "families.md", "families"): table(recorded())}
 
 
 def main() -> None:
-    """Walk, write down, fill in."""
+    """Run, record and fill in the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=FAMILIES)
     only = parser.parse_args().only

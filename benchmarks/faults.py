@@ -1,4 +1,4 @@
-"""Faults and bad input in number: kills, full disks, bad files, recipes and images, two commands at once.
+"""Faults and bad input in large numbers: kills, full disks, bad files, recipes and images, two commands at once.
 
     python benchmarks/faults.py                           # about 1,400 trials, half an hour on one core
     python benchmarks/faults.py --rounds 10 --seed 1      # ten times as many, others
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def tried(area: str, material: Material, rounds: int, seed: int) -> list[Trial]:
-    """All trials of an area; what is not survived is said as it happens."""
+    """All trials of an area; failures are printed as they happen."""
     trials, began = [], time.monotonic()
     for trial in AREAS[area][0](material, random.Random(f"{area} {seed}"), AREAS[area][2] * rounds):
         trials.append(trial)
@@ -54,12 +54,12 @@ def as_rows(area: str, trials: list[Trial]) -> list[Row]:
 
 
 def recorded() -> list[Row]:
-    """What is on record."""
+    """The trials on record."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def table(rows: list[Row]) -> str:
-    """Of all rows, with a line for each area and one for all."""
+    """A table of all rows, with a line for each area and one for all."""
     lines = ["| | what was done | tried | survived | what came of it |", "|---|---|---:|---:|---|"]
     for name in dict.fromkeys(row["faults"] for row in rows):
         own = [row for row in rows if row["faults"] == name]
@@ -74,12 +74,12 @@ def _sum(rows: list[Row], key: str) -> str:
 
 
 def places() -> pages.Places:
-    """What the page shows."""
+    """The generated part of the page."""
     return {(PAGE, "faults"): table(recorded())}
 
 
 def main() -> None:
-    """Try, record, make the table."""
+    """Run the trials, record them and make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

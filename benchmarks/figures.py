@@ -30,7 +30,7 @@ ALONG = {"groups": "G", "rank": "r", "ratio": "ρ"}  # what changes along a line
 
 
 class Figure(NamedTuple):
-    """A figure: the part of its sweep's name behind `digits_fig`, and the columns shown, the first two drawn."""
+    """A figure: its sweep's name after `digits_fig`, and the columns shown, of which the first two are drawn."""
 
     name: str
     columns: dict[str, str]
@@ -47,7 +47,7 @@ FIGURES = [
 
 
 def sweep(figure: Figure) -> None:
-    """Run what is missing of a figure."""
+    """Run the missing runs of a figure."""
     subprocess.run([sys.executable, "-m", "superlora_cli", "sweep", figure.sweep], check=True)
 
 
@@ -71,7 +71,7 @@ def settings(figure: Figure) -> list[dict[str, Any]]:
 
 
 def keep(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    """Put a figure's rows in the place of those that were known."""
+    """Replace the recorded rows of a figure."""
     others = [row for row in known() if row["figure"] != figure.name]
     RESULTS.write_text("".join(json.dumps(row) + "\n" for row in [*others, *rows]), encoding="utf-8")
 
@@ -82,12 +82,12 @@ def known() -> list[dict[str, Any]]:
 
 
 def rows_of(figure: Figure) -> list[dict[str, Any]]:
-    """Those of a figure that are known."""
+    """The recorded rows of a figure."""
     return [row for row in known() if row["figure"] == figure.name]
 
 
 def series_of(row: dict[str, Any]) -> str:
-    """The line of a plot that a row belongs to: its method and what does not change along the line."""
+    """The line of a plot that a row belongs to: its method and the knobs that are constant along the line."""
     fixed = [f"{key} {value}" for key, value in row["knobs"].items() if key not in ALONG]
     return ", ".join([row["method"], *fixed])
 
@@ -109,7 +109,7 @@ def table(figure: Figure, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    """The first two columns against parameters, a line a series, each point named by what changes along it."""
+    """The first two columns against parameters, one line per series, each point labelled with the knobs that vary."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -138,12 +138,12 @@ def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def places() -> pages.Places:
-    """What the page shows: a table for every figure that has runs."""
+    """The generated part of the page: a table for every figure that has runs."""
     return {(PAGE, figure.name): table(figure, rows) for figure in FIGURES if (rows := rows_of(figure))}
 
 
 def main() -> None:
-    """Run, keep, draw and write."""
+    """Run, record, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[figure.name for figure in FIGURES], help="figures")
     parser.add_argument("--known", action="store_true", help="run nothing")

@@ -41,7 +41,7 @@ def transform(x: Tensor, *, largest: int) -> Tensor:
 
 
 def runs_at(bits: int, blocks: list[int], device: torch.device) -> dict[str, Run]:
-    """Everything that is timed at length 2^bits, in float32."""
+    """The functions timed at length 2^bits, in float32."""
     x = torch.randn(1, 2**bits, generator=torch.Generator().manual_seed(0)).to(device)
     size = projections.Size(2**bits, 2**bits)
     project = projections.build("linear", size, 0, device=device, dtype=torch.float32)
@@ -51,7 +51,7 @@ def runs_at(bits: int, blocks: list[int], device: torch.device) -> dict[str, Run
 
 
 def sizes(bits: int, name: str) -> str:
-    """The blocks that a run uses, `6+6+5+5`; empty for what has none."""
+    """The blocks that a run uses, `6+6+5+5`; empty if it has none."""
     if name not in ("ours", "fastfood") and not name.startswith("H"):
         return ""
     hadamard.LARGEST = int(name[1:]).bit_length() - 1 if name.startswith("H") else LARGEST

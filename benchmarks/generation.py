@@ -1,4 +1,4 @@
-"""From printed to handwritten digits, drawn: the table and the picture of docs/generation.md (an embedded Fig. 8-10).
+"""From printed to handwritten digits, generated: table and picture of docs/generation.md (an embedded Fig. 8-10).
 
     python benchmarks/generation.py             # trains what is missing (3 seeds a recipe), writes table and picture
     python benchmarks/generation.py --only digits_unet_lora digits_unet_dense
@@ -46,26 +46,26 @@ COLUMNS = {"loss": "noise loss", "fid": "FID", "kid": "KID", "is_l1": "IS-l1", "
 
 
 def names() -> list[str]:
-    """The base, which is not trained, and the recipes that adapt it."""
+    """The unadapted base, and the recipes that adapt it."""
     return [BASE, *(name for name in shipped_recipes() if name.startswith("digits_unet_"))]
 
 
 def digest(name: str) -> str:
-    """Of the base's weights and of everything in a recipe but its comments."""
+    """Digest of the base's weights and of a recipe without its comments."""
     recipe = "" if name == BASE else load_recipe(name).to_json()
     weights = (ASSETS / EMBEDDED[BASE].weights).read_bytes()
     return hashlib.sha256(weights + recipe.encode()).hexdigest()[:12]
 
 
 def load() -> list[dict[str, Any]]:
-    """The results that are known, of recipes and of the base as they are now."""
+    """The results on record for the current recipes and base."""
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     current = {name: digest(name) for name in names()}
     return [row for row in rows if current.get(row["name"]) == row["digest"] and row.get("guidance") == GUIDANCE]
 
 
 def folder_of(name: str, seed: int) -> Path:
-    """Where a run and its images lie."""
+    """The folder of a run and its images."""
     return RUNS / f"{name}-{seed}-{digest(name)}"
 
 
@@ -93,13 +93,13 @@ def work(name: str, seed: int) -> dict[str, Any]:
 
 
 def measured(source: str, out: Path, seed: int, guidance: float) -> dict[str, Any]:
-    """What `superlora eval SOURCE --against` says."""
+    """The output of `superlora eval SOURCE --against`."""
     asked = SAMPLING | {"seed": seed, "guidance": guidance, "extractor": "digits"}
     return measure_run(source, AGAINST, QUIET, ["train.threads=1"], out=out, force=True, **asked)
 
 
 def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per setting, by number of parameters: mean, least and most of every figure over the seeds."""
+    """A row per setting, by number of parameters: mean, minimum and maximum of every metric over the seeds."""
     before = next(row["loss_before"] for row in rows if row["name"] != BASE)
     found = []
     for name in names():
@@ -159,12 +159,12 @@ def draw(found: list[dict[str, Any]]) -> None:
 
 
 def places() -> pages.Places:
-    """What the page shows."""
+    """The generated parts of the page."""
     return {(PAGE, "results"): table(summaries(load())).removesuffix("\n")}
 
 
 def main() -> None:
-    """Train and measure what is missing; write table and picture."""
+    """Train and measure missing runs; write table and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), help="what to train and measure")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="default: 0 1 2")

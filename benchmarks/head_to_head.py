@@ -52,12 +52,12 @@ PARTS = {"comparison": list(methods()), "further": list(further()), "ablations":
 
 
 def compared() -> list[Method]:
-    """What is in the table: all but the ablations."""
+    """The methods in the table: all except the ablations."""
     return PARTS["comparison"] + PARTS["further"]
 
 
 def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
-    """One run: parameters, bytes, CPU ms a step, validation accuracy, and which test images are right at its end.
+    """One run: parameters, bytes, CPU ms per step, validation accuracy, and which test images are right at the end.
 
     `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
     """
@@ -102,24 +102,24 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
 
 
 def key(method: Method, rate: float, seed: int) -> str:
-    """What makes a run that run."""
+    """The identity of a run."""
     return json.dumps([method, rate, seed], sort_keys=True)
 
 
 def known() -> dict[str, dict[str, Any]]:
-    """The runs that have been made."""
+    """The runs on record."""
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     return {row["run"]: row for row in rows}
 
 
 def grid(method: Method, runs: dict[str, dict[str, Any]]) -> tuple[float, ...]:
-    """The rates to try, as far as the runs that are known say."""
+    """The next rates to try, given the runs on record."""
     best = _best(method, RATES, runs)
     return RATES if best not in BEYOND else (*RATES, BEYOND[best])
 
 
 def best_rate(method: Method, runs: dict[str, dict[str, Any]]) -> float | None:
-    """The rate with the best validation accuracy, once all are known; of equals the smallest."""
+    """The rate with the best validation accuracy, once all rates are known; of equally good ones the smallest."""
     return _best(method, grid(method, runs), runs)
 
 
@@ -130,7 +130,7 @@ def _best(method: Method, rates: Sequence[float], runs: dict[str, dict[str, Any]
 
 
 def make(runs: Iterable[Run], pool: Executor) -> None:
-    """Run what is missing."""
+    """Run missing runs."""
     have = known()
     missing = {key(*run): run for run in runs if key(*run) not in have}
     with RESULTS.open("a") as file:
@@ -142,7 +142,7 @@ def make(runs: Iterable[Run], pool: Executor) -> None:
 
 
 def finished(asked: Iterable[Method], seeds: Sequence[int] = SEEDS) -> list[Rows]:
-    """Those methods that have all these seeds at their best rate."""
+    """The methods that have all these seeds at their best rate."""
     runs, found = known(), []
     for method in asked:
         rate = best_rate(method, runs)
@@ -153,7 +153,7 @@ def finished(asked: Iterable[Method], seeds: Sequence[int] = SEEDS) -> list[Rows
 
 
 def run(chosen: Sequence[Method], pool: Executor) -> None:
-    """Make what is missing of some methods."""
+    """Run the missing runs of some methods."""
     for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
         some = chosen[start : start + AT_ONCE]
         for _ in range(2):  # the grid, then beyond its ends
@@ -164,13 +164,13 @@ def run(chosen: Sequence[Method], pool: Executor) -> None:
 
 
 def claims(found: list[Rows]) -> Claims:
-    """LoRA of rank 1 and what is compared with it, with their many seeds."""
+    """LoRA of rank 1 and the methods compared with it, with their many seeds."""
     (lora,) = finished([LORA], MANY)
     return Claims(lora, [finished((rows.method for rows in group), MANY) for group in finalists(found)])
 
 
 def costs() -> str:
-    """In Markdown: how many runs each part is, and what their steps took."""
+    """In Markdown: the number of runs in each part, and the time of their steps."""
     lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
     left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
     for title, part in PARTS.items():
@@ -187,14 +187,14 @@ def _cost(title: str, settings: int, ms: list[float]) -> str:
 
 
 def places() -> pages.Places:
-    """What the page shows."""
+    """The generated parts of the page."""
     found = finished(compared())
     changes = [finished(changed) for changed in ablations()]
     return evidence.places(found, claims(found), changes) | {(evidence.PAGE, "time"): costs()}
 
 
 def main() -> None:
-    """Make what is missing, and write the page."""
+    """Run missing runs, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts; default: all")
     parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")

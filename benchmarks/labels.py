@@ -1,4 +1,4 @@
-"""Names beside points that cover neither each other nor a point."""
+"""Labels of points that overlap neither each other nor a point."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROUNDS = 500  # a number of them, and no time, so that the same figures give the
 
 
 def name_points(axes: Any, points: Sequence[Point], *, avoid: Sequence[tuple[float, float]] = (), **look: Any) -> None:
-    """Write each name near its point, with a line to it where it had to move; a point may have none.
+    """Write each name near its point, with a line to it where it had to move; a point may have no name.
 
     The axes are in their final state.
 

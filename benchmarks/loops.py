@@ -1,4 +1,4 @@
-"""The loops that people put around a model, tried with every variant on every execution path.
+"""Common training loops, tried with every variant on every execution path.
 
     python benchmarks/loops.py                    # about 600 trainings of three steps
     python benchmarks/loops.py --only plain 'torch.func: grad, vmap, jvp'
@@ -29,12 +29,12 @@ Row = dict[str, Any]
 
 
 def recorded() -> list[Row]:
-    """What is on record."""
+    """The results on record."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def table(rows: list[Row]) -> str:
-    """A line a loop, a column a variant: comparisons that are right, of those tried, over its execution paths."""
+    """A row per loop, a column per variant: correct comparisons out of those tried, over all execution paths."""
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     lines = [f"| loop | {' | '.join(variants)} | tried | right |", f"|---|{'---:|' * (len(variants) + 2)}"]
     for loop in dict.fromkeys(row["loop"] for row in rows):
@@ -55,12 +55,12 @@ def _sum(rows: list[Row], key: str) -> int:
 
 
 def places() -> pages.Places:
-    """What the page shows."""
+    """The generated part of the page."""
     return {(PAGE, "loops"): table(recorded())}
 
 
 def main() -> None:
-    """Try, record, make the table."""
+    """Run the loops, record them and make the table."""
     from tests.loops.loops import LOOPS
     from tests.loops.trials import tried
     from tests.loops.work import cases

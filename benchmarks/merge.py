@@ -1,4 +1,4 @@
-"""Merging a large checkpoint in shards: time beside copying it, memory beside one group's ΔW, and PEFT beside both.
+"""Merging a large checkpoint in shards: time against a copy, memory against ΔW of one group, and PEFT for both.
 
     python benchmarks/merge.py                        # 1.4 GB in bfloat16, three rounds
     python benchmarks/merge.py --layers 4 --rounds 1  # quickly
@@ -108,7 +108,7 @@ def _checkpoint(folder: Path, layers: int, dtype: torch.dtype) -> tuple[str, str
 
 
 def measured(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a call, and by how many bytes resident memory rose above what it was before, looked at every 2 ms."""
+    """Seconds of a call, and the increase of resident memory in bytes, sampled every 2 ms."""
     idle, done, peak = resident(), threading.Event(), 0
 
     def watch() -> None:
@@ -139,7 +139,7 @@ def part(folder: Path, out: Path) -> dict[str, float]:
 
 
 def peft(folder: Path, out: Path) -> dict[str, float]:
-    """PEFT's in this process."""
+    """PEFT's merge in this process."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -156,7 +156,7 @@ PARTS = {"part": part, "peft": peft}
 
 
 def once(name: str, folder: Path) -> dict[str, float]:
-    """One process of a kind: its whole seconds, and what it measured of itself."""
+    """One process of a kind: its total seconds, and its own measurements."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     merge = ["merge", str(folder / "adapter.safetensors"), "--base", str(folder / "base"), "--out", str(out)]

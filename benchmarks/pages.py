@@ -10,7 +10,7 @@ Places = dict[tuple[Path, str], str]  # page, name → what stands there
 
 
 def read(page: Path, name: str) -> str:
-    """What stands there now, without the line break at its end.
+    """The current content of a place, without its final line break.
 
     Raises:
         ValueError: the page has no such place, or more than one.
@@ -19,7 +19,7 @@ def read(page: Path, name: str) -> str:
 
 
 def fill(places: Places) -> None:
-    """Replace what stands in some places.
+    """Replace the content of some places.
 
     Raises:
         ValueError: as `read` does.
@@ -30,7 +30,7 @@ def fill(places: Places) -> None:
 
 
 def _parts(page: Path, name: str) -> tuple[str, str, str]:
-    """What is before the place, in it and after it; the marks belong to before and after."""
+    """The text before, in and after a place; its marks belong to before and after."""
     start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->"
     text = page.read_text(encoding="utf-8")
     if (text.count(start), text.count(end)) != (1, 1):

@@ -48,7 +48,7 @@ SETTINGS: dict[str, list[str]] = {
 }  # fmt: skip
 GRID = [float(f"{digit}e{power}") for power in range(-5, 3) for digit in (1, 3)]
 FIRST = {"AdamW": (0.01, 0.3), "SGD": (0.03, 1.0)}  # the part of the grid that is always run
-TEST = [rates.STEPS, rates.FIRST, rates.PER_DECADE, rates.KEPT, rates.RISEN]
+TEST = [rates.STEPS, rates.FIRST, rates.PER_DECADE, rates.DECAY, rates.RISEN]
 
 
 def recipe(setting: str, rate: float) -> Recipe:

@@ -40,13 +40,13 @@ MEASURING = ("--against", "digits:test", "--extractor", "digits", "--num", "250"
 
 
 def superlora(*words: str | Path) -> str:
-    """What a command says on stdout."""
+    """The stdout of a command."""
     command = [sys.executable, "-m", "superlora_cli", *map(str, words)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def train(folder: Path) -> None:
-    """The runs that are missing."""
+    """Train missing runs."""
     settings = {f"{name}-s{seed}": [*words, f"seed={seed}"] for seed in SEEDS for name, words in CLASSIFIERS.items()}
     for name, words in {**settings, **{name: [name] for name in GENERATORS}}.items():
         if not (folder / name / "eval.json").exists():
@@ -57,7 +57,7 @@ def train(folder: Path) -> None:
 
 
 def photograph(page: Path) -> None:
-    """The beginning of the page, and the images of its last section."""
+    """Pictures of the top of the page, and of the images in its last section."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -70,7 +70,7 @@ def photograph(page: Path) -> None:
 
 
 def rows(section: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each configuration of a section with geometry: its measures, means over weights and runs."""
+    """For each configuration in a section with geometry: its measures, as means over weights and runs."""
     accuracies = {one["row"]: one["mean"] for one in section["measures"][0]["values"]}
     found = []
     for row in section["rows"]:
@@ -98,7 +98,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def places() -> pages.Places:
-    """What the page shows."""
+    """The generated part of the page."""
     found = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     return {(pages.DOCS / "reports.md", "geometry"): table(found)}
 

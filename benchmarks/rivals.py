@@ -1,4 +1,4 @@
-"""The methods of the head-to-head: what each is called, how it gets onto the base, what it trains and stores."""
+"""The methods of the head-to-head: their names, how they are attached to the base, and what they train and store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STACKED = {"lotr": "LoTR", "cara": "CaRA", "fact_tk": "FacT-TK"}
 
 
 class Method(NamedTuple):
-    """A line of the table: whose it is, what it is called, and its settings."""
+    """A row of the table: its library, name and settings."""
 
     library: str
     name: str
@@ -57,7 +57,7 @@ class Adapted(NamedTuple):
 
 
 def methods() -> Iterator[Method]:
-    """The comparison: every method, at three sizes where it has so many between 30 and 10,000 parameters."""
+    """The comparison: every method, at three sizes where possible between 30 and 10,000 parameters."""
     for length in (128, 256, 512):
         yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
     for count in (5, 20, 100):
@@ -97,7 +97,7 @@ def methods() -> Iterator[Method]:
 
 
 def further() -> Iterator[Method]:
-    """More sizes of peers, and settings of ours tried for what is good at a budget."""
+    """More sizes of peers, and settings of ours tried to find good ones for a budget."""
     for length in (64, 1024):
         yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
     for count in (10, 40):
@@ -148,7 +148,7 @@ def _cp() -> Iterator[Method]:
 
 
 def _onehot(dim: int, rank: int, method: str | None = None, order: int | None = None) -> Method:
-    """Factors whose entries are `dim` shared numbers, with a small start: of a square matrix, or of a named method."""
+    """Factors whose entries are `dim` shared numbers, starting small: of a square matrix or a named method."""
     knobs = {"rank": rank, "inner": {"projection": "onehot", "dim": dim}, **SMALL}
     if method is None:
         return Method(OURS, "2D one-hot, small start", knobs)
@@ -157,7 +157,7 @@ def _onehot(dim: int, rank: int, method: str | None = None, order: int | None = 
 
 
 def ablations() -> Iterator[list[Method]]:
-    """Some of ours, each followed by itself with one thing changed."""
+    """Some of our settings, each followed by variants with one change."""
     inner = {"projection": "onehot", "dim": 128}
     yield _changed("2D one-hot, small start", {"rank": 4, "inner": inner, **SMALL}, [
         {"rank": 2}, {"rank": 8}, {"groups": 4}, {"groups": "weight", "fold": "none"}, {"order": 3, "method": "lorta"},
@@ -180,7 +180,7 @@ def _changed(name: str, settings: dict[str, Any], changes: list[dict[str, Any]])
 
 
 def adapted(base: nn.Module, method: Method, seed: int) -> Adapted:
-    """A copy of the base, which stays as it is, with the method on it."""
+    """A copy of the base with the method attached; the base stays unchanged."""
     torch.manual_seed(seed)
     model = copy.deepcopy(base)
     on = {OURS: _superlora, "PEFT": _peft, "LyCORIS": _lycoris, "plain": _plain_parameters}[method.library]

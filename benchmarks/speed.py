@@ -1,4 +1,4 @@
-"""The speed benchmarks one after another, what they found, and the pages that quote it.
+"""Runs the speed benchmarks one after another, and updates the pages that quote their results.
 
     python benchmarks/speed.py                          # all, half an hour; take a machine that does nothing else
     python benchmarks/speed.py --only merging startup
@@ -29,7 +29,7 @@ Found = dict[str, Any]  # what a script printed with --json
 
 
 class Benchmark(NamedTuple):
-    """A command, and what a page shows of what it found."""
+    """A command, and how a page shows its result."""
 
     words: tuple[str, ...]
     shown: Callable[[Found], str]
@@ -37,7 +37,7 @@ class Benchmark(NamedTuple):
 
     @property
     def command(self) -> str:
-        """To type."""
+        """The command line."""
         quoted = [f"'{word}'" if " " in word else word for word in self.words]
         threads = f"OMP_NUM_THREADS={self.threads} " if self.threads != 2 else ""
         return f"{threads}python benchmarks/{' '.join(quoted)}"
@@ -57,7 +57,7 @@ class Benchmark(NamedTuple):
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; columns whose name begins with < are words, the others numbers."""
+    """A table; columns whose name begins with < are text, the others numbers."""
     columns = list(columns)
     rule = "|".join("---" if name.startswith("<") else "---:" for name in columns)
     lines = ["| " + " | ".join(name.removeprefix("<") for name in columns) + " |", f"|{rule}|"]
@@ -180,13 +180,13 @@ def summary(known: dict[str, Found]) -> str:
 
 
 def recorded() -> dict[str, Found]:
-    """What is known, by name."""
+    """The results on record, by name."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     return {row["benchmark"]: row["found"] for row in map(json.loads, lines)}
 
 
 def keep(known: dict[str, Found]) -> None:
-    """Put what is known on record."""
+    """Write the record."""
     rows = [
         {"benchmark": name, "command": BENCHMARKS[name].command, "found": known[name]}
         for name in BENCHMARKS
@@ -196,7 +196,7 @@ def keep(known: dict[str, Found]) -> None:
 
 
 def places() -> pages.Places:
-    """What the pages show."""
+    """The generated parts of the pages."""
     known = recorded()
     filled: pages.Places = {}
     for name, benchmark in BENCHMARKS.items():
@@ -209,7 +209,7 @@ def places() -> pages.Places:
 
 
 def main() -> None:
-    """Measure, keep, write."""
+    """Measure, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--known", action="store_true", help="measure nothing")

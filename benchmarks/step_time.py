@@ -83,7 +83,7 @@ VIT_BASE_QV = 24 * 768 * 768  # 14,155,776 elements
 
 @dataclass
 class Variant:
-    """A model with its adapter; `path` is how the update meets the activations, `projected` whether through F."""
+    """A model with its adapter; `path` is the execution path, `projected` whether it uses F."""
 
     model: nn.Module
     one_step: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -101,7 +101,7 @@ class Variant:
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0) if parameters else None
 
     def step(self, images: Tensor, labels: Tensor, precision: str) -> None:
-        """One optimizer step, gradients made afresh."""
+        """One optimizer step with new gradients."""
         with self.one_step():
             with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = functional.cross_entropy(self.model(images), labels)
@@ -112,7 +112,7 @@ class Variant:
 
 
 def ask_for_gradient(module: nn.Module, args: object, output: Tensor) -> Tensor:
-    """The hook on the patch embedding: what comes out of frozen weights becomes a leaf of the graph."""
+    """The hook on the patch embedding: makes the output of frozen weights a leaf of the graph."""
     return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
@@ -143,7 +143,7 @@ def build(name: str, base: nn.Module) -> Variant:
 def measure(
     names: list[str], base: nn.Module, asked: argparse.Namespace, device: torch.device
 ) -> tuple[dict[str, Variant], Times]:
-    """Every variant that can be built and stepped here, and the seconds of its steps, one a round."""
+    """Every variant that works here, and the seconds of its steps, one per round."""
     images = torch.randn(asked.batch, 3, asked.image_size, asked.image_size, device=device)
     labels = torch.randint(1000, (asked.batch,), device=device)
     variants: dict[str, Variant] = {}
@@ -166,7 +166,7 @@ def measure(
 
 
 def criteria(variants: dict[str, Variant], times: Times) -> list[Criterion]:
-    """The goals for a step, with what was measured."""
+    """The goals for a step, with the measurements."""
 
     def between(name: str, base: str) -> Spread | None:
         return ratio(times, name, base) if name in times and base in times else None
@@ -185,7 +185,7 @@ def criteria(variants: dict[str, Variant], times: Times) -> list[Criterion]:
 
 
 def plain_linear(size: projections.Size, device: torch.device) -> projections.Project:
-    """F of `linear`, written as Eq. 4 stands: both transforms of full length, an int64 gather, torch's gradient."""
+    """F of `linear`, written literally as Eq. 4: both transforms of full length, an int64 gather, torch's gradient."""
 
     def draw(role: str) -> Any:
         return random_state(0, "projection", role, size.n_in, size.n_out)
@@ -228,7 +228,7 @@ def measure_projection(elements: int, rounds: int, device: torch.device) -> tupl
 
 
 def report_projection(asked: argparse.Namespace, frozen: float, device: torch.device) -> tuple[list[str], Figures]:
-    """Lines for people and figures for JSON; `frozen` is the measured step of the backbone in seconds."""
+    """Lines of text and numbers for JSON; `frozen` is the measured step of the backbone in seconds."""
     times, peaks, difference = measure_projection(asked.elements, asked.repeats, device)
     lines = [f"\nF of {asked.elements:,} elements, ρ = 0.1, float32 (largest difference {difference:.1e})"]
     for name, values in times.items():
@@ -248,7 +248,7 @@ def report_projection(asked: argparse.Namespace, frozen: float, device: torch.de
 
 
 def chosen(only: str | None) -> list[str]:
-    """Names of the variants that `only` asks for, patterns with commas between; the bases always."""
+    """Names of the variants that `only` asks for, comma-separated patterns; the bases are always included."""
     names = [*BASES, *(name for name in PEERS if name not in BASES), *OURS]
     patterns = only.split(",") if only else ["*"]
     for pattern in patterns:

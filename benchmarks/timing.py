@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: interleaved runs, round-by-round ratios with their spread, memory.
+"""Common parts of the benchmarks: interleaved runs, round-by-round ratios with their spread, memory.
 
 A ratio is taken within a round, between runs a few seconds apart, and its median over the rounds is reported: so a
 machine that is busy for a while, or clocks down, slows both sides alike.
@@ -75,13 +75,13 @@ class Criterion:
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish what it was given."""
+    """Wait for the device to finish."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, device: torch.device, *, calls: int = 1) -> Times:
-    """Seconds of one call of every run, in each of `rounds` rounds; the order is drawn anew for every round.
+    """Seconds of one call of every run, in each of `rounds` rounds; the order is random in every round.
 
     `calls` calls are timed together and divided, for what is too short to be timed alone. One round goes before,
     uncounted. Python's garbage is collected between the rounds, never inside.
@@ -106,7 +106,7 @@ def interleaved(runs: Mapping[str, Run], rounds: int, device: torch.device, *, c
 
 
 def peak_bytes(run: Run, device: torch.device) -> int:
-    """Bytes that tensors hold at most while `run` runs, on top of what they held before; a step of its own, untimed.
+    """Bytes that tensors hold at most while `run` runs, beyond what they held before, in a separate, untimed step.
 
     On CUDA by the allocator's own count. On the CPU by adding up the allocations and releases that torch.profiler
     records, which is exact for tensors, temporaries inside of operators too, and leaves out what mathematical
@@ -139,13 +139,13 @@ def held_bytes() -> int:
 
 
 def device_called(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
+    """`auto` is CUDA if available, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def setting(device: torch.device) -> str:
-    """Where a measurement was made, for its heading."""
+    """The machine of a measurement, for its heading."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU thread(s)"
     return f"torch {torch.__version__}, {place}"

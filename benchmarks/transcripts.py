@@ -1,9 +1,9 @@
-"""The commands whose output the documentation shows, run one after another, and what they said.
+"""The commands whose output the documentation shows, run one after another, and their output.
 
     python benchmarks/transcripts.py             # all of them, quarter of an hour on two CPU cores
-    python benchmarks/transcripts.py --known     # the pages again, from what is on record
+    python benchmarks/transcripts.py --known     # the pages again, from the record
 
-They run in an empty folder, each on what those before it made. What they said is kept in records/transcripts.jsonl;
+They run in an empty folder, each using the files of those before it. Their output is in records/transcripts.jsonl;
 of a long table the pages show the beginning and the end.
 """
 
@@ -30,7 +30,7 @@ LONGEST, BEGINNING = 8, 2  # rows of a table that are all shown, and how many of
 
 
 class Transcript(NamedTuple):
-    """A command line, and the place of a page that shows what it says; without one it prepares others."""
+    """A command line, and the place of a page that shows its output; without one it only prepares others."""
 
     command: str
     page: Path | None = None
@@ -54,7 +54,7 @@ TRANSCRIPTS = [
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command says on either stream, in the order of its lines.
+    """The output of a command on both streams, in order.
 
     Raises:
         SystemExit: it failed.
@@ -71,7 +71,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def anywhere(line: str, names: Mapping[str, str]) -> str:
-    """A line of output with the folders of this machine called something else, as wide as before where it is a box's.
+    """A line of output with the folders of this machine renamed, padded to the same width inside a box.
 
     >>> anywhere("│ /home/me/a │", {"/home/me": "x"})
     '│ x/a        │'
@@ -105,31 +105,31 @@ def shortened(said: str) -> str:
 
 
 def block(transcript: Transcript, said: str) -> str:
-    """As a page shows it."""
+    """The form that a page shows."""
     return f"```text\n$ {transcript.command}\n{shortened(said)}\n```"
 
 
 def recorded() -> dict[str, str]:
-    """What is known: command → what it said."""
+    """The record: command → output."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
     return {row["command"]: row["said"] for row in map(json.loads, lines)}
 
 
 def places() -> pages.Places:
-    """What the pages show."""
+    """The generated parts of the pages."""
     known = recorded()
     return {(t.page, t.place): block(t, known[t.command]) for t in TRANSCRIPTS if t.page and t.command in known}
 
 
 def sweep_of_the_page() -> str:
-    """The file that docs/sweeps.md begins with."""
+    """The sweep file at the beginning of docs/sweeps.md."""
     found = re.search(r"```yaml\n(.*?)```", SWEEPS.read_text(encoding="utf-8"), flags=re.S)
     assert found
     return found[1]
 
 
 def main() -> None:
-    """Run, keep, write."""
+    """Run, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--known", action="store_true", help="run nothing")
     if not parser.parse_args().known:

@@ -1,8 +1,8 @@
-"""superlora: parameter-efficient fine-tuning of vision models by SuperLoRA (arXiv 2403.11887).
+"""superlora: parameter-efficient fine-tuning of vision models with SuperLoRA (arXiv 2403.11887).
 
-From Python: `attach` an adapter to any `nn.Module`, train it by any loop, `save` and `load` it, `activate` one of
-several, `detach` with the update merged or not. They are imported on first use: they need torch, and the command
-line's start does not.
+From Python: `attach` an adapter to any `nn.Module`, train it in any loop, `save` and `load` it, `activate` one of
+several, `detach` it with or without merging the update. These functions are imported on first use, because they need
+torch and the command line should start without it.
 """
 
 from typing import TYPE_CHECKING, Any

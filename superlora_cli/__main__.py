@@ -1,4 +1,4 @@
-"""`python -m superlora_cli` is `superlora`."""
+"""`python -m superlora_cli` does the same as `superlora`."""
 
 from superlora_cli.cli.app import main
 

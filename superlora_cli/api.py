@@ -1,4 +1,4 @@
-"""Adapters from Python, on any `nn.Module`, trained by any loop.
+"""Adapters from Python, on any `nn.Module`, trained in any loop.
 
 adapter = superlora_cli.attach(model, ["q", "v"], "lorta", rank=2, name="pets")
 ...                                                       # train what requires a gradient
@@ -49,10 +49,10 @@ def attach(
     head: str | Sequence[str] = (),
     **knobs: Any,
 ) -> SuperLora:
-    """Put a new adapter with ΔW = 0 on `model`, active beside any others that it has.
+    """Attach a new adapter with ΔW = 0 to `model` and make it the active one.
 
-    The whole model is frozen, its head included: a head that is to be trained is named in `head`. What is trained is
-    what requires a gradient, `[p for p in model.parameters() if p.requires_grad]`.
+    The whole model is frozen, including its head; name the head in `head` to train it. The trained parameters are
+    those that require a gradient, `[p for p in model.parameters() if p.requires_grad]`.
 
     >>> import torch, superlora_cli
     >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
@@ -63,21 +63,22 @@ def attach(
     8762
 
     Args:
-        model: what is called in training; its forward makes ΔW once.
+        model: the module that is called in training; its forward computes ΔW once.
         targets: short names (q k v o mlp all-linear) or patterns over module names, as in a recipe.
-        method: a preset (lora, lokr, lorta, dense, vera, … as `superlora ls methods` has them), or None for the knobs'
-            defaults. With `none` no weight is adapted, whatever the targets: `head` and `also` are all that is trained.
-        name: of the adapter.
-        head: modules or parameters of the model, by name or glob, that are trained and saved with this adapter.
-        **knobs: of Eq. 2, ΔW_group = F(Σ_terms ⊗_k C_k ×_1 A_k1 ... ×_M A_kM), as listed below. Without `alpha` and
-            `scaling`, ΔW is scaled by the weights that it is added to, so that AdamW at about 0.03 fits any base.
+        method: a preset (lora, lokr, lorta, dense, vera, …; see `superlora ls methods`), or None for the knobs'
+            defaults. With `none` no weight is adapted, whatever the targets: only `head` and `also` are trained.
+        name: the adapter's name.
+        head: modules or parameters of the model, by name or glob, to train and save with this adapter.
+        **knobs: the knobs of Eq. 2, ΔW_group = F(Σ_terms ⊗_k C_k ×_1 A_k1 ... ×_M A_kM), listed below. If neither
+            `alpha` nor `scaling` is set, ΔW is scaled by the size of the base weights, so that AdamW with a learning
+            rate of about 0.03 fits any base.
 
     Returns:
         The adapter, an `nn.Module`: `adapter.parameters()`, `adapter.plan.params`, `adapter.compute()` for ΔW.
 
     Raises:
-        UsageError: a target or head that matches nothing, knobs that do not fit, a name that is taken, or nothing that
-            would be trained.
+        UsageError: a target or head matches nothing, the knobs do not fit, the name is taken, or nothing would be
+            trained.
 
     Knobs, as in the section `adapter` of a recipe:
     """
@@ -95,7 +96,7 @@ def attach(
 
 
 def _with_knobs(doc: str) -> str:
-    """A docstring with all knobs behind it: type, default and meaning, from the recipes' schema."""
+    """Append all knobs to a docstring: type, default and meaning, from the schema of recipes."""
     known = {field.name: field.default for field in fields(AdapterConfig)}
     lines = []
     for name, field in AdapterSection.model_fields.items():
@@ -112,18 +113,17 @@ def save(
     model: nn.Module, path: str | Path, *, name: str | None = None, metrics: Mapping[str, Any] | None = None
 ) -> None:
     """Write an adapter to one safetensors file: factors, head, knobs, targets, and a hash of the base's target weights
-    (without targets: of all weights that the file does not hold).
+    (or, without targets, of all weights that are not in the file).
 
     Args:
-        path: of the file, in a folder that exists; overwritten, whole or not at all.
-        name: of the adapter; the active one if None.
-        metrics: numbers or strings to keep in the file; `superlora inspect` shows them.
+        path: the file, in an existing folder; it is overwritten atomically.
+        name: the adapter's name; None: the active one.
+        metrics: numbers or strings to store in the file; `superlora inspect` shows them.
 
     Raises:
-        UsageError: no such adapter, its layers were replaced, parameters outside of it are being trained (they would
-            be lost), a metric that is neither number nor text, or the file cannot be written. MismatchError: with
-            `frozen: svd`, the base's weights are not those that the adapter was attached to. RunError: the disk is
-            full.
+        UsageError: there is no such adapter, its layers were replaced, parameters outside it are being trained (they
+            would be lost), a metric is neither a number nor text, or the file cannot be written. MismatchError: with
+            `frozen: svd`, the base's weights changed since the adapter was attached. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -134,17 +134,17 @@ def save(
     active = {**held.get().head, **held.get().also} if held.active is not None else {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and not key.startswith("superlora.") and key not in active:
-            raise UsageError("is trained, and would not be saved", where=key, hint="attach(…, head=[…]) names it")
+            raise UsageError("is trained but would not be saved", where=key, hint="name it in attach(…, head=[…])")
     head: Mapping[str, Tensor] = adapter.head
     also: Mapping[str, Tensor] = adapter.also
-    if held.active is not None and adapter is held.get():  # then the model holds them
+    if held.active is not None and adapter is held.get():  # then their current values are in the model
         head, also = ({key: stored_parameter(model, key) for key in own} for own in (head, also))
     sha256, dtype = digest = digest_base(model, adapter.targets, (*head, *also))
     if adapter.base_digest not in (None, digest):
         raise MismatchError(
-            "the base is not the one that the frozen factors were taken from: its weights have changed since",
+            "the frozen factors come from the base, whose weights changed since the adapter was attached",
             where=str(path),
-            hint="attach after they are loaded; detach(merge=True) keeps what was trained",
+            hint="load weights before attaching; detach(merge=True) keeps what was trained",
         )
     store.StoredAdapter.of(
         adapter.config,
@@ -159,17 +159,17 @@ def save(
 
 
 def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_mismatch: bool = False) -> SuperLora:
-    """Put a saved adapter on `model`, active and trainable: a file of `save`, or of `superlora train`.
+    """Attach a saved adapter to `model`, active and trainable; the file is from `save` or from `superlora train`.
 
     Args:
-        path: an adapter file, or a run's folder.
-        name: what it is called on this model.
+        path: an adapter file or a run folder.
+        name: the adapter's name on this model.
         allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
-            frozen factors come from it.
+            frozen factors come from them.
 
     Raises:
-        UsageError: not an adapter file, a base that cannot be adapted, or a name that is taken. MismatchError: adapter
-            and base do not belong together. Nothing has been changed then.
+        UsageError: it is not an adapter file, the base cannot be adapted, or the name is taken. MismatchError: adapter
+            and base do not belong together. In either case nothing has changed.
     """
     path = Path(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
@@ -181,42 +181,42 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
 def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:
     listed = (words,) if isinstance(words, str) else tuple(words) if isinstance(words, Iterable) else (words,)
     if not all(isinstance(word, str) for word in listed):
-        raise UsageError(f"{words!r:.60} is no list of names", where=where, hint='as ["q", "v"]')
+        raise UsageError(f"{words!r:.60} is not a list of names", where=where, hint='e.g. ["q", "v"]')
     return listed
 
 
 def _written(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as a file can hold them; a tensor cannot be told from one that was meant to be a number."""
+    """Metrics in a form that a file can hold; tensors are refused."""
     if not isinstance(metrics, Mapping):
-        raise UsageError(f"{metrics!r:.60} has no names", where="metrics", hint='as {"accuracy": 0.9}')
+        raise UsageError(f"{metrics!r:.60} is not a dict", where="metrics", hint='e.g. {"accuracy": 0.9}')
     found: dict[str, Any] = plain(metrics)
     for name, value in found.items():
         try:
             json.dumps({name: value}, sort_keys=True)
         except (TypeError, ValueError):
-            hint = "a number or text; of a tensor, its .item()"
+            hint = "expected a number or text; for a tensor, its .item()"
             raise UsageError(f"is {value!r:.60}", where=f"metrics: {name}", hint=hint) from None
     return found
 
 
 def _parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The parameters that names or globs of modules or parameters stand for.
+    """The parameters that match names or globs of modules or parameters.
 
     Raises:
-        UsageError: one stands for none.
+        UsageError: a pattern matches none.
     """
     names = [name for name, _ in model.named_parameters() if not name.startswith("superlora.")]
     found: dict[str, None] = {}
     for pattern in patterns:
         matched = [name for name in names if any(fnmatchcase(name, p) for p in (pattern, f"{pattern}.*"))]
         if not matched:
-            raise UsageError(f"'{pattern}' matches no parameter", where="head", hint="a module, like 'head'")
+            raise UsageError(f"'{pattern}' matches no parameter", where="head", hint="name a module, such as 'head'")
         found |= dict.fromkeys(matched)
     return list(found)
 
 
 def _base_name(model: nn.Module) -> str:
-    """What a person would call the base: timm's architecture, transformers' or diffusers' source, or its class."""
+    """A readable name for the base: timm's architecture, the source in transformers or diffusers, or its class."""
     architecture = getattr(model, "pretrained_cfg", None) or {}
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", None) or getattr(config, "name_or_path", None)

@@ -1,7 +1,7 @@
-"""A cache of what one run has read and the next run of the same process needs again.
+"""A cache for what one run reads and the next run in the same process needs again.
 
-Off in a process of one run; a sweep's workers switch it on. Cached objects must not be modified: runs get copies, or
-only read them. An entry's key says what it depends on.
+It is off by default; a sweep's workers switch it on. Cached objects must not be modified: runs copy them or only read
+them. An entry's key contains everything it depends on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass
 class Store:
-    """What is kept, by kind and key, if it `keeps` anything."""
+    """Cached objects by kind and key; nothing is cached unless `keeps`."""
 
     keeps: bool = False
     kinds: dict[str, OrderedDict[Hashable, Any]] = field(default_factory=dict)
@@ -26,14 +26,14 @@ STORE = Store()
 
 
 def once(kind: str, key: Hashable, make: Callable[[], T], *, most: int) -> T:
-    """What `make` gives, or gave before for this kind and key. Of a kind, the `most` that were last used are kept."""
+    """The result of `make`, or the cached one for this kind and key. Per kind, the `most` recently used are cached."""
     if not STORE.keeps:
         return make()
-    kept = STORE.kinds.setdefault(kind, OrderedDict())
-    if key not in kept:
-        while len(kept) >= most:  # before the next is made, which may be large
-            kept.popitem(last=False)
-        kept[key] = make()
-    kept.move_to_end(key)
-    found: T = kept[key]
+    cached = STORE.kinds.setdefault(kind, OrderedDict())
+    if key not in cached:
+        while len(cached) >= most:  # before the next one is made, because it may be large
+            cached.popitem(last=False)
+        cached[key] = make()
+    cached.move_to_end(key)
+    found: T = cached[key]
     return found

@@ -1,4 +1,4 @@
-"""The errors a user may see. Each is one line: what is wrong, where, and what would be right."""
+"""The errors that users may see. Each is one line: what is wrong, where, and what would be right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SuperLoraError(Exception):
         super().__init__(message)
         self.message = printable(message)
         self.where, self.hint = (None if text is None else printable(text) for text in (where, hint))
-        self.process: int | None = None  # the one it happened in, where it did not happen in all of them
+        self.process: int | None = None  # the process it happened in, unless it happened in all of them
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -35,7 +35,7 @@ class SuperLoraError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text from files as one line that a terminal shows and does not obey.
+    """Text as one line without control characters, safe to print on a terminal.
 
     >>> printable("a\\nb \\x1b[2J")
     'a\\\\nb \\\\x1b[2J'
@@ -56,7 +56,7 @@ class UsageError(SuperLoraError):
 
 
 class LongUsageError(UsageError):
-    """One that takes several lines, as all that is wrong with a recipe."""
+    """A usage error of several lines, such as all problems of a recipe."""
 
     def __init__(self, lines: Iterable[str], *, where: str | None = None, hint: str | None = None) -> None:
         super().__init__("", where=where, hint=hint)
@@ -76,7 +76,7 @@ class InterruptedRunError(SuperLoraError):
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
-    """The hint for a misspelt name, or None where nothing is near.
+    """The hint for a misspelt name; None if no known name is similar.
 
     >>> did_you_mean("ordr", ["rank", "order"]), did_you_mean("adamw", ["Adam", "AdamW"])
     ("did you mean 'order'?", "did you mean 'AdamW'?")

@@ -18,7 +18,7 @@ from superlora_cli.errors import RunError, UsageError
 
 @contextmanager
 def system_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into one clear line."""
+    """Turn an operating system's error on writing `path` into one clear line."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def system_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole.
+    """Write a file atomically: at any moment, either the complete old file or the complete new one exists.
 
     Raises:
         RunError: the disk is full. UsageError: the folder cannot be written, or as `replacing` without `force`.
@@ -44,13 +44,13 @@ def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> Non
 
 @contextmanager
 def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """An empty temporary file beside `path`, to be written; then it takes the place of `path`, in one moment.
+    """Yield an empty temporary file in the folder of `path`; on leaving, it replaces `path` atomically.
 
-    Whatever is raised inside leaves the old file as it was, and no temporary one.
+    If anything is raised inside, the old file stays as it was and the temporary one is removed.
 
     Raises:
-        RunError: the disk is full. UsageError: the folder cannot be written; or, without `force`, somebody else has
-            written `path` meanwhile.
+        RunError: the disk is full. UsageError: the folder cannot be written; or, without `force`, another process has
+            written `path` in the meantime.
     """
     with system_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -69,14 +69,14 @@ def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """An empty temporary folder beside `path`, to be filled with files; then it takes the place of `path`.
+    """Yield an empty temporary folder next to `path`, to be filled with files; on leaving, it replaces `path`.
 
-    Whatever is raised inside leaves the old folder as it was, and no temporary one. Where the system cannot exchange
-    two folders in one moment, for that moment there is none of the name.
+    If anything is raised inside, the old folder stays as it was and the temporary one is removed. On systems that
+    cannot swap two folders atomically, `path` does not exist for a moment.
 
     Raises:
-        RunError: the disk is full. UsageError: the folder cannot be written; or, without `force`, somebody else has
-            filled it meanwhile.
+        RunError: the disk is full. UsageError: the folder cannot be written; or, without `force`, another process has
+            filled it in the meantime.
     """
     with system_errors(path):
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -90,17 +90,17 @@ def replacing_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
                 _exchange(folder, path)
             else:
                 try:
-                    os.rename(folder, path)  # also to an empty folder's place
+                    os.rename(folder, path)  # this also replaces an empty folder
                 except OSError as error:
                     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                         raise _exists(path) from None
                     raise
-    finally:  # what is left under the temporary name: an unfinished folder, or the one that was replaced
+    finally:  # removes an unfinished folder, or the one that was replaced
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(temporary: Path, path: Path) -> bool:
-    """Give a file its name if nobody else has taken it. False where the file system has no way to do so at once."""
+    """Rename a file unless `path` exists. Returns False if the file system cannot do so atomically."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -117,7 +117,7 @@ def _exists(path: Path) -> UsageError:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
+    """Wait until a file is written to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,7 +126,7 @@ def sync(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Two folders change names, by Linux' renameat2 where there is one."""
+    """Swap the names of two folders, by Linux's renameat2 if available."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     call = getattr(ctypes.CDLL(None), "renameat2", None)
     if call and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
@@ -138,7 +138,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) -> None:
-    """Write a folder of files so that it appears whole; in one that is there, each file is replaced and others stay.
+    """Write a folder of files atomically; in an existing folder, each file is replaced and all others stay.
 
     Raises:
         RunError: the disk is full. UsageError: the folder cannot be written, or as `replacing_folder` without `force`.
@@ -153,13 +153,13 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) 
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuse early an output that is there already, or whose folder is not; an empty folder is free.
+    """Refuse early an output that exists, or whose folder does not; an empty folder may be filled.
 
     Raises:
-        UsageError: says what `--force` would do.
+        UsageError: as described.
     """
     if not path.parent.is_dir():
-        raise UsageError("no such folder", where=str(path.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(path.parent), hint="create it first")
     if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
         raise _exists(path)
 
@@ -176,7 +176,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} where there is none that can be read."""
+    """The JSON object in a file; {} if there is none or it cannot be read."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -185,5 +185,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(content: Any) -> str:
-    """A JSON document for people: indented, with sorted keys."""
+    """A readable JSON document: indented, with sorted keys."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

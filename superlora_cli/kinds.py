@@ -1,4 +1,4 @@
-"""What a path is, in words: said to whoever gave one thing where another is wanted."""
+"""Recognises what a path is, so that errors can say so when something else was expected."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from superlora_cli.errors import UsageError
 
-LOOKED_AT = 1_000_000  # bytes of a text, at most
-CHILDREN = 200  # of a folder, at most
+LOOKED_AT = 1_000_000  # most bytes read of a text
+CHILDREN = 200  # most entries read of a folder
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ADAPTER_MARK, MODEL_MARK = "superlora.format_version", "superlora.model_recipe"  # in a safetensors header
@@ -20,7 +20,7 @@ SWEEP_KEYS = {"recipe", "grid", "runs", "seeds", "set", "measure", "skip_impossi
 
 
 class Kind(StrEnum):
-    """What superlora and its users have; the words stand in errors."""
+    """Things that superlora and its users have, in the words of error messages."""
 
     RECIPE = "a recipe"
     SWEEP = "a sweep file"
@@ -32,9 +32,9 @@ class Kind(StrEnum):
     IMAGE = "an image"
     JSON = "a JSON file"
     TEXT = "a text file"
-    RUN = "a run's folder"
-    CHECKPOINT = "a checkpoint's folder"
-    SWEEP_FOLDER = "a sweep's folder"
+    RUN = "a run folder"
+    CHECKPOINT = "a checkpoint folder"
+    SWEEP_FOLDER = "a sweep folder"
     RUNS = "a folder of runs"
     IMAGES = "a folder of images"
     SHARDS = "a folder of weights"
@@ -43,22 +43,22 @@ class Kind(StrEnum):
 
 
 USES = {
-    Kind.RECIPE: "superlora train {path} makes a run of it",
-    Kind.SWEEP: "superlora sweep {path} makes its runs",
+    Kind.RECIPE: "superlora train {path} trains it",
+    Kind.SWEEP: "superlora sweep {path} runs it",
     Kind.ADAPTER: "superlora inspect {path} shows what is in it",
     Kind.MODEL: "superlora eval {path} evaluates it",
-    Kind.TORCH: "weights: safetensors.torch.save_file writes them as a .safetensors file",
-    Kind.IMAGE: "superlora eval RUN --predict FOLDER tells the classes of images",
-    Kind.RUN: "its recipe is {path}/recipe.yaml, its result the .safetensors file beside it",
-    Kind.CHECKPOINT: "the adapter in it is {path}/adapter.safetensors",
-    Kind.SWEEP_FOLDER: "name one of the runs in {path}/runs, or superlora report {path}",
-    Kind.RUNS: "name one of them, or superlora report {path}",
+    Kind.TORCH: "convert it to a .safetensors file with safetensors.torch.save_file",
+    Kind.IMAGE: "superlora eval RUN --predict FOLDER predicts the classes of images",
+    Kind.RUN: "its recipe is {path}/recipe.yaml, its result the .safetensors file next to that",
+    Kind.CHECKPOINT: "its adapter is {path}/adapter.safetensors",
+    Kind.SWEEP_FOLDER: "give one of the runs in {path}/runs, or use superlora report {path}",
+    Kind.RUNS: "give one of them, or use superlora report {path}",
     Kind.IMAGES: "superlora init --data {path} writes a recipe for them",
 }
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What is at a path; None where there is nothing, nothing that can be read, or nothing that is known.
+    """What is at a path; None if there is nothing, or it cannot be read or recognised.
 
     >>> kind_of(Path("no/such/file")) is None
     True
@@ -72,14 +72,14 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def check_kind(path: Path, wanted: str, allowed: Collection[Kind], hint: str | None = None) -> None:
-    """Refuse a path at which something else is known to be than what is `wanted`.
+    """Refuse a path that is known to be something other than what is `wanted`.
 
     Args:
-        allowed: the kinds that may do: what reads them says more.
-        hint: what would be right, where what the thing is good for does not say it.
+        allowed: kinds that may be right; the code that reads them gives more precise errors.
+        hint: what would be right, for kinds that have no hint of their own.
 
     Raises:
-        UsageError: says what it is, and what it is good for.
+        UsageError: it is something else; says what it is, and what to do with it.
     """
     kind = kind_of(path)
     if kind is not None and kind not in allowed:

@@ -3,8 +3,8 @@
     from superlora_cli.peft_plugin import SuperLoraConfig
     model = get_peft_model(model, SuperLoraConfig(target_modules=["q_proj", "v_proj"], method="lorta", rank=2))
 
-PEFT's own methods wrap each target layer in a tuner layer with parameters of its own. A Tucker unit crosses layers, so
-here one tuner layer holds the factors of all targets, and `adapter.attach` adapts the target layers in place.
+PEFT's own methods wrap each target layer in a tuner layer with its own parameters. A Tucker unit may span layers, so
+here a single tuner layer holds the factors of all targets, and `adapter.attach` adapts the target layers in place.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from superlora_cli.models.patterns import SHORT_NAMES
 from superlora_cli.models.targets import expand, weights_of
 
 NAME = "superlora"
-DEFAULT = "default"  # the scaling that a recipe has, too, which says none
-LAYER = f"peft_{NAME}"  # of the child of a model; PEFT does not look into names that begin with the method's
+DEFAULT = "default"  # the scaling of a recipe that sets none
+LAYER = f"peft_{NAME}"  # name of the child module; PEFT ignores names that begin with the method's
 
 
 def _add_type(name: str) -> None:
-    """Give PEFT's enumeration of methods a member: `register_peft_method` asks for one, and offers no way to add it."""
+    """Add a member to PEFT's enumeration of methods: `register_peft_method` needs one but offers no way to add it."""
     if name not in PeftType.__members__:
         member = str.__new__(PeftType, name)
         member._name_ = member._value_ = name
@@ -47,16 +47,16 @@ _add_type(NAME.upper())
 
 @dataclass
 class SuperLoraConfig(PeftConfig):
-    """What PEFT saves as adapter_config.json; a knob that is None is one not given, as in a recipe's `adapter` section.
+    """What PEFT saves as adapter_config.json; a knob that is None is not set, as in a recipe's `adapter` section.
 
     Attributes:
-        target_modules: as PEFT understands them, ends of module names or, as one string, a regular expression or
-            `all-linear`; or as recipes write them: q k v o mlp, globs, slices like `blocks.*.attn.qkv[q]`.
-        modules_to_save: modules, like a new head, that are trained as a whole and saved beside the factors.
-        method: a preset: lora, lokr, lorta, dense, vera, … as `superlora ls methods` has them.
+        target_modules: as in PEFT, suffixes of module names or, as a single string, a regular expression or
+            `all-linear`; or as in recipes: q k v o mlp, globs, slices such as `blocks.*.attn.qkv[q]`.
+        modules_to_save: modules, such as a new head, that are trained fully and saved with the factors.
+        method: a preset: lora, lokr, lorta, dense, vera, …; see `superlora ls methods`.
 
     Raises:
-        UsageError: the knobs are not possible together.
+        UsageError: the knobs contradict each other.
     """
 
     target_modules: list[str] | str | None = field(default=None)
@@ -77,7 +77,7 @@ class SuperLoraConfig(PeftConfig):
     ratio: float | None = None
     rescale: bool | None = None
     alpha: float | None = None
-    scaling: str | None = DEFAULT  # None, in what an earlier version saved, is alpha_over_rank
+    scaling: str | None = DEFAULT  # None, as saved by earlier versions, means alpha_over_rank
     init: str | None = None
     execution: str | None = None
     seed: int | None = None
@@ -100,7 +100,7 @@ class SuperLoraConfig(PeftConfig):
         """The knobs of Eq. 2.
 
         Raises:
-            UsageError: they are not possible together, or PEFT would not save what they train.
+            UsageError: they contradict each other, or PEFT would not save what they train.
         """
         knobs = {knob.name: getattr(self, knob.name) for knob in fields(AdapterConfig)}
         unset = self.scaling == DEFAULT
@@ -108,12 +108,13 @@ class SuperLoraConfig(PeftConfig):
         config = AdapterConfig.from_knobs(self.method, defaults=NEWEST if unset else 1, **knobs)
         if config.also or not config.adapts:
             where = "also" if config.also else "method"
-            raise UsageError("PEFT saves factors and whole modules", where=where, hint="modules_to_save names modules")
+            raise UsageError("PEFT only saves factors and whole modules", where=where,
+                             hint="name modules in modules_to_save")  # fmt: skip
         return config
 
 
 class SharedFactors(nn.Module, BaseTunerLayer):
-    """The factors of all adapters on a model: the one tuner layer that PEFT's functions find in it."""
+    """The factors of all adapters on a model, as the only tuner layer that PEFT finds in it."""
 
     adapter_layer_names = (f"{NAME}_factors",)
     adapted: nn.Module
@@ -122,17 +123,17 @@ class SharedFactors(nn.Module, BaseTunerLayer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.superlora_factors = nn.ModuleDict()  # name → the tensors of that adapter
-        self.__dict__["adapted"] = model  # which this is a child of
+        self.__dict__["adapted"] = model  # the parent, kept out of the module tree
 
     def forward(self, input: Tensor) -> Tensor:
-        """The identity, for an `nn.Sequential` that carries it."""
+        """The identity, in case the parent is an `nn.Sequential`."""
         return input
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Let the model compute with one adapter, trainable unless `inference_mode`.
+        """Make one adapter the active one, trainable unless `inference_mode`.
 
         Raises:
-            UsageError: several are named.
+            UsageError: several are given.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if len(names) > 1:
@@ -141,28 +142,30 @@ class SharedFactors(nn.Module, BaseTunerLayer):
         super().set_adapter(names, inference_mode)
 
     def enable_adapters(self, enabled: bool) -> None:
-        """With the active adapter, or as the plain base."""
+        """Compute with the active adapter, or as the plain base."""
         super().enable_adapters(enabled)
         activate(self.adapted, self.active_adapters[0] if enabled and self.active_adapters else None)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter; PEFT chooses the one that is active then."""
+        """Remove an adapter; PEFT chooses the next active one."""
         detach(self.adapted, adapter_name)
         super().delete_adapter(adapter_name)
 
     def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: ΔW is never kept beside the weights that it was added to.
+        """Not supported: merged weights could not be restored, because ΔW is not stored.
 
         Raises:
             UsageError: always.
         """
-        raise UsageError("no merging in place", where="superlora in PEFT", hint="merge_and_unload() merges for good")
+        raise UsageError(
+            "cannot merge in place", where="superlora in PEFT", hint="merge_and_unload() merges permanently"
+        )
 
     unmerge = merge
 
 
 class SuperLoraModel(BaseTuner):
-    """A model with SuperLoRA adapters by name, of which one at most is active."""
+    """A model with named SuperLoRA adapters, of which at most one is active."""
 
     prefix = f"{NAME}_"
     tuner_layer_cls = SharedFactors
@@ -171,18 +174,19 @@ class SuperLoraModel(BaseTuner):
     targeted_module_names: list[str]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Attach a new adapter to `model`. One that is added to others is not active yet.
+        """Attach a new adapter to `model`. If it is not the first, it is not made active.
 
         Raises:
-            UsageError: a target that matches nothing, knobs that do not fit the targets, or low_cpu_mem_usage.
+            UsageError: a target matches nothing, the knobs do not fit the targets, or low_cpu_mem_usage is set.
         """
-        if nn.ParameterList([nn.Parameter(torch.zeros(()))])[0].is_meta:  # PEFT makes parameters without values
-            raise UsageError("not with superlora", where="low_cpu_mem_usage", hint="leave it out: the factors are few")
+        if nn.ParameterList([nn.Parameter(torch.zeros(()))])[0].is_meta:  # PEFT creates parameters without values
+            raise UsageError("not supported by superlora", where="low_cpu_mem_usage",
+                             hint="leave it out: the factors are small")  # fmt: skip
         config: SuperLoraConfig = self.peft_config[adapter_name]
         _maybe_include_all_linear_layers(config, model)
         targets = expand(model, _patterns(config.target_modules, weights_of(model)))
         adapter = attach(model, targets, config.adapter_config(), name=adapter_name)
-        config.alpha, config.scaling = adapter.config.alpha, adapter.config.scaling  # as settled on this base
+        config.alpha, config.scaling = adapter.config.alpha, adapter.config.scaling  # as resolved for this base
         if LAYER not in model._modules:
             model.add_module(LAYER, SharedFactors(model))
         cast(SharedFactors, model.get_submodule(LAYER)).superlora_factors[adapter_name] = adapter.factors
@@ -203,7 +207,7 @@ class SuperLoraModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
-        """Plain layers again, merged only where all is finite; PEFT then unwraps the modules_to_save."""
+        """Restore plain layers, merged only if all values are finite; PEFT then unwraps the modules_to_save."""
         names = list(adapter_names or self.active_adapters)
         if merge and len(names) != 1:
             raise UsageError(f"{len(names)} adapters to merge", where="superlora in PEFT", hint="adapter_names=[one]")
@@ -213,26 +217,26 @@ class SuperLoraModel(BaseTuner):
         return plain
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """PEFT's way in, layer by layer, which `inject_adapter` replaces."""
+        """PEFT's hook for single layers; `inject_adapter` replaces it."""
         raise NotImplementedError("superlora adapts all target layers at once")
 
 
 def _patterns(wanted: Iterable[str] | str | None, known: Iterable[str]) -> list[str]:
-    """Target patterns from PEFT's `target_modules`: a word is the end of module names, else what it is in a recipe.
+    """Target patterns from PEFT's `target_modules`: a word is a suffix of module names, all else is as in a recipe.
 
     >>> _patterns(["q", "v_proj", "*.qkv[v]"], ["layers.0.v_proj"]), _patterns(r".*\\.v_proj", [])
     (['q', 're:(.*\\\\.)?v_proj', '*.qkv[v]'], ['re:.*\\\\.v_proj'])
     """
     if not wanted:
-        raise UsageError("no target", where="target_modules", hint='names like ["q_proj", "v_proj"], or ["q", "v"]')
+        raise UsageError("no target", where="target_modules", hint='e.g. ["q_proj", "v_proj"], or ["q", "v"]')
     if isinstance(wanted, str):
         return [wanted if wanted in SHORT_NAMES or wanted.startswith("re:") else f"re:{wanted}"]
     known = list(known)
     patterns: list[str] = []
     for name in wanted:
         ends = any(f".{one}".endswith(f".{name}") for one in known)
-        as_it_is = name.startswith("re:") or any(sign in name for sign in "*?[") or (name in SHORT_NAMES and not ends)
-        patterns.append(name if as_it_is else rf"re:(.*\.)?{re.escape(name)}")
+        verbatim = name.startswith("re:") or any(sign in name for sign in "*?[") or (name in SHORT_NAMES and not ends)
+        patterns.append(name if verbatim else rf"re:(.*\.)?{re.escape(name)}")
     return patterns
 
 

@@ -1,4 +1,4 @@
-"""What shows progress: what is being done, or a bar, on a terminal; a line now and then elsewhere."""
+"""Progress: a status or a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rich.text import Text
 
 from superlora_cli.launch import speaks
 
-BETWEEN_LINES = 15  # seconds, where there is no terminal
+BETWEEN_LINES = 15  # seconds between lines without a terminal
 PATIENCE = 2.0  # seconds before `with_bar` shows its bar
 T = TypeVar("T")
 _hushed = ContextVar("hushed", default=False)
 
 
 def shows_bars() -> bool:
-    """Whether bars may be shown: on a terminal, by the process that speaks, if it is not `hushed`."""
+    """Whether bars may be shown: only on a terminal, by the process that prints, and not inside `hushed`."""
     return sys.stderr.isatty() and speaks() and not _hushed.get()
 
 
 @contextmanager
 def hushed(quiet: bool) -> Iterator[None]:
-    """Inside, no bar is shown if `quiet`, however deep down."""
+    """If `quiet`, no bar is shown inside, however deep the call."""
     before = _hushed.set(quiet or _hushed.get())
     try:
         yield
@@ -38,17 +38,17 @@ def hushed(quiet: bool) -> Iterator[None]:
 
 
 def doing(console: Console, what: str, *, quiet: bool = False) -> AbstractContextManager[Any]:
-    """Says on a terminal what is being done, as long as it takes."""
+    """Show on a terminal what is being done while it lasts."""
     return nullcontext() if quiet else console.status(Text(what))
 
 
 def with_bar(parts: Iterable[T], words: str, *, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """The parts of some work, with a bar on a terminal from `PATIENCE` on.
+    """Iterate over parts of some work, with a bar on a terminal after `PATIENCE`.
 
     Args:
         words: what is being done.
-        total: how much it is.
-        size: how much of it a part is.
+        total: amount of all work.
+        size: amount of work in a part.
     """
     columns = TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -63,7 +63,7 @@ def with_bar(parts: Iterable[T], words: str, *, total: int, size: Callable[[T], 
 
 
 class LiveDisplay:
-    """Shows `progress` as long as it is entered."""
+    """A context manager that shows `progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.spoken = progress, time.monotonic()
@@ -78,7 +78,7 @@ class LiveDisplay:
         self.progress.stop()
 
     def due(self, *, last: bool = False) -> bool:
-        """Whether a line is due, where there is no bar; it is taken to be said then."""
+        """Whether a line should be printed now instead of a bar; calling this counts as printing it."""
         if not self.progress.disable or not (last or time.monotonic() - self.spoken > BETWEEN_LINES):
             return False
         self.spoken = time.monotonic()

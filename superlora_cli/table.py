@@ -1,8 +1,8 @@
-"""Tables of what a recipe or a command can name: cores, projections, tasks, kinds of data, file formats.
+"""Tables of what recipes and commands can name: cores, projections, tasks, kinds of data, file formats.
 
-Every such idea has one table, from a name to the object that does the work. An installed package adds to them by an
-entry point of the group `superlora`: a module that calls `add` when it is imported, which is done the first time that a
-name is not found.
+Each has one table, from a name to the object that does the work. Installed packages add to them by an entry point of
+the group `superlora`: a module that calls `add` when imported. These modules are imported the first time a name is not
+found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Later(Generic[T]):
-    """An entry that is made when it is first looked up, since to import it takes time."""
+    """An entry that is created when it is first looked up, because importing it takes time."""
 
     def __init__(self, load: Callable[[], T]) -> None:
         self.load = load
@@ -28,8 +28,8 @@ class Table(Mapping[str, T]):
     """Objects by name, in the order in which they were added.
 
     Args:
-        kind: what they are, in the singular, as errors say it: "core".
-        own: those that superlora has itself.
+        kind: what they are, in the singular, for error messages: "core".
+        own: the entries that are part of superlora.
 
     >>> table = Table("core", {"dense": 1})
     >>> table.add("sparse", 2)
@@ -41,13 +41,13 @@ class Table(Mapping[str, T]):
         self.kind, self._entries = kind, dict(own)
 
     def add(self, name: str, entry: T) -> None:
-        """Add one under a new name.
+        """Add an entry under a new name.
 
         Raises:
-            UsageError: there is one of that name.
+            UsageError: the name is taken.
         """
         if name in self._entries:
-            raise UsageError(f"there is a {self.kind} '{name}' already", hint="another name")
+            raise UsageError(f"there already is a {self.kind} '{name}'", hint="choose another name")
         self._entries[name] = entry
 
     def remove(self, name: str) -> None:
@@ -55,13 +55,13 @@ class Table(Mapping[str, T]):
         del self._entries[name]
 
     def named(self, name: str, *, where: str | None = None) -> T:
-        """The one of that name.
+        """The entry with a name.
 
         Args:
-            where: the key or option that named it.
+            where: the key or option that gives the name.
 
         Raises:
-            UsageError: there is none; the message names the nearest.
+            UsageError: there is none; the hint suggests a similar name.
         """
         if name not in self:
             hint = did_you_mean(name, self) or "one of " + ", ".join(self)
@@ -90,7 +90,7 @@ class Table(Mapping[str, T]):
 
 @cache
 def load_extensions() -> None:
-    """Import the modules that installed packages name as entry points of the group `superlora`, once."""
+    """Import, once, the modules that installed packages declare as entry points of the group `superlora`."""
     from importlib.metadata import entry_points
 
     for point in entry_points(group=GROUP):

@@ -21,7 +21,7 @@ def fail_with(number: int) -> Any:
     return fail
 
 
-def test_a_written_file_holds_what_was_given_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_a_written_file_has_the_given_content_and_no_temporary_remains(tmp_path: Path) -> None:
     target = tmp_path / "file"
     write_atomic(target, "old")
     write_atomic(target, b"new")
@@ -66,7 +66,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_temporary(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_what_somebody_else_has_written_meanwhile_is_not_overwritten_without_force(tmp_path: Path) -> None:
+def test_a_file_written_concurrently_is_not_overwritten_without_force(tmp_path: Path) -> None:
     file, folder = tmp_path / "file", tmp_path / "folder"
     write_atomic(file, "first", force=False)
     write_folder(folder, {"a": b"first"}, force=False)
@@ -81,9 +81,7 @@ def test_what_somebody_else_has_written_meanwhile_is_not_overwritten_without_for
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
-def test_where_there_are_no_links_a_new_file_is_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_a_new_file_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*names: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 

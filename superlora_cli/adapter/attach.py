@@ -1,11 +1,11 @@
-"""Attach adapters to any `nn.Module`: target weights read as W + ΔW, everything else stays as it was.
+"""Attach adapters to any `nn.Module`: target weights read as W + ΔW, everything else stays unchanged.
 
     adapter = attach(model, targets, AdapterConfig.from_knobs("lorta"))
-    ...                        # adapter is a module of a few parameters: train it with any loop
-    detach(model, merge=True)  # plain modules again, with or without the update
+    ...                        # adapter is a module with few parameters: train it with any loop
+    detach(model, merge=True)  # plain modules again, with or without ΔW
 
-A model holds any number of adapters by name, in `model.superlora`. One at most is active: only its layers differ from
-plain ones, and only its parameters are trainable. `activate` switches, without a copy of anything.
+A model holds any number of named adapters, in `model.superlora`. At most one is active: only its layers differ from
+plain ones, and only its parameters are trainable. `activate` switches between them without copying anything.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Adapters(nn.Module):
     """The adapters on one model: `model.superlora`.
 
     In the model's state dict the tensors of `default` are `superlora.factors.*`, those of `pets` are
-    `superlora.pets.factors.*`. The head that an adapter is trained with has the base's own names while it is active.
+    `superlora.pets.factors.*`. A head trained with an adapter has its names in the base while the adapter is active.
 
     Attributes:
         named: the adapters by name.
-        active: the name of the one that the model computes with, None for the plain base.
-        trainable: the base's parameters, by name, that were trainable before the first adapter.
+        active: the name of the adapter in use, None for the plain base.
+        trainable: names of the base's parameters that were trainable before the first adapter was attached.
     """
 
     def __init__(self, trainable: frozenset[str] = frozenset()) -> None:
@@ -57,7 +57,7 @@ class Adapters(nn.Module):
         """The adapter `name`, or the active one.
 
         Raises:
-            UsageError: there is none of that name (the message names the nearest), or none is active.
+            UsageError: no adapter has that name (the hint suggests the closest), or none is active.
         """
         name = self.active if name is None else name
         if name is None:
@@ -71,12 +71,14 @@ class Adapters(nn.Module):
         """Register an adapter, not active yet.
 
         Raises:
-            UsageError: the name is taken, or cannot be one.
+            UsageError: the name is taken or invalid.
         """
         if name in self.named:
-            raise UsageError(f"the model has an adapter '{name}' already", hint="another name, or detach it first")
+            raise UsageError(
+                f"the model already has an adapter '{name}'", hint="choose another name, or detach it first"
+            )
         if not isinstance(name, str) or name in ("", "factors") or "." in name or hasattr(self, name):
-            raise UsageError(f"'{name}' cannot be the name of an adapter", hint="a word like 'pets'")
+            raise UsageError(f"'{name}' is not a valid name for an adapter", hint="use a word such as 'pets'")
         self.named[name] = adapter
         if name == DEFAULT:
             self.factors = adapter.factors
@@ -90,7 +92,7 @@ class Adapters(nn.Module):
 
 
 class _Hook:
-    """On the adapted model's calls; a class so that the model stays picklable."""
+    """A hook on calls of the adapted model; a class, so that the model stays picklable."""
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
@@ -114,7 +116,7 @@ class _After(_Hook):
 
 
 def check(model: nn.Module, targets: Sequence[Target], beside: Sequence[str], *, shapes_only: bool = False) -> None:
-    """Refuse what `attach` could not adapt, or not train `beside` it; raises as `preflight.check`."""
+    """Refuse what `attach` could not adapt, or could not train (`beside`); raises as `preflight.check`."""
     present = adapters_of(model)
     own = list(present.named.values()) if present else []
     nested = [at for at, module in model.named_modules() if at and adapters_of(module)]
@@ -131,7 +133,7 @@ def attach(
     also: Sequence[str] = (),
     shapes_only: bool = False,
 ) -> SuperLora:
-    """Freeze `model`, adapt `targets` of it, and return the adapter: active, with ΔW = 0.
+    """Freeze `model`, adapt its `targets`, and return the adapter: active, with ΔW = 0.
 
     >>> model = nn.Sequential(nn.Linear(768, 768), nn.Linear(768, 10))
     >>> targets = [Target("0", 256, 512, (256, 768), False)]  # rows 256 to 511 of its first weight
@@ -142,14 +144,14 @@ def attach(
     ([(256, 768)], torch.Size([2, 10]))
 
     Args:
-        name: of the adapter, beside others on the same model.
-        head: parameters of the model, by name, that are trained with this adapter: it gets copies of its own.
-        also: the same, of what the knob `also` stands for in this model.
+        name: of the adapter, unique in this model.
+        head: names of parameters that are trained with this adapter, which gets its own copies of them.
+        also: the same for the tensors that the knob `also` selects in this model.
         shapes_only: accept a model without values, on the meta device.
 
     Raises:
         UsageError: the knobs do not fit the targets, a target or the model cannot be adapted (`preflight`), or the
-            model has an adapter of this name already. Nothing has been changed then, nor after any other error.
+            model already has an adapter of this name. The model is unchanged after this or any other error.
     """
     check(model, targets, [*head, *also], shapes_only=shapes_only)
     present = adapters_of(model)
@@ -172,20 +174,19 @@ def attach(
             {key: stored_parameter(model, key).detach().clone() for key in names} for names in (head, also)
         )
         for parameter in model.parameters():
-            parameter.requires_grad = False  # one that is not initialised knows no requires_grad_()
+            parameter.requires_grad = False  # an uninitialised one has no requires_grad_()
         activate(model, name)
     return adapter
 
 
 def activate(model: nn.Module, name: str | None) -> None:
-    """Let the model compute with the adapter `name`, or as the plain base where that is None.
+    """Make the model use the adapter `name`, or no adapter where `name` is None.
 
-    Only the active adapter's parameters (and what it trains beside them) are trainable; the weights of the base are not
-    copied.
+    Only the parameters of the active adapter (with its head and `also`) are trainable; the base is not copied.
 
     Raises:
-        UsageError: the model has no adapter of this name, an adapter of another module is on a layer of it, or
-            its layers were replaced. Nothing has been changed then.
+        UsageError: the model has no adapter of this name, another module's adapter is on one of its layers, or its
+            layers were replaced. The model is unchanged then.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -206,16 +207,16 @@ def activate(model: nn.Module, name: str | None) -> None:
 
 
 def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) -> None:
-    """Take the adapter `name` off the model, or all of them; after the last one the base's parameters are trainable
-    again that were before the first.
+    """Remove the adapter `name` from the model, or all adapters. After the last one, the base's parameters that were
+    trainable before the first are trainable again.
 
     Args:
-        merge: leave ΔW, the head and what else `name` (or the active adapter) has trained in the base's weights. All
-            adapters are off then: the others belonged to another base.
+        merge: keep ΔW, the head and `also` of `name` (or of the active adapter) in the base's weights. All adapters are
+            removed then, since the others belong to the unmerged base.
 
     Raises:
         UsageError: no adapter of this name, none to merge, or its layers were replaced. RunError: merging would
-            write NaN or Inf. Nothing has been changed then, and the adapter that was active is.
+            write NaN or Inf. The model is unchanged then, with the same active adapter.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -246,6 +247,6 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
 
 
 def adapters_of(model: nn.Module) -> Adapters | None:
-    """The adapters on a model, None where nothing is attached."""
+    """The adapters on a model, None if nothing is attached."""
     found = model._modules.get("superlora")
     return found if isinstance(found, Adapters) else None

@@ -1,4 +1,4 @@
-"""Linear combinations of updates, whatever the variants they come from."""
+"""Linear combinations of updates of any adapter variants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from superlora_cli.adapter.updates import Dense, LowRank, Update
 
 @dataclass(frozen=True)
 class Term:
-    """One adapter of a sum: what it is multiplied by, its targets, and the update of each."""
+    """One adapter of a sum: its coefficient, its targets, and the update of each."""
 
     weight: float
     targets: Sequence[Target]
@@ -25,7 +25,7 @@ class Term:
 
 
 def union(terms: Sequence[Term]) -> list[Target]:
-    """The targets of all terms, in the order in which they are met; rows that overlap become one target.
+    """The targets of all terms in order of appearance; overlapping rows become one target.
 
     >>> one, two = (Target("qkv", start, start + 4, (4, 3), False) for start in (0, 2))
     >>> [target.name for target in union([Term(1, [one], []), Term(1, [two], [])])]
@@ -52,7 +52,7 @@ def _joined(targets: Sequence[Target]) -> list[Target]:
 
 
 def total(target: Target, terms: Sequence[Term]) -> Update:
-    """Σ weight · ΔW on the rows of `target`: as stacked factors where every term has factors, else as ΔW."""
+    """Σ weight · ΔW on the rows of `target`: as stacked factors if every term has factors, else as ΔW."""
     found = [
         (term.weight, own.start - target.start, update)
         for term in terms
@@ -81,7 +81,7 @@ def as_lora(
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Low-rank updates as a superlora adapter of `method: lora`: its knobs and its trained tensors by name.
 
-    Its one rank is `rank`; the factors of weights that need less are filled up with zeros.
+    All weights get rank `rank`; the factors of those of lower rank are padded with zeros.
     """
     config = AdapterConfig.from_knobs("lora", rank=rank)
     shapes = plan(config, [target.flat for target in targets])

@@ -1,4 +1,4 @@
-"""What `torch.compile` is told of an adapted model, while it traces. Importing this imports its compiler."""
+"""How an adapted model behaves while `torch.compile` traces it. Importing this module imports the compiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from superlora_cli.errors import RunError
 
 
 class NotOneGraphError(RunError, Unsupported):
-    """One graph was asked for. Of torch's own kind, too: it puts any other error on a page of its own."""
+    """A single graph was requested. Also of torch's own error type, since torch wraps any other in a long trace."""
 
     def __init__(self, message: str, *, hint: str) -> None:
         Unsupported.__init__(self, message)
@@ -19,12 +19,12 @@ class NotOneGraphError(RunError, Unsupported):
 
 @torch.compiler.assume_constant_result
 def refuse_fullgraph() -> None:
-    """Run once, in the place of tracing it.
+    """Runs once at trace time instead of being traced.
 
     Raises:
         RunError: `fullgraph=True`, or a strict export.
     """
     tracer = InstructionTranslator.current_tx()
     if tracer.one_graph or tracer.error_on_graph_break:
-        hint = "leave fullgraph out; for torch.export, strict=False"
-        raise NotOneGraphError("fullgraph=True: ΔW is made outside of the compiled graph", hint=hint)
+        hint = "leave out fullgraph; use strict=False for torch.export"
+        raise NotOneGraphError("fullgraph=True: ΔW is computed outside the compiled graph", hint=hint)

@@ -1,4 +1,4 @@
-"""The knobs of Eq. 2, what they may be together, and how they are written down."""
+"""The knobs of Eq. 2, their valid combinations, and their JSON form."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ CHOICES: dict[str, Collection[str]] = {
     "execution": get_args(Execution),
     "frozen": get_args(FrozenFrom),
 }
-RATE = 0.03  # of AdamW for what is scaled by the weights (docs/rates.md)
-NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights where nothing else is asked for
-LATER = {"later": True}  # a knob that is written down only where it is used: other files keep their bytes
+RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
+NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights by default
+LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
 DEFAULT_RANK = 4
 
 
@@ -49,19 +49,19 @@ class AdapterConfig:
     """Every knob of an adapter; equal configurations on equal targets are equal adapters.
 
     `rank` is one int for all modes or a list with one entry per mode, where `full` leaves a mode
-    without factor. `core` None means the order's default: `identity` for M ≤ 2, else `dense`.
+    without factor. `core: None` means the order's default: `identity` for M ≤ 2, else `dense`.
 
-    `freeze` names factors that are not trained: `core`, `planes`, `A1` ... `AM`, of the `left` or `right` unit alone as
-    `left.A1`, or the whole `left` or `right` one. `frozen` says what they are instead: random, shared by all groups of
+    `freeze` names factors that are not trained: `core`, `planes`, `A1` ... `AM`, those of only the `left` or `right`
+    unit as `left.A1`, or the whole `left` or `right` unit. `frozen` sets their values: random, shared by all groups of
     a shape, or (`svd`) singular vectors of the group's own base weights. `diagonals` are modes whose plane factor is
-    multiplied by a trained diagonal, and `inner` maps a few trained numbers to all that is trained.
+    multiplied by a trained diagonal, and `inner` makes all trained entries from a few trained numbers.
 
-    `groups: none` adapts no weight: there are no factors, and the other knobs of ΔW are as if nobody had set them.
-    `also` names tensors of the base that are trained themselves beside the factors: every `bias`, or all that
-    normalisation layers (`norm`) have.
+    `groups: none` adapts no weight: there are no factors, and the other knobs of ΔW are ignored. `also` selects tensors
+    of the base that are trained directly, in addition to the factors: every `bias`, or the parameters of normalisation
+    layers (`norm`).
 
     Raises:
-        UsageError: on a value, or on values together, that Eq. 2 does not allow.
+        UsageError: a value or a combination of values that Eq. 2 does not allow.
 
     >>> AdapterConfig.from_knobs("lorta", rank=2).core_kind
     'dense'
@@ -94,11 +94,11 @@ class AdapterConfig:
 
     @classmethod
     def from_knobs(cls, method: str | None = None, /, *, defaults: int = 1, **knobs: Any) -> AdapterConfig:
-        """The preset `method` with `knobs` on top; a knob that is None is one not given.
+        """The preset `method`, overridden by `knobs`; None means not given.
 
         Args:
-            defaults: the version of the defaults that knobs not given have. From 2 on `scaling` is `weights` where
-                neither it nor `alpha` is given and the factors start at unit scale.
+            defaults: the version of the defaults for knobs not given. From 2 on, `scaling` is `weights` if neither it
+                nor `alpha` is given and the factors start at unit scale.
         """
         if method is not None and not (isinstance(method, str) and method in PRESETS):
             hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
@@ -109,7 +109,7 @@ class AdapterConfig:
                 raise UsageError(f"unknown knob '{name}'", where="adapter", hint=did_you_mean(name, known))
         given = {name: plain(value) for name, value in knobs.items() if value is not None}
         preset = dict(PRESETS[method].knobs) if method else {}
-        if method == "lotr" and isinstance(given.get("rank"), int):  # one number means LoTR's own form
+        if method == "lotr" and isinstance(given.get("rank"), int):  # a single number means LoTR's own form
             given["rank"] = ("full", given["rank"], given["rank"])
         merged = preset | given
         if preset.get("groups") == "none" != merged["groups"]:
@@ -145,17 +145,17 @@ class AdapterConfig:
 
     @property
     def format_version(self) -> str:
-        """The oldest version of an adapter file's format that can say what these knobs make."""
+        """The oldest version of the adapter file format that supports these knobs."""
         return "1" if self.adapts and not self.also else "2"
 
     @property
     def core_kind(self) -> str:
-        """The core in force: the one asked for, or the order's default."""
+        """The core used: the one set, or the order's default."""
         return usual(self.order, self.ranks) if self.core is None else self.core
 
     @property
     def ranks(self) -> tuple[int | Literal["full"], ...]:
-        """One entry per mode, length M. Mode `full` has no factor; M = 1 is the vector itself."""
+        """One entry per mode, length M. A `full` mode has no factor; M = 1 is the vector itself."""
         if self.order == 1:
             return ("full",)
         if isinstance(self.rank, tuple):
@@ -164,14 +164,14 @@ class AdapterConfig:
 
     @property
     def scale_rank(self) -> int:
-        """The rank that alpha is divided by: a list's largest entry, 1 where no mode has a factor."""
+        """The rank that alpha is divided by: the largest entry of a list, 1 if no mode has a factor."""
         return max((rank for rank in self.ranks if rank != "full"), default=1)
 
     @property
     def scale(self) -> float:
-        """What ΔW is multiplied by, after F; alpha defaults to the rank, which makes it 1.
+        """The factor of ΔW, applied after F; alpha defaults to the rank, which makes it 1.
 
-        `scaling: weights` is settled by `scaling.settled`, which knows the base; it counts as 1 before.
+        `scaling: weights` is resolved by `scaling.settled`, which knows the base; until then it counts as 1.
         """
         rank = self.scale_rank
         alpha = float(rank) if self.alpha is None else self.alpha
@@ -180,7 +180,7 @@ class AdapterConfig:
 
     @property
     def exact_ratio(self) -> Fraction:
-        """ρ as the decimal that was written: 0.07 · 100 is 7, not 8."""
+        """ρ as the exact decimal: ⌈0.07 · 100⌉ is 7, not 8."""
         return Fraction(repr(self.ratio))
 
     def __post_init__(self) -> None:
@@ -211,12 +211,14 @@ class AdapterConfig:
     def _check_rank(self) -> None:
         if self.order == 1:
             if self.rank not in (None, 1, (1,), ("full",)):
-                raise refuse("rank", f"rank {self.rank} with order 1", "order 1 is a plain vector: its rank is 1")
+                raise refuse("rank", f"rank {self.rank} with order 1", "order 1 is a plain vector, of rank 1")
             if self.core is not None and CORES[self.core].stored:
                 raise refuse("core", f"core '{self.core}' with order 1", "order 1 has no core")
             return
         if isinstance(self.rank, tuple) and len(self.rank) != self.order:
-            raise refuse("rank", f"{len(self.rank)} ranks for order {self.order}", f"{self.order} entries, one a mode")
+            raise refuse(
+                "rank", f"{len(self.rank)} ranks for order {self.order}", f"{self.order} entries, one per mode"
+            )
         for rank in self.ranks:
             if rank != "full" and rank < 1:
                 raise refuse("rank", f"rank is {rank}", "a whole number ≥ 1, or full")
@@ -242,7 +244,7 @@ class AdapterConfig:
             raise refuse("fold", f"fold none with order {self.order}", "fold: regular, or order 2")
         if self.fold == "stack":
             if self.order != 3:
-                raise refuse("fold", f"fold stack with order {self.order}", "order 3: (weights, out, in)")
+                raise refuse("fold", f"fold stack with order {self.order}", "order 3, for (weights, out, in)")
             if self.projects:
                 raise refuse("fold", f"fold stack with projection {self.projection}", "projection: identity")
 
@@ -256,9 +258,9 @@ class AdapterConfig:
         small = self.init == "lora" or (self.inner is not None and not self.rescale)
         if small and PROJECTIONS[self.projection].NONLINEAR:
             knob, what = ("init", "init lora") if self.init == "lora" else ("rescale", "rescale false and inner")
-            hint = "init: unit, and with inner rescale: true"
+            hint = "init: unit, and rescale: true with inner"
             raise refuse(
-                knob, f"{what} with projection {self.projection}: its gradient vanishes for numbers so small", hint
+                knob, f"{what} with projection {self.projection}: its gradient vanishes at such small values", hint
             )
 
     def freezes(self, k: int, part: str) -> bool:
@@ -270,7 +272,7 @@ class AdapterConfig:
         return not names.isdisjoint(self.freeze)
 
     def _check_frozen(self) -> None:
-        """Refuse names of factors that do not exist, and frozen factors that leave nothing to train."""
+        """Refuse unknown names of factors, and settings of frozen factors that do not fit together."""
         modes = [m for m, rank in enumerate(self.ranks, 1) if rank != "full"]
         has_core = CORES[self.core_kind].stored or self.splits > 1 or not modes  # a dense left factor is a core
         known = [*(["core"] if has_core else []), *(["planes"] if modes else []), *(f"A{m}" for m in modes)]
@@ -279,7 +281,7 @@ class AdapterConfig:
         for name in self.freeze:
             if name not in known:
                 hint = did_you_mean(name, known) or "one of " + ", ".join(known)
-                raise refuse("freeze", f"there is no factor '{name}'", hint)
+                raise refuse("freeze", f"unknown factor '{name}'", hint)
         for mode in self.diagonals:
             if mode not in modes:
                 hint = "one of the modes " + ", ".join(map(str, modes)) if modes else "order 2 or more, and a rank"
@@ -288,7 +290,7 @@ class AdapterConfig:
             raise refuse("diagonals", f"a mode twice in {list(self.diagonals)}", "each mode once")
         if self.frozen == "svd":
             if not any(self.freezes(1, f"A{m}") for m in modes):
-                raise refuse("frozen", "frozen svd, and no plane factor is frozen", "freeze: [planes]")
+                raise refuse("frozen", "frozen svd, but no plane factor is frozen", "freeze: [planes]")
             if self.splits > 1 or self.projects:
                 other = f"splits {self.splits}" if self.splits > 1 else f"projection {self.projection}"
                 raise refuse("frozen", f"frozen svd with {other}", "splits 1 and projection identity")

@@ -1,8 +1,8 @@
-"""The core C of a unit C ×_1 A_1 ... ×_M A_M: what it stores, and what it does with the plane factors (Eq. 3).
+"""The core C of a unit C ×_1 A_1 ... ×_M A_M: what it stores, and how it combines with the plane factors (Eq. 3).
 
-One core is one object in `CORES`, by the name that recipes give it; nothing else knows a core by its name. A dense core
+Each core is an object in `CORES`, under its name in recipes; no other code refers to a core by name. A dense core
 makes the unit a Tucker decomposition, a superdiagonal one (of ones, or of trained λ) a CP decomposition.
-`docs/extend.md` adds one.
+`docs/extend.md` shows how to add one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from superlora_cli.adapter.shapes import UnitShape
 
 Ranks = Sequence[int | Literal["full"]]
-Factors = Mapping[str, "Tensor"]  # `core` (*b, ...) if it is stored, and `A1` ... `AM`, (*b, d_m, r_m) each
+Factors = Mapping[str, "Tensor"]  # `core` (*b, ...) if stored, and `A1` ... `AM`, (*b, d_m, r_m) each
 
 
 class Core:
-    """What every core says of itself.
+    """The interface of a core.
 
     Attributes:
-        stored: it has entries of its own, which are trained and stored as the tensor `core`.
-        starts_at_one: its entries are ones at the start, instead of normal numbers over `spread`.
-        absorbs_terms: a sum of several units is one unit of a higher rank, so that `terms` needs a reason.
-        closed_form: the decomposition of a tensor that has this core: `tucker`, `cp`, or None where there is none.
+        stored: it has trained entries, stored as the tensor `core`.
+        starts_at_one: its entries start as ones instead of normal numbers divided by `spread`.
+        absorbs_terms: a sum of several units equals one unit of higher rank, so `terms` alone would add nothing.
+        closed_form: the decomposition that yields this core: `tucker`, `cp`, or None if there is none.
     """
 
     stored = True
@@ -38,7 +38,7 @@ class Core:
     closed_form: Literal["tucker", "cp"] | None = None
 
     def why_not(self, ranks: Ranks) -> tuple[str, str] | None:
-        """What these ranks, one a mode, are that this core cannot have, and what would be right; None if it can."""
+        """Why this core cannot have these ranks (one per mode), and what to use instead; None if it can."""
         return None
 
     def shape(self, unit: UnitShape) -> tuple[int, ...]:
@@ -46,7 +46,7 @@ class Core:
         raise NotImplementedError
 
     def spread(self, unit: UnitShape) -> float:
-        """What normal entries are divided by at the start, so that the unit's tensor has entries of unit scale."""
+        """The divisor of the initial normal entries that gives the unit's tensor entries of unit scale."""
         return 1.0
 
     def expand(self, unit: UnitShape, tensors: Factors) -> Tensor:
@@ -54,7 +54,7 @@ class Core:
         raise NotImplementedError
 
     def explicit(self, unit: UnitShape, tensors: Factors) -> Tensor:
-        """C written out, without a batch: (r_1, ..., r_M), with the full side where a mode has no factor."""
+        """C as an explicit tensor without batch axes: (r_1, ..., r_M), or the full side for a mode without factor."""
         raise NotImplementedError
 
     def first_mode(self, unit: UnitShape, tensors: Factors) -> Tensor:
@@ -63,7 +63,7 @@ class Core:
 
 
 class Dense(Core):
-    """A full tensor (r_1, ..., r_M), where a mode without factor has its side: Tucker, or with no factor all of it."""
+    """A full tensor (r_1, ..., r_M), with d_m instead of r_m for a mode without factor: Tucker, or the whole unit."""
 
     closed_form = "tucker"
 
@@ -71,12 +71,12 @@ class Dense(Core):
         return tuple(rank or side for rank, side in zip(unit.ranks, unit.sides, strict=True))
 
     def spread(self, unit: UnitShape) -> float:
-        """√r^(M−1), for unequal ranks with their geometric mean; 1 where the core is the whole unit."""
+        """√r^(M−1), with the geometric mean of unequal ranks; 1 if the core is the whole unit."""
         ranks = unit.core_shape
         return 1.0 if unit.is_dense else float(math.prod(ranks) ** ((len(ranks) - 1) / (2 * len(ranks))))
 
     def expand(self, unit: UnitShape, tensors: Factors) -> Tensor:
-        """Mode products from the small side: each turns the leading axis r_m into a trailing d_m."""
+        """Mode products, starting from the small core: each turns the leading axis r_m into a trailing d_m."""
         core = tensors["core"]  # (*b, 4, 4, 4)
         batch = core.shape[: -len(unit.sides)]
         for m, rank in enumerate(unit.ranks, 1):
@@ -100,10 +100,10 @@ class Dense(Core):
 
 
 class Superdiagonal(Core):
-    """Zero but for the entries (r, ..., r), which are λ_r: CP, Σ_r λ_r a_1r ∘ ... ∘ a_Mr.
+    """Zero except for the entries (r, ..., r), which are λ_r: CP, Σ_r λ_r a_1r ∘ ... ∘ a_Mr.
 
     Args:
-        trained: λ is a stored vector (r,); else all its entries are 1.
+        trained: λ is a stored, trained vector (r,); otherwise all its entries are 1.
     """
 
     starts_at_one = True
@@ -114,7 +114,7 @@ class Superdiagonal(Core):
 
     def why_not(self, ranks: Ranks) -> tuple[str, str] | None:
         if "full" in ranks:
-            return f"core '{self.name}' with a full mode", "a mode without factor needs core: dense"
+            return f"core '{self.name}' with a full mode", "core: dense, which a mode without factor needs"
         if len(set(ranks)) > 1:
             return f"a core '{self.name}' with ranks {list(ranks)}", "equal ranks, or dense"
         return None
@@ -127,7 +127,7 @@ class Superdiagonal(Core):
         return tensors["A1"] * tensors["core"].unsqueeze(-2) if self.stored else tensors["A1"]
 
     def expand(self, unit: UnitShape, tensors: Factors) -> Tensor:
-        """As one product of two Khatri–Rao halves."""
+        """As one matrix product of two Khatri–Rao products, each of half the planes."""
         planes = [self._first(tensors), *(tensors[f"A{m}"] for m in range(2, len(unit.sides) + 1))]
         half = max(1, len(planes) // 2)
         left, right = _khatri_rao(planes[:half]), _khatri_rao(planes[half:])
@@ -152,7 +152,7 @@ def _khatri_rao(planes: list[Tensor]) -> Tensor:
     return product
 
 
-WHOLE = "dense"  # the core that can be a whole unit, with no mode that has a factor
+WHOLE = "dense"  # the core that can be a whole unit, without any plane factor
 CORES: Table[Core] = Table(
     "core",
     {
@@ -164,5 +164,5 @@ CORES: Table[Core] = Table(
 
 
 def usual(order: int, ranks: Ranks) -> str:
-    """The core where a recipe names none: Tucker from order 3 on, and where a mode has no factor; else CP."""
+    """The default core: Tucker (`dense`) from order 3 on or if a mode has no factor, else CP (`identity`)."""
     return "dense" if order >= 3 or "full" in ranks else "identity"

@@ -1,4 +1,4 @@
-"""How many parameters a setting costs, and where each comes from. Integers only: no torch, no numpy."""
+"""The number of parameters of a setting, and where they come from. Integers only: no torch, no numpy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Count:
     """The parameters of an adapter, with their breakdown.
 
     Attributes:
-        adapter: trained parameters, cores included, head excluded.
-        entries: trained entries of {C, A}: as many, or those that F_in makes of the parameters.
+        adapter: trained parameters, including cores, excluding the head.
+        entries: trained entries of {C, A}: the same number, or as many as F_in makes from the parameters.
         core: parameters in core tensors.
         weights: number of targets T.
         elements: N.
-        units: per kind of unit: how many, its sides, its trained entries (of one).
+        units: for each kind of unit: how many, its sides, and the trained entries of one.
         lora_same_rank: parameters of weight-wise LoRA at the same rank on the same targets.
         plan: the shapes that were counted.
     """

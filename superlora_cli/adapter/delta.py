@@ -1,15 +1,15 @@
-"""Eq. 2: what is trained becomes the weight updates, here and nowhere else.
+"""Eq. 2: the one place where trained tensors become weight updates.
 
     ΔW_group = F(⊗_k C_k ×_1 A_k1 ... ×_M A_kM)
 
-The example of the docstrings is q and v of all blocks of a ViT-base, 24 weights of 768 × 768: N = 14,155,776 elements,
+The example in the docstrings is q and v of all blocks of a ViT-base, 24 weights of 768 × 768: N = 14,155,776 elements,
 cut into G = 4 groups of 3,538,944 and folded to M = 3 sides of 153, since 152³ < 3,538,944 ≤ 153³.
 
-    trained, {C, A}      core (4, 1, 4, 4, 4), A1, A2, A3 (4, 1, 153, 4)     group, term, then the tensor's own axes
+    trained, {C, A}      core (4, 1, 4, 4, 4), A1, A2, A3 (4, 1, 153, 4)     group, term, then the axes of the tensor
     expand, combine      (4, 153, 153, 153)                                  C ×_1 A_1 ×_2 A_2 ×_3 A_3, terms summed
     folded               (4, 3538944)                                        flattened and cropped to N_in
     F                    (4, 3538944)                                        N_out
-    spliced              24 × (768, 768)                                     the groups in a row, cut into the weights
+    spliced              24 × (768, 768)                                     groups concatenated, then cut into weights
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from superlora_cli.adapter.shapes import Bucket, Plan
 
 
 def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Tensor]:
-    """ΔW of every target, (rows, columns) each, in model order; differentiable in what is trained.
+    """ΔW of every target, (rows, columns) each, in model order; differentiable in the trained tensors.
 
     Args:
         plan: the adapter's shapes.
         trained: its trained tensors, as named and shaped by `plan.tensors`.
-        frozen: what is not trained, on the device and in the dtype of `trained`.
+        frozen: everything that is not trained, on the device and in the dtype of `trained`.
 
     Source: Eq. 2, with the projection of Eq. 4.
 
@@ -53,7 +53,7 @@ def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Te
 def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], frozen: Frozen) -> Tensor:
     """ΔW of a bucket's groups from {C, A}: (groups, n_out); in the example (4, 3538944).
 
-    Where no factor can be zero at the start, it is taken relative to that: F(x) − F(x₀).
+    Where no factor can be zero at the start, ΔW is relative to the start: F(x) − F(x₀).
     """
     scale = plan.config.scale
     if frozen.relative:
@@ -63,9 +63,9 @@ def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], froz
 
 
 def spliced(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
-    """The groups' elements (groups, n_out) of every bucket, in a row, cut into vectors of the targets' sizes.
+    """The elements (groups, n_out) of all buckets, concatenated in group order and cut into one vector per target.
 
-    In the example a weight has 589,824 elements, so that weight 5 begins in group 0 and ends in group 1.
+    A group may end within a weight: the weight then takes elements of both groups.
     """
     if len(groups) == 1:
         return list(_split(groups[0].flatten(), [target.elements for target in plan.targets]))
@@ -73,7 +73,7 @@ def spliced(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _regrouped(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
-    """Several buckets: their groups, in the order of the vector, hold whole targets each."""
+    """With several buckets: each group holds whole targets; groups are taken in the order of the vector."""
     rows = {
         group: row
         for bucket, made in zip(plan.buckets, groups, strict=True)
@@ -90,6 +90,6 @@ def _regrouped(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _split(vector: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    """Consecutive pieces of a vector, what is left over dropped; one node in the graph, not one a piece."""
+    """Consecutive pieces of a vector, the remainder dropped; one graph node in total, not one per piece."""
     rest = vector.numel() - sum(sizes)
     return torch.split(vector, [*sizes, rest] if rest else sizes)[: len(sizes)]

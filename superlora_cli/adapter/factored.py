@@ -1,7 +1,7 @@
-"""The factored path: updates that stay products of factors, where the knobs and the targets allow it.
+"""The factored path: updates stay products of factors where the knobs and the targets allow it.
 
-Per token a (rows, columns) update costs rows · columns multiplications materialised (the gradient of ΔW), and
-3 · `multiplications` factored (forward, and backward for the input and for the factors).
+Per token, a (rows, columns) update costs rows · columns multiplications when materialised (the gradient of ΔW), and
+3 · `multiplications` when factored (forward, and backward for the input and for the factors).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 
 
 def why_not_factored(plan: Plan) -> str | None:
-    """What keeps these knobs from the factored path, None where nothing does."""
+    """Why these knobs cannot take the factored path; None if they can."""
     config = plan.config
     if config.projects:
         return f"projection {config.projection} mixes all elements"
@@ -29,16 +29,16 @@ def why_not_factored(plan: Plan) -> str | None:
     if relative(plan):
         return "ΔW is relative to its start, where no factor is zero"
     if config.splits == 1 and config.terms != 1:
-        return "a sum of several terms is no single product of factors"
+        return "a sum of several terms is not a single product of factors"
     if config.combine == "hadamard":
-        return "an elementwise product is no matrix product of its factors"
+        return "an elementwise product is not a matrix product of its factors"
     if config.fold == "stack":
-        return None if config.splits == 1 else "a stack with Kronecker splits is no matrix product a weight"
+        return None if config.splits == 1 else "a stack with Kronecker splits is not one matrix product per weight"
     if config.fold == "regular":
         return "a folded group does not keep the rows of its weights"
     if config.splits > 1:
         if config.groups != "weight" or config.splits > 2:
-            return "Kronecker factors meet activations only weight by weight, with splits 2"
+            return "Kronecker factors need groups: weight and splits 2"
         return None
     held = 0
     for bucket in plan.buckets:
@@ -46,15 +46,15 @@ def why_not_factored(plan: Plan) -> str | None:
         for group, weights in zip(bucket.members, _members(plan, bucket), strict=True):
             for _, target in weights:
                 if target.columns != width:
-                    return f"{target.name} has {target.columns} columns, its group {width}"
+                    return f"{target.name} has {target.columns} columns, but its group has {width}"
             held += sum(target.elements for _, target in weights)
             if held > (group + 1) * bucket.shape.n_out and isinstance(config.groups, int):
-                return f"{weights[-1][1].name} lies in two groups"
+                return f"{weights[-1][1].name} is split between two groups"
     return None
 
 
 def multiplications(plan: Plan) -> int:
-    """Multiplications a token and forward pass, over all targets, on the factored path."""
+    """Multiplications per token and forward pass on the factored path, over all targets."""
     total = 0
     for bucket in plan.buckets:
         shape, right = bucket.shape, bucket.shape.units[-1]
@@ -70,7 +70,7 @@ def multiplications(plan: Plan) -> int:
 
 
 def pays(plan: Plan) -> bool:
-    """Whether the factored path needs less arithmetic for many tokens."""
+    """Whether the factored path needs fewer multiplications for many tokens."""
     return 3 * multiplications(plan) < sum(target.elements for target in plan.targets)
 
 
@@ -110,7 +110,9 @@ def _rows(
 ) -> dict[int, Update]:
     """Weights stacked along `out`: ΔW_i = (A_1 C)[rows_i] A_2ᵀ."""
     height = unit.sides[0]
-    left = CORES[unit.core].first_mode(unit, tensors).squeeze(1)  # (g, height, r), a full mode in the place of r
+    left = (
+        CORES[unit.core].first_mode(unit, tensors).squeeze(1)
+    )  # (g, height, r), the side instead of r for a full mode
     right = tensors["A2"].squeeze(1).mT if "A2" in tensors else None  # (g, r, width)
     rights = None if right is None else right.unbind(0)
     updates: dict[int, Update] = {}
@@ -138,7 +140,7 @@ def _stacked(
 def _kronecker(
     bucket: Bucket, tensors: list[dict[str, Tensor]], members: list[list[tuple[int, TargetShape]]]
 ) -> dict[int, Update]:
-    """One weight a group: Σ_t left_t ⊗ (A_1 C A_2ᵀ)_t."""
+    """One weight per group: Σ_t left_t ⊗ (A_1 C A_2ᵀ)_t."""
     left_unit, right_unit = bucket.shape.units
     left = expand(left_unit, tensors[0])  # (g, t, f, f)
     right = tensors[1]

@@ -1,4 +1,4 @@
-"""From factors to a group's tensor: units C ×_1 A_1 ... ×_M A_M, and their products."""
+"""From factors to the tensor of a group: units C ×_1 A_1 ... ×_M A_M, and their products."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _interleave(product: Tensor, left: Tensor, right: Tensor, order: int) -> Ten
 
 
 def folded(bucket: Bucket, factors: Mapping[str, Tensor], config: AdapterConfig, scale: float = 1) -> Tensor:
-    """A bucket's units, combined, flattened and cropped, times `scale`: what enters F, (groups, n_in).
+    """A bucket's units, combined, flattened and cropped, times `scale`: the input of F, (groups, n_in).
 
     >>> import torch
     >>> from superlora_cli.adapter.layout import plan

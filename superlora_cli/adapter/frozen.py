@@ -1,4 +1,4 @@
-"""All that is never trained of an adapter: F, F_in, the frozen factors, and F(x₀)."""
+"""The parts of an adapter that are not trained: F, F_in, the frozen factors, and F(x₀)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from superlora_cli.adapter.shapes import GroupShape, Plan
 
 
 class Frozen:
-    """What is never trained: F for every size, F_in and the frozen factors, and F(x₀) where ΔW is relative to it.
+    """The untrained parts: F for every size, F_in and the frozen factors, and F(x₀) where ΔW is relative to it.
 
-    Made again wherever it is needed, from the seed and, with `frozen: svd`, from the base; never stored.
+    They are recreated from the seed and, with `frozen: svd`, from the base; never stored.
 
     Args:
         plan: the adapter's shapes.
-        base: the frozen factors that come from the base, as `svd.planes` gives them.
-        start: whether F(x₀) is made.
+        base: the frozen factors taken from the base, as returned by `svd.planes`.
+        start: whether to compute F(x₀).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Frozen:
                     self.starts[bucket.number] = self.project(bucket.shape, folded(bucket, values, plan.config))
 
     def factors(self, plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{C, A} by name from what is trained: F_in, the frozen factors and the diagonals, as `inner.factors`."""
+        """{C, A} by name from the trained tensors, with F_in, frozen factors and diagonals; as `inner.factors`."""
         return factors(plan, trained, self.inner)
 
     def project(self, shape: GroupShape, x: Tensor) -> Tensor:

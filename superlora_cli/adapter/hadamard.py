@@ -42,18 +42,18 @@ def _block(bits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def forget_blocks() -> None:
-    """Make the blocks anew from now on: those that are kept may have been made without values."""
+    """Drop the cached blocks: they may have been created without values."""
     _block.cache_clear()
 
 
 def transform(x: Tensor) -> Tensor:
-    """x H along the last axis, (*b, 2^N) → (*b, 2^N), without a gradient; bfloat16 is computed in float32.
+    """x H along the last axis, (*b, 2^N) → (*b, 2^N), without gradient; bfloat16 is computed in float32.
 
     Each product takes the leading axis of (2^k, 2^(N−k)) to the end, transformed; after all of them the axes are in
     order again. H is its own inverse and its own adjoint.
 
     Raises:
-        UsageError: the length is no power of two.
+        UsageError: the length is not a power of two.
     """
     length = x.shape[-1]
     bits = length.bit_length() - 1
@@ -71,7 +71,7 @@ def transform(x: Tensor) -> Tensor:
 
 
 def block_sizes(bits: int) -> list[int]:
-    """log2 of the blocks for 2^bits, as equal as they come: 20 → [5, 5, 5, 5], 22 → [5, 5, 4, 4, 4]."""
+    """log2 of the block sizes for 2^bits, as equal as possible: 20 → [5, 5, 5, 5], 22 → [5, 5, 4, 4, 4]."""
     if not bits:
         return []
     count = -(-bits // LARGEST)
@@ -87,7 +87,7 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing to keep: the adjoint is the transform itself."""
+        """Nothing to save: the adjoint is the transform itself."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -99,5 +99,5 @@ class _Transform(torch.autograd.Function):
 
 
 def fwht(x: Tensor) -> Tensor:
-    """`transform` with a gradient (of any order): its backward is itself."""
+    """`transform` with gradients of any order: it is its own backward."""
     return _Transform.apply(x)

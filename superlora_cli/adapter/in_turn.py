@@ -1,4 +1,4 @@
-"""ΔW of many targets one after the other, in little memory: for merging into large bases."""
+"""ΔW of many targets one after another, with little memory: for merging into large bases."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.shapes import Bucket, Plan
 
-ELEMENTS = 2**20  # of ΔW made at once
+ELEMENTS = 2**20  # of ΔW computed at once
 
 Take = Callable[[int], Tensor]  # n → the next n elements of a vector
 
 
 def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> Take:
-    """A function that returns the next n elements of the vector of all ΔW, target after target, at every call.
+    """A function that returns the next n elements of all ΔW, concatenated in the order of the targets, at every call.
 
-    Without gradients, and in little memory: it holds what is asked for and some `ELEMENTS`; under a projection or a
-    Kronecker product, which mix all elements of a group, ΔW of one group. `base` is as `Frozen` takes it.
+    Without gradients and with little memory: it holds the n elements and about `ELEMENTS` more, or ΔW of one group
+    under a projection or a Kronecker product, which mix all elements of a group. `base` is as in `Frozen`.
 
     >>> from superlora_cli.adapter.config import AdapterConfig
     >>> from superlora_cli.adapter.layout import TargetShape, plan
@@ -42,7 +42,7 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
         taken, missing = [], count
         while missing:
             if not len(piece):
-                piece = torch.empty(0, device="cpu")  # lets the last one go before the next is made
+                piece = torch.empty(0, device="cpu")  # frees the last one before the next is computed
                 piece = next(pieces)
             taken.append(piece[:missing])
             piece = piece[len(taken[-1]) :]
@@ -53,7 +53,7 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
 
 
 def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Iterator[Tensor]:
-    """The vector of all ΔW, in consecutive pieces: about `ELEMENTS` long, or where they are mixed whole groups."""
+    """All ΔW, concatenated, in consecutive pieces: about `ELEMENTS` long, or whole groups where elements are mixed."""
     one = next(iter(trained.values()))
     frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
     factors, start = frozen.factors(plan, trained), {}
@@ -76,9 +76,9 @@ def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
 def _leading_slices(
     config: AdapterConfig, bucket: Bucket, own: Mapping[str, Tensor], before: Mapping[str, Tensor]
 ) -> Iterator[Tensor]:
-    """ΔW of one group whose elements are not mixed: slices of its leading axis, from those rows of A_1.
+    """ΔW of one group whose elements are not mixed: slices along its leading axis, from the same rows of A_1.
 
-    With the {C, A} that it starts from in `before`, ΔW is relative to them.
+    Where `before` holds the initial {C, A}, ΔW is relative to them.
     """
     shape, scale = bucket.shape, config.scale
     across = math.prod(shape.sides[1:])  # 153 · 153

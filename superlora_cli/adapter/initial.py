@@ -1,4 +1,4 @@
-"""How what is trained starts: values such that ΔW = 0, in a scale that one learning rate fits."""
+"""Initial values of the trained tensors: ΔW = 0, at a scale that suits one learning rate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
 
 
 def initial(plan: Plan) -> dict[str, Tensor]:
-    """Start values of what is trained: name → float32 tensor, such that ΔW = 0 exactly.
+    """Initial values of the trained tensors: name → float32 tensor, such that ΔW = 0 exactly.
 
-    `unit`: planes with orthonormal columns times √d, so that entries have unit scale; core N(0, 1) / √r^(M−1).
-    `lora`: planes uniform with the bound that PEFT's LoRA uses (Kaiming). One tensor of each group starts at zero
+    `unit`: planes with orthonormal columns times √d, so that entries have unit scale; the core is N(0, 1) / √r^(M−1).
+    `lora`: planes uniform within the bound of PEFT's LoRA (Kaiming). One tensor of each group starts at zero
     (`GroupShape.zeroed`: for Kronecker the right unit's first plane); `relative` says where that is not possible.
-    An F_in starts from normal numbers, so that entries have the scale that they have without it; with `lora` from
-    numbers within ±0.02, as PEFT's Uni-LoRA.
+    θ of an F_in starts normal, so that entries have the same scale as without F_in; with `lora` it is uniform within
+    ±0.02, as in PEFT's Uni-LoRA.
     """
     if plan.config.inner is not None:
         return {THETA: _initial_theta(plan)}
@@ -45,7 +45,7 @@ def initial(plan: Plan) -> dict[str, Tensor]:
 def relative(plan: Plan) -> bool:
     """Whether ΔW is taken relative to its start, because no factor can be zero there.
 
-    Under a nonlinear F, whose slope vanishes at zero; and where θ makes several factors, all of which would be zero.
+    Under a nonlinear F, whose slope vanishes at zero, and where one θ makes several factors, which would all be zero.
     """
     if is_nonlinear(plan.config.projection):
         return True
@@ -66,7 +66,7 @@ def _initial_theta(plan: Plan) -> Tensor:
 
 
 def start_scale(unit: UnitShape, part: str) -> float:
-    """Root mean square of a tensor's entries at the start, `init: unit`: 1, but for a core that sums r^(M−1) products.
+    """Root mean square of the initial entries with `init: unit`: 1, except for a core that sums r^(M−1) products.
 
     >>> unit = UnitShape((9, 9, 9), (4, 4, 4), "dense")
     >>> round(start_scale(unit, "core"), 6), start_scale(unit, "A1")
@@ -78,7 +78,7 @@ def start_scale(unit: UnitShape, part: str) -> float:
 def start(
     config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
 ) -> np.ndarray:
-    """Values of scale `start_scale` for a tensor of a unit, (..., *its shape)."""
+    """Initial values of scale `start_scale` for a tensor of a unit, in `shape` (..., *the tensor's own)."""
     core = CORES[unit.core]
     if part == "core" and not core.starts_at_one:
         return draw.standard_normal(shape) / core.spread(unit)

@@ -1,7 +1,7 @@
-"""{C, A} = F_in(θ): the factors of Eq. 2 from what is trained, here and nowhere else.
+"""{C, A} = F_in(θ): the one place where the trained tensors become the factors of Eq. 2.
 
-What is trained is the factors themselves, or θ, from which F_in makes them. Frozen factors join them, and diagonals
-are multiplied in, so that everything behind knows cores and planes alone.
+Either the factors themselves are trained, or θ, from which F_in makes them. Frozen factors are added and diagonals
+multiplied in, so that later steps deal with cores and planes only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from superlora_cli.errors import UsageError
 
 
 class InnerMaps:
-    """What is frozen of {C, A}: F_in for every piece of θ, and the factors that are not trained.
+    """The frozen parts of {C, A}: F_in for every piece of θ, and the factors that are not trained.
 
     Args:
         plan: the adapter's shapes.
-        base: singular vectors by name, as `svd.planes` gives them; for `frozen: svd`.
+        base: singular vectors by name, as returned by `svd.planes`; for `frozen: svd`.
 
     Raises:
-        UsageError: the frozen factors come from the base, and it was not given.
+        UsageError: the frozen factors come from the base, which was not given.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class InnerMaps:
 
 
 def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[str, Tensor]:
-    """{C, A} by name, (groups, terms, ...) each, from what is trained; differentiable in `params`.
+    """{C, A} by name, (groups, terms, ...) each, from the trained tensors; differentiable in `params`.
 
     Args:
         plan: the adapter's shapes.
@@ -75,14 +75,14 @@ def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[
 
 
 def _fixed(plan: Plan, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The factors that are not trained: random ones are one for all groups of a bucket."""
+    """The factors that are not trained; random ones are shared by all groups of a bucket."""
     fixed: dict[str, Tensor] = {}
     for unit in plan.units:
         for part in unit.shape.frozen:
             name, (groups, terms) = unit.name(part), unit.batch
             if plan.config.frozen == "svd" and part != "core":
                 if base is None:
-                    raise UsageError("the frozen factors come from the base, which is not here",
+                    raise UsageError("the frozen factors come from the base, which is not available",
                                      where="adapter.frozen", hint="attach it to the base")  # fmt: skip
                 fixed[name] = base[name]
                 continue

@@ -1,4 +1,4 @@
-"""The knob `inner`: F_in, by which a few trained numbers make the factors; and the error about any knob."""
+"""The knob `inner`: F_in, which makes the factors from a few trained numbers; and the error for any knob."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FrozenFrom = Literal["random", "svd"]
 InnerProjection = Literal["none", "onehot", "dense", "fastfood"]
 Per = Literal["all", "group", "factor"]
 
-MAPS = {"onehot": "onehot", "dense": "dense", "fastfood": "linear"}  # F_in → the file in `projections` that makes it
+MAPS = {"onehot": "onehot", "dense": "dense", "fastfood": "linear"}  # F_in → its file in `projections`
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Inner:
     """F_in: `dim` trained numbers θ become all trained entries of {C, A}.
 
     Attributes:
-        projection: `onehot`: every entry is one of the numbers; `dense`: a random matrix; `fastfood`: as F `linear`.
+        projection: `onehot`: every entry is one of the numbers; `dense`: a random matrix; `fastfood`: like F `linear`.
         dim: d, numbers in θ.
-        per: whether there is one θ for all groups, one for each group, or one for each factor of each group.
+        per: one θ for all groups, for each group, or for each factor of each group.
     """
 
     projection: InnerProjection = "onehot"
@@ -32,7 +32,7 @@ class Inner:
 
     @classmethod
     def from_knobs(cls, knobs: Mapping[str, Any]) -> Inner | None:
-        """The keys under `inner`; `projection: none` is no F_in.
+        """F_in from the keys under `inner`; None for `projection: none`.
 
         Raises:
             UsageError: unknown key or value.
@@ -57,7 +57,7 @@ class Inner:
 
 
 def on_top(knobs: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """`knobs` with `others` in their place; of `inner` key by key.
+    """`knobs` overridden by `others`; `inner` is merged key by key.
 
     >>> on_top({"rank": 2, "inner": {"dim": 8, "per": "all"}}, {"inner": {"dim": 4}})
     {'rank': 2, 'inner': {'dim': 4, 'per': 'all'}}
@@ -69,5 +69,5 @@ def on_top(knobs: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any
 
 
 def refuse(knob: str, message: str, hint: str) -> UsageError:
-    """The error about a knob of the adapter."""
+    """The error for a knob of the adapter."""
     return UsageError(message, where=f"adapter.{knob}", hint=hint)

@@ -1,4 +1,4 @@
-"""What a value may be: numpy's numbers become Python's, and everything is held to the annotation of its knob."""
+"""Types of knobs: numpy numbers become Python numbers, and every value is checked against its annotation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def settle(knobs: object, where: str) -> None:
-    """Make the values of a frozen dataclass plain, lists tuples, and hold each to its annotation.
+    """Convert the values of a frozen dataclass to plain ones (lists to tuples), and check each against its annotation.
 
     Raises:
-        UsageError: names the first that does not fit, below `where`.
+        UsageError: names the first value of a wrong type, below `where`.
     """
     for name, kind in _hints(type(knobs)).items():  # type: ignore[arg-type]
         value = plain(getattr(knobs, name))
@@ -34,9 +34,9 @@ def settle(knobs: object, where: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """numpy's numbers as Python's, also within lists, tuples and mappings; anything else as it is.
+    """numpy numbers as Python numbers, also within lists, tuples and mappings; anything else unchanged.
 
-    A number of fewer bits becomes the decimal that it is printed as: float32's 0.1 is 0.1, not 0.10000000149.
+    A number of lower precision becomes the decimal it is printed as: float32 0.1 is 0.1, not 0.10000000149.
     numpy is not imported: its numbers are registered as `numbers.Integral` and `numbers.Real`.
     """
     if isinstance(value, bool) or type(value) in (int, float, str):
@@ -55,7 +55,7 @@ def plain(value: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is what an annotation says; True is no number, and a whole number is one.
+    """Whether a plain value has the annotated type; True is not a number, and an int is also a float.
 
     >>> fits(2, int | Literal["full"]), fits(2.0, int | Literal["full"]), fits(("full", 4), tuple[int | str, ...])
     (True, False, True)
@@ -71,7 +71,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def words(kind: Any) -> str:
-    """An annotation for people.
+    """An annotation in words.
 
     >>> words(int | Literal["weight", "layer"] | None), words(tuple[int, ...])
     ('a whole number, weight or layer', 'a list: each a whole number')

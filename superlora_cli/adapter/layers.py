@@ -1,7 +1,7 @@
 """Layers whose weight reads as W + ΔW: their class is swapped for a subclass in which `weight` is a property.
 
-So also code that reads `layer.weight` itself sees the update, while `state_dict` keeps the base's names and bytes.
-Swapping is all it takes to put an adapter on a model and to take it off, and copies nothing.
+Code that reads `layer.weight` directly sees the update too, while `state_dict` keeps the base's names and bytes.
+Swapping is all that putting an adapter on a model or taking it off needs; nothing is copied.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from superlora_cli.errors import RunError
 class Adapted(Swapped):
     """Mixed into a layer's class by `attach`: `weight` is the stored weight with ΔW added to its target rows."""
 
-    _pieces: tuple[tuple[SuperLora, int], ...]  # the active adapter, and which of its targets are rows of this weight
+    _pieces: tuple[tuple[SuperLora, int], ...]  # the active adapter, and the indices of its targets in this weight
     _parameters: dict[str, Tensor]
 
     @property
     def weight(self) -> Tensor:
         stored = self._parameters["weight"]
-        if hasattr(stored, "to_local"):  # a shard (FSDP): it is whole while the layer runs
+        if hasattr(stored, "to_local"):  # a shard (FSDP): the weight is whole while the layer runs
             return stored
         whole = splice(stored, [(start, update.dense()) for start, update in self.updates()])
         if torch.compiler.is_compiling() or only_operators():
@@ -47,13 +47,13 @@ class Adapted(Swapped):
         return [(owner.targets[i].start, current[i]) for owner, i in self._pieces]
 
     def _replicate_for_data_parallel(self) -> NoReturn:
-        hint = "DistributedDataParallel, with one process for each device"
-        raise RunError("an adapted model has no replicas", where="nn.DataParallel", hint=hint)
+        hint = "use DistributedDataParallel, with one process per device"
+        raise RunError("an adapted model cannot be replicated", where="nn.DataParallel", hint=hint)
 
 
 class AdaptedLinear(Adapted):
-    """A plain `nn.Linear`: the gradient of rows that no target covers is never computed, and updates that are
-    factored meet the activations without ΔW."""
+    """A plain `nn.Linear`: no gradient is computed for rows outside the targets, and factored updates are applied to
+    the activations without ΔW."""
 
     bias: Tensor | None
 
@@ -84,7 +84,7 @@ class AdaptedLinear(Adapted):
 
 
 def autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast does it: float64 stays."""
+    """Cast as autocast does: float64 stays."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
@@ -94,7 +94,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def put_on(model: nn.Module, adapter: SuperLora) -> None:
-    """Let the target layers of `adapter` read as W + ΔW, and the model hold its head and what it trains also; all are
+    """Make the target layers of `adapter` read as W + ΔW, and put its head and `also` tensors into the model; all are
     trainable then."""
     modules = dict(model.named_modules())
     for name, indices in layers_of(adapter.targets).items():
@@ -106,10 +106,10 @@ def put_on(model: nn.Module, adapter: SuperLora) -> None:
 
 
 def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> None:
-    """Plain layers again; with `merge` ΔW is added to their weights and what is beside it stays in the model.
+    """Make the layers plain again; with `merge`, add ΔW to their weights and keep head and `also` tensors in the model.
 
     Raises:
-        RunError: merging would write NaN or Inf; nothing has been changed then.
+        RunError: merging would write NaN or Inf; the model is unchanged then.
     """
     modules = dict(model.named_modules())
     names = list(layers_of(adapter.targets))
@@ -147,20 +147,20 @@ def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
 
 
 def layers_of(targets: Sequence[Target]) -> dict[str, list[int]]:
-    """The same, with the modules that are tied to them."""
+    """As `by_module`, including the modules whose weights are tied to them."""
     own = by_module(targets)
     return own | {name: indices for indices in own.values() for name in targets[indices[0]].tied}
 
 
 def stored_parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """A parameter of the model by name, also where an adapted layer shows another tensor under it."""
+    """A stored parameter of the model by name, also where an adapted layer returns W + ΔW under that name."""
     module, _, own = name.rpartition(".")
     return cast(nn.Parameter, model.get_submodule(module)._parameters[own])
 
 
 def _swap_beside(model: nn.Module, adapter: SuperLora, *, trainable: bool) -> None:
-    """Exchange the model's head, and what is trained also, for the adapter's: no copy; the same again undoes it."""
+    """Exchange head and `also` tensors between model and adapter, without copying; a second call undoes it."""
     for own in (adapter.head, adapter.also):
-        for name, kept in own.items():
+        for name, other in own.items():
             parameter = stored_parameter(model, name).requires_grad_(trainable)
-            own[name], parameter.data, parameter.grad = parameter.data, kept.to(parameter), None
+            own[name], parameter.data, parameter.grad = parameter.data, other.to(parameter), None

@@ -1,7 +1,7 @@
 """From targets to groups to units: every shape of an adapter, in integers only.
 
-`plan(config, targets)` is the one description of an adapter's shapes. Counting sums it, the factors are
-allocated from it, and the updates ΔW are assembled by it.
+`plan(config, targets)` is the single description of an adapter's shapes: parameters are counted, factors allocated and
+updates ΔW assembled from it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from superlora_cli.adapter.shapes import Bucket, GroupShape, Piece, Plan, UnitSh
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 
-LARGEST_UNIT = 2**28  # elements of a unit that has more than 4 times those of its group
-LARGEST_MAP = 2**31  # elements of F: their positions are int32
+LARGEST_UNIT = 2**28  # limit for a unit with more than 4 times the elements of its group
+LARGEST_MAP = 2**31  # limit for the elements of F: their positions are int32
 
 
 def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     """Cut the targets into groups and fold each: section 3.2 and A.3 of the paper.
 
     Raises:
-        UsageError: where the knobs do not fit these targets; the message names both numbers.
+        UsageError: the knobs do not fit these targets; the message names both numbers.
 
     >>> vit_base = [TargetShape(f"blocks.{i // 2}.attn.qkv", 768, 768) for i in range(24)]
     >>> example = plan(AdapterConfig(groups=4, order=3, rank=4), vit_base)
@@ -36,7 +36,9 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
     targets = tuple(targets)
     if not config.adapts:
         if targets:
-            raise UsageError(f"{len(targets)} targets, and no group", where="adapter.groups", hint="no target at all")
+            raise UsageError(
+                f"{len(targets)} targets with groups none", where="adapter.groups", hint="leave the targets out"
+            )
         return Plan(config, (), (), ())
     if not targets:
         raise UsageError("no target to adapt", where="adapter.targets", hint="name at least one weight")
@@ -52,9 +54,9 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
 
 
 def _check_trained(made: Plan) -> None:
-    """Refuse a plan in which a group has nothing to train, or θ has more numbers than F_in makes of them."""
+    """Refuse a plan in which a group has nothing to train, or θ has more numbers than the entries made from it."""
     if not all(bucket.shape.params for bucket in made.buckets):
-        raise UsageError("nothing is left to train", where="adapter.freeze", hint="leave a factor out of it")
+        raise UsageError("nothing is left to train", where="adapter.freeze", hint="freeze fewer factors")
     for piece in made.pieces:
         if made.config.inner and sum(piece.sizes) < made.config.inner.dim:
             what = f"{made.config.inner.dim} numbers for {sum(piece.sizes)} entries of {', '.join(piece.tensors)}"
@@ -62,7 +64,7 @@ def _check_trained(made: Plan) -> None:
 
 
 def _check_sizes(made: Plan) -> None:
-    """Refuse what would take memory out of proportion: units that fold far beyond their group, and a huge F or F_in."""
+    """Refuse excessive memory: units that fold to far more elements than their group, and a huge F or F_in."""
     config = made.config
     for shape in (bucket.shape for bucket in made.buckets):
         folded = shape.units[0].elements
@@ -70,7 +72,7 @@ def _check_sizes(made: Plan) -> None:
             folded = math.prod(unit.elements for unit in shape.units)
         if folded > LARGEST_UNIT and folded > 4 * shape.n_in:
             knob, hint = ("order", "a lower order or align") if config.splits == 1 else ("splits", "fewer splits")
-            what = f"a unit folds to {folded:,} elements, its group has {shape.n_in:,}"
+            what = f"a unit folds to {folded:,} elements, but its group has {shape.n_in:,}"
             raise UsageError(what, where=f"adapter.{knob}", hint=hint)
         _check_map(config.projection, Size(shape.n_in, shape.n_out, grid=shape.grid), "projection")
     for piece in made.pieces:
@@ -87,7 +89,7 @@ def _check_map(projection: str, size: Size, knob: str) -> None:
 
 @dataclass(frozen=True)
 class _Span:
-    """A group before folding: its place in the vector, the width it folds to, the weights it holds."""
+    """A group before folding: its start in the vector, its elements, the width to fold to, and its weights."""
 
     start: int
     n: int
@@ -103,7 +105,7 @@ def _cut(config: AdapterConfig, targets: tuple[TargetShape, ...]) -> list[_Span]
         for target in targets:
             layers.setdefault(target.layer or target.name, []).append(target)
         if [target for layer in layers.values() for target in layer] != list(targets):
-            raise UsageError("the targets of a layer are not neighbours", where="adapter.groups", hint="groups: weight")
+            raise UsageError("the targets of a layer are not adjacent", where="adapter.groups", hint="groups: weight")
         return _boundaries([tuple(layer) for layer in layers.values()])
     total, count = sum(target.elements for target in targets), int(config.groups)
     n = -(-total // count)
@@ -144,7 +146,7 @@ def _group_shape(config: AdapterConfig, span: _Span) -> GroupShape:
 
 
 def _grid(config: AdapterConfig, span: _Span) -> tuple[int, int]:
-    """A group as a matrix (rows, columns), folded as `fold` says; not folded, it keeps the weights' columns."""
+    """A group as a matrix (rows, columns), folded as `fold` says; unfolded, it keeps the columns of the weights."""
     if config.fold == "none":
         return (-(-span.n // span.width), span.width)
     return (root_ceil(span.n, 2),) * 2
@@ -167,9 +169,9 @@ def _fold(config: AdapterConfig, span: _Span, n_in: int) -> tuple[int, ...]:
     rows, columns = shapes.pop()
     if span.n % (rows * columns):
         raise UsageError(
-            f"a group of {span.n:,} elements cuts a weight of {rows}×{columns}",
+            f"a group of {span.n:,} elements splits a weight of {rows}×{columns}",
             where="adapter.groups",
-            hint=f"to stack, a number of groups that divides {len(span.weights)}",
+            hint=f"a number of groups that divides {len(span.weights)}",
         )
     return (span.n // (rows * columns), rows, columns)
 

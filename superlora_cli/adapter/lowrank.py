@@ -1,4 +1,4 @@
-"""The nearest matrix of low rank to an update, by rank or by energy, and the error that it makes."""
+"""The best low-rank approximation of an update, by rank or by energy, and its error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from superlora_cli.adapter.updates import LowRank, Update
 from superlora_cli.errors import RunError, UsageError
 
-ENERGY = 0.99  # of the squared Frobenius norm, kept where nobody asks for a rank or another energy
+ENERGY = 0.99  # share of the squared Frobenius norm to keep by default
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Approximation:
     """An update as left @ right, (rows, r) @ (r, columns).
 
     Attributes:
-        norm: ‖ΔW‖, Frobenius, of the update itself.
-        error: ‖ΔW − left · right‖ / ‖ΔW‖; 0 where the factors are the update's own, and where it is 0.
+        norm: ‖ΔW‖, the Frobenius norm of the update.
+        error: ‖ΔW − left · right‖ / ‖ΔW‖; 0 if the factors are the update's own, or if ΔW = 0.
     """
 
     update: LowRank
@@ -35,7 +35,7 @@ class Approximation:
 
 
 def check_limits(rank: int | None, energy: float | None) -> None:
-    """Refuse a rank or an energy that no matrix can have.
+    """Refuse an invalid rank or energy.
 
     Raises:
         UsageError: names the option.
@@ -43,15 +43,15 @@ def check_limits(rank: int | None, energy: float | None) -> None:
     if rank is not None and rank < 1:
         raise UsageError(f"rank is {rank}", where="--rank", hint="a whole number ≥ 1")
     if energy is not None and not 0 < energy <= 1:
-        raise UsageError(f"energy is {energy}", where="--energy", hint="a part of the squared norm, in (0, 1]")
+        raise UsageError(f"energy is {energy}", where="--energy", hint="a share of the squared norm, in (0, 1]")
 
 
 def approximate(update: Update, *, rank: int | None = None, energy: float | None = None) -> Approximation:
-    """An update at low rank: its own factors where it has them and nothing less is asked for, else the nearest.
+    """A low-rank form of an update: its own factors if they satisfy the limits, else the best approximation.
 
     Args:
         update: in any form.
-        rank: at most this; energy: at least this part of ‖ΔW‖². Without both, `ENERGY`.
+        rank: at most this; energy: keep at least this share of ‖ΔW‖². By default energy is `ENERGY`.
 
     Raises:
         RunError: ΔW is not finite.
@@ -65,12 +65,12 @@ def approximate(update: Update, *, rank: int | None = None, energy: float | None
 
 
 def nearest(delta: Tensor, *, rank: int | None = None, energy: float | None = None) -> Approximation:
-    """The matrix nearest to `delta` at a rank (Eckart–Young): its largest singular values, shared by both factors.
+    """The best approximation of `delta` of a rank (Eckart–Young): the root of each singular value goes to each factor.
 
     Args:
         delta: (rows, columns).
         rank: at most this.
-        energy: the smallest rank that keeps this part of ‖delta‖². Without both, the numerical rank.
+        energy: use the smallest rank that keeps this share of ‖delta‖². By default, the numerical rank.
 
     Raises:
         RunError: `delta` is not finite.
@@ -96,7 +96,7 @@ def nearest(delta: Tensor, *, rank: int | None = None, energy: float | None = No
 
 
 def whole_error(parts: Iterable[tuple[float, float]]) -> float:
-    """Relative error of many weights together, from the (norm, relative error) of each: √(Σ e²n² / Σ n²)."""
+    """Relative error over many weights, from the (norm, relative error) of each: √(Σ e²n² / Σ n²)."""
     pairs = [(norm * norm, error * error) for norm, error in parts]
     total = sum(square for square, _ in pairs)
     return math.sqrt(sum(square * error for square, error in pairs) / total) if total else 0.0

@@ -1,4 +1,4 @@
-"""ΔW into the base's weights, and out of them again: some rows after the other."""
+"""Add ΔW to the base's weights or subtract it, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Read = Callable[[str, int, int], Tensor]  # (tensor name, first row, last + 1) �
 
 @dataclass(frozen=True)
 class Change:
-    """Rows of one weight, from row `row` on: as they were, and with ΔW added."""
+    """Rows of one weight, from row `row` on: before, and with ΔW added."""
 
     target: Target
     row: int
@@ -41,12 +41,12 @@ def merged_rows(
     sign: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Change]:
-    """Every target's rows with ΔW added (subtracted with sign −1), about `ELEMENTS` at a time, in the targets' order.
+    """The rows of every target with ΔW added (subtracted if sign is −1), about `ELEMENTS` at a time, in target order.
 
-    Added in float32 at least and cast once, to `dtype` or the dtype they had.
+    Computed in at least float32 and cast once, to `dtype` or the original dtype.
 
     Args:
-        take: gives the vector of ΔW of `targets`.
+        take: returns the next elements of ΔW of `targets`, see `in_turn`.
 
     Raises:
         RunError: a merged weight is not finite. UsageError: a weight is quantised.
@@ -59,7 +59,7 @@ def merged_rows(
             before = read(f"{target.module}.weight", start, stop)
             if not before.is_floating_point():
                 hint = "merge into the base it was quantised from"
-                raise UsageError(f"stored as {before.dtype}, which takes no update", where=target.name, hint=hint)
+                raise UsageError(f"stored as {before.dtype}, to which ΔW cannot be added", where=target.name, hint=hint)
             delta = take((stop - start) * across).view(before.shape)
             wide = before.to(torch.promote_types(before.dtype, delta.dtype))
             after = torch.add(wide, delta, alpha=sign).to(dtype or before.dtype)
@@ -70,7 +70,7 @@ def merged_rows(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; the sum tells in a tenth of the time, but that it may overflow.
+    """Whether no element is NaN or infinite; the sum is ten times as fast to check, but may overflow.
 
     >>> is_finite(torch.full((9,), 3e38)), is_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
@@ -79,5 +79,5 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def plain_state(model: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict of an adapted model without the adapter: the base's names and bytes."""
+    """The state dict of an adapted model without the adapter, with the base's names and bytes."""
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("superlora.")}

@@ -1,4 +1,4 @@
-"""What torch's modes mean for an adapter: tensors that outlive them, and transforms that need plain operators."""
+"""Torch's modes and an adapter: tensors that outlive a mode, and transforms that need plain operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 @contextmanager
 def lasting(device: torch.device) -> Iterator[None]:
-    """Inside, tensors are made that are used again later, in any mode: the caller's own leaves no mark on them."""
+    """Inside, created tensors can be reused later in any mode, whatever mode the caller is in."""
     traced = _disable_current_modes() if torch.compiler.is_exporting() else nullcontext()
     with (
         torch.inference_mode(False),
@@ -26,7 +26,7 @@ def lasting(device: torch.device) -> Iterator[None]:
 
 
 def only_operators() -> bool:
-    """Whether what runs is transformed or traced as a whole: by torch.func, forward-mode gradients or an export."""
+    """Whether the code runs under torch.func, forward-mode differentiation, an export or a trace."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

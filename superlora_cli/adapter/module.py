@@ -1,4 +1,4 @@
-"""An adapter as a module: its trained tensors, and from them the updates of its targets when they are needed."""
+"""An adapter as a module: its trained tensors, and the updates of its targets, computed when needed."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from superlora_cli.errors import RunError, UsageError
 
 
 class SuperLora(nn.Module):
-    """The adapter's trained tensors, and ΔW of every target made from them when it is needed.
+    """The adapter's trained tensors, and ΔW of every target, computed from them when needed.
 
-    Updates are made once per call of the adapted model, and never taken for those of another call (see `sharing`). A
-    loop that holds them for a whole optimizer step uses `one_step`, one that changes no factor `kept`.
+    Updates are computed once per call of the adapted model and never reused for another call (see `sharing`). A loop
+    that can share them over an optimizer step uses `one_step`; one that changes no factor uses `kept`.
 
     Args:
         plain: whether every target is the weight of a plain `nn.Linear`.
-        base: the base's target slices, in their order; only `frozen: svd` reads them.
+        base: the target slices of the base, in target order; only `frozen: svd` reads them.
 
     Attributes:
-        targets: the rows it adapts, in model order.
+        targets: the adapted rows, in model order.
         patterns: target patterns that expand to these targets on the same model.
-        base_digest: of the base that frozen factors come from, where that is to be looked at when it is saved.
-        plan: its shapes; `plan.params` is the number of its parameters.
+        base_digest: digest of the base that frozen factors come from, if it must be checked on saving.
+        plan: its shapes; `plan.params` is its number of parameters.
         factors: the trained tensors by name.
-        head: trained tensors outside of `factors`, by their name in the model; while the adapter is active the model
-            holds them, and the base's own are here.
-        also: the same, of what the knob `also` trains.
+        head: trained tensors outside `factors`, by their name in the model; while the adapter is active they are in the
+            model, and the base's own are here.
+        also: the same for the tensors that the knob `also` trains.
     """
 
     def __init__(
@@ -71,20 +71,22 @@ class SuperLora(nn.Module):
 
     @property
     def params(self) -> int:
-        """Numbers that it trains: those of the factors, and what it trains also; a head is counted apart."""
+        """Number of trained parameters: of the factors and the `also` tensors; a head is counted separately."""
         return self.plan.params + sum(tensor.numel() for tensor in self.also.values())
 
     def _path(self, plain: bool) -> bool:
-        """Whether training takes the factored path: as asked, or where it is possible and costs less."""
-        reason = factored.why_not_factored(self.plan) if plain else "a target is no plain nn.Linear"
+        """Whether training takes the factored path: as configured, or where possible and cheaper."""
+        reason = factored.why_not_factored(self.plan) if plain else "a target is not a plain nn.Linear"
         if self.config.execution == "factored" and reason:
-            raise UsageError(f"no factored execution: {reason}", where="adapter.execution", hint="auto or materialised")
+            raise UsageError(
+                f"factored execution is impossible: {reason}", where="adapter.execution", hint="auto or materialised"
+            )
         if self.config.execution == "auto":
             return reason is None and factored.pays(self.plan)
         return self.config.execution == "factored"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what the seed gives back."""
+        """Without what can be recreated from the seed."""
         return self.__dict__ | {"_frozen": None}
 
     def extra_repr(self) -> str:
@@ -92,7 +94,7 @@ class SuperLora(nn.Module):
         return f"{knobs}, targets={len(self.targets)}, parameters={self.plan.params}"
 
     def compute(self) -> list[Tensor]:
-        """ΔW of every target in the shape of its weight slice, freshly made from the factors, never in autocast."""
+        """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast."""
         if not self.targets:
             return []
         frozen = self._not_trained()
@@ -101,15 +103,15 @@ class SuperLora(nn.Module):
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def compute_factored(self) -> list[Update]:
-        """The updates as products of factors, where `factored.why_not_factored` has nothing against it."""
+        """The updates as products of factors, where `factored.why_not_factored` is None."""
         frozen = self._not_trained()
         with torch.autocast(frozen.device.type, enabled=False):
             return factored.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
 
     def _not_trained(self) -> Frozen:
-        """F, F_in and the frozen factors where the trained ones are."""
+        """F, F_in and the frozen factors, on the device and in the dtype of the trained ones."""
         one = next(iter(self.factors.values()))
-        frozen = self._frozen  # another thread may be about to make it as well
+        frozen = self._frozen  # another thread may create it at the same time
         if frozen is None or (frozen.device, frozen.dtype) != (one.device, one.dtype):
             with lasting(one.device):
                 frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self._from_base)
@@ -117,52 +119,52 @@ class SuperLora(nn.Module):
         return frozen
 
     def trained(self) -> tuple[Tensor, ...]:
-        """The factors as they are now: `torch.func.functional_call` exchanges them for a time."""
+        """The current factors: `torch.func.functional_call` replaces them temporarily."""
         return tuple(self.factors.values())
 
     def make(self) -> list[Update]:
-        """The updates as layers meet them, freshly made from the factors."""
+        """The updates in the form that layers use, computed from the factors."""
         return self.compute_factored() if self.factored else self._materialised()
 
     def _materialised(self) -> list[Update]:
         return [Dense(delta) for delta in self.compute()]
 
     def current(self) -> list[Update]:
-        """The updates for a layer that is computed now, or whose weight is read."""
+        """The updates for a layer that runs now, or whose weight is read."""
         return self.sharing.current(self)
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
-        """Hold the updates for one optimizer step: gradients of all backward passes inside add up in them (in ΔW
-        where it is materialised), then go through the rest of the factors' graph once, on leaving.
+        """Share the updates over one optimizer step: the gradients of all backward passes inside accumulate in them (in
+        ΔW if materialised), and on leaving are propagated once to the factors.
 
         Raises:
-            RunError: an optimizer's step inside, where the factors have no gradients yet; or, later, a backward pass
-                that comes after the step.
+            RunError: an optimizer step inside, when the factors have no gradients yet; or, later, a backward pass
+                that comes after the block.
         """
-        with self.sharing.step(self), self._no_optimizer("one_step", "before the gradients are there"):
+        with self.sharing.step(self), self._no_optimizer("one_step", "before the gradients are available"):
             yield
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Make ΔW once for all that is computed without gradients inside, where the factors must stay as they are.
+        """Compute ΔW once for all gradient-free computations inside, where the factors must not change.
 
         Raises:
-            RunError: an optimizer's step inside.
+            RunError: an optimizer step inside.
         """
         with torch.inference_mode(False), torch.no_grad():
             kept = Kept(self.trained(), plain=self._materialised())
-        with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must stay as they are"):
+        with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must not change"):
             yield
 
     @contextmanager
     def _no_optimizer(self, where: str, why: str) -> Iterator[None]:
-        """Inside, no optimizer of torch may change the factors."""
+        """Inside, refuse steps of torch optimizers on the factors."""
         own = {id(factor) for factor in self.factors.values()}
 
         def check(optimizer: Optimizer, *_: Any) -> None:
             if any(id(tensor) in own for group in optimizer.param_groups for tensor in group["params"]):
-                raise RunError(f"optimizer.step() {why}", where=where, hint="step() belongs after the with block")
+                raise RunError(f"optimizer.step() {why}", where=where, hint="call step() after the with block")
 
         watch = register_optimizer_step_pre_hook(check)
         try:

@@ -1,4 +1,4 @@
-"""The paper's formulas as they stand, slow and readable: the oracles that the fast paths are tested against."""
+"""The paper's formulas written literally, slow and readable: references that the fast paths are tested against."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def group_vector(plan: Plan, index: int, group: int, params: Mapping[str, Tensor
 
 
 def hadamard(bits: int) -> Tensor:
-    """H₂^{⊗bits} by its definition: (2^bits, 2^bits) float64."""
+    """H₂^{⊗bits} by definition: (2^bits, 2^bits) float64."""
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) / 2**0.5
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for _ in range(bits):
@@ -139,7 +139,7 @@ def permutation(order: Tensor) -> Tensor:
 
 
 def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{C, A} = F_in(θ), group after group, by an explicit matrix; frozen factors and diagonals as in the equation."""
+    """{C, A} = F_in(θ), by an explicit matrix; frozen factors and diagonals as in the equation."""
     made, config = dict(params), plan.config
     if config.inner is not None:
         made, name = {}, MAPS[config.inner.projection]

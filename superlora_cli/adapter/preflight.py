@@ -1,7 +1,7 @@
-"""What a model must be like for `attach`: looked at as a whole before anything of it is changed.
+"""Checks of a model before `attach` changes anything.
 
-A weight is adapted where it is one plain tensor of floating-point numbers that one layer alone holds, or several that
-all get its ΔW: then W + ΔW is what they compute with, and merging it changes nothing else.
+A weight can be adapted if it is a plain floating-point tensor that belongs to one layer, or to several tied layers
+that all get its ΔW: then they all compute with W + ΔW, and merging changes nothing else.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def check(
     """Refuse a model, a target or a head that cannot be adapted.
 
     Args:
-        own: the adapters that the model has already, which may share targets with a new one.
-        nested: modules of the model, by name, that have adapters of their own.
+        own: the adapters that the model already has, which may share targets with a new one.
+        nested: names of modules of the model that have their own adapters.
         shapes_only: accept weights without values, on the meta device.
 
     Raises:
-        UsageError: names the module, and the one that it clashes with.
+        UsageError: names the module, and the one it conflicts with.
     """
     _check_model(model, own, nested)
     modules = dict(model.named_modules())
@@ -61,7 +61,7 @@ def check(
                 raise UsageError("two targets share rows", where=f"{targets[first].name}, {targets[second].name}")
     for key in head:
         if key in map(_weight, pieces):
-            raise UsageError("adapted and trained as a head at once", where=key, hint="one of the two")
+            raise UsageError("cannot be both adapted and trained as a head", where=key, hint="choose one")
         _refuse(key, _unfit_values(stored_parameter(model, key), shapes_only=shapes_only))
     weights = [_weight(name) for name in pieces]
     _check_devices(model, [*weights, *head])
@@ -69,7 +69,7 @@ def check(
 
 
 def check_free(model: nn.Module, adapter: SuperLora, own: Collection[SuperLora]) -> None:
-    """Refuse to put an adapter on layers that an adapter of another module has meanwhile.
+    """Refuse to put an adapter on layers that another module's adapter has taken since.
 
     Raises:
         UsageError: names the layer.
@@ -80,7 +80,7 @@ def check_free(model: nn.Module, adapter: SuperLora, own: Collection[SuperLora])
 
 
 def check_on(model: nn.Module, adapter: SuperLora) -> None:
-    """Refuse to take an adapter off layers that are not there any more.
+    """Refuse to take an adapter off layers that have been replaced.
 
     Raises:
         UsageError: names the layer.
@@ -92,7 +92,7 @@ def check_on(model: nn.Module, adapter: SuperLora) -> None:
                              hint="undo that first")  # fmt: skip
 
 
-Problem = tuple[str, str] | None  # what is wrong, and what would be right
+Problem = tuple[str, str] | None  # what is wrong, and the hint
 
 
 def _refuse(where: str, problem: Problem) -> None:
@@ -101,16 +101,16 @@ def _refuse(where: str, problem: Problem) -> None:
 
 
 def _check_model(model: nn.Module, own: Collection[SuperLora], nested: Collection[str]) -> None:
-    """Refuse a model in a wrapper that has taken note of its parameters, or with adapters at another place."""
+    """Refuse a model in a wrapper that holds its parameters, or with adapters in another place."""
     for name, module in model.named_modules():
         if isinstance(module, WRAPPERS) or (not name and "_orig_mod" in module._modules):  # the latter: torch.compile
-            hint = "attach to the module in it, then wrap that"
-            raise UsageError(f"is wrapped already, by {type(module).__name__}", where=name or "the model", hint=hint)
+            hint = "attach to the module inside, then wrap it"
+            raise UsageError(f"is already wrapped by {type(module).__name__}", where=name or "the model", hint=hint)
         _refuse(name, _foreign(module, own))
     for name in nested:
-        raise UsageError("has adapters of its own", where=name, hint="attach to it, or detach them first")
+        raise UsageError("has its own adapters", where=name, hint="attach to it, or detach them first")
     if not own and hasattr(model, "superlora"):
-        raise UsageError("has something else of this name, where adapters are held", where="model.superlora",
+        raise UsageError("the model uses this name for something else", where="model.superlora",
                          hint="rename it")  # fmt: skip
 
 
@@ -119,15 +119,15 @@ def _weight(module: str) -> str:
 
 
 def _foreign(module: nn.Module, own: Collection[SuperLora]) -> Problem:
-    """Whether a layer is adapted from elsewhere: another model holds it, or a module around this one."""
+    """Whether a layer is already adapted through another model or an enclosing module."""
     pieces = vars(module).get("_pieces", ())
     if all(any(adapter is one for one in own) for adapter, _ in pieces):
         return None
-    return "is adapted already, by an adapter of another module", "detach that one first"
+    return "is already adapted by an adapter of another module", "detach that one first"
 
 
 def _in_peft(name: str, modules: dict[str, nn.Module]) -> Problem:
-    """Whether a layer is in one of PEFT's, which reads and merges its weight by itself."""
+    """Whether a layer is inside a PEFT layer, which reads and merges the weight itself."""
     while name:
         name = name.rpartition(".")[0]
         if hasattr(modules[name], "adapter_layer_names"):
@@ -136,11 +136,11 @@ def _in_peft(name: str, modules: dict[str, nn.Module]) -> Problem:
 
 
 def _unfit(module: nn.Module, *, shapes_only: bool) -> Problem:
-    """What keeps the weight of a layer from being adapted."""
+    """Why the weight of a layer cannot be adapted; None if it can."""
     weight = module._parameters.get("weight")
     if weight is None:
         hint = "remove_parametrizations, remove_weight_norm, remove_spectral_norm or prune.remove, then attach"
-        return "is made of other tensors by a parametrisation, a norm or a pruning", hint
+        return "is computed from other tensors by a parametrization, weight norm or pruning", hint
     if (problem := _unfit_values(weight, shapes_only=shapes_only)) is not None:
         return problem
     features = getattr(module, "out_features", None), getattr(module, "in_features", None)
@@ -150,30 +150,30 @@ def _unfit(module: nn.Module, *, shapes_only: bool) -> Problem:
     if not weight.numel():
         return f"has no elements: {list(weight.shape)}", "leave it out of the targets"
     if any(stride == 0 < size - 1 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
-        return "is an expanded view: rows or columns are one and the same", "give it values of its own: .clone()"
+        return "is an expanded view, whose rows or columns share memory", "give it its own memory with .clone()"
     return None
 
 
 def _unfit_values(weight: Tensor, *, shapes_only: bool) -> Problem:
-    """What keeps a tensor from being trained, or from having an update added to it."""
+    """Why a tensor cannot be trained, or cannot have an update added to it; None if it can."""
     if is_lazy(weight):
-        return "has no shape before the first forward", "run the model once, then attach"
+        return "has no shape before the first forward pass", "run the model once, then attach"
     if hasattr(weight, "to_local"):
-        return "is sharded already", "attach, then shard"
+        return "is already sharded", "attach first, then shard"
     if weight.dtype not in DTYPES or type(weight) not in (nn.Parameter, Tensor):
         kind = str(weight.dtype).removeprefix("torch.")
         kind = kind if type(weight) in (nn.Parameter, Tensor) else f"{type(weight).__name__} of {kind}"
-        hint = "real numbers of 16, 32 or 64 bits can be adapted: load a quantised base in one of them"
+        hint = "only floating-point weights of 16, 32 or 64 bits can be adapted: load a quantised base in one of these"
         return f"is stored as {kind}", hint
     if weight.is_meta and not shapes_only:
         return "has no values yet: it is on the meta device", "load the base's weights, then attach"
     if weight.is_inference():
-        return "was made under torch.inference_mode", "build and load the base outside of it"
+        return "was created under torch.inference_mode", "build and load the base outside it"
     return None
 
 
 def _check_devices(model: nn.Module, names: Sequence[str]) -> None:
-    """Refuse targets on several devices: the factors are on one."""
+    """Refuse targets on several devices: all factors are on one."""
     devices = {stored_parameter(model, name).device: name for name in reversed(names)}
     if len(devices) > 1:
         (one, first), (other, second), *_ = devices.items()
@@ -181,10 +181,10 @@ def _check_devices(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _check_shared(model: nn.Module, names: Sequence[str], tied: Mapping[str, Collection[str]]) -> None:
-    """Refuse weights whose memory is also another parameter's or buffer's: tied, or a view of it.
+    """Refuse weights that share memory with another parameter or buffer: tied, or a view of it.
 
     Args:
-        tied: weight → those that have its ΔW as well.
+        tied: weight → the tied ones, which get its ΔW too.
     """
     followers = {name for own in tied.values() for name in own}
     spans = sorted(
@@ -213,7 +213,7 @@ class _Span(NamedTuple):
 
 
 def _span(tensor: Tensor, name: str) -> _Span:
-    """The bytes of a tensor in memory; where it has no memory of its own, its identity."""
+    """The memory range of a tensor; its identity if it has no memory."""
     if type(tensor) in (nn.Parameter, Tensor) and not tensor.is_meta:
         with suppress(RuntimeError):  # sparse
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""Methods by name: each is a setting of the knobs and nothing else (Table 1, and what came after it)."""
+"""Methods by name, each just a setting of the knobs (Table 1, and later methods)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A method's name for a setting of the knobs (Table 1), and its equation for people."""
+    """A method as a setting of the knobs (Table 1), with its equation and source."""
 
     knobs: Mapping[str, Any]
     formula: str
@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
     "cara": Preset(
         {"groups": 1, "order": 3, "fold": "stack", "core": "diagonal"},
         "ΔW = Σ_r λ_r a_1r ∘ a_2r ∘ a_3r, weights stacked along mode 1",
-        "CaRA, without its mode for heads",
+        "CaRA, without its mode for attention heads",
     ),
     "unilora": Preset(
         {
@@ -118,7 +118,7 @@ PRESETS: dict[str, Preset] = {
         "ΔW_i = Re DFT⁻¹(A_i), A_i at n random frequencies",
         "FourierFT, arXiv 2405.03003",
     ),
-    "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that every adapter is compared with"),
+    "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that adapters are compared with"),
     "bitfit": Preset(
         {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"
     ),

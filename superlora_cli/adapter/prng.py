@@ -1,7 +1,7 @@
-"""Frozen randomness: the same seed and role give the same numbers on any machine, for ever.
+"""Frozen randomness: the same seed and role give the same numbers on any machine, permanently.
 
-numpy freezes the stream of `RandomState` by contract. Draws are keyed by seed and role, never by the order
-in which modules happen to be visited, so an adapter stores a seed and this generator's name, nothing else.
+numpy guarantees that the stream of `RandomState` never changes. Draws are keyed by seed and role, never by the order
+in which modules are visited, so an adapter stores only a seed and the name of this generator.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def random_state(seed: int, *role: object) -> np.random.RandomState:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Inside, generators give zeros of the right shape at once: for those who need sizes and no values."""
+    """Inside, generators return zeros of the right shape at once, for callers that need only sizes."""
     token = _undrawn.set(True)
     try:
         yield
@@ -41,7 +41,7 @@ def undrawn() -> Iterator[None]:
 
 
 class Undrawn(np.random.RandomState):
-    """Draws without drawing: zeros, which take no memory until somebody looks at them."""
+    """A generator of zeros, which take no memory until they are read."""
 
     def permutation(self, x: Any) -> Any:
         return np.zeros(x, np.int64)

@@ -1,4 +1,4 @@
-"""A change of a model that happens as a whole or not at all."""
+"""Changes of a model that happen completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 @contextmanager
 def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Where the block raises, every module has again the class, children, tensors and hooks that it had, and every
-    parameter its values, gradient and `requires_grad`. Values that were overwritten in place stay so."""
+    """If the block raises, every module gets back its class, children, tensors and hooks, and every parameter its
+    values, gradient and `requires_grad`. Values that were overwritten in place are not restored."""
     modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
     contents = [
         (held, held.copy()) for _, _, own in modules for held in own.values() if type(held) in (dict, OrderedDict)

@@ -1,4 +1,4 @@
-"""A linear layer of which some rows are trained: no gradient, and no ΔW, for the others."""
+"""A linear layer in which only some rows are trained: no gradient and no ΔW for the others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Starts = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def as_rows(input: Tensor) -> Tensor:
-    """(..., in) → (n, in), also where n is 0 or there is one axis."""
+    """(..., in) → (n, in), also for n = 0 or a single axis."""
     return input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
 
 
 def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torch.dtype | None = None) -> Tensor:
-    """`weight` with every update added to its rows, in float32 at least and cast once; other rows bit for bit.
+    """`weight` with every update added to its rows, in at least float32 and cast once; other rows bit for bit.
 
-    weight (out, ...), updates [(first row, (rows, ...))] in row order; `dtype` of the result, the weight's if None.
+    weight (out, ...), updates [(first row, (rows, ...))] in row order; `dtype` of the result: by default the weight's.
     """
     dtype = dtype or weight.dtype
     pieces, at = [], 0
@@ -34,11 +34,11 @@ def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torc
 
 
 class RowsLinear(torch.autograd.Function):
-    """y = x Wᵀ + b for a frozen W (out, in), with updates of some of its rows.
+    """y = x Wᵀ + b for a frozen W (out, in) with updates to some rows.
 
     Args of `apply`:
         input: (..., in).
-        weight: (out, in), which holds the dense updates already.
+        weight: (out, in), with the dense updates already added.
         bias: (out,) or None.
         starts: first rows of the dense updates, and of the low-rank ones.
         parts: the dense updates (rows, in), the left factors (rows, r), the right factors (r, in).
@@ -94,7 +94,7 @@ def _with_a_graph(
     needed: list[bool],
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of input, bias and parts that have gradients themselves: from torch's own operators."""
+    """Differentiable gradients of input, bias and parts, by torch's own operators."""
     input, bias = input.view_as(input), None if bias is None else bias.view_as(bias)  # this layer's own
     parts = [part.view_as(part) for part in parts]
     dense, low = len(starts[0]), len(starts[1])

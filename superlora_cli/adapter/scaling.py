@@ -1,4 +1,4 @@
-"""`scaling: weights`: ΔW in the size of the weights that it is added to, so that one learning rate fits every base."""
+"""`scaling: weights`: ΔW scales with the weights it is added to, so that one learning rate fits every base."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target
 
-ALPHA = 2.0  # where alpha is not given
+ALPHA = 2.0  # by default
 
 
 def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Tensor]) -> AdapterConfig:
-    """The same knobs with `scaling: weights` written as the plain `alpha` that it is on this base.
+    """The same knobs with `scaling: weights` replaced by the equivalent `alpha` on this base.
 
     With every factor at unit scale, the root mean square of ΔW is then `alpha` times that of the target weights. So a
-    step of one rate moves ΔW by the same share of the base, whatever its width, the order, the rank and the projection.
-    Other scalings, and weights without values (meta), are left as they are.
+    step at a given learning rate changes ΔW by the same share of the base, whatever width, order, rank and projection.
+    Other scalings are left unchanged, and so are weights without values (meta).
 
     Args:
-        base: the target slices of the base, in the targets' order.
+        base: the target slices of the base, in target order.
 
     >>> import torch
     >>> config = AdapterConfig(rank=4, scaling="weights")
@@ -40,7 +40,7 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
 
 
 def _size(base: Sequence[Tensor]) -> float:
-    """Root mean square of all entries; weights that are all zero count as if initialised by their fan-in."""
+    """Root mean square of all entries; all-zero weights count as initialised by fan-in."""
     squares = sum(weight.detach().double().square().sum().item() for weight in base)
     if squares > 0:
         return math.sqrt(squares / sum(weight.numel() for weight in base))
@@ -48,7 +48,7 @@ def _size(base: Sequence[Tensor]) -> float:
 
 
 def _low_rank_units(config: AdapterConfig) -> int:
-    """How many sums over a rank one product has: its entries grow with √r of each."""
+    """The number of sums over a rank in one product: its entries grow with √r for each."""
     if config.splits == 1 or config.combine == "hadamard" or config.left == "lowrank":
         return config.splits
     return config.splits - 1

@@ -1,4 +1,4 @@
-"""The shapes of an adapter: units, groups, buckets of equal groups, and the plan of all, in integers only."""
+"""The shapes of an adapter: units, groups, buckets of equal groups, and the whole plan, in integers only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.targets import TargetShape
 
 T = TypeVar("T")
-THETA = "theta"  # the one trained tensor where there is an F_in
+THETA = "theta"  # the only trained tensor with an F_in
 
 
 @dataclass(frozen=True)
 class UnitShape:
     """One tensor C ×_1 A_1 ... ×_M A_M: its sides (d_1, ..., d_M) and ranks (r_1, ..., r_M).
 
-    A rank of 0 marks a mode without factor (the core carries that side in full). The plane factors of the modes in
+    A rank of 0 marks a mode without factor (the core has that side in full). The plane factors of the modes in
     `diagonals` are multiplied by a diagonal matrix D_m each; what `frozen` names is not trained.
 
     >>> UnitShape(sides=(153, 153, 153), ranks=(4, 4, 4), core="dense").tensors
@@ -39,7 +39,7 @@ class UnitShape:
 
     @property
     def is_dense(self) -> bool:
-        """No mode has a factor: the unit is its core."""
+        """Whether no mode has a factor: the unit is its core."""
         return not any(self.ranks)
 
     @property
@@ -56,13 +56,13 @@ class UnitShape:
 
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:
-        """Those of `tensors` that are trained, and the diagonals `D1` ... `DM` of shape (d_m,)."""
-        kept = {name: shape for name, shape in self.tensors.items() if name not in self.frozen}
-        return kept | {f"D{m}": (self.sides[m - 1],) for m in self.diagonals}
+        """The trained ones of `tensors`, and the diagonals `D1` ... `DM` of shape (d_m,)."""
+        trained = {name: shape for name, shape in self.tensors.items() if name not in self.frozen}
+        return trained | {f"D{m}": (self.sides[m - 1],) for m in self.diagonals}
 
     @property
     def zeroed(self) -> str | None:
-        """The trained tensor that makes the unit zero at the start: a plane, as in LoRA, else a diagonal or the core.
+        """The trained tensor that starts at zero: a plane, as in LoRA, else a diagonal or the core.
 
         >>> UnitShape((8, 8), (2, 2), "dense").zeroed, UnitShape((8, 8), (2, 2), "dense", frozen=("A1", "A2")).zeroed
         ('A1', 'core')
@@ -71,7 +71,7 @@ class UnitShape:
 
     @property
     def core_params(self) -> int:
-        """Trained parameters in the core of a factored unit; a dense unit's own elements are no core."""
+        """Trained parameters in the core of a factored unit; the elements of a dense unit do not count."""
         return 0 if self.is_dense else math.prod(self.trained.get("core", (0,)))
 
     @property
@@ -82,7 +82,7 @@ class UnitShape:
 
 @dataclass(frozen=True)
 class GroupShape:
-    """What one group is made of: K units (left first), summed over `terms`, cropped, projected.
+    """The structure of one group: K units (left first), summed over `terms`, cropped, projected.
 
     Attributes:
         units: the K units of one term.
@@ -104,12 +104,12 @@ class GroupShape:
 
     @property
     def zeroed(self) -> tuple[int, str]:
-        """(number k of the unit, name of the tensor) that make the group zero at the start: of the last that can."""
+        """(number k of the unit, name of the tensor) that starts at zero: of the last unit that has one."""
         return max((k, unit.zeroed) for k, unit in enumerate(self.units, 1) if unit.zeroed)
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """The shape whose first n_in elements are the group's: `sides`, or that of an uncropped Kronecker product."""
+        """The shape whose first n_in elements belong to the group: `sides`, or an uncropped Kronecker product."""
         product = (math.prod(own) for own in zip(*(unit.sides for unit in self.units), strict=True))
         return self.sides if self.crop or self.units[-1].sides == self.sides else tuple(product)
 
@@ -121,11 +121,11 @@ class GroupShape:
 
 @dataclass(frozen=True)
 class Unit:
-    """One of the K units of a bucket. It owns the names of its tensors: `b0_k1_A2` is A_2 of unit 1 of bucket 0.
+    """One of the K units of a bucket; it names its tensors: `b0_k1_A2` is A_2 of unit 1 of bucket 0.
 
     Attributes:
         bucket: the bucket's number.
-        k: the unit's number in a product, from 1; the left one first.
+        k: the unit's number in a product, from 1, left first.
     """
 
     bucket: int
@@ -138,7 +138,7 @@ class Unit:
         return f"b{self.bucket}_k{self.k}_{part}"
 
     def of(self, factors: Mapping[str, T]) -> dict[str, T]:
-        """Its own {C, A} by part, out of everybody's by name."""
+        """Its own {C, A} by part, from all factors by name."""
         return {part: factors[self.name(part)] for part in self.shape.tensors}
 
     @property
@@ -168,18 +168,18 @@ class Bucket:
 
     @property
     def zeroed(self) -> str:
-        """The name of the tensor that makes the groups zero at the start."""
+        """The name of the tensor that starts at zero."""
         k, part = self.shape.zeroed
         return self.units[k - 1].name(part)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of θ, and the tensors that F_in makes of them.
+    """Rows of θ, and the tensors that F_in makes from them.
 
     Attributes:
         start, count: the rows of θ (rows, d).
-        tensors: name → shape; each row makes its equal share of the entries of all of them, one tensor after the other.
+        tensors: name → shape; each row makes an equal share of the entries of all of them, one tensor after another.
     """
 
     start: int
@@ -194,7 +194,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shapes of an adapter, and where its groups lie in the vector of N elements."""
+    """All shapes of an adapter, and the positions of its groups in the vector of N elements."""
 
     config: AdapterConfig
     targets: tuple[TargetShape, ...]
@@ -208,7 +208,7 @@ class Plan:
 
     @property
     def entries(self) -> dict[str, tuple[int, ...]]:
-        """Everything in {C, A} that is trained, or made by F_in from what is: name → shape."""
+        """The entries of {C, A} that are trained, or made by F_in from θ: name → shape."""
         return {name: shape for bucket in self.buckets for name, shape in bucket.tensors.items()}
 
     @property
@@ -218,7 +218,7 @@ class Plan:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """How F_in divides the entries; () where there is none."""
+        """How F_in divides the entries; () without an F_in."""
         inner = self.config.inner
         if inner is None:
             return ()
@@ -242,5 +242,5 @@ class Plan:
 
     @property
     def params(self) -> int:
-        """Trained parameters of the adapter, cores included, head excluded."""
+        """Trained parameters of the adapter, including cores, excluding the head."""
         return sum(math.prod(shape) for shape in self.tensors.values())

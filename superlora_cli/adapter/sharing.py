@@ -1,14 +1,14 @@
-"""Which updates a layer meets: those of a scope that is open, or new ones.
+"""Which updates a layer gets: those of an open scope, or new ones.
 
-Making ΔW for every layer that asks would be slow, and nothing tells whether factors have changed since it was made: a
-write through `.data`, which fused and 8-bit optimizers and copies of averages are, leaves no trace. So what is shared
-is shared in scopes with a beginning and an end, innermost first:
+Computing ΔW for every layer would be slow, and changes of the factors since it was computed cannot be detected: writes
+through `.data`, as by fused and 8-bit optimizers and weight averaging, leave no trace. So updates are shared only
+within scopes that have a beginning and an end, innermost first:
 
 - `Call`, a call of the adapted model: opened and closed by its hooks;
-- `Step`, an optimizer step, and `Kept`, for as long as the factors stay: opened by who knows (`SuperLora`);
-- a backward pass, where layers are computed again (gradient checkpointing).
+- `Step`, an optimizer step, and `Kept`, while the factors do not change: opened by the caller (see `SuperLora`);
+- a backward pass that recomputes layers (gradient checkpointing).
 
-A scope belongs to its thread, and to the very tensors it was opened with: `torch.func.functional_call` brings others.
+A scope belongs to its thread and to the tensors it was opened with: `torch.func.functional_call` uses others.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from superlora_cli.errors import RunError
 
 
 class Maker(Protocol):
-    """What updates are made from: an adapter."""
+    """The source of updates: an adapter."""
 
     def trained(self) -> tuple[Tensor, ...]:
         """Its factors."""
 
     def make(self) -> list[Update]:
-        """Its updates, freshly made, with a graph where gradients are enabled."""
+        """Its updates, newly computed, with a graph if gradients are enabled."""
 
 
 class Leaves:
-    """Updates cut off from the graph of the factors: gradients gather in them until `push`."""
+    """Updates detached from the graph of the factors: gradients accumulate in them until `push`."""
 
     def __init__(self, made: list[Update]) -> None:
         self._sources = list({id(tensor): tensor for update in made for tensor in update.tensors}.values())
@@ -48,14 +48,14 @@ class Leaves:
         self.updates = [_on_other_tensors(update, self._own) for update in made]
 
     def push(self) -> None:
-        """Take what has gathered through the graph of the factors, once for all."""
+        """Propagate the accumulated gradients to the factors, once."""
         grads = [(tensor, self._own[id(tensor)].grad) for tensor in self._sources]
         pairs = [(tensor, grad) for tensor, grad in grads if grad is not None]
         if pairs:
             torch.autograd.backward([tensor for tensor, _ in pairs], [grad for _, grad in pairs])
 
     def close(self) -> None:
-        """From now on a gradient that arrives is an error: it would go no further."""
+        """Make later gradients an error, since they would not reach the factors."""
         for leaf in self._own.values():
             if leaf.requires_grad:
                 leaf.grad = None
@@ -63,18 +63,18 @@ class Leaves:
 
 
 def _too_late(grad: Tensor) -> None:
-    hint = "backward() belongs inside the with block"
-    raise RunError("backward() after the step that its forward pass belongs to", where="one_step", hint=hint)
+    hint = "call backward() inside the with block"
+    raise RunError("backward() came after the step of its forward pass", where="one_step", hint=hint)
 
 
 def _on_other_tensors(update: Update, others: Mapping[int, Tensor]) -> Update:
-    """The same update on other tensors, found by the identity of its own."""
+    """The same update with its tensors replaced, by their identity."""
     own = {name: others[id(value)] for name, value in vars(update).items() if isinstance(value, Tensor)}
     return cast(Update, replace(cast(Any, update), **own))
 
 
 class Scope:
-    """Updates for as long as it is open: some with a graph, some without; those with one serve for both."""
+    """Updates that are shared while it is open: with a graph, or without one; those with a graph serve both uses."""
 
     def __init__(
         self, factors: tuple[Tensor, ...], *, recorded: list[Update] | None = None, plain: list[Update] | None = None
@@ -82,7 +82,7 @@ class Scope:
         self._factors, self.recorded, self.plain = factors, recorded, plain
 
     def updates(self, factors: tuple[Tensor, ...], *, recording: bool) -> list[Update] | None:
-        """What it has for these factors."""
+        """Its updates for these factors, None if it has none."""
         if len(factors) != len(self._factors) or any(a is not b for a, b in zip(factors, self._factors, strict=True)):
             return None
         return self.recorded if recording else self.recorded or self.plain
@@ -93,7 +93,7 @@ class Step(Scope):
 
 
 class Kept(Scope):
-    """For as long as nobody changes the factors."""
+    """A time in which the factors do not change."""
 
 
 class Call(Scope):
@@ -104,7 +104,7 @@ class Call(Scope):
         self._frame = frame
 
     def is_over(self) -> bool:
-        """Whether the call has ended without its hook, by an exception: Python refuses to clear what still runs."""
+        """Whether the call has ended by an exception, without its hook: Python refuses to clear a running frame."""
         try:
             self._frame.clear()
         except RuntimeError:
@@ -113,7 +113,7 @@ class Call(Scope):
 
 
 class Sharing:
-    """The scopes that are open for one adapter."""
+    """The open scopes of one adapter."""
 
     def __init__(self) -> None:
         self._threads = threading.local()
@@ -121,11 +121,11 @@ class Sharing:
         self._backward: dict[int, Leaves] = {}  # by the number of the backward pass
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sharing, ()  # a copy has none open
+        return Sharing, ()  # a copy has no open scope
 
     @property
     def _open(self) -> list[Scope]:
-        """Of this thread, innermost last."""
+        """Those of this thread, innermost last."""
         if not hasattr(self._threads, "open"):
             self._threads.open = []
         scopes: list[Scope] = self._threads.open
@@ -135,7 +135,7 @@ class Sharing:
 
     @torch._disable_dynamo
     def current(self, maker: Maker) -> list[Update]:
-        """The updates for a layer that asks."""
+        """The updates for a layer that runs now."""
         factors, recording = maker.trained(), _recording()
         if (found := self._find(factors, recording=recording)) is not None:
             return found
@@ -143,7 +143,7 @@ class Sharing:
         if backward >= 0:
             return self._in_backward(maker, backward)
         made, scopes = _aside(maker), self._open
-        if scopes and isinstance(scopes[-1], Call):  # one without gradients, in a part of which they are wanted
+        if scopes and isinstance(scopes[-1], Call):  # a call without gradients that enables them for a part
             scopes[-1].recorded = made
         return made
 
@@ -154,9 +154,9 @@ class Sharing:
         return None
 
     def _in_backward(self, maker: Maker, number: int) -> list[Update]:
-        """For layers that are computed again: what their gradients gather in goes through the factors at its end.
+        """Updates for recomputed layers; their gradients reach the factors at the end of the backward pass.
 
-        CUDA's backward passes run in threads that are not Python's: there the step of another thread holds as well.
+        CUDA backward passes run in non-Python threads, where the open step of another thread counts too.
         """
         if len(self._steps) == 1 and isinstance(threading.current_thread(), threading._DummyThread):
             return self._steps[0][0].recorded or []
@@ -173,7 +173,7 @@ class Sharing:
 
     @torch._disable_dynamo
     def begin_call(self, maker: Maker) -> None:
-        """The adapted model is called: make the updates now, outside of any part that is checkpointed."""
+        """Start a call of the adapted model: compute the updates now, outside any checkpointed part."""
         factors, recording = maker.trained(), _recording()
         found = self._find(factors, recording=recording)
         if torch._C._current_graph_task_id() < 0:
@@ -189,14 +189,14 @@ class Sharing:
 
     @torch._disable_dynamo
     def end_call(self) -> None:
-        """The call of the adapted model has ended."""
+        """End the call of the adapted model."""
         scopes = self._open
         if scopes and isinstance(scopes[-1], Call):
             scopes.pop()
 
     @contextmanager
     def opened(self, scope: Scope) -> Iterator[None]:
-        """Inside, a scope is open."""
+        """Keep a scope open inside."""
         self._open.append(scope)
         try:
             yield
@@ -205,7 +205,7 @@ class Sharing:
 
     @contextmanager
     def step(self, maker: Maker) -> Iterator[None]:
-        """Inside, gradients gather in the updates; on leaving they go through the factors at once."""
+        """Inside, gradients accumulate in the updates; on leaving they are propagated to the factors."""
         with torch.inference_mode(False), torch.enable_grad():
             leaves = Leaves(maker.make())
         step = Step(maker.trained(), recorded=leaves.updates)
@@ -224,7 +224,7 @@ def _recording() -> bool:
 
 
 def _aside(maker: Maker) -> list[Update]:
-    """New updates, of which a checkpointed part around it saves nothing: it has them anew when it is computed again."""
+    """New updates, of which a surrounding checkpointed part saves nothing, since it recomputes them."""
     with saved_tensors_hooks(Tensor.detach, _itself):
         return maker.make()
 
@@ -234,7 +234,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _calling_frame() -> FrameType:
-    """That of the module's call whose hook asks; `torch.compile` puts its own between."""
+    """The frame of the module call that runs this hook, skipping those of `torch.compile`."""
     frame = sys._getframe(1)
     while (
         frame.f_globals["__name__"].startswith(("superlora_cli.", "torch._dynamo", "torch._compile")) and frame.f_back

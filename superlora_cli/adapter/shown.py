@@ -1,4 +1,4 @@
-"""A weight as an adapted layer shows it: W + ΔW, made when it is read. What is written to it is lost."""
+"""The weight of an adapted layer: W + ΔW, computed when it is read. Writes to it are lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Shown(Tensor):
-    """A tensor like any other for whoever computes with it; the first write to it is told to `_written`."""
+    """Behaves like any other tensor, but calls `_written` on every write."""
 
     __torch_function__: Any = torch._C._disabled_torch_function_impl  # as Parameter: results are plain tensors
     _written: Callable[[], None]
@@ -32,8 +32,8 @@ class Shown(Tensor):
 
 
 def show(weight: Tensor, written: Callable[[], None]) -> Tensor:
-    """The same tensor, which calls `written` when somebody writes to it; one of a class of its own stays as it is."""
-    if type(weight) is not Tensor:  # such as one without memory, that only tells shapes
+    """The same tensor, calling `written` on writes; tensors of another class are returned unchanged."""
+    if type(weight) is not Tensor:  # such as a fake tensor, which has only a shape
         return weight
     shown = weight.as_subclass(Shown)
     shown._written = written
@@ -55,7 +55,7 @@ for _name in dir(Tensor):  # copy_, mul_, requires_grad_, …; weight[...] = …
 
 
 class Warned:
-    """Says once that what is written to a shown weight is lost."""
+    """Warns once that writes to a shown weight are lost."""
 
     def __init__(self) -> None:
         self._said = False
@@ -63,5 +63,5 @@ class Warned:
     def __call__(self) -> None:
         if not self._said:
             self._said = True
-            message = "layer.weight is W + ΔW, made when it is read: what is written to it is lost"
+            message = "layer.weight is W + ΔW, computed when it is read: writes to it are lost"
             warnings.warn(f"{message} (detach(model) first)", stacklevel=3)

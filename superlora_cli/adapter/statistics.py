@@ -1,4 +1,4 @@
-"""Running statistics of a frozen base stay as they are: adapters do not store them, and the base is to come back."""
+"""Keep the running statistics of a frozen base unchanged: adapters do not store them, and detaching must restore it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from superlora_cli.adapter.swapping import Swapped, swap, unswap
 
 
 class _Still(Swapped):
-    """Mixed into a normalisation's class: it computes as in evaluation, whatever mode the model is in."""
+    """Mixed into the class of a normalisation layer: it stays in evaluation mode, whatever the mode of the model."""
 
-    _mode: bool  # that it was told
+    _mode: bool  # the mode that was requested
     training: bool
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -21,7 +21,7 @@ class _Still(Swapped):
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Until `release_statistics`, normalisations with running statistics use those, and leave them alone."""
+    """Until `release_statistics`, normalisation layers use their running statistics and do not update them."""
     for module in model.modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             mode = module.training
@@ -30,7 +30,7 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def release_statistics(model: nn.Module) -> None:
-    """Undo `hold_statistics`; the modules are in the mode that they were last told."""
+    """Undo `hold_statistics`; the modules get the mode that was last requested."""
     for module in model.modules():
         if isinstance(module, _Still):
             unswap(module)

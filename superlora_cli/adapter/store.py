@@ -1,7 +1,7 @@
-"""Adapter files: the factors, a trained head, and metadata that ties them to their base.
+"""Adapter files: the factors, a trained head, and metadata that identifies their base.
 
-The header holds strings only, written in sorted order, so that the same adapter is the same bytes: no time,
-no path, no throughput.
+The header has only strings, in sorted order and without times, paths or throughput, so that equal adapters are equal
+bytes.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-FORMAT_VERSIONS = ("1", "2")  # 2: without factors, or with tensors of the base that are trained also
+FORMAT_VERSIONS = ("1", "2")  # 2: no factors, or `also` tensors
 HEAD, ALSO = "head.", "also."
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """What an adapter file says.
+    """The content of an adapter file.
 
     Attributes:
         config: the knobs.
-        patterns: the target patterns as the recipe wrote them.
+        patterns: the target patterns, as in the recipe.
         targets_digest: SHA-256 over the expanded names, shapes and slices.
         base: `name`, `sha256` and `dtype` of the base's target slices.
         recipe: the whole recipe, as plain data.
         metrics: final metrics of the run.
         factors: the trained tensors by name.
         head: trained tensors outside the adapter, by their name in the model.
-        also: the same, of what the knob `also` trains.
-        classes: what the model's outputs stand for, in their order; () where they are just numbered.
-        origin: how an adapter that no run trained was made: from what, and the relative error of every target.
+        also: the same for the tensors that the knob `also` trains.
+        classes: names of the model's output classes, in order; () if they are just numbered.
+        origin: for an adapter not trained by a run: its source, and the relative error of every target.
     """
 
     config: AdapterConfig
@@ -76,10 +76,10 @@ class StoredAdapter:
         metrics: Mapping[str, Any] | None = None,
         **beside: Any,
     ) -> StoredAdapter:
-        """An adapter as it is to be written.
+        """An adapter to be written.
 
         Args:
-            base: its name, the SHA-256 of what is adapted of it, and its dtype.
+            base: its name, the SHA-256 of its target slices, and their dtype.
             **beside: head, also, classes, origin.
         """
         named = dict(zip(("name", "sha256", "dtype"), base, strict=True))
@@ -96,11 +96,11 @@ class StoredAdapter:
 
     @property
     def beside(self) -> dict[str, Tensor]:
-        """All tensors that take the place of the base's, by their name in the model: the head's and those of `also`."""
+        """All tensors that replace those of the base, by their name in the model: the head and `also`."""
         return {**self.head, **self.also}
 
     def to_bytes(self) -> bytes:
-        """The file, canonical."""
+        """The file in canonical form."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.factors.items()}
         for prefix, own in ((HEAD, self.head), (ALSO, self.also)):
             tensors |= {prefix + name: tensor.detach().cpu() for name, tensor in own.items()}
@@ -119,7 +119,7 @@ class StoredAdapter:
         return safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
 
     def save(self, path: Path, *, force: bool = True) -> None:
-        """Write the file whole or not at all; raises as `write_atomic`."""
+        """Write the file completely or not at all; raises as `write_atomic`."""
         write_atomic(path, self.to_bytes(), force=force)
 
 
@@ -127,17 +127,17 @@ def load(path: Path) -> StoredAdapter:
     """Read and check an adapter file.
 
     Raises:
-        UsageError: missing, truncated, tampered with, foreign, or of a newer format.
+        UsageError: the file is missing, truncated, modified, not a superlora adapter, or of a newer format.
     """
     tensors, metadata = read_safetensors(path)
     if ADAPTER_MARK not in metadata:
         what, hint = recognise(tensors, metadata) or ("", "an adapter.safetensors that superlora train wrote")
         what = what or (Kind.MODEL if MODEL_MARK in metadata else Kind.WEIGHTS)
-        message = f"{what}, no superlora adapter"
+        message = f"{what}, not a superlora adapter"
         raise UsageError(message, where=str(path), hint=hint)
     if metadata[ADAPTER_MARK] not in FORMAT_VERSIONS:
         version = metadata[ADAPTER_MARK]
-        raise UsageError(f"adapter format {version}, this version reads {' and '.join(FORMAT_VERSIONS)}",
+        raise UsageError(f"adapter format {version}, but this version reads {' and '.join(FORMAT_VERSIONS)}",
                          where=str(path), hint="update superlora")  # fmt: skip
     checksum.check(tensors, metadata, path)
     for name, tensor in tensors.items():
@@ -164,7 +164,7 @@ def load(path: Path) -> StoredAdapter:
 def _said(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     found = json.loads(metadata[f"superlora.{name}"])
     if not isinstance(found, dict):
-        raise TypeError(f"{name} is {found!r:.40}, and should have keys")
+        raise TypeError(f"{name} is {found!r:.40}, but should be an object")
     return found
 
 
@@ -175,24 +175,26 @@ def _text(found: Any) -> str:
 
 
 def _check_numbers(name: str, tensor: Tensor, path: Path) -> None:
-    """Refuse a tensor that no training leaves."""
+    """Refuse a tensor that training cannot produce."""
     if tensor.dtype not in DTYPES:
-        raise UsageError(f"tensor {name} is of {tensor.dtype}", where=str(path), hint="floating-point numbers")
+        raise UsageError(
+            f"tensor {name} has dtype {tensor.dtype}", where=str(path), hint="expected floating-point numbers"
+        )
     if not torch.isfinite(tensor).all():
         raise UsageError(f"tensor {name} holds NaN or Inf", where=str(path), hint="train again at a lower rate")
 
 
 def classes_metadata(names: Sequence[str]) -> dict[str, str]:
-    """The header's entry for class names, {} where they are just the numbers 0, 1, …"""
+    """The header entry for class names, {} if they are just the numbers 0, 1, …"""
     numbered = list(names) == [str(number) for number in range(len(names))]
     return {} if numbered else {"superlora.classes": json.dumps(list(names), ensure_ascii=False)}
 
 
 def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names from a header, () where it has none.
+    """Class names from a header, () if it has none.
 
     Raises:
-        ValueError, TypeError: no list.
+        ValueError, TypeError: the entry is not a list of strings.
     """
     return tuple(_text(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
 
@@ -201,7 +203,7 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     """Copy stored factors into an attached adapter.
 
     Raises:
-        MismatchError: the targets that the patterns give on this base are not the ones trained.
+        MismatchError: the patterns select other targets on this base than were trained.
     """
     check_targets(adapter.targets, stored, where=where)
     check_factors(adapter.plan, stored, where=where)
@@ -211,7 +213,7 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
 
 
 def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str, other_classes: bool = False) -> None:
-    """Refuse tensors that a model has no place for.
+    """Refuse head or `also` tensors that do not fit the model.
 
     Args:
         other_classes: accept a head for another number of classes.
@@ -224,22 +226,22 @@ def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str, other_c
         first = 1 if other_classes and name in stored.head else 0
         if name not in own or own[name][first:] != tensor.shape[first:]:
             hint = "another head" if name in stored.head else "another base"
-            raise MismatchError(f"the base has no {name} like {list(tensor.shape)}", where=where, hint=hint)
+            raise MismatchError(f"the base has no {name} of shape {list(tensor.shape)}", where=where, hint=hint)
 
 
 def check_targets(targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
-    """Refuse targets that are not, by name, rows and shape, the ones that were adapted.
+    """Refuse targets that differ from the adapted ones in name, rows or shape.
 
     Raises:
         MismatchError: names the base that the adapter was trained on.
     """
     if digest_targets(targets) != stored.targets_digest:
-        raise MismatchError("the adapter's targets are not the ones of this base", where=where,
+        raise MismatchError("the adapter's targets do not match this base", where=where,
                             hint=f"it was trained on {stored.base.get('name')}")  # fmt: skip
 
 
 def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
-    """Refuse stored factors that have not the shapes that the knobs give on these targets.
+    """Refuse stored factors whose shapes do not follow from the knobs on these targets.
 
     Raises:
         MismatchError: names the first.
@@ -251,12 +253,12 @@ def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
 
 
 def digest_targets(targets: Sequence[Target]) -> str:
-    """SHA-256 over names, slices and shapes of the expanded targets."""
+    """SHA-256 of the names, slices and shapes of the expanded targets."""
     return hashlib.sha256(_json([[t.module, t.start, t.stop, list(t.shape)] for t in targets]).encode()).hexdigest()
 
 
 class BaseDigest:
-    """SHA-256 over name, shape and stored bytes of every target slice, told rows after rows in the targets' order."""
+    """SHA-256 of name, shape and stored bytes of every target slice, fed row by row in target order."""
 
     def __init__(self) -> None:
         self._digest, self._dtypes = hashlib.sha256(), set[str]()
@@ -285,18 +287,18 @@ def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
 
 
 def check_base(model: nn.Module, targets: Sequence[Target], stored: StoredAdapter, *, where: str) -> None:
-    """Refuse a base whose target bytes are not the ones that were adapted; raises as `check_digest`."""
+    """Refuse a base whose target slices differ from those of training; raises as `check_digest`."""
     check_digest(digest_base(model, targets), stored, where=where)
 
 
 def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, allow_mismatch: bool = False) -> None:
-    """Refuse the (digest, dtype) of a base that is not the one that was adapted.
+    """Refuse a base whose (digest, dtype) differ from those of training.
 
     Args:
-        allow_mismatch: accept another base, unless frozen factors come from it: its singular vectors are others.
+        allow_mismatch: accept another base, unless frozen factors come from it, whose singular vectors would differ.
 
     Raises:
-        MismatchError: with a message of its own where only the dtype differs.
+        MismatchError: the base differs, with a separate message if its dtype does.
     """
     if allow_mismatch and stored.config.frozen != "svd":
         return
@@ -306,12 +308,12 @@ def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, a
     name = stored.base.get("name")
     if dtype != stored.base.get("dtype"):
         raise MismatchError(
-            f"the base is stored as {dtype}, the adapter was trained on {stored.base.get('dtype')}",
+            f"the base is stored as {dtype}, but the adapter was trained on {stored.base.get('dtype')}",
             where=where,
             hint=f"load {name} as {stored.base.get('dtype')}, or --allow-base-mismatch",
         )
     raise MismatchError(
-        f"not the base the adapter was trained on: sha256 {sha256[:12]}… is not {stored.base['sha256'][:12]}…",
+        f"not the base that the adapter was trained on: sha256 {sha256[:12]}… instead of {stored.base['sha256'][:12]}…",
         where=where,
         hint=f"use the weights of {name}, or --allow-base-mismatch",
     )

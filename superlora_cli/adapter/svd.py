@@ -1,7 +1,8 @@
-"""Plane factors from the base: leading singular vectors of each group's own weights, folded as ΔW is.
+"""Plane factors from the base: leading singular vectors of each group's own weights, folded like ΔW.
 
 LoRA-XS for matrices, the higher-order SVD for tensors: A_m holds left singular vectors of the unfolding along mode m,
-and the first mode's are multiplied by their singular values. Nothing of them is stored; the base gives them back.
+and the first mode's are multiplied by their singular values. They are not stored but
+recomputed from the base.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
 
     Args:
         plan: the adapter's shapes, with `frozen: svd`.
-        weights: the base's target slices in the plan's order. Weights without values (meta) give factors of zeros.
+        weights: the base's target slices in the order of the plan. Weights without values (meta) give zeros.
 
     Raises:
-        UsageError: a group has no singular vectors, its weights being all zeros.
+        UsageError: a group has no singular vectors, because its weights are all zero.
     """
     if any(weight.is_meta for weight in weights):
         return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
@@ -36,7 +37,7 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
         for group in bucket.members:
             folded = _folded(bucket, vector[plan.starts[group] :][: bucket.shape.n_out].double())
             if not folded.any():
-                what = f"group {group} of the base's weights is all zeros: it has no singular vectors"
+                what = f"group {group} of the base's weights is all zero, so it has no singular vectors"
                 raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
             for m, (side, rank) in enumerate(zip(unit.sides, unit.ranks, strict=True), 1):
                 if f"A{m}" in unit.frozen:
@@ -49,7 +50,7 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
 def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
     """The first `count` left singular vectors of a float64 matrix (d, e) as columns, times their values if `scaled`.
 
-    A vector's sign is chosen so that its entry of largest magnitude is positive, whatever the machine.
+    The sign of a vector makes its entry of largest magnitude positive, so that it is the same on every machine.
     """
     values, vectors = torch.linalg.eigh(matrix @ matrix.mT)  # ascending
     vectors, values = vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp_min(0).sqrt()
@@ -59,7 +60,7 @@ def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
 
 
 def _folded(bucket: Bucket, x: Tensor) -> Tensor:
-    """A group's elements as its unit's tensor, zeros behind the end."""
+    """The elements of a group as its unit's tensor, padded with zeros."""
     sides = bucket.shape.sides
     return torch.nn.functional.pad(x, (0, math.prod(sides) - len(x))).view(sides)
 

@@ -1,4 +1,4 @@
-"""Modules that behave otherwise for a time: their class is swapped for a subclass of it, and nothing is copied."""
+"""Modules that temporarily behave differently: their class is swapped for a subclass, and nothing is copied."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CLASSES: dict[tuple[type[Swapped], type[nn.Module]], type[nn.Module]] = {}
 
 
 class Swapped:
-    """Mixed into a module's class: what a subclass of this overrides."""
+    """Base of the mixins for module classes: its subclasses override methods of the module."""
 
     _mixin: type[Swapped]
     _base_class: type[nn.Module]
@@ -20,7 +20,7 @@ class Swapped:
 
 
 def swap(module: nn.Module, mixin: type[Swapped]) -> None:
-    """Let `mixin` override what the module's class does."""
+    """Make `mixin` override the methods of the module's class."""
     module.__class__ = _swapped(mixin, type(module))
 
 
@@ -30,12 +30,12 @@ def unswap(module: nn.Module) -> None:
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a module has when it is not swapped."""
+    """The class of a module when it is not swapped."""
     return getattr(module, "_base_class", type(module))
 
 
 def _swapped(mixin: type[Swapped], base: type[nn.Module]) -> type[nn.Module]:
-    """One a pair, so that types stay comparable."""
+    """One class per pair, so that types stay comparable."""
     if (mixin, base) not in _CLASSES:
         members = {"_mixin": mixin, "_base_class": base}
         _CLASSES[mixin, base] = type(f"Adapted{base.__name__}", (mixin, base), members)

@@ -1,4 +1,4 @@
-"""What is adapted: rows of a module's weight, and their shape as the mathematics sees them."""
+"""Targets: rows of a module's weight, and their shape as a matrix."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class TargetShape:
-    """One weight (or slice of a fused weight) to adapt, seen as (rows, columns).
+    """One weight (or slice of a fused weight) to adapt, as a matrix (rows, columns).
 
-    A convolution's weight (out, in, kh, kw) is (out, in·kh·kw). `layer` names the block it sits in.
+    A convolution's weight (out, in, kh, kw) counts as (out, in·kh·kw). `layer` names the block that contains it.
     """
 
     name: str
@@ -26,9 +26,9 @@ class TargetShape:
 
 
 class Target(NamedTuple):
-    """Rows `start`..`stop` of one module's weight; `shape` is the slice's own, `whole` if it is all of the weight.
+    """Rows `start`..`stop` of one module's weight; `shape` is that of the slice, `whole` if it is all of the weight.
 
-    `tied` are other modules that hold the very same weight and have its ΔW as well.
+    `tied` are other modules that hold the same weight and get its ΔW too.
     """
 
     module: str
@@ -40,12 +40,12 @@ class Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`blocks.0.attn.qkv[0:768]`, or the bare module name where the whole weight is the target."""
+        """`blocks.0.attn.qkv[0:768]`, or just the module name if the whole weight is the target."""
         return self.module if self.whole else f"{self.module}[{self.start}:{self.stop}]"
 
     @property
     def flat(self) -> TargetShape:
-        """The target as (rows, columns), with the name of the block it sits in.
+        """The target as (rows, columns), with the name of its block.
 
         >>> Target("blocks.0.attn.qkv", 0, 768, (768, 768), False).flat
         TargetShape(name='blocks.0.attn.qkv[0:768]', rows=768, columns=768, layer='blocks.0')
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 def block_of(module: str) -> str:
-    """The block that a module sits in: its name up to the last number that is not its own.
+    """The block that contains a module: its name up to the last number that is not its own.
 
     >>> block_of("layers.2.blocks.5.attn.qkv"), block_of("blocks.1.attn.to_out.0"), block_of("head")
     ('layers.2.blocks.5', 'blocks.1', 'head')

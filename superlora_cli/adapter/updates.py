@@ -1,6 +1,6 @@
-"""The forms in which a layer meets its update: ΔW itself, or factors that activations pass one after the other.
+"""The forms of a layer's update: ΔW itself, or factors that are applied to the activations one after another.
 
-`Dense` is the materialised path, `LowRank` and `Kronecker` are the factored one; all give the same outputs.
+`Dense` is the materialised path, `LowRank` and `Kronecker` are the factored path; all give the same outputs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class LowRank:
 class Kronecker:
     """ΔW = Σ_t left_t ⊗ (out_t @ into_tᵀ), cropped to (rows, columns).
 
-    left (t, f, f), out (t, d, r), into (t, e, r), with f·d ≥ rows and f·e ≥ columns. A dense right factor has
-    `into` as the identity: None.
+    left (t, f, f), out (t, d, r), into (t, e, r), with f·d ≥ rows and f·e ≥ columns. `into` is None
+    (the identity) for a dense right factor.
     """
 
     left: Tensor

@@ -15,7 +15,7 @@ SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class TensorRow(NamedTuple):
-    """A trained tensor: its name in the adapter file, its shape (groups, terms, …), its size, what it is."""
+    """A trained tensor: its name in the adapter file, shape (groups, terms, …), size, and what it is."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ def formula(unit: UnitShape) -> str:
 
 
 def total_formula(plan: Plan) -> str:
-    """All units of an adapter: `4 × (5·21·4 + 4⁵)`; with an F_in the numbers, and the entries that they make."""
+    """All units of an adapter: `4 × (5·21·4 + 4⁵)`; with an F_in its numbers, and the entries made from them."""
     texts = []
     for count, unit in kinds(plan):
         if not unit.trained:
@@ -55,7 +55,9 @@ def total_formula(plan: Plan) -> str:
         text = formula(unit)
         texts.append(f"{count:,} × ({text})" if count > 1 else text)
     entries = " + ".join(texts)
-    return f"{_product(plan.tensors[THETA])} numbers, which make the {entries} entries" if plan.pieces else entries
+    return (
+        f"{_product(plan.tensors[THETA])} numbers, from which F_in makes {entries} entries" if plan.pieces else entries
+    )
 
 
 def tensor_rows(plan: Plan) -> list[TensorRow]:
@@ -63,7 +65,7 @@ def tensor_rows(plan: Plan) -> list[TensorRow]:
     rows = []
     if plan.config.inner is not None:
         (shape,) = plan.tensors.values()
-        return [TensorRow(THETA, shape, plan.params, f"θ, from which F_in {plan.config.inner.projection} starts")]
+        return [TensorRow(THETA, shape, plan.params, f"θ, the input of F_in {plan.config.inner.projection}")]
     for bucket in plan.buckets:
         for unit in bucket.units:
             for part, shape in unit.trained.items():
@@ -73,7 +75,7 @@ def tensor_rows(plan: Plan) -> list[TensorRow]:
 
 
 def steps(plan: Plan) -> Iterator[str]:
-    """From targets to units, a line a step: N, how it is cut, how each kind of group is folded."""
+    """From targets to units, one line per step: N, how it is cut into groups, how each kind of group is folded."""
     config, n_total = plan.config, plan.elements
     if not config.adapts:
         yield "groups: none, so no weight is adapted and there are no factors"

@@ -1,4 +1,4 @@
-"""What a number of parameters can buy: for every method, its setting that comes closest from below."""
+"""The largest setting of every method within a budget of parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Knobs = dict[str, Any]
 
 
 def _grid(method: str | None = None, /, **choices: Iterable[Any]) -> list[Knobs]:
-    """Every combination of the choices, of a preset if one is named."""
+    """Every combination of the choices, for a preset if one is named."""
     named: Knobs = {"method": method} if method else {}
     return [named | dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
@@ -58,7 +58,7 @@ FAMILIES: dict[str, list[Knobs]] = {
 
 @dataclass(frozen=True)
 class Offer:
-    """A setting within the budget: its family, the knobs that make it, and its shapes."""
+    """A setting within the budget: its family, its knobs and its shapes."""
 
     family: str
     knobs: Knobs
@@ -66,10 +66,10 @@ class Offer:
 
     @classmethod
     def of(cls, family: str, knobs: Knobs, targets: Sequence[TargetShape]) -> Offer:
-        """Knobs (`method` among them) with the shapes that they give.
+        """Knobs (including `method`) with their shapes.
 
         Raises:
-            UsageError: they cannot be together, or not on these targets.
+            UsageError: the knobs are incompatible, or do not fit these targets.
         """
         rest = {name: value for name, value in knobs.items() if name != "method"}
         return cls(family, knobs, plan(AdapterConfig.from_knobs(knobs.get("method"), **rest), targets))
@@ -92,13 +92,13 @@ def flag(knob: str, value: Any) -> str:
 
 
 def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]) -> list[Offer]:
-    """For every family the setting of at most `budget` parameters that comes closest, most parameters first.
+    """The largest setting of every family with at most `budget` parameters, most parameters first.
 
-    No setting of more parameters than dense fine-tuning has is offered. What `given` sets is kept; families of
-    another method or order are left out, and incompatible knobs.
+    No setting has more parameters than dense fine-tuning. Knobs in `given` are fixed; families of another method or
+    order and incompatible knobs are left out.
 
     Raises:
-        UsageError: nothing is left; the hint names the smallest setting tried, or what was wrong with the last.
+        UsageError: no setting fits; the hint names the smallest one tried, or the last error.
     """
     refused: list[Offer | UsageError] = []
     limit = min(budget, sum(target.elements for target in targets))
@@ -111,7 +111,9 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
             for offer in largest(family, {**knobs, **given}, targets, limit, refused)
         ]
         if candidates:
-            found.append(max(candidates, key=lambda offer: offer.plan.params))  # of equals the first: fewest groups
+            found.append(
+                max(candidates, key=lambda offer: offer.plan.params)
+            )  # the first of equal ones has the fewest groups
     if not found:
         raise UsageError(f"no setting has at most {budget:,} parameters", where="--budget", hint=_why(refused))
     return sorted(found, key=lambda offer: -offer.plan.params)
@@ -120,9 +122,9 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
 def largest(
     family: str, knobs: Knobs, targets: Sequence[TargetShape], limit: int, refused: list[Offer | UsageError]
 ) -> Iterator[Offer]:
-    """The setting with the highest rank within the limit, if there is any: parameters grow with the rank.
+    """The setting with the highest rank within the limit, if any: parameters grow with the rank.
 
-    Where there is an F_in, they grow with the numbers that it starts from.
+    With an F_in they grow with `dim` instead.
     """
 
     def at(**rank: Any) -> Offer | None:
@@ -147,7 +149,7 @@ def largest(
 
 
 def _last(at: Callable[[int], Offer | None]) -> Offer | None:
-    """The last of at(1), at(2), … that is something, given that from the first nothing on all are nothing."""
+    """The last of at(1), at(2), … that is not None, given that after the first None all are None."""
     best, step = None, 1
     while found := at(step):
         best, step = found, 2 * step

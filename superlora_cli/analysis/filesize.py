@@ -21,14 +21,14 @@ def stored_bytes(
     also: Mapping[str, tuple[int, ...]] | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> int:
-    """Bytes of the file that `adapter.store` writes: float32 tensors and header, without the metrics of a run.
+    """Bytes of the file that `adapter.store` writes: float32 tensors and header, without a run's metrics.
 
     Args:
         plan: the adapter's shapes.
         patterns: targets as the user wrote them.
         base: the model's name.
         head: shapes of a trained head by parameter name.
-        also: the same, of what the knob `also` trains.
+        also: the same for the tensors that the knob `also` trains.
         recipe: the whole recipe as plain data.
     """
     shapes = plan.tensors | {f"head.{name}": shape for name, shape in (head or {}).items()}

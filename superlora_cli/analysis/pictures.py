@@ -1,4 +1,4 @@
-"""Pictures as files: the format is the name's ending, and the same numbers give the same bytes."""
+"""Pictures as files: the suffix sets the format, and the same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def picture_kind(path: Path) -> str:
-    """The format that a name's ending asks for.
+    """The format of a picture file, by its suffix.
 
     Raises:
-        UsageError: another than .svg, .pdf and .png, or no such folder.
+        UsageError: a suffix other than .svg, .pdf and .png, or no such folder.
     """
     kind = path.suffix.removeprefix(".").lower()
     if kind not in ("svg", "pdf", "png"):
         raise UsageError(f"cannot draw a '{path.suffix}' file", where=str(path), hint="a name that ends in .svg")
     if not path.parent.is_dir():
-        raise UsageError("no such folder", where=str(path.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(path.parent), hint="create it first")
     return kind
 
 
@@ -31,7 +31,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     """Write the figure.
 
     Raises:
-        UsageError: as `picture_kind`, or it cannot be written.
+        UsageError: as `picture_kind`, or the file cannot be written.
     """
     import matplotlib as mpl
 

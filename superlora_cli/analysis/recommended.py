@@ -1,4 +1,4 @@
-"""The setting that the evidence (docs/real-base.md) is for, at a number of parameters."""
+"""The recommended setting for a number of parameters, by the evidence in docs/real-base.md."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from superlora_cli.analysis.budget import Knobs, Offer
 from superlora_cli.errors import UsageError
 
 MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
-MOST = 16384  # parameters there beyond which nothing was won
+MOST = 16384  # parameters there; larger budgets gained nothing
 SHARED: Knobs = {"order": 2, "rank": 8}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An offer, a rate that is good where it was measured, and the number of parameters there that it is like."""
+    """An offer, a learning rate that was good in the evidence, and the equivalent number of parameters there."""
 
     offer: Offer
     lr: float
@@ -35,11 +35,11 @@ class Recommendation:
 
 
 def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
-    """What to train with at most `budget` parameters on these targets; None where nothing fits, or all of them do.
+    """What to train with at most `budget` parameters on these targets; None if nothing fits, or if dense training does.
 
-    One square matrix of all weights, of rank 8, whose factors' entries share the parameters (one-hot F_in): of ours at
-    most numbers the best of the evidence, and at none clearly behind another. Other weights than those of the evidence
-    count as many times the parameters that weight-wise LoRA of rank 1 has.
+    The budget is shared among the entries of one square matrix of all weights, of rank 8 (one-hot F_in): at most sizes
+    the best of our settings in the evidence, and at none clearly behind another. Budgets are compared with those of the
+    evidence in multiples of weight-wise LoRA of rank 1.
     """
     scale = _lora(MEASURED) / _lora(targets)
     if budget >= sum(target.elements for target in targets):

@@ -1,4 +1,4 @@
-"""What a recipe trains, counted without torch from the shapes that are known of its base."""
+"""The number of parameters that a recipe trains, counted without torch from the known shapes of its base."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | None:
-    """Shapes of the head's tensors that are trained, by name: {} for none, None where the classes are unknown."""
+    """Shapes of the trained tensors of the head, by name: {} for none, None where the classes are unknown."""
     if not TASKS[recipe.task].trains_head(recipe):
         return {}
     classes = recipe.data.num_classes or known_class_count(recipe.data)
@@ -27,8 +27,8 @@ def trained_head(recipe: Recipe, base: Base) -> Mapping[str, tuple[int, ...]] | 
 
 
 def trained_params(recipe: Recipe) -> dict[str, int | None]:
-    """Numbers of parameters: `adapter` (with what it trains also; 0 without one), `head` (trained; None where unknown),
-    `base` (all of it).
+    """Numbers of parameters: `adapter` (including what `also` trains; 0 without an adapter), `head` (trained; None
+    if unknown), `base` (the whole model).
 
     Raises:
         UsageError: an unknown model, targets that it does not have, or knobs that do not fit its weights.

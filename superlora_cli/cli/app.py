@@ -1,6 +1,6 @@
-"""The `superlora` command: gathers the subcommands, and turns errors into one line and an exit code.
+"""The `superlora` command: gathers the subcommands and turns errors into one line and an exit code.
 
-Nothing here or at the top of a command's file imports torch, timm or numpy: `--help` answers at once.
+Neither this file nor the top of any command's file imports torch, timm or numpy, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from superlora_cli.cli.console import report
 from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
 from superlora_cli.launch import speaks
 
-PATIENCE = 15  # seconds for the process that speaks to say what all have found
+PATIENCE = 15  # seconds that the main process has to report an error all processes share
 
 app = typer.Typer(
     name="superlora",
@@ -68,7 +68,7 @@ def main() -> None:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
     try:
         code = app(words, prog_name="superlora", standalone_mode=False) or 0
-        if code == InterruptedRunError.code:  # what the parser makes of Ctrl-C, without a word
+        if code == InterruptedRunError.code:  # the parser returns this on Ctrl-C, without printing anything
             raise KeyboardInterrupt
         sys.exit(code)
     except SuperLoraError as error:
@@ -97,14 +97,14 @@ def main() -> None:
 
 
 def _wait_for_the_main_process(error: SuperLoraError) -> None:
-    """A launcher stops all processes when the first one ends: the silent ones wait until the main one has spoken."""
+    """Let the main process report the error first: a launcher stops all processes as soon as one ends."""
     if not speaks() and error.process is None:
         with contextlib.suppress(KeyboardInterrupt):
             time.sleep(PATIENCE)
 
 
 def _as_usage_error(error: Exception) -> SuperLoraError:
-    """The command-line parser's own errors, and what nobody foresaw, in our form."""
+    """Errors of the command-line parser, and unexpected exceptions, as ours."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return UsageError(error.format_message(), hint="superlora --help")
     kind = type(error).__name__

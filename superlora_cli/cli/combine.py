@@ -7,27 +7,27 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import KEEPING, loading, print_errors, print_json, print_pairs
+from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs
 from superlora_cli.errors import UsageError
 
 
 def command(
-    results: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Runs' folders or adapter files.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Run folders or adapter files.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="What each is multiplied by, as 0.5,0.5; default: their mean.")
+        str | None, typer.Option(help="Factor for each adapter, e.g. 0.5,0.5; default: the mean.")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="adapter (a LoRA that eval and merge take), or delta (ΔW, exact).")
+        str, typer.Option(help="adapter (a LoRA for eval and merge) or delta (ΔW itself, exact).")
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Largest rank of a weight in the adapter.")] = None,
     energy: Annotated[
-        float | None, typer.Option(help="Part of ‖ΔW‖² to keep; default: all where every ΔW has factors, else 0.99.")
+        float | None, typer.Option(help="Share of ‖ΔW‖² to keep; default: all if every ΔW has factors, else 0.99.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Add up adapters of any variants on the same base."""
+    """Add up adapters of any method on the same base."""
     numbers = None if weights is None else [_number(part) for part in weights.split(",")]
     with loading():
         from superlora_cli.commands.combine import combine
@@ -39,11 +39,11 @@ def command(
     rows = [("output", f"{done['output']}  {done['bytes']:,} bytes"), ("parameters", f"{done['params']:,}")]
     print_pairs(to, rows)
     if "weights" in done:
-        print_errors(done["weights"], done["error"], f"{KEEPING} keeps it to 5 %, --to delta is exact")
+        print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"'{text}' is no number", where="--weights", hint="one for each adapter, as 0.5,0.5") from None
+        raise UsageError(f"'{text}' is not a number", where="--weights", hint="one per adapter, e.g. 0.5,0.5") from None

@@ -1,4 +1,4 @@
-"""Where words go: progress and logs to stderr, the one JSON object of `--json` to stdout."""
+"""Output: progress and logs go to stderr, results and the JSON object of `--json` to stdout."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-MUCH = 0.05  # of ΔW's norm, missed by an approximation
-KEEPING = f"--energy {1 - MUCH**2:g}"  # misses no more than that
+LARGE_ERROR = 0.05  # of an approximated ΔW, relative to its norm
+ENOUGH_ENERGY = f"--energy {1 - LARGE_ERROR**2:g}"  # keeps the error below that
 
 
 def stderr_console() -> Console:
-    """The console of everything that is not a result."""
+    """The console for everything that is not a result."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 def loading(what: str = "torch and timm") -> Status:
-    """Around an import that takes seconds: says so on a terminal."""
+    """Around an import that takes seconds: shows on a terminal what is being loaded."""
     return stderr_console().status(f"loading {what}")
 
 
 def print_json(content: Any) -> None:
-    """Exactly one JSON object on stdout."""
+    """Print exactly one JSON object on stdout."""
     if speaks():
         sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def print_table(table: Table) -> None:
-    """A result for people, on stdout."""
+    """Print a result for people on stdout."""
     from rich.console import Console
 
     if speaks():
@@ -47,7 +47,7 @@ def print_table(table: Table) -> None:
 
 
 def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A result as a table of names and values, taken as they are (no markup)."""
+    """Print a result as a table of names and values, which are shown verbatim (no markup)."""
     from rich.table import Table
     from rich.text import Text
 
@@ -58,28 +58,31 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, shown: int = 12) -> None:
-    """What approximated weights miss: name, rank if there is one, relative Frobenius error; the worst where many.
+    """Print the relative Frobenius error of every approximated weight, with its rank if it has one.
 
     Args:
-        hint: what would miss less, said where it is much.
+        weights: a row per weight: `name`, `error` and possibly `rank`.
+        whole: the relative error of all weights together.
+        hint: how to get a smaller error, printed if the error is large.
+        shown: rows of the table at most, the worst first.
     """
     from rich.table import Table
     from rich.text import Text
 
     worst = sorted(weights, key=lambda row: -row["error"])[:shown] if len(weights) > shown else weights
     ranked = any("rank" in row for row in weights)
-    title = f"relative error of ΔW, the {shown} worst of {len(weights)}" if len(worst) < len(weights) else None
+    title = f"relative error of ΔW, the worst {shown} of {len(weights)}" if len(worst) < len(weights) else None
     table = Table("weight", *(["rank"] if ranked else []), "relative error of ΔW", title=title, title_justify="left")
     for row in worst:
         table.add_row(Text(row["name"]), *([str(row["rank"])] if ranked else []), f"{row['error']:.2e}")
     table.add_row("all", *([""] if ranked else []), f"{whole:.2e}")
     print_table(table)
-    if whole > MUCH and speaks():
-        sys.stderr.write(f"warning: ΔW is missed by {whole:.0%} of its size: {hint}\n")
+    if whole > LARGE_ERROR and speaks():
+        sys.stderr.write(f"warning: the relative error of ΔW is {whole:.0%}: {hint}\n")
 
 
 def report(error: SuperLoraError, *, as_json: bool) -> None:
-    """One clear line on stderr, or the `error` object of `--json`."""
+    """Print an error: one clear line on stderr, or the `error` object of `--json`."""
     if as_json:
         print_json({"error": error.as_dict()})
     elif speaks() or error.process is not None:

@@ -36,27 +36,27 @@ Shapes = Mapping[str, tuple[int, ...]]  # of tensors of the base, by name
 
 @knobs.takes_knobs
 def command(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are counted.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Recipe whose adapter is counted.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change first.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override: adapter.rank=2")
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"Base model; without a recipe {DEFAULT_MODEL}.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show every tensor and how its shape came about.")] = False,
+    model: Annotated[str | None, typer.Option(help=f"Base model; default: the recipe's, else {DEFAULT_MODEL}.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every tensor and where its shape comes from.")
+    ] = False,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="For every method, find the setting closest below this many parameters.")
+        int | None, typer.Option(min=1, help="For every method, find the largest setting within this many parameters.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw parameters against rank and width (the paper's Fig. 2) to this SVG file.")
+        Path | None, typer.Option(help="Plot parameters against rank and width (Fig. 2 of the paper) to this SVG file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **options: Any,
 ) -> None:
     """Count the parameters of an adapter, or plan for a budget.
 
-    Bare, it counts order 2, rank 4, folded, on the query and value weights of a ViT-base; options or a recipe say
-    otherwise, and options go before the recipe's keys.
+    The default is an adapter of order 2 and rank 4, folded, on the query and value weights of ViT-base. Options or a
+    recipe change that; options override the recipe.
     """
     targets = options.pop("targets")
     flags = knobs.given(**options)
@@ -80,9 +80,9 @@ def command(
 
 @dataclass(frozen=True)
 class Subject:
-    """What is counted: targets in a base, the knobs (`method` among them), and a trained head beside the adapter.
+    """What is counted: targets in a base, the knobs (including `method`), and the trained head.
 
-    `head` has the shapes of its tensors by name: none where no head is trained, None where its classes are unknown.
+    `head` has the shapes of the head's tensors by name: empty if no head is trained, None if its classes are unknown.
     """
 
     base: Base
@@ -98,7 +98,7 @@ class Subject:
         return None if self.head is None else sum(math.prod(shape) for shape in self.head.values())
 
     def stored_bytes(self, plan: Plan, also: Shapes | None = None) -> int:
-        """Size of the adapter file, without the metrics of a run."""
+        """Size of the adapter file in bytes, without a run's metrics."""
         return stored_bytes(
             plan, patterns=self.patterns, base=self.base.name, head=self.head, also=also, recipe=self.recipe
         )
@@ -114,7 +114,8 @@ def _subject(
             patterns = (patterns or DEFAULT_TARGETS) if _adapts(flags) else ()
             return Subject(base, patterns, base.targets(patterns), flags, None, {})
     if "=" in name and not Path(name).exists():
-        raise UsageError("KEY=VALUE changes a recipe, and none is named", where=name, hint="--rank 2, or RECIPE first")
+        raise UsageError("KEY=VALUE overrides a recipe, but no recipe is given", where=name,
+                         hint="use an option such as --rank 2, or give RECIPE first")  # fmt: skip
     from superlora_cli.recipe.load import load_recipe
 
     recipe = load_recipe(name, overrides)
@@ -122,7 +123,7 @@ def _subject(
         base = find(model) if model else find(recipe.model.name, recipe.model.kwargs)
         if recipe.adapter is None and not flags:
             raise UsageError(f"no adapter to count: the base's own {base.params:,} parameters are trained", where=name,
-                             hint="options such as --method lorta say which adapter")  # fmt: skip
+                             hint="choose an adapter with options such as --method lorta")  # fmt: skip
         section = {} if recipe.adapter is None else {"method": recipe.adapter.method, **recipe.adapter.knobs}
         patterns = patterns or (tuple(recipe.adapter.targets) if recipe.adapter else DEFAULT_TARGETS)
         wanted = on_top(section, flags)
@@ -132,7 +133,7 @@ def _subject(
 
 
 def _adapts(knobs: Mapping[str, Any]) -> bool:
-    """Whether any weight is adapted. Whether the knobs can be together is said when they are counted."""
+    """Whether any weight is adapted. (Knobs that contradict each other are reported when they are counted.)"""
     preset = PRESETS.get(knobs.get("method") or "")
     return "none" not in (knobs.get("groups"), preset and preset.knobs.get("groups"))
 
@@ -141,7 +142,7 @@ def _head(recipe: Recipe, base: Base) -> Shapes | None:
     """Tensors of the head that the recipe trains."""
     head = trained_head(recipe, base)
     if head is None:
-        notice = "its classes are not known here, so the new head is not counted: set data.num_classes"
+        notice = "the number of classes is unknown, so the new head is not counted: set data.num_classes"
         sys.stderr.write(f"{recipe.data.name}: {notice}\n")
     return head
 
@@ -166,8 +167,8 @@ def _numbers(shapes: Shapes) -> int:
 
 
 def _rows(counted: Count, also: Shapes) -> list[TensorRow]:
-    """Every trained tensor but the head's."""
-    own = [TensorRow(name, shape, math.prod(shape), "of the base, trained itself") for name, shape in also.items()]
+    """Every trained tensor except the head's."""
+    own = [TensorRow(name, shape, math.prod(shape), "of the base, trained directly") for name, shape in also.items()]
     return [*tensor_rows(counted.plan), *own]
 
 
@@ -256,13 +257,14 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
     print_table(table)
     if best is not None:
         print(f"\nrecommended, with {best.offer.plan.params:,} parameters: {best.adapter}")
-        print(f"by docs/real-base.md, whose weights are 24 of 384×384: there it is like {best.like:,} parameters;"
-              f" train it with AdamW at {best.lr:g}, the default")  # fmt: skip
+        print(f"(docs/real-base.md measured 24 weights of 384×384, where this corresponds to {best.like:,} parameters;"
+              f" train it with AdamW at lr {best.lr:g}, the default)")  # fmt: skip
 
 
 def _draw(path: Path, counted: Count) -> None:
     if not counted.plan.config.adapts:
-        raise UsageError("no weight is adapted: nothing to draw", where="--plot", hint="a method with factors")
+        raise UsageError("no weight is adapted, so there is nothing to plot", where="--plot",
+                         hint="choose a method with factors")  # fmt: skip
     from superlora_cli.analysis.fig2 import draw
 
     config = counted.plan.config

@@ -1,4 +1,4 @@
-"""`superlora extract`: two checkpoints in, the adapter that leads from one to the other out."""
+"""`superlora extract`: two checkpoints in, an adapter fitted to their difference out."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ from superlora_cli.errors import UsageError
 @knobs.takes_knobs
 def command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Recipe whose model, targets and adapter are meant.")
+        str | None, typer.Argument(metavar="RECIPE", help="Recipe with the model, targets and adapter.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of the recipe to change first.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override: adapter.rank=2")
     ] = None,
     tuned: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The tuned weights: a safetensors file, or a folder of shards.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The fine-tuned weights: a safetensors file or a folder of shards."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The adapter file to write.")] = None,
     base: Annotated[
         str | None,
-        typer.Option(metavar="MODEL|FILE", help="A model's name, or its weights; default: the recipe's model."),
+        typer.Option(metavar="MODEL|FILE", help="Name of the base model, or its weights; default: the recipe's model."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Architecture of --base where that is a file; eval and merge can use it then.")
+        str | None, typer.Option(help="Architecture of --base if that is a file, so that eval and merge can use it.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fixed projection.")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of the fit behind the closed form at most; 0: none.")] = 200,
+    steps: Annotated[int, typer.Option(min=0, help="At most this many steps of fitting after the closed form.")] = 200,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     **options: Any,
 ) -> None:
     """Fit an adapter to the difference of two checkpoints.
 
-    An adapter of any variant; the error of every weight is told.
+    The adapter can be of any method; the error of every weight is reported.
     """
     if tuned is None or out is None:
-        option, hint = ("--tuned", "the tuned weights") if tuned is None else ("--out", "the adapter file to write")
+        option, hint = (
+            ("--tuned", "the fine-tuned weights") if tuned is None else ("--out", "the adapter file to write")
+        )
         raise UsageError("is missing", where=option, hint=hint)
     targets = options.pop("targets")
     given = knobs.given(**options, seed=seed)
@@ -68,10 +71,12 @@ def command(
     rows = [
         ("output", f"{done['output']}  {done['bytes']:,} bytes"),
         ("parameters", f"{done['params']['adapter']:,} adapter, {done['params']['head']:,} head"),
-        ("closed form", f"relative error {done['start_error']:.2e}, then {done['steps']} steps"),
+        ("closed form", f"relative error {done['start_error']:.2e}, then {done['steps']} fitting steps"),
     ]
     if done["elsewhere"]:
         names, count = done["elsewhere"], len(done["elsewhere"])
-        rows.append(("not in the adapter", f"{count} more changed tensors: {', '.join(names[:3])}{' …' * (count > 3)}"))
+        rows.append(
+            ("not in the adapter", f"{count} other changed tensors: {', '.join(names[:3])}{' …' * (count > 3)}")
+        )
     print_pairs("extracted", rows)
-    print_errors(done["weights"], done["error"], "a higher rank or another method may come nearer")
+    print_errors(done["weights"], done["error"], "a higher rank or another method may fit better")

@@ -1,4 +1,4 @@
-"""`superlora find-rate`: a recipe in, a learning rate for it out."""
+"""`superlora find-rate`: a recipe in, a learning rate out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (superlora ls recipes).")],
     overrides: options.Overrides = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the loss against the rate (.svg, .png, .pdf).")
+        Path | None, typer.Option(metavar="FILE", help="Plot the loss against the learning rate (.svg, .png, .pdf).")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Propose a learning rate for a recipe, by a short test.
+    """Suggest a learning rate for a recipe by a range test.
 
-    At most 60 steps are trained, the rate growing until the loss blows up; nothing is kept of them.
+    Trains for at most 60 steps with a growing learning rate, until the loss blows up. Nothing of them is saved.
     """
     from superlora_cli.recipe.load import load_recipe
 

@@ -14,34 +14,30 @@ from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_c
 def command(
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN_OR_ADAPTER", help="A run's folder, an adapter file, or the name of a shipped base."
-        ),
+        typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder, an adapter file, or the name of a shipped base."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")],
     overrides: options.Overrides = None,
     num: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 100,
     classes: Annotated[
-        str | None, typer.Option(metavar="0,3,7", help="Classes by name or number; default: all of them.")
+        str | None, typer.Option(metavar="0,3,7", help="Classes, by name or number; default: all.")
     ] = None,
     sampler: options.Sampler = "ddim",
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,
-    batch_size: Annotated[
-        int, typer.Option(help="Images made together and then written; they do not depend on it.")
-    ] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images generated at a time; it does not affect the images.")] = 64,
     force: Annotated[bool, typer.Option("--force", help="Replace the generated images in the folder.")] = False,
     allow_base_mismatch: options.AllowBaseMismatch = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw images with a diffusion model and its adapter."""
+    """Generate images with a diffusion model and its adapter."""
     from superlora_cli.generation.folder import ImagesFolder
     from superlora_cli.opening.results import resolve_result
 
     if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
         resolve_result(Path(source))
-    ImagesFolder(out).check(force=force)  # before torch, which takes seconds to load
+    ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
     console = stderr_console()
     with loading("torch and diffusers"):
         from superlora_cli.commands.generate import generate

@@ -13,9 +13,9 @@ from superlora_cli.cli.console import loading, print_json, print_pairs, print_ta
 
 
 def command(
-    adapter: Annotated[Path, typer.Argument(help="An adapter file, or a run's folder.")],
+    adapter: Annotated[Path, typer.Argument(help="An adapter file or a run folder.")],
     norms: Annotated[
-        bool, typer.Option("--norms", help="Show how large ΔW is, weight by weight, and beside the base's weights.")
+        bool, typer.Option("--norms", help="Show the norm of ΔW for every weight, also relative to the base weight.")
     ] = False,
     delta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write ΔW of every adapted weight to this .safetensors file.")
@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Show what is in an adapter file.
 
-    Its knobs, targets, tensors, base, recipe and metrics; with --norms, how much it changes.
+    That is its knobs, targets, tensors, base, recipe and metrics; with --norms, also how much it changes each weight.
     """
     from superlora_cli.opening.results import resolve_result
 
@@ -70,7 +70,7 @@ def command(
         *([("classes", _few(stored.classes))] if stored.classes else []),
         ("knobs", ", ".join(f"{knob} {value}" for knob, value in _set_knobs(about["config"]).items())),
         *((name, " × ".join(map(str, shape))) for name, shape in about["tensors"].items()),
-        *([("made of", _origin(stored.origin))] if stored.origin else []),
+        *([("made from", _origin(stored.origin))] if stored.origin else []),
         *((name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in metrics),
     ]
     if delta is not None:
@@ -83,9 +83,9 @@ def command(
 def _origin(origin: Mapping[str, Any]) -> str:
     error = f"relative error {origin['error']:.2e}"
     if "extracted" in origin:
-        return f"the difference of {origin['extracted']} and the base, {error}"
+        return f"the difference between {origin['extracted']} and the base, {error}"
     weights = ", ".join(f"{source['weight']:g}" for source in origin["combined"])
-    return f"{len(origin['combined'])} adapters times {weights}, {error}"
+    return f"{len(origin['combined'])} adapters, weighted {weights}, {error}"
 
 
 def _show_norms(found: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that differ from their defaults, and of a ΔW the four that everybody asks for."""
+    """The knobs that differ from their defaults, and always the four main ones (if there is a ΔW)."""
     from superlora_cli.adapter.config import AdapterConfig
 
     default = json.loads(AdapterConfig().to_json())

@@ -1,4 +1,4 @@
-"""The knobs of an adapter as options, the same for every command that takes them."""
+"""The knobs of an adapter as command-line options, shared by all commands that take them."""
 
 from __future__ import annotations
 
@@ -24,38 +24,43 @@ def _words(knob: str) -> str:
 
 OPTIONS: dict[str, Any] = {
     "targets": Annotated[
-        str | None, typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear or patterns.")
+        str | None,
+        typer.Option(help="Weights to adapt, separated by commas: q, k, v, o, mlp, all-linear, or patterns."),
     ],
-    "method": Annotated[str | None, typer.Option(help=f"Preset of the knobs below: {', '.join(PRESETS)}.")],
+    "method": Annotated[str | None, typer.Option(help=f"Preset for the knobs below: {', '.join(PRESETS)}.")],
     "groups": Annotated[
         str | None,
-        typer.Option(help="Groups that all weights together are cut into; or weight, layer: one per each; or none."),
+        typer.Option(help="Number of groups that all weights are cut into; or one per weight or layer; or none."),
     ],
-    "order": Annotated[int | None, typer.Option(help="Order M of the tensor a group is folded to; 1 is dense.")],
-    "rank": Annotated[str | None, typer.Option(help="Rank; or one per mode, as full,4,4 (full: no factor).")],
+    "order": Annotated[int | None, typer.Option(help="Order M of the tensor that a group is folded to; 1 is dense.")],
+    "rank": Annotated[str | None, typer.Option(help="Rank; or one per mode, e.g. full,4,4 (full: no factor).")],
     "core": Annotated[str | None, typer.Option(help=f"Core tensor: {_words('core')}.")],
-    "splits": Annotated[int | None, typer.Option(help="Kronecker factors K of a group.")],
+    "splits": Annotated[int | None, typer.Option(help="Number K of Kronecker factors per group.")],
     "split_dim": Annotated[int | None, typer.Option(help="Side f of the left Kronecker factor.")],
     "left": Annotated[str | None, typer.Option(help=f"Form of the left Kronecker factor: {_words('left')}.")],
-    "terms": Annotated[str | None, typer.Option(help="Products that are summed; full: as many as give full rank.")],
-    "combine": Annotated[str | None, typer.Option(help=f"How the splits combine: {_words('combine')}.")],
-    "fold": Annotated[str | None, typer.Option(help=f"Shape a group is folded to: {_words('fold')}.")],
+    "terms": Annotated[str | None, typer.Option(help="Number of products to sum; full: enough for full rank.")],
+    "combine": Annotated[str | None, typer.Option(help=f"How the splits are combined: {_words('combine')}.")],
+    "fold": Annotated[str | None, typer.Option(help=f"Shape that a group is folded to: {_words('fold')}.")],
     "align": Annotated[int | None, typer.Option(help="Round folded sides up to a multiple of this.")],
     "projection": Annotated[str | None, typer.Option(help=f"Fixed projection: {_words('projection')}.")],
-    "ratio": Annotated[float | None, typer.Option(help="Share ρ of the elements that enter the projection.")],
-    "inner": Annotated[str | None, typer.Option(help=f"F_in, from few numbers to factors: {', '.join(MAPS)}.")],
-    "dim": Annotated[int | None, typer.Option(help="Numbers in a θ, which F_in starts from.")],
-    "per": Annotated[str | None, typer.Option(help="One θ for all, or for each group or factor.")],
+    "ratio": Annotated[
+        float | None, typer.Option(help="Compression ratio ρ of the projection: its inputs per output.")
+    ],
+    "inner": Annotated[
+        str | None, typer.Option(help=f"F_in, which maps a few numbers θ to the factors: {', '.join(MAPS)}.")
+    ],
+    "dim": Annotated[int | None, typer.Option(help="Length of θ, the input of F_in.")],
+    "per": Annotated[str | None, typer.Option(help="One θ in all, or one per group or factor.")],
     "freeze": Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")],
     "frozen": Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")],
-    "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, as 1,2.")],
-    "also": Annotated[str | None, typer.Option(help="What is trained of the base itself: bias, norm, or both.")],
+    "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, e.g. 1,2.")],
+    "also": Annotated[str | None, typer.Option(help="Tensors of the base to train directly: bias, norm, or both.")],
 }
 INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option
 
 
 def takes_knobs(command: Command) -> Command:
-    """Let a command that takes `**options` have those of `OPTIONS`, behind its option `model`."""
+    """Give a command that takes `**options` the options in `OPTIONS`, after its own option `model`."""
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
     knobs = [
@@ -68,10 +73,10 @@ def takes_knobs(command: Command) -> Command:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The knobs that options set, as `AdapterConfig.from_knobs` takes them; an option that is None is not given.
+    """The knobs set by options, as `AdapterConfig.from_knobs` takes them; an option that is None was not given.
 
     Raises:
-        UsageError: an option that is no number, or no list of numbers.
+        UsageError: an option that should be a number or a list of numbers is not.
 
     >>> given(method="vera", rank="3", dim=None, per="group", diagonals="1,2", freeze=None)
     {'method': 'vera', 'rank': 3, 'diagonals': (1, 2), 'inner': {'per': 'group'}}
@@ -87,7 +92,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 @contextmanager
 def located(flags: Mapping[str, Any], recipe: str | None) -> Iterator[None]:
-    """Say of an error whether the option or the key of the recipe is to blame."""
+    """Make an error name the option or the recipe key that caused it."""
     try:
         yield
     except UsageError as error:
@@ -103,7 +108,7 @@ def located(flags: Mapping[str, Any], recipe: str | None) -> Iterator[None]:
 
 
 def split_patterns(text: str) -> list[str]:
-    """The patterns between commas, but for the commas in brackets.
+    """Split at commas, except those in brackets.
 
     >>> split_patterns("q, re:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]")
     ['q', 're:blocks\\\\.[0,1]\\\\.attn\\\\.qkv[v]']
@@ -112,7 +117,7 @@ def split_patterns(text: str) -> list[str]:
 
 
 def _groups(text: str) -> int | str:
-    """The value of --groups: a number, or a word for the knob to judge."""
+    """The value of --groups: a number, or a word that the knob's own check judges."""
     return int(text) if text.strip().isdecimal() else text
 
 
@@ -120,12 +125,14 @@ def _rank(text: str) -> Any:
     """The value of --rank: a number, or a tuple of numbers and `full`.
 
     Raises:
-        UsageError: neither.
+        UsageError: it is neither.
     """
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if part != "full" and not part.isdecimal():
-            raise UsageError(f"'{part}' is no rank", where="--rank", hint="a whole number, or one per mode as full,4,4")
+            raise UsageError(
+                f"'{part}' is not a rank", where="--rank", hint="a whole number, or one per mode: full,4,4"
+            )
     ranks = tuple("full" if part == "full" else int(part) for part in parts)
     return ranks[0] if len(ranks) == 1 and ranks != ("full",) else ranks
 
@@ -134,7 +141,7 @@ def _modes(text: str) -> tuple[int, ...]:
     """`1,2` → (1, 2)."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"'{text}' is no list of modes", where="--diagonals", hint="numbers from 1 on, as 1,2")
+        raise UsageError(f"'{text}' is not a list of modes", where="--diagonals", hint="numbers from 1, e.g. 1,2")
     return tuple(int(part) for part in parts)
 
 
@@ -143,7 +150,7 @@ def _terms(text: str) -> int | str:
     if text == "full":
         return text
     if not text.strip().lstrip("-").isdecimal():
-        raise UsageError(f"'{text}' is no number of terms", where="--terms", hint="a whole number, or full")
+        raise UsageError(f"'{text}' is not a number of terms", where="--terms", hint="a whole number, or full")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""`superlora ls`: what there is."""
+"""`superlora ls`: lists recipes, sweeps, models, methods and projections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(
 ) -> None:
     """List recipes, sweeps, models, methods or projections.
 
-    Recipes and sweeps are those that come with superlora, models those whose shapes are known.
+    Recipes and sweeps are those shipped with superlora, models those whose shapes are known.
     """
     listed = {
         Kind.recipes: _recipes,

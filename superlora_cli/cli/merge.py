@@ -11,25 +11,24 @@ from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_c
 
 
 def command(
-    result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for shards, a folder.")],
+    result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter file.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; a folder for shards.")],
     base: Annotated[
-        Path | None, typer.Option(help="Weights to merge into, a file or shards; default: the recipe's.")
+        Path | None,
+        typer.Option(help="Weights to merge into: a file or a folder of shards; default: the recipe's model."),
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as the base is stored.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare merged and adapted outputs, or tensors.")
+        bool, typer.Option("--verify/--no-verify", help="Check that merged and adapted model agree.")
     ] = True,
-    unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract the update from the merged --base.")] = False,
+    unmerge: Annotated[bool, typer.Option("--unmerge", help="Subtract the update from a merged --base.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     allow_base_mismatch: Annotated[
-        bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
+        bool, typer.Option("--allow-base-mismatch", help="Accept a base whose target weights differ.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Add an adapter to its base's weights, ready for timm."""
+    """Merge an adapter into its base's weights, ready for timm."""
     console = stderr_console()
     with loading():
         from superlora_cli.commands.merge import merge
@@ -50,7 +49,7 @@ def command(
         return
     rows = [("output", done["output"]), ("tensors changed", f"{done['tensors_changed']:,}")]
     if unmerge:
-        rows.append(("from the base", f"at most {done['rounding_bound']:.2e}, by rounding"))
+        rows.append(("difference from the base", f"at most {done['rounding_bound']:.2e}, from rounding"))
     if done["verified"]:
         what = f"largest difference {done['compared']}"
         rows.append((what, f"{done['max_abs_error']:.2e} on {done['verified_on']}"))

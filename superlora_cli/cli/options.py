@@ -1,4 +1,4 @@
-"""Options that several commands have, declared once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 AllowBaseMismatch = Annotated[
-    bool, typer.Option("--allow-base-mismatch", help="Accept a base with other target weights.")
+    bool, typer.Option("--allow-base-mismatch", help="Accept a base whose target weights differ.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: eval.batch_size=64")
 ]
 
-# Of images that are generated.
-Sampler = Annotated[str, typer.Option(metavar="ddpm|ddim|dpm++", help="From noise to image.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: ddpm all, ddim 50, dpm++ 25.")]
+# How images are generated.
+Sampler = Annotated[str, typer.Option(metavar="ddpm|ddim|dpm++", help="Sampler.")]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps; default: all for ddpm, 50 for ddim, 25 for dpm++.")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Weight w of (1+w)·conditional − w·unconditional; 0: none; default 1.8.")
+    float | None, typer.Option(help="Guidance weight w: (1+w)·conditional − w·unconditional; 0 for none; default 1.8.")
 ]
-Seed = Annotated[int, typer.Option(help="Seed; with the index, an image's own.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise; each image has its own, from this and its index.")]

@@ -1,4 +1,4 @@
-"""`superlora report`: finished runs in, one page with fronts, tables, images and geometry out."""
+"""`superlora report`: finished runs in, one page of plots, tables and images out."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ def command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold finished runs.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="The page; its pictures go to FILE-figures. Default: DIR/report.html."),
+        typer.Option(
+            metavar="FILE.html", help="The page to write; its plots go to FILE-figures. Default: DIR/report.html."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Compare the updates with those of this run, such as a dense one."),
+        typer.Option(metavar="RUN", help="Compare all updates with that of this run, e.g. a dense one."),
     ] = None,
-    metric: Annotated[str | None, typer.Option(metavar="NAME", help="The only metric to report.")] = None,
+    metric: Annotated[str | None, typer.Option(metavar="NAME", help="Report this metric only.")] = None,
     tolerance: Annotated[
         float,
-        typer.Option(help="What a smaller ratio may cost: of accuracy a difference, of other metrics a part of it."),
+        typer.Option(help="Loss to accept for a smaller ratio: absolute for accuracy, relative for other metrics."),
     ] = 0.01,
     budgets: Annotated[
-        str | None, typer.Option(metavar="100,1000", help="Parameters; default: the powers of ten.")
+        str | None, typer.Option(metavar="100,1000", help="Parameter budgets; default: powers of ten.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a page that is no report.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is not a report.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare finished runs on one page.
 
-    Metrics against parameters with their Pareto fronts, learning curves, tables, images, configurations: one HTML page
-    that needs no network, and its pictures also as files.
+    One HTML page, readable offline, with metrics against parameters and their Pareto fronts, learning curves, tables,
+    images and configurations; its plots are also written as files.
     """
     limits = _budgets(budgets)
     from superlora_cli.commands.report import report
@@ -53,7 +55,7 @@ def _budgets(text: str | None) -> list[int]:
     parts = [part.strip() for part in (text or "").split(",") if part.strip()]
     for part in parts:
         if not part.isdecimal():
-            raise UsageError(f"'{part}' is no number of parameters", where="--budgets", hint="as 100,1000")
+            raise UsageError(f"'{part}' is not a number of parameters", where="--budgets", hint="e.g. 100,1000")
     return [int(part) for part in parts]
 
 
@@ -63,7 +65,7 @@ def _show(done: dict[str, Any]) -> None:
         rows.append(("section", f"{section['title']}, {len(section['rows'])} configurations"))
         for measure in section["measures"][:1]:
             means = {value["row"]: value["mean"] for value in measure["values"]}
-            rows.append(("parameters", f"{measure['metric']} of what is on the front"))
+            rows.append(("parameters", f"{measure['metric']} of the configurations on the front"))
             for number in measure["front"]:
                 row = section["rows"][number]
                 name = ", ".join(filter(None, (row["method"], row["configuration"])))

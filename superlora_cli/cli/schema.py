@@ -1,4 +1,4 @@
-"""`superlora schema`: the keys of recipes and of sweeps, for editors and for people."""
+"""`superlora schema`: the keys of recipes and sweeps, for editors and for people."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Kind(StrEnum):
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help="Whose keys.")] = Kind.recipe,
-    markdown: Annotated[bool, typer.Option("--markdown", help="A table for people instead of JSON Schema.")] = False,
+    kind: Annotated[Kind, typer.Argument(help="Schema of which file.")] = Kind.recipe,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a readable table instead of JSON Schema.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of recipes or of sweeps.
 
-    Editors complete and check keys from it.
+    Editors use it to complete and check keys.
     """
     from superlora_cli.recipe.describe import json_schema, markdown_table
     from superlora_cli.sweeping.schema import Sweep

@@ -1,4 +1,4 @@
-"""`superlora sweep`: a file of many runs in, their results out."""
+"""`superlora sweep`: a file that describes many runs in, their results out."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ def command(
         str, typer.Argument(metavar="SWEEP", help="A sweep file, or the name of a shipped one (superlora ls sweeps).")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the sweep; default runs/sweeps/<sweep>.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the sweep; default: runs/sweeps/<sweep>.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else per CPU core.")
+        int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU core.")
     ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
     ] = None,
     index: Annotated[
-        int | None, typer.Option(metavar="I", min=0, help="Run the I-th alone, from 0: for arrays of jobs.")
+        int | None, typer.Option(metavar="I", min=0, help="Only the I-th run, counted from 0: for job arrays.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and count; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their parameters; train nothing.")
+    ] = False,
     as_json: options.AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Train many variants of a recipe, several at a time.
 
     The results are gathered in one table.
 
-    The same command goes on where it was stopped: runs that are done are kept, all others are run again from their
-    newest checkpoint.
+    The same command resumes a sweep that was stopped: finished runs are kept, all others continue from their newest
+    checkpoint.
     """
     if ray is not None and index is not None:
-        raise UsageError("--ray and --index both say where to run", where="superlora sweep", hint="give one of them")
+        raise UsageError("--ray and --index exclude each other", where="superlora sweep", hint="give one of them")
     from superlora_cli.sweeping.plan import load_plan
 
     plan = load_plan(sweep)
@@ -64,7 +66,7 @@ def command(
 def _show(found: dict[str, Any]) -> None:
     rows = [("runs", f"{found['completed']} of {found['runs']} done, {found['failed']} failed, {found['left']} left")]
     if found["impossible"]:
-        rows.append(("left out", f"{found['impossible']} that cannot be"))
+        rows.append(("left out", f"{found['impossible']} impossible combinations"))
     rows += [(row["id"], row["error"]) for row in found["errors"]]
     if best := found["best"]:
         figures = {

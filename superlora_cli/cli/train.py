@@ -1,4 +1,4 @@
-"""`superlora train`: a recipe in, a run's folder out."""
+"""`superlora train`: a recipe in, a run folder out."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def command(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: adapter.rank=2")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; default runs/<recipe>, or the next free.")
+        Path | None, typer.Option(help="Folder of the run; default: runs/<recipe>, or the next free name.")
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="auto|DIR", help="Go on from the newest checkpoint; auto: if there is one."),
+        typer.Option(metavar="auto|DIR", help="Resume from the newest checkpoint; auto: if there is one."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count everything; train nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start afresh in a folder that holds a run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over in a folder that already holds a run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Train an adapter, or the base itself, by a recipe."""
+    """Train an adapter, or the base itself, from a recipe."""
     from superlora_cli.progress import doing
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
@@ -57,7 +57,7 @@ def command(
             return folder, fresh
 
         alone = launched() == 1
-        if alone:  # a wrong folder is told before torch is loaded, which takes seconds
+        if alone:  # loading torch takes seconds, so a wrong folder is reported before it
             folder, fresh = opened()
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.commands import train as work
@@ -66,7 +66,7 @@ def command(
         if not alone:  # they agree on one
             folder, fresh = processes.on_main(opened)
             folder.writes = processes.is_main
-        if not fresh:  # unset keys mean what they meant when the run was begun
+        if not fresh:  # unset keys keep the defaults that the run was started with
             loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
         checkpoint = None if fresh else processes.on_main(lambda: work.checkpoint_to_resume(folder, console))
         result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
@@ -74,14 +74,16 @@ def command(
 
 
 def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tuple[RunFolder, bool]:
-    """The run's folder, and whether to start afresh in it."""
+    """The run folder, and whether to start from scratch in it."""
     from superlora_cli.training.run import RunFolder, next_free
 
     if resume and resume != "auto":
         if out and out != Path(resume):
-            raise UsageError("--out and --resume name two folders", where=f"{out}, {resume}", hint="give one of them")
+            raise UsageError(
+                "--out and --resume name different folders", where=f"{out}, {resume}", hint="give one of them"
+            )
         if not Path(resume).is_dir():
-            raise UsageError("no such run folder", where=resume, hint="--resume auto starts fresh where there is none")
+            raise UsageError("no such run folder", where=resume, hint="--resume auto starts a new run if there is none")
         return RunFolder(Path(resume)), False
     default = Path("runs") / name
     if resume:
@@ -94,7 +96,7 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
         return run, not (has_run and any(run.checkpoints.glob("step-*/COMPLETE")))
     run = RunFolder(out or next_free(default))
     if not run.is_empty() and not force:
-        hint = "--resume auto goes on with it, --force starts afresh"
+        hint = "--resume auto continues it, --force starts over"
         raise UsageError("the folder is not empty", where=str(run.path), hint=hint)
     return run, True
 
@@ -142,7 +144,7 @@ def _show_plan(summary: dict[str, Any]) -> None:
             shape = " × ".join(map(str, unit["shape"]))
             rows.append(("unit", f"{unit['count']} × ({shape}), {unit['params']:,} {each} each"))
         if also["tensors"]:
-            rows.append(("trained also", f"{also['tensors']} tensors of the base, {also['params']:,} parameters"))
+            rows.append(("also trained", f"{also['tensors']} tensors of the base, {also['params']:,} parameters"))
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))

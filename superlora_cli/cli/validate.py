@@ -1,4 +1,4 @@
-"""`superlora validate`: is this recipe one?"""
+"""`superlora validate`: checks a recipe without training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to override.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Check a recipe, and name everything that is wrong.
+    """Check a recipe and list everything that is wrong.
 
-    Every key, with file and line, and whether targets and knobs fit the model's weights. A model on the hub is not
-    fetched for it.
+    Checks every key, with file and line, and whether targets and knobs fit the model's weights. A model on the hub is
+    not downloaded for this.
     """
     from superlora_cli.analysis.trained import trained_params
     from superlora_cli.recipe.load import find_recipe, load_recipe

@@ -1,4 +1,4 @@
-"""One adapter, or one ΔW, out of several on the same base."""
+"""Several adapters on the same base become one adapter, or one ΔW."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def combine(
     """Write Σ weight · ΔW of several adapters on one base.
 
     Args:
-        paths: runs or adapter files, of any variants.
-        weights: one for each; default: their mean. A weight of 0 leaves an adapter out.
-        to: `adapter`, of method lora, exact where all have factors weight by weight, else by rank or energy (see
-            `adapter.lowrank.approximate`); or `delta`, exact.
+        paths: run folders or adapter files, of any method.
+        weights: one per adapter; default: their mean. A weight of 0 leaves an adapter out.
+        to: `adapter`, of method lora: exact if every adapter has factors for each weight, else limited by rank or
+            energy (see `adapter.lowrank.approximate`); or `delta`, exact.
         force: overwrite `out`.
 
     Returns:
-        output, to, bytes, params; for an adapter also weights (name, rank and error of each target) and error (of all).
-        One adapter with weight 1 and no limits is written as it is, byte by byte.
+        output, to, bytes, params; for an adapter also weights (name, rank and error of each target) and error (of all
+        together). A single adapter with weight 1 and no limits is copied byte for byte.
 
     Raises:
-        UsageError: weights that do not fit, or an output that exists. MismatchError: adapters of different bases.
-            RunError: an update is not finite.
+        UsageError: the weights do not fit the adapters, or the output exists. MismatchError: the adapters have
+            different bases. RunError: an update is not finite.
     """
     if to not in FORMS:
         raise UsageError(f"unknown form '{to}'", where="--to", hint=did_you_mean(to, FORMS) or "adapter or delta")
     check_limits(rank, energy)
     if to == "delta" and (rank is not None or energy is not None):
-        raise UsageError("a delta holds the update whole", where="--to", hint="leave out --rank and --energy")
+        raise UsageError("a delta file is exact", where="--to", hint="leave out --rank and --energy")
     factors = _weights(weights, len(paths))
     files = [resolve_result(path) for path in paths]
     check_output(out, force=force)
     read = [read_adapter(file) for file in files]
     for adapter in read:
-        check_update(adapter, hint="only ΔW and heads are added up")
+        check_update(adapter, hint="only ΔW and heads can be added up")
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
     terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
     first = parts[0][1]
@@ -119,18 +119,18 @@ def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1 / count] * count
     if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights for {count} adapters", where="--weights", hint="one for each")
+        raise UsageError(f"{len(weights)} weights for {count} adapters", where="--weights", hint="one per adapter")
     if not all(math.isfinite(weight) for weight in weights):
-        raise UsageError("a weight is not finite", where="--weights", hint="numbers, as 0.5,0.5")
+        raise UsageError("a weight is not finite", where="--weights", hint="finite numbers, e.g. 0.5,0.5")
     if not any(weights):
-        raise UsageError("all weights are 0", where="--weights", hint="at least one other than 0")
+        raise UsageError("all weights are 0", where="--weights", hint="at least one must not be 0")
     return list(weights)
 
 
 def _common_base(
     read: Sequence[Stored], terms: Sequence[Term], first: Stored
 ) -> tuple[list[Target], tuple[str, ...], dict[str, str]]:
-    """Targets, patterns and base of the sum. The base's weights are read only where the adapters' targets differ.
+    """Targets, patterns and base of the sum. The base's weights are read only if the adapters' targets differ.
 
     Raises:
         MismatchError: an adapter was trained on another base.
@@ -141,7 +141,7 @@ def _common_base(
         if other.stored.targets_digest == one.stored.targets_digest and digests[0] != digests[1]:
             names = [f"{a.stored.base['name']} ({d[:12]}…)" for a, d in zip((one, other), digests, strict=True)]
             message = f"it was trained on {names[1]}, {one.path} on {names[0]}"
-            raise MismatchError(message, where=str(other.path), hint="only updates of one base can be added")
+            raise MismatchError(message, where=str(other.path), hint="only adapters of the same base can be added up")
     if len({adapter.stored.targets_digest for adapter in read}) == 1:
         return list(first.targets), first.stored.patterns, dict(first.stored.base)
     recipe = first.recipe
@@ -157,7 +157,7 @@ def _common_base(
 def _limited(
     sums: Sequence[Update], targets: Sequence[Target], rank: int | None, energy: float | None
 ) -> list[Approximation]:
-    """Every sum at low rank, none higher than the smallest side of all: an adapter's rank is one."""
+    """Every sum as a low-rank update. An adapter has one rank, so no rank exceeds the smallest side of any target."""
     found = [approximate(update, rank=rank, energy=energy) for update in sums]
     side = min(min(target.flat.rows, target.flat.columns) for target in targets)
     return [
@@ -166,10 +166,10 @@ def _limited(
 
 
 def _head(parts: Sequence[tuple[float, Stored]]) -> dict[str, Tensor]:
-    """The trained heads' mean by weight; {} where none has one.
+    """The weighted mean of the trained heads; {} if no adapter has one.
 
     Raises:
-        UsageError: heads of different shapes or classes, only some with a head, or weights that cancel out.
+        UsageError: the heads differ in shape or classes, only some adapters have one, or the weights add up to 0.
     """
     heads = [dict(adapter.stored.head) for _, adapter in parts]
     if not any(heads):
@@ -178,11 +178,11 @@ def _head(parts: Sequence[tuple[float, Stored]]) -> dict[str, Tensor]:
     for (_, adapter), head in zip(parts, heads, strict=True):
         shapes, wanted = ({name: tensor.shape for name, tensor in one.items()} for one in (head, heads[0]))
         if shapes != wanted or adapter.stored.classes != first.stored.classes:
-            raise UsageError(f"its trained head is not that of {first.path}", where=str(adapter.path),
-                             hint="adapters of the same classes, or --to delta")  # fmt: skip
+            raise UsageError(f"its trained head does not fit that of {first.path}", where=str(adapter.path),
+                             hint="use adapters with the same classes, or --to delta")  # fmt: skip
     whole = sum(weight for weight, _ in parts)
     if abs(whole) < 1e-6:
-        raise UsageError("the weights add up to 0, and heads are averaged", where="--weights", hint="--to delta")
+        raise UsageError("the weights add up to 0, so the heads have no mean", where="--weights", hint="--to delta")
     return {
         name: sum((weight / whole * head[name] for (weight, _), head in zip(parts, heads, strict=True)), 0 * tensor)
         for name, tensor in heads[0].items()

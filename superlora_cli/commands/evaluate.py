@@ -1,4 +1,4 @@
-"""Evaluate finished runs, from their file alone."""
+"""Evaluate a finished run, from its file alone."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def evaluate(
     """Metrics of a run or adapter on the test split of its recipe's data.
 
     Args:
-        plot: picture of the confusion matrix to write.
+        plot: file for a plot of the confusion matrix.
 
     Returns:
-        task, metrics, n, for classification per_class, what was evaluated, and notes: what speaks against the metrics.
+        task, metrics, n, for classification per_class, what was evaluated, and notes: reasons to doubt the metrics.
 
     Raises:
-        UsageError: a class of the data that the model does not know, or a picture that cannot be written.
+        UsageError: the data have a class that the model does not know, or the plot cannot be written.
     """
     if plot is not None and not plot.parent.is_dir():
-        raise UsageError("no such folder", where=str(plot.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(plot.parent), hint="create it first")
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     kind = task_of(built.recipe)
     if plot is not None and not kind.confuses:
         labelled = TASKS[built.recipe.task].tells_classes
         what = "images with several labels have" if labelled else f"the task {built.recipe.task} has"
-        raise UsageError(f"{what} no classes to confuse", where="--plot", hint="leave it out")
+        raise UsageError(f"{what} no confusion matrix", where="--plot", hint="leave it out")
     processes = join(built.recipe.train)
     try:
         task = kind(built, processes)
@@ -64,14 +64,14 @@ def evaluate(
 
 
 def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
-    """That the data are not those of the training, and that images were trained on, as far as it can be known."""
+    """Warn if the data are not those of training or if test images were trained on, as far as that can be known."""
     trained, splits = stored_recipe(file).data, task.splits
     known = read_json(file.parent / "run.json").get("data", splits.fingerprint)
     if known != splits.fingerprint:
-        yield f"not the data of the training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
+        yield f"the data changed since training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
     elif trained == task.recipe.data:
         return
-    with suppress(UsageError):  # they are not there any more
+    with suppress(UsageError):  # the training data are gone
         seen = seen_in_training(splits.test, load_splits(trained, task.look, seed=DATA_SEED).train)
         if seen is not None:
             yield seen
@@ -85,6 +85,4 @@ def _draw(confusion: ConfusionTable, plot: Path) -> None:
     try:
         figure.savefig(plot)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot write the picture: {error}", where=str(plot), hint="a .svg, .png or .pdf file"
-        ) from None
+        raise UsageError(f"cannot write the plot: {error}", where=str(plot), hint="a .svg, .png or .pdf file") from None

@@ -1,4 +1,4 @@
-"""Write what an adapter file changes in the form of another library."""
+"""Write the update of an adapter file in another library's format."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from superlora_cli.opening.shapes_only import check_update, read_adapter
 def export(
     path: Path, out: Path, *, to: str, rank: int | None = None, energy: float | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """Write a run's or file's adapter as `to`.
+    """Write an adapter, from a run folder or a file, in the format `to`.
 
     Args:
-        to: a name in `FORMATS`: a merged file for timm, a folder for PEFT, a file for diffusers, or ΔW itself.
+        to: a name in `FORMATS`, e.g. a merged file for timm, a folder for PEFT, a file for diffusers, or ΔW itself.
         rank, energy: limits of the LoRA formats, see `adapter.lowrank.approximate`.
         force: overwrite `out`.
 
     Returns:
-        output, to and load; bytes but for timm; for the LoRA formats also adapter_bytes, weights (name, rank, error of
-        each) and error (of all).
+        output, to and load; bytes, except for timm; for the LoRA formats also adapter_bytes, weights (name, rank and
+        error of each) and error (of all together).
 
     Raises:
-        UsageError: an unknown format, an output that exists, limits where there is nothing to limit, a base that the
-            other library does not know, an adapter that is not a ΔW and a head. RunError: ΔW is not finite.
+        UsageError: the format is unknown, the output exists, the format is exact but limits are given, the other
+            library does not know the base, or the adapter is more than a ΔW and a head. RunError: ΔW is not finite.
     """
     form = FORMATS.named(to, where="--to")
     check_limits(rank, energy)
     for option, value in (("--rank", rank), ("--energy", energy)):
         if value is not None and not form.lora:
-            raise UsageError(f"{to} holds the update whole", where=option, hint="--to peft-lora")
+            raise UsageError(f"{to} is exact and takes no limit", where=option, hint="leave it out, or --to peft-lora")
     path = resolve_result(path)
     if form.merged:
         return {"to": to, **merge(path, out, force=force)}
@@ -46,5 +46,5 @@ def export(
         kind = "a folder" if form.folder else "a file"
         raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
     adapter = read_adapter(path)
-    check_update(adapter, hint="--to timm has all of it")
+    check_update(adapter, hint="--to timm writes all of it")
     return {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force))}

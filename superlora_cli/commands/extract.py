@@ -1,4 +1,4 @@
-"""An adapter that makes a tuned checkpoint out of its base, fitted to their difference."""
+"""An adapter fitted to the difference between a fine-tuned checkpoint and its base."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from superlora_cli.weights.reading import open_weights
 
 
 class Tensors(Protocol):
-    """Named tensors: of open files, or of a model."""
+    """Named tensors, of open files or of a model."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -46,21 +46,21 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """The weights of a model that has no file of its own."""
+    """The weights of a model that has no file."""
 
     state: Mapping[str, Tensor]
 
     @property
     def names(self) -> Sequence[str]:
-        """Of its tensors."""
+        """Names of its tensors."""
         return list(self.state)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one of them."""
+        """Shape of the tensor `name`."""
         return tuple(self.state[name].shape)
 
     def tensor(self, name: str) -> Tensor:
-        """One of them."""
+        """The tensor `name`."""
         return self.state[name]
 
 
@@ -69,12 +69,12 @@ class Wanted:
     """What an extraction starts from.
 
     Attributes:
-        base: a name of a model, or a safetensors file, index or folder of shards; None: the base of `recipe`.
-        tuned: a safetensors file, index or folder of shards.
-        model: name of the architecture, where `base` is a file.
+        tuned: the fine-tuned weights: a safetensors file, index or folder of shards.
+        base: the name of a model, or a safetensors file, index or folder of shards; None: the base of `recipe`.
+        model: name of the architecture, if `base` is a file.
         patterns: the targets; None: the recipe's, else q and v.
-        knobs: of the adapter, `method` among them.
-        recipe: whose model, data, targets and knobs are used where nothing above says otherwise.
+        knobs: those of the adapter, including `method`.
+        recipe: its model, data, targets and knobs are used unless the fields above override them.
     """
 
     tuned: Path
@@ -89,20 +89,20 @@ class Wanted:
 def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> dict[str, Any]:
     """Write the adapter whose ΔW is nearest to tuned − base on its targets.
 
-    A classifier that differs is stored as the adapter's head, where the architecture is known. What else differs is
-    named, and is not in the adapter.
+    A classifier that differs is stored as the adapter's head if the architecture is known. Other tensors that differ
+    are not in the adapter; they are listed.
 
     Args:
-        steps: of the fit at most, see `adapter.fit.solve.fit`.
+        steps: most steps of fitting, see `adapter.fit.solve.fit`.
         force: overwrite `out`.
 
     Returns:
-        output, bytes, params (adapter, head), steps, weights (name and relative error of each target), error (of all),
-        start_error (of the closed form), elsewhere (names of changed tensors that are not in the adapter).
+        output, bytes, params (adapter, head), steps, weights (name and relative error of each target), error (of all
+        together), start_error (of the closed form), elsewhere (names of changed tensors not in the adapter).
 
     Raises:
-        UsageError: no base, an output that exists, targets that do not differ, or knobs that do not fit them.
-        MismatchError: the two checkpoints have not the same weights. RunError: a difference that is not finite.
+        UsageError: there is no base, the output exists, the targets do not differ, or the knobs do not fit them.
+        MismatchError: the two checkpoints do not have the same weights. RunError: a difference is not finite.
     """
     section = _section(wanted)
     shapes = _shapes(section, wanted)
@@ -112,9 +112,11 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     )
     config = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
     if config.also or not config.adapts:
-        where, what = ("adapter.also", "with other tensors") if config.also else ("adapter.method", "without factors")
+        where, what = (
+            ("adapter.also", "that trains other tensors") if config.also else ("adapter.method", "without factors")
+        )
         raise UsageError(
-            f"an adapter {what} is no fit to a difference", where=where, hint="a method with factors alone"
+            f"an adapter {what} cannot be fitted to a difference", where=where, hint="choose a method with factors only"
         )
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
@@ -133,8 +135,8 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         head = _head(shapes, base, tuned)
         elsewhere = _elsewhere(base, tuned, targets, head)
     if not any(delta.any() for delta in goal):
-        raise UsageError("its targets are those of the base: nothing to extract", where=str(wanted.tuned),
-                         hint="--targets names other weights")  # fmt: skip
+        raise UsageError("its target weights equal the base's: nothing to extract", where=str(wanted.tuned),
+                         hint="choose other weights with --targets")  # fmt: skip
     found = fit(made, goal, steps=steps, base=planes)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
@@ -168,11 +170,13 @@ def _recipe_knobs(recipe: Recipe | None) -> dict[str, Any]:
 
 
 def _section(wanted: Wanted) -> ModelSection | None:
-    """The architecture and where its weights are; None where two files are all there is."""
+    """The architecture and where its weights are; None if only two files are given."""
     file = wanted.base is not None and Path(wanted.base).exists()
     section = wanted.recipe.model if wanted.recipe else None
     if wanted.base is None and section is None:
-        raise UsageError("no base to compare with", where="--base", hint="a model's name, a file, or a recipe")
+        raise UsageError(
+            "no base to compare with", where="--base", hint="give the name of a model, a file, or a recipe"
+        )
     name = wanted.model or (None if file else wanted.base)
     if (
         name is not None
@@ -180,7 +184,7 @@ def _section(wanted: Wanted) -> ModelSection | None:
         and not file
         and ("/" in wanted.base or wanted.base.endswith(".safetensors"))
     ):
-        raise UsageError("no such file", where=f"--base {wanted.base}", hint="a model's name, or its weights")
+        raise UsageError("no such file", where=f"--base {wanted.base}", hint="give the name of a model, or its weights")
     if name is not None and (section is None or section.name != name):
         section = ModelSection(name=name, head="frozen")
     if section is not None and file:
@@ -213,17 +217,19 @@ def _open_base(section: ModelSection | None, wanted: Wanted, opened: ExitStack) 
 def _differences(
     base: Tensors, tuned: Tensors, targets: Sequence[Target], digest: BaseDigest, where: Path
 ) -> list[Tensor]:
-    """tuned − base on every target, (rows, columns) float32; the base's rows are told to `digest`."""
+    """tuned − base of every target, (rows, columns) float32; adds the base's rows to `digest`."""
     goal = []
     for target in targets:
         name = f"{target.module}.weight"
         for tensors, what in ((base, "the base"), (tuned, "the tuned checkpoint")):
             if name not in tensors.names:
-                raise MismatchError(f"{what} has no {name}", where=str(where), hint="two checkpoints of one model")
+                raise MismatchError(
+                    f"{what} has no {name}", where=str(where), hint="give two checkpoints of the same model"
+                )
         old, new = base.tensor(name), tuned.tensor(name)
         if old.shape != new.shape or old[target.start : target.stop].shape != target.shape:
-            message = f"{name} is {list(new.shape)}, in the base {list(old.shape)}"
-            raise MismatchError(message, where=str(where), hint="two checkpoints of one model")
+            message = f"{name} has shape {list(new.shape)}, in the base {list(old.shape)}"
+            raise MismatchError(message, where=str(where), hint="give two checkpoints of the same model")
         rows = old[target.start : target.stop]
         digest.add(target, target.start, rows)
         goal.append((new[target.start : target.stop].float() - rows.float()).flatten(1))
@@ -231,7 +237,7 @@ def _differences(
 
 
 def _head(shapes: Base | None, base: Tensors, tuned: Tensors) -> dict[str, Tensor]:
-    """The tuned classifier, where it is another than the base's."""
+    """The fine-tuned classifier, if it differs from the base's."""
     names = classifier_parameters(shapes.model) if shapes else ()
     if not names or not all(name in tuned.names for name in names):
         return {}
@@ -240,7 +246,7 @@ def _head(shapes: Base | None, base: Tensors, tuned: Tensors) -> dict[str, Tenso
 
 
 def _elsewhere(base: Tensors, tuned: Tensors, targets: Sequence[Target], head: Mapping[str, Tensor]) -> list[str]:
-    """Names of tensors that differ outside of targets and head; a fused weight by the rows that are no target."""
+    """Names of tensors that differ outside targets and head; of a fused weight, only the other rows are compared."""
     rows: dict[str, list[Target]] = {}
     for target in targets:
         rows.setdefault(f"{target.module}.weight", []).append(target)
@@ -251,10 +257,10 @@ def _elsewhere(base: Tensors, tuned: Tensors, targets: Sequence[Target], head: M
         old, new = base.tensor(name), tuned.tensor(name)
         same = old.shape == new.shape
         if same and name in rows:
-            kept = torch.ones(len(old), dtype=torch.bool)
+            others = torch.ones(len(old), dtype=torch.bool)
             for target in rows[name]:
-                kept[target.start : target.stop] = False
-            old, new = old[kept], new[kept]
+                others[target.start : target.stop] = False
+            old, new = old[others], new[others]
         if not same or not torch.equal(old, new.to(old.dtype)):
             found.append(name)
     return found
@@ -268,7 +274,7 @@ def _recipe(
     knobs: Mapping[str, Any],
     head: bool,
 ) -> dict[str, Any]:
-    """What `eval` and `merge` need to build the base again; {} where no architecture is known."""
+    """What `eval` and `merge` need to build the base again; {} if the architecture is unknown."""
     if section is None or shapes is None:
         return {}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in knobs.items()}

@@ -1,4 +1,4 @@
-"""A learning rate for a recipe, found by a short training of it."""
+"""A learning rate for a recipe, found by a range test."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from superlora_cli.training.rates import STEPS, range_test
 
 
 def find_rate(recipe: Recipe, console: Console, *, plot: Path | None = None) -> dict[str, Any]:
-    """A rate for `train.optimizer.lr`, whatever the recipe has there; nothing is written but the picture `plot`.
+    """Suggest a value for `train.optimizer.lr`, ignoring the recipe's own; writes nothing except the plot.
 
     Returns:
-        rate, curve ([rate, smoothed loss] of every step) and plot.
+        rate, curve ([rate, smoothed loss] for every step) and plot.
 
     Raises:
-        UsageError: whatever is wrong with the recipe, or the picture cannot be written. RunError: no rate is found.
+        UsageError: the recipe is wrong, or the plot cannot be written. RunError: no rate is found.
     """
     if plot is not None:
         picture_kind(plot)

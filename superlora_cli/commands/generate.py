@@ -1,4 +1,4 @@
-"""Images from a diffusion run, from its file alone, or from a shipped base."""
+"""Generate images with a diffusion run, an adapter or model file, or a shipped base."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from superlora_cli.training.processes import join
 from superlora_cli.weights.checksum import digest_tensors
 
 SHOWN = 8  # classes in a hint
-ANY = "any"  # the class of images from a model that knows none
+ANY = "any"  # stands for the class if the model is unconditional
 
 
 def generate(
@@ -58,36 +58,37 @@ def generate(
 ) -> dict[str, Any]:
     """Write `num` images, a grid of them and a manifest to the folder `out`.
 
-    The adapter is merged into the base first, so that it costs nothing in any step. Nothing is written before the model
-    is built and all settings have been found right.
+    The adapter is merged into the base first, so sampling steps do not pay for it. Nothing is written before the model
+    is built and all settings are checked.
 
     Args:
-        source: a run's folder, an adapter or model file, or the name of a shipped diffusion base.
-        classes: names or numbers with commas between; image i shows the class i modulo their number. Default: all.
-        guidance: default 1.8; 0 for a model that knows no classes.
-        force: replace generated images that are there.
-        reuse: leave them, if these very settings made them.
+        source: a run folder, an adapter or model file, or the name of a shipped diffusion base.
+        classes: names or numbers, separated by commas, which the images take in turn. Default: all.
+        guidance: default 1.8; 0 for an unconditional model.
+        force: replace generated images in the folder.
+        reuse: keep the images in the folder if they were made with the same settings.
 
     Returns:
         images (their folder), grid (the file), num, seed, sampler, steps, guidance, classes, model, adapter parameters,
         seconds.
 
     Raises:
-        UsageError: bad settings, a source that cannot generate, a folder that is not empty. MismatchError: the base is
-            not the adapter's. InterruptedRunError: by Ctrl-C; every image written is whole.
+        UsageError: a setting is wrong, the source cannot generate, or the folder is not empty. MismatchError: the base
+            is not the adapter's. InterruptedRunError: by Ctrl-C; every image written is complete.
     """
     folder = ImagesFolder(out)
     folder.check(force=force)
     if num < 1:
         raise UsageError(f"{num} images", where="--num", hint="1 or more")
     if launched() > 1:
-        raise UsageError(f"launched as {launched()} processes", where="superlora generate", hint="start it alone")
+        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
+                         hint="start it as a single process")  # fmt: skip
     built, about = _open(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
     chosen = _choose(classes, names, len(built.class_names) or len(names))
     conditional = names != [ANY]
     if guidance and not conditional:
-        raise UsageError("the model knows no classes to be guided to", where="--guidance", hint="leave it out")
+        raise UsageError("the model has no classes to guide towards", where="--guidance", hint="leave it out")
     weight = (GUIDANCE if conditional else 0.0) if guidance is None else guidance
     schedule = _schedule(built.recipe)
     taken = schedule.checked_steps(sampler, steps)
@@ -144,7 +145,7 @@ def generate(
         caption = _caption(about, sampler, taken, weight, seed)
         folder.finish(settings, images, labelled_grid(torch.stack(made), shown, names, caption))
     except KeyboardInterrupt:
-        hint = f"{len(made)} of {num} images are there; --force starts again"
+        hint = f"{len(made)} of {num} images are written; --force starts over"
         raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
     finally:
         processes.end()
@@ -152,34 +153,36 @@ def generate(
 
 
 def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of what can generate: a run's folder, an adapter or model file, or a shipped diffusion base.
+    """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images.
 
     Raises:
-        UsageError: there is none, or it is of another task.
+        UsageError: there is no such source, or its task does not generate.
     """
     path = Path(source)
     if path.exists():
         file, kind = resolve_result(path), "run"
         model = read_model(file)
-        data = dict(model.recipe if model else store.load(file).recipe)  # which says what the file is instead
+        data = dict(
+            model.recipe if model else store.load(file).recipe
+        )  # raises an error that says what else the file is
     elif source in EMBEDDED:
         data, kind = _provenance(source)["recipe"], "base"
     else:
-        hint = did_you_mean(source, EMBEDDED) or "a run's folder, an adapter.safetensors, or a shipped base"
+        hint = did_you_mean(source, EMBEDDED) or "a run folder, an adapter.safetensors, or a shipped base"
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
     if not (isinstance(task, str) and task in TASKS and TASKS[task].generates):
-        message = f"a {task} {kind} generates nothing"
-        raise UsageError(message, where=source, hint=f"a {kind} with task: diffusion")
+        message = f"a {task} {kind} cannot generate images"
+        raise UsageError(message, where=source, hint=f"use a {kind} with task: diffusion")
     if kind == "base":
         data["model"] |= {"pretrained": True}
     return recipe_from_dict(data, source, overrides)
 
 
 def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
-    """The model with its adapter, and what the manifest says of both."""
+    """The model with its adapter, and what the manifest says about both."""
     recipe, path = recipe_of(source, overrides), Path(source)
-    if not path.exists():  # a shipped base as it is
+    if not path.exists():  # a shipped base
         return Built(recipe, open_base(recipe), None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
@@ -191,13 +194,13 @@ def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[
 
 
 def _provenance(name: str) -> dict[str, Any]:
-    """What made a shipped base."""
+    """How a shipped base was trained."""
     found: dict[str, Any] = json.loads((ASSETS / EMBEDDED[name].weights).with_suffix(".json").read_text())
     return found
 
 
 def _class_names(built: Built) -> list[str]:
-    """A name for every class that the model can be told: numbers beyond the named ones."""
+    """A name for every class that the model can be conditioned on: numbers for those without one."""
     known = cast("int | None", built.model.classes)
     if known is None:
         return [ANY]
@@ -205,7 +208,7 @@ def _class_names(built: Built) -> list[str]:
 
 
 def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
-    """The classes that `--classes` means, by name or by number; by default those that the model was trained on."""
+    """The numbers of the classes in `--classes`; by default those that the model was trained on."""
     if text is None:
         return list(range(trained))
     chosen = []
@@ -216,14 +219,14 @@ def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
             chosen.append(int(word))
         else:
             few = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
-            near = None if word.isdecimal() else did_you_mean(word, names)  # 1 is not what 11 was meant to be
-            hint = near or f"it knows {few}"
-            raise UsageError(f"the model knows no class '{word}'", where="--classes", hint=hint)
+            near = None if word.isdecimal() else did_you_mean(word, names)  # 1 is no likely typo of 11
+            hint = near or f"it has {few}"
+            raise UsageError(f"the model has no class '{word}'", where="--classes", hint=hint)
     return chosen
 
 
 def _schedule(recipe: Recipe) -> NoiseSchedule:
-    """The noise that the model was trained on."""
+    """The noise schedule that the model was trained with."""
     section = settings_of(recipe)
     return NoiseSchedule(section.steps, section.beta_start, section.beta_end)
 

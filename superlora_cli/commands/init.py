@@ -1,4 +1,4 @@
-"""A starting recipe for one's own images: what `superlora init` writes."""
+"""The starting recipe that `superlora init` writes for a user's own images."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
 from superlora_cli.tasks.images import refusal
 
-EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; steps at least and at most
+EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; fewest and most steps
 BATCH, EVALUATIONS = 64, 10
-ENOUGH = 500  # validation images by which a step can be chosen: with fewer an early one wins by chance
-LARGE = 224  # pixels; a model made for larger images gets this without a GPU
+ENOUGH = 500  # validation images needed to select a step: with fewer, an early one wins by chance
+LARGE = 224  # pixels; without a GPU a model made for larger images gets this size
 TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that hold `LEAST` of the body, else all of it
-LEAST = 0.02  # q and v are from a twenty-fifth of a model on; a stem, or what stands beside the classifier, is less
+LEAST = 0.02  # q and v are at least 1/25 of a model; a stem, or a layer next to the classifier, is less
 TEMPLATE = """\
 # {model} on the images in {data}: {classes} classes, {images:,} training images.
 # superlora train {file}   # {adapter:,} parameters + head {head:,}
@@ -75,18 +75,18 @@ class Start:
 def starting_recipe(
     model: str, data: Path, file: Path, *, pretrained: bool = True, image_size: int | None = None
 ) -> Start:
-    """A recipe that adapts `model` to the folder of images `data`; `file` is where it will be written.
+    """A recipe that adapts `model` to the folder of images `data`, to be written to `file`.
 
-    The model is built without weights to see that it exists and which of its weights can be adapted.
+    The model is built without weights to check that it exists and to find the weights that can be adapted.
 
     Args:
-        image_size: side of the images in pixels; default: the model's, but without a GPU at most `LARGE`.
+        image_size: in pixels; default: the model's, but at most `LARGE` without a GPU.
 
     Raises:
-        UsageError: no such model, no folder of images, or images of a size that the model refuses.
+        UsageError: there is no such model, no folder of images, or the model does not accept the image size.
     """
     if not data.is_dir():
-        hint = "a folder with a sub-folder of images per class, or with train and test folders of such"
+        hint = "give a folder with one sub-folder of images per class, or with train and test folders of such"
         raise UsageError("no such folder", where=str(data), hint=hint)
     several = bool(find_tables(data))
     classes, (train, validation, test) = list_table(data) if several else list_folder(data)
@@ -97,7 +97,7 @@ def starting_recipe(
     steps = min(MOST, max(FEWEST, round(EPOCHS * left / batch)))
     every = max(1, steps // EVALUATIONS)
     judged = round(0.1 * images) if validation is None else len(validation)
-    folder = f"./{data}" if is_embedded(str(data)) else str(data)  # of that name
+    folder = f"./{data}" if is_embedded(str(data)) else str(data)  # not the embedded data of the same name
     settings: dict[str, Any] = {
         "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
         "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),
@@ -136,7 +136,7 @@ def starting_recipe(
 
 
 def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:
-    """What the recipe says of images of another size than the model's own."""
+    """The parts of the recipe that set an image size other than the model's own."""
     fixed = (getattr(own.model, "pretrained_cfg", None) or {}).get("fixed_input_size", False)
     less = (own.image_size / size) ** 2
     why = f"the model's own is {own.image_size}" + (
@@ -156,7 +156,7 @@ def _base(settings: Mapping[str, Any]) -> Base:
     try:
         base.model.eval()(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
     except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
-        hint = "a multiple of its patches, or its own size"
+        hint = "a multiple of its patch size, or its own size"
         raise UsageError(refusal(base.image_size, error), where="--image-size", hint=hint) from None
     return base
 
@@ -180,13 +180,13 @@ def _parts(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def _body(base: Base) -> list[str]:
-    """Patterns of all linear and convolutional weights but the head's, and the first layer's where it is a part."""
+    """Patterns for all linear and convolutional weights except the head's, and the first layer's if it is a part."""
     parts = _parts(base.model)
     return [f"{part}.*" for index, (part, own) in enumerate(parts.items()) if index or len(own) > 1] or ["*"]
 
 
 def _share(built: Built) -> float:
-    """How much of the body is adapted, by elements."""
+    """Share of the body's elements that are adapted."""
     assert built.adapter is not None
     body = {name: size for own in _parts(built.model).values() for name, size in own.items()}
     adapted = sum(math.prod(target.shape) for target in built.adapter.targets if target.module in body)
@@ -194,5 +194,5 @@ def _share(built: Built) -> float:
 
 
 def _inline(value: str | bool) -> str:
-    """A scalar as it stands in a YAML flow mapping."""
+    """A scalar as written inside a YAML flow mapping."""
     return dump_yaml([value]).strip().removeprefix("[").removesuffix("]")

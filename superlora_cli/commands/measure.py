@@ -1,4 +1,4 @@
-"""Measure generated images, or those that a run generates, against real ones."""
+"""Compare generated images, from a folder or from a run, with real ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
 
 STANDARD = Knobs()
-SAMPLES = "samples"  # in a run's folder: the images it was measured by
-KEYS = ("data.", "eval.batch_size", "train.device")  # of a recipe, that mean something without a model
+SAMPLES = "samples"  # in a run folder: the images that were measured
+KEYS = ("data.", "eval.batch_size", "train.device")  # recipe keys that apply without a model
 
 
 def measure_folder(
@@ -34,7 +34,7 @@ def measure_folder(
     extractor: str = "inception",
     weights: Path | None = None,
 ) -> dict[str, Any]:
-    """`measure`, as the command line asks for it.
+    """`measure`, with arguments as the command line gives them.
 
     Args:
         against: `digits:test`, `torch/svhn:train`, `FOLDER:test` (class folders), or a folder of images.
@@ -43,7 +43,7 @@ def measure_folder(
     for text in overrides:
         if not text.startswith(KEYS):
             hint = "keys of data, eval.batch_size and train.device"
-            raise UsageError("says nothing of a folder of images", where=text, hint=hint)
+            raise UsageError("does not apply to a folder of images", where=text, hint=f"only {hint} do")
     parsed = parse_reference(against)
     plain = {
         "task": "diffusion",
@@ -78,21 +78,21 @@ def measure_run(
 ) -> dict[str, Any]:
     """Generate images from a run, an adapter or a shipped base, and `measure` them.
 
-    Images that are there already, made with these very settings, are not made again.
+    Images that were already generated with the same settings are reused.
 
     Args:
-        against: as for `measure_folder`; the run's own data set is found where its recipe says.
+        against: as for `measure_folder`; the run's own data set is taken from its recipe.
         overrides: KEY=VALUE on the run's recipe.
-        out: folder for the images; default: `samples` in a run's folder, else none is kept.
+        out: folder for the images; default: `samples` in a run folder; otherwise they are not saved.
         force: replace generated images in `out`.
         sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `commands.generate.generate`.
 
     Returns:
-        as `measure`, and `generated`: what `generate` says.
+        as `measure`, and `generated`: what `generate` returns.
     """
     parsed = parse_reference(against)
     recipe = recipe_of(source, overrides)
-    load_extractor(extractor, weights)  # whatever is missing is told before images are made
+    load_extractor(extractor, weights)  # fails before images are generated if anything is missing
     real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
     with _place(Path(source), out) as (folder, ours):
         made = generate(
@@ -113,7 +113,7 @@ def measure_run(
             batch_size=recipe.eval.batch_size,
             device=recipe.train.device,
         )
-        if out is None and not Path(source).is_dir():  # they go with the folder
+        if out is None and not Path(source).is_dir():  # the folder was temporary
             made = {key: value for key, value in made.items() if key not in ("images", "grid")}
         found |= {"images": source, "generated": made}
         write_json(folder / "metrics.json", found)
@@ -122,7 +122,7 @@ def measure_run(
 
 @contextmanager
 def _place(source: Path, out: Path | None) -> Iterator[tuple[Path, bool]]:
-    """Where the images go, and whether that place is ours to clear."""
+    """Where the images go, and whether we may clear that folder."""
     if out is not None:
         yield out, False
     elif source.is_dir():
@@ -133,7 +133,7 @@ def _place(source: Path, out: Path | None) -> Iterator[tuple[Path, bool]]:
 
 
 def _section(recipe: Recipe, name: str) -> DataSection:
-    """Of a reference: the run's own where that is meant, so that its root and all else holds."""
+    """The data section of a reference: the run's own, with its root and other settings, if the name is the same."""
     return recipe.data if recipe.data.name == name else DataSection(name=name, root=recipe.data.root)
 
 
@@ -150,17 +150,17 @@ def measure(
     """The metrics of a folder of generated images.
 
     Args:
-        images: the folder; the images' names, or its manifest, say which class each was to be.
+        images: the folder; file names or its manifest give the intended class of each image.
         against: data set and split, or a folder of real images of the same size.
         extractor: `inception` or `digits`.
         weights: file of Inception's weights.
 
     Returns:
-        task, metrics, n (of generated images), images, reference (name, n), settings (all that the numbers depend
+        task, metrics, n (of generated images), images, reference (name, n), settings (everything the numbers depend
         on: extractor, weights, layers, k, subset size, seed …, digests of the images), notes.
 
     Raises:
-        UsageError: images, data or weights that are missing or do not fit.
+        UsageError: images, data or weights are missing or do not fit.
     """
     made = read_images(images)
     network = load_extractor(extractor, weights)
@@ -195,16 +195,16 @@ def measure(
 
 
 def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> ImageSet:
-    """The real images, in the size of the generated ones.
+    """The real images, at the size of the generated ones.
 
     Raises:
-        UsageError: a folder of images of another size.
+        UsageError: the folder has images of another size.
     """
     size = made.size
     if not isinstance(against, Path):
         return read_split(*against, size)
     real = read_images(against)
     if real.size != size:
-        message = f"images of {in_words(real.size)} pixels, those in {made.name} have {in_words(size)}"
-        raise UsageError(message, where=real.name, hint="images of one size")
+        message = f"images of {in_words(real.size)} pixels, but those in {made.name} have {in_words(size)}"
+        raise UsageError(message, where=real.name, hint="images of the same size")
     return real

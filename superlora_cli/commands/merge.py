@@ -1,4 +1,4 @@
-"""An adapter merged into its base's weights, or taken out of them, in the memory of one group's ΔW."""
+"""Merge an adapter into its base's weights, or take it out of them, in the memory of one group's ΔW."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def merge(
     force: bool = False,
     allow_mismatch: bool = False,
 ) -> dict[str, Any]:
-    """Write the base's weights with ΔW added, under the base's own names: `load` says how to use them.
+    """Write the base's weights plus ΔW, under the base's own names.
 
     Args:
-        out: a file, or for a base in shards a folder.
-        console: where progress is shown, if anywhere.
+        out: a file, or a folder if the base is in shards.
+        console: where to show progress; None: nowhere.
         base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
-        dtype: of the written floating-point tensors; default: as stored.
-        verify: compare the outputs of the merged and the adapted model, or the tensors where no model can be built.
-        unmerge: subtract ΔW from `base`, a merged file; its head stays.
+        dtype: of the floating-point tensors written; default: as stored.
+        verify: compare the outputs of the merged and the adapted model, or the tensors if no model can be built.
+        unmerge: subtract ΔW from `base`, a merged file; its head is not restored.
         force: overwrite `out`.
 
     Returns:
-        output, tensors_changed, verified, max_abs_error, what was compared and verified_on what (None if nothing),
-        for `unmerge` rounding_bound, and `load`, the line of Python that loads the file.
+        output, tensors_changed, verified, max_abs_error, compared (what was) and verified_on (which data), both None
+        if not verified, rounding_bound (with `unmerge`), and load, a line of Python that loads the file.
 
     Raises:
-        UsageError: the output exists, an unknown dtype, or a file that cannot be read. RunError: the disk is full, or
-        a weight is not finite. MismatchError: another base, or the verification failed.
+        UsageError: the output exists, the dtype is unknown, or a file cannot be read. RunError: the disk is full, or a
+        weight is not finite. MismatchError: it is another base, or the verification failed.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
@@ -68,10 +68,10 @@ def merge(
     cast = DTYPES[dtype] if dtype else None
     with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         if unmerge and (job.stored.also or not job.targets):
-            what = f"{len(job.stored.also)} tensors" if job.stored.also else "a head"
-            raise UsageError(f"{what} took the place of the base's, which a merged file does not give back",
+            what = f"{len(job.stored.also)} tensors" if job.stored.also else "the head"
+            raise UsageError(f"the adapter replaces {what} of the base, which cannot be restored from a merged file",
                              where=str(job.file), hint="keep the base")  # fmt: skip
-        accepted = allow_mismatch and job.stored.config.frozen != "svd"  # whose frozen factors are the base's own
+        accepted = allow_mismatch and job.stored.config.frozen != "svd"  # svd factors come from the base itself
         check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
         with _place(out, job.source, force) as place:
             bound = _write(job, out, place, console, sign=-1 if unmerge else 1, cast=cast, check=check)
@@ -91,34 +91,36 @@ def merge(
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:
-    """Refuse an output that exists, or cannot be written."""
+    """Refuse an output that exists or cannot be written."""
     if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(out.parent), hint="create it first")
     if not (out.exists() or out.is_symlink()) or force:
         return
     if base is not None and base.exists() and out.exists():
         own = [base, *(base.iterdir() if base.is_dir() else [])]
         if any(out.samefile(one) for one in own):
-            hint = "another --out, or --force to replace the base by the result"
-            raise UsageError("that is the base itself", where=str(out), hint=hint)
+            hint = "choose another --out, or --force to replace the base with the result"
+            raise UsageError("the output is the base itself", where=str(out), hint=hint)
     raise UsageError(f"the {'folder' if out.is_dir() else 'file'} exists", where=str(out), hint="--force overwrites it")
 
 
 @contextmanager
 def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
-    """The temporary file or folder that will be the output."""
+    """The temporary file or folder that becomes the output."""
     if not source.folder:
         if out.is_dir():
-            raise UsageError("is a folder, and the base is one file", where=str(out), hint="--out FILE.safetensors")
+            raise UsageError(
+                "is a folder, but the base is a single file", where=str(out), hint="--out FILE.safetensors"
+            )
         with replacing(out, force=force) as place:
             yield place
         return
     if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
-        raise UsageError("is a file, and the base is in shards", where=str(out), hint="--out FOLDER")
+        raise UsageError("is a file, but the base is in shards", where=str(out), hint="--out FOLDER")
     for other in out.iterdir() if out.exists() else []:
         if not (other.is_file() and other.suffix in (*BESIDE, ".safetensors")):
-            hint = "--force replaces folders that hold weights alone"
-            raise UsageError(f"holds {other.name} too", where=str(out), hint=hint)
+            hint = "--force only replaces folders that hold nothing but weights"
+            raise UsageError(f"also holds {other.name}", where=str(out), hint=hint)
     with replacing_folder(out, force=force) as place:
         yield place
 
@@ -133,10 +135,10 @@ def _write(
     cast: torch.dtype | None,
     check: bool,
 ) -> float:
-    """Write everything into `place`; how far an unmerged weight may be from the base's, at most.
+    """Write everything to `place`; return how far an unmerged weight may be from the base's at most.
 
     Raises:
-        MismatchError: the bytes of the base, hashed on the way, are not those of the adapter's (with `check`).
+        MismatchError: the base, hashed on the way, is not the adapter's (with `check`).
     """
     skip: dict[str, list[tuple[int, int]]] = {}
     for target in job.targets:
@@ -148,8 +150,10 @@ def _write(
             progress = opened.enter_context(WritingDisplay(console, f"writing {out.name}", job.source.bytes)).advance
         draft = opened.enter_context(Draft(out, progress))
         job.source.lay_out(draft, place)
-        pool = opened.enter_context(ThreadPoolExecutor(3))  # copies what stays, hashes and syncs while rows are merged
-        opened.callback(draft.stop)  # where something fails, not the rest of a large copy before that is said
+        pool = opened.enter_context(
+            ThreadPoolExecutor(3)
+        )  # copies unchanged bytes, hashes and syncs while rows are merged
+        opened.callback(draft.stop)  # on failure, do not finish a large copy before reporting it
         copying = pool.submit(job.source.fill, draft, skip)
         hashing = settling = pool.submit(lambda: None)
         if not job.source.leaves:
@@ -173,7 +177,7 @@ def _write(
 
 
 def _check_digest(job: Job, digest: BaseDigest) -> None:
-    """Refuse another base; where the right one is at hand, the first weight that differs is named."""
+    """Refuse another base; if the right one is available, name the first weight that differs."""
     for target in job.known_by:
         digest.add(target, 0, job.source.rows(f"{target.module}.weight", 0, target.stop))
     try:
@@ -185,16 +189,16 @@ def _check_digest(job: Job, digest: BaseDigest) -> None:
             name = f"{target.module}.weight"
             rows = job.source.rows(name, target.start, target.stop)
             if not torch.equal(rows, right[name][target.start : target.stop]):
-                error.message += f"; {target.name} is the first that differs"
+                error.message += f"; the first weight that differs is {target.name}"
                 break
         raise
 
 
 def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Found | None:
-    """Largest difference of the unmerged weights from the base's, where that is at hand.
+    """Largest difference between the unmerged weights and the base's, if the base is available.
 
     Raises:
-        MismatchError: it is more than roundings explain.
+        MismatchError: it is more than rounding explains.
     """
     base = job.own_base()
     if base is None:
@@ -206,8 +210,10 @@ def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Foun
             rows = base[name][target.start : target.stop].float()
             largest = max(largest, (written.rows(name, target.start, target.stop).float() - rows).abs().max().item())
     if largest > 2 * bound and not allow_mismatch:
-        hint = "it was not merged with this adapter; --allow-base-mismatch writes it all the same"
-        raise MismatchError(f"unmerging leaves the base off by {largest:.3g}", where=str(job.file), hint=hint)
+        hint = "it was not merged with this adapter; --allow-base-mismatch writes it anyway"
+        raise MismatchError(
+            f"the unmerged weights differ from the base by {largest:.3g}", where=str(job.file), hint=hint
+        )
     return Found(largest, "from the base", f"the adapted weights of {job.stored.base.get('name')}")
 
 

@@ -1,4 +1,4 @@
-"""What is merged into what: an adapter's targets, found in a model or by the names in the files of a checkpoint."""
+"""What to merge into what: an adapter's targets, found in a model or by the tensor names of a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORC
 
 @dataclass
 class Job:
-    """What is merged into what.
+    """An adapter and the weights to merge it into.
 
     Attributes:
-        file: the adapter's.
+        file: the adapter file.
         source: the base's weights.
-        built: the adapted model, where the base's weights are those of a model in memory.
-        shapes: the recipe and its base without weights, where it can be built.
+        built: the adapted model, if the base's weights are in memory.
+        shapes: the recipe and its base without weights, if that can be built.
         merged: whether the source holds merged weights.
-        known_by: weights of the source that tell which base it is, where there are no targets.
+        known_by: weights that identify the base if there are no targets.
     """
 
     file: Path
@@ -58,7 +58,7 @@ class Job:
     known_by: Sequence[Target] = ()
 
     def take(self) -> Take:
-        """What gives the vector of all ΔW from its start on."""
+        """A function that returns the next elements of the concatenated ΔW, from the first on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
         return in_turn(layout, self.stored.factors, self._planes)
@@ -68,7 +68,7 @@ class Job:
         """The frozen factors that come from the base.
 
         Raises:
-            UsageError: the weights are merged ones, and the base is not at hand.
+            UsageError: the weights are merged, and the base is not available.
         """
         if self.stored.config.frozen != "svd":
             return None
@@ -78,12 +78,12 @@ class Job:
             return svd.planes(layout, read)
         base = self.own_base()
         if base is None:
-            raise UsageError("its frozen factors come from the base, which is not at hand", where=str(self.file),
-                             hint="keep the base: a merged file does not give it back")  # fmt: skip
+            raise UsageError("its frozen factors come from the base, which is not available", where=str(self.file),
+                             hint="keep the base: it cannot be restored from a merged file")  # fmt: skip
         return svd.planes(layout, [base[f"{t.module}.weight"][t.start : t.stop] for t in self.targets])
 
     def own_base(self) -> Mapping[str, Tensor] | None:
-        """The state dict of the base the adapter was trained on, where it is at hand: shipped, or in a file."""
+        """The state dict of the base the adapter was trained on, if that is shipped or in a file."""
         if self.shapes is None:
             return None
         recipe, _ = self.shapes
@@ -101,22 +101,22 @@ class Job:
 def open_job(
     file: Path, base: Path | None, cast: torch.dtype | None, *, unmerge: bool, allow_mismatch: bool
 ) -> Iterator[Job]:
-    """The adapter of a file with what it is to be merged into.
+    """The adapter of a file, with the weights to merge it into.
 
     Args:
-        base: weights instead of the recipe's.
-        cast: the dtype to be written, if not the stored one.
-        unmerge: the base is merged weights, whose head stays.
-        allow_mismatch: accept a model in memory whose target bytes differ; those of files are not looked at here.
+        base: weights to use instead of the recipe's.
+        cast: the dtype to write, if not the stored one.
+        unmerge: the base holds merged weights; its head is left alone.
+        allow_mismatch: accept a model in memory whose target weights differ; weights in files are not checked here.
 
     Raises:
-        UsageError: a file that cannot be read. MismatchError: adapter and base do not belong together.
+        UsageError: a file cannot be read. MismatchError: adapter and base do not belong together.
     """
     if read_model(file) is not None:
-        raise UsageError(f"{Kind.MODEL}: there is nothing to merge", where=str(file), hint="use it as it is")
+        raise UsageError(f"{Kind.MODEL}: there is nothing to merge", where=str(file), hint="use it directly")
     stored = store.load(file)
     if base is not None:
-        check_kind(base, "weights", BASES, "a .safetensors file, an index of shards, or their folder")
+        check_kind(base, "weights", BASES, "a .safetensors file, an index of shards, or a folder of shards")
     with ExitStack() as opened:
         if base is not None and is_safetensors(base):
             yield _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)
@@ -129,7 +129,7 @@ def open_job(
 
 
 def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtype | None, *, keep_head: bool) -> Job:
-    """The adapter with weights on a disk: its targets, from the recipe's model or from the names in the files."""
+    """An adapter and weights on disk: finds the targets in the recipe's model, or by the tensor names in the files."""
     where = str(weights.index or weights.shards[0].path)
     shapes = {name: weights.shape(name) for name in weights.names}
     replaced = {} if keep_head else dict(stored.beside)
@@ -148,7 +148,7 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
         check_shapes(own, theirs, where=where)
         targets = expand(made.model, stored.patterns)
         if store.digest_targets(targets) != stored.targets_digest:
-            raise MismatchError("the adapter's targets are not the ones of its recipe's model", where=str(file))
+            raise MismatchError("the adapter's targets are not those of its recipe's model", where=str(file))
     source = FromFiles(weights, dtype=cast, replaced=replaced)
     known_by = () if targets else witnesses(shapes, heads)
     return Job(file, stored, tuple(targets), source, shapes=known, merged=keep_head, known_by=known_by)

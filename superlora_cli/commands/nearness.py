@@ -1,4 +1,4 @@
-"""The geometry of a section's runs: the update of each, made from its file on its base, against that of one run."""
+"""Geometry of updates: the update of every run in a section, computed from its file, compared with that of one run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from superlora_cli.reporting.sections import Section
 
 
 class Reference:
-    """The run that others are compared with: spectra of its updates, digests of the weights they belong to.
+    """The run that others are compared with: spectra of its updates, and digests of the base weights.
 
     Raises:
-        UsageError: it is no result, or has no adapter. MismatchError: its base is not the one it was trained on.
+        UsageError: it is not a run, or has no adapter. MismatchError: its base is not the one it was trained on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,21 +37,23 @@ class Reference:
         """The three measures of every weight that both adapt.
 
         Raises:
-            MismatchError: the weights under the updates differ, or none is adapted by both.
+            MismatchError: the base weights differ, or no weight is adapted by both.
         """
         spectra, digests = _spectra(_adapted(file))
         common = [name for name in self.spectra if name in spectra]
         if not common:
-            raise MismatchError(f"adapts no weight that {self.path} adapts", where=str(file), hint="the same targets")
+            raise MismatchError(
+                f"adapts none of the weights that {self.path} adapts", where=str(file), hint="use the same targets"
+            )
         for name in common:
             if digests[name] != self.digests[name]:
-                message = f"{name} of its base is not that of {self.path}: updates of different weights"
-                raise MismatchError(message, where=str(file), hint="compare runs of one base")
+                message = f"{name} of its base differs from that of {self.path}"
+                raise MismatchError(message, where=str(file), hint="compare runs on the same base")
         return {name: compare(self.spectra[name], spectra[name]) for name in common}
 
 
 def nearness(section: Section, reference: Reference, say: Callable[[str], None]) -> Nearness:
-    """All adapted runs of a section but the reference itself, compared with it; `say` is told each run's path."""
+    """Compare all adapted runs of a section with the reference; `say` is called with each run's path."""
     found: dict[int, list[dict[str, Similarity]]] = {}
     for row in section.rows:
         adapted = [run for run in row.runs if run.config is not None and run.config.adapts]
@@ -67,13 +69,13 @@ def nearness(section: Section, reference: Reference, say: Callable[[str], None])
 def _adapted(file: Path) -> Built:
     built = build_from_file(file)
     if built.adapter is None or not built.adapter.targets:
-        hint = "a run with an adapter, such as method: dense"
-        raise UsageError("has no adapter whose update could be compared", where=str(file), hint=hint)
+        hint = "use a run with an adapter, such as method: dense"
+        raise UsageError("has no adapter, so no update to compare", where=str(file), hint=hint)
     return built
 
 
 def _spectra(built: Built) -> tuple[dict[str, Spectrum], dict[str, tuple[str, str]]]:
-    """By the target's name: the spectrum of its update, and a digest of the base's weight."""
+    """For every target, by name: the spectrum of its update, and a digest of the base weight."""
     assert built.adapter is not None
     targets: tuple[Target, ...] = built.adapter.targets
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How large an adapter's update is, weight by weight, and beside the weights that it changes."""
+"""The norm of an adapter's update for every weight, absolute and relative to the base weight."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from superlora_cli.opening.shapes_only import Stored
 
 
 def norms(adapter: Stored) -> dict[str, Any]:
-    """Frobenius norms of ΔW, and their ratio to those of the base's rows.
+    """Frobenius norms of ΔW, and their ratio to the norms of the base weights.
 
     Returns:
         targets: name, norm ‖ΔW‖ and relative ‖ΔW‖ / ‖W‖ of each; norm and relative of all together; why_not: None, or
-        why the base cannot be built, where every relative is None.
+        why the base cannot be built, in which case every relative is None.
 
     Raises:
         RunError: ΔW is not finite.

@@ -1,4 +1,4 @@
-"""The classes of images that nobody has labelled."""
+"""Predict the classes of unlabelled images."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ from superlora_cli.training.processes import join
 def predict(
     path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
 ) -> dict[str, Any]:
-    """Write the two likeliest classes of every image below `folder`, in natural order, to the CSV file `out`.
+    """Write the two likeliest classes of every image below `folder` to the CSV file `out`, in natural order.
 
-    Of a model for several labels an image, all that are likelier than not.
+    If images have several labels, write all labels with a probability above one half.
 
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: there is no image that can be read, or `out` cannot be written.
+        UsageError: no image can be read, or `out` cannot be written.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
-        raise UsageError("no such folder", where=str(folder), hint="a folder of images, at any depth")
+        raise UsageError("no such folder", where=str(folder), hint="give a folder of images, at any depth")
     if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(out.parent), hint="create it first")
     files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     names = sorted(files, key=natural_key)
     if not names:
         check_kind(folder, "a folder of images", (Kind.FOLDER,))
-        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+        raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
     checked = scan(folder, names)
     readable = [name for name in names if checked[name].cause is None]
     unreadable = [{"path": name, "cause": checked[name].cause} for name in names if checked[name].cause is not None]
@@ -61,7 +61,9 @@ def predict(
     built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
     recipe, base = built.recipe, built.base
     if not TASKS[recipe.task].tells_classes:
-        raise UsageError(f"a base for {base.task} predicts no classes", where=str(path), hint="a classifier's run")
+        raise UsageError(
+            f"a base for {base.task} predicts no classes", where=str(path), hint="use a run with task: classification"
+        )
     processes = join(recipe.train)
     model = built.model.to(processes.device).eval()
     look = Look(base.image_size, base.mean, base.std)

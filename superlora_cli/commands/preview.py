@@ -1,4 +1,4 @@
-"""Images as a training sees them: cut, coloured, erased, mixed, with what they are to be taken for."""
+"""Training images as the model sees them: cropped, augmented and mixed, with their labels."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from superlora_cli.tasks import task_of
 from superlora_cli.tasks.images import outputs_of
 from superlora_cli.tasks.reading import DATA_SEED, read_training, settled
 
-SHOWN = 0.005  # of an image: the least share of a class that is named
+SHOWN = 0.005  # smallest share of a class in a mixed image that is named
 
 
 def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
-    """Draw the first `count` images that a training of `recipe` by one process sees, in its order, to the PNG `out`.
+    """Write the first `count` training images of `recipe`, as one process sees them, to the PNG file `out`.
 
-    The model is only asked how it wants its images: it has no weights.
+    The model is built without weights, only to find out how it wants its images.
 
     Returns:
-        grid (the file), num, image_size and labels, one for each image.
+        grid (the file), num, image_size and labels, one per image.
 
     Raises:
-        UsageError: whatever is wrong with model and data, or the file cannot be written.
+        UsageError: something is wrong with the model or the data, or the file cannot be written.
     """
     if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+        raise UsageError("no such folder", where=str(out.parent), hint="create it first")
     recipe = settled(recipe)
     base = open_base(recipe, weights=False)
     look = Look(base.image_size, base.mean, base.std)
@@ -54,7 +54,7 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
 
 
 def _named(label: Tensor, names: tuple[str, ...]) -> str:
-    """A class, or classes with their shares where an image has several in part."""
+    """A class, or several classes with their shares if images are mixed."""
     if not label.dim():
         return names[int(label)]
     shares = sorted(((share, index) for index, share in enumerate(label.tolist()) if share >= SHOWN), reverse=True)

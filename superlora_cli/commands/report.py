@@ -1,4 +1,4 @@
-"""A report of finished runs: collected, compared, drawn and written as one page and its pictures."""
+"""A report on finished runs: collects and compares them, and writes one page and its plots."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def report(
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write the report of all finished runs at or below `folders`.
+    """Write a report on all finished runs in or below `folders`.
 
     Args:
-        out: the page; its pictures go to a folder beside it. Default: report.html in the first folder.
-        against: a run, usually dense, that the updates of those on its base and data are compared with.
-        metric: the only one to report.
-        tolerance: what a smaller ρ may cost: of accuracy and other parts a difference, else relative.
+        out: the page; its plots go to a folder next to it. Default: report.html in the first folder.
+        against: a run, usually dense, whose update those of the other runs on its base and data are compared with.
+        metric: report only this one.
+        tolerance: how much worse a smaller ρ may be: absolute for metrics that are fractions, else relative.
         budgets: numbers of parameters; default: powers of ten.
-        force: overwrite a page that is no report.
-        say: is told what takes time.
+        force: overwrite a file that is not a report.
+        say: called with a line about each step that takes time.
 
     Returns:
         report, figures (paths), runs, skipped ({run, why}), notes, sections (title, rows, measures with their front,
-        ratios, budgets, and geometry where it was asked for).
+        ratios, budgets, and geometry if asked for).
 
     Raises:
-        UsageError: no runs, an unknown metric, a page that cannot be written.
-        MismatchError: updates of different bases.
+        UsageError: there are no runs, the metric is unknown, or the page cannot be written.
+        MismatchError: the updates to compare belong to different bases.
     """
     if not 0 <= tolerance < float("inf"):
-        raise UsageError(f"the tolerance is {tolerance}", where="--tolerance", hint="0 or more, as 0.01")
+        raise UsageError(f"the tolerance is {tolerance}", where="--tolerance", hint="0 or more, e.g. 0.01")
     if any(budget < 1 for budget in budgets):
         raise UsageError(f"a budget of {min(budgets)} parameters", where="--budgets", hint="1 or more")
     wanted = find_metric(metric) if metric is not None else None
@@ -92,7 +92,7 @@ def report(
 
 
 def _nearnesses(made: Sequence[Section], against: Path, say: Callable[[str], None]) -> dict[str, Nearness]:
-    """Of the section that the run `against` belongs to, by its title."""
+    """The geometry of the section that the run `against` belongs to, by the section's title."""
     say("loading torch")
     from superlora_cli.commands.nearness import Reference, nearness
 
@@ -103,7 +103,7 @@ def _nearnesses(made: Sequence[Section], against: Path, say: Callable[[str], Non
             return {section.title: found} if found.found else {}
     task, model, data = reference.subject
     raise MismatchError(
-        f"no run is a {task} of {model} on {data}", where=str(against), hint="runs of one base and data"
+        f"no other run is {task} of {model} on {data}", where=str(against), hint="use runs with the same base and data"
     )
 
 
@@ -118,11 +118,11 @@ def _view(section: Section, findings: Sequence[str], nearness: Nearness | None, 
         plots.append(Plot(f"{name}.svg", pareto_plot(section, measure, name), caption))
     if curves := shown_curves(section):
         name = f"{prefix}curves"
-        caption = "how the trainings went" if len(curves) == len(section.rows) else f"the {len(curves)} best trainings"
+        caption = "learning curves" if len(curves) == len(section.rows) else f"learning curves, the best {len(curves)}"
         plots.append(Plot(f"{name}.svg", curves_plot(section, name), caption))
     if found := _confusion(section):
         (row, table), name = found, f"{prefix}confusion"
-        caption = f"which classes {row.name} takes for which, {int(table.counts.sum()):,} test images of one run"
+        caption = f"confusion matrix of {row.name}, {int(table.counts.sum()):,} test images of one run"
         plots.append(Plot(f"{name}.svg", confusion_plot(table, name), caption))
     if nearness:
         rows = [row for row in section.rows if row.number in nearness.found]
@@ -137,7 +137,7 @@ def _view(section: Section, findings: Sequence[str], nearness: Nearness | None, 
 
 
 def _confusion(section: Section) -> tuple[Row, ConfusionTable] | None:
-    """Of the best row's first run, where that keeps one."""
+    """The confusion matrix of the best row's first run, if that has one."""
     for row in section.measures[0].best(section.rows)[:1] if section.measures else ():
         if table := row.runs[0].confusion:
             return row, table
@@ -145,7 +145,7 @@ def _confusion(section: Section) -> tuple[Row, ConfusionTable] | None:
 
 
 def _slug(text: str) -> str:
-    """Letters that any file system takes.
+    """Text as a file name that any file system accepts.
 
     >>> _slug("classification: glyphs_vit on torch/svhn")
     'classification-glyphs_vit-on-torch-svhn'

@@ -1,4 +1,4 @@
-"""One run of a sweep, from nothing, from its newest checkpoint, or from a training that only has to be measured."""
+"""Do one run of a sweep: from scratch, from its newest checkpoint, or only the measuring if training is done."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from superlora_cli.sweeping.work import Job, Outcome
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import FolderInUseError, RunFolder
 
-STEPS = 20  # are enough to tell what one takes
+STEPS = 20  # enough to estimate the time of one
 
 
 def carry_out(job: Job, console: Console | None = None) -> Outcome:
-    """Train and measure what is still to be trained and measured in the job's folder.
+    """Train and measure whatever is not done yet in the job's folder.
 
-    What goes wrong is written in the folder and told in the outcome; nothing is raised.
+    Failures are written to the folder and reported in the outcome; nothing is raised.
 
     Args:
-        console: where progress goes; default: nowhere.
+        console: where to show progress; None: nowhere.
     """
     run, quiet = RunFolder(Path(job.folder)), console is None
     console = console or Console(file=io.StringIO())
@@ -63,8 +63,8 @@ def _trained(run: RunFolder) -> bool:
 
 
 def _train(recipe: Recipe, run: RunFolder, console: Console, *, quiet: bool) -> None:
-    """From the newest checkpoint; from the start where there is none, or none that can be used."""
-    checkpoint = run.whole_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    """Train from the newest usable checkpoint, or from the start if there is none."""
+    checkpoint = run.intact_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
     try:
         try:
             train_run(recipe, run, console, join(recipe.train), resume=checkpoint, quiet=quiet)
@@ -80,7 +80,7 @@ def _train(recipe: Recipe, run: RunFolder, console: Console, *, quiet: bool) -> 
 
 
 def _measure(job: Job, run: RunFolder, console: Console) -> None:
-    """Measure what the run generates, if these settings have not been measured already."""
+    """Measure the images that the run generates, unless that was done with the same settings."""
     place = run.path / "measure.json"
     found = read_json(place)
     if found.get("wanted") == job.measure and "error" not in found:
@@ -105,7 +105,7 @@ def _one_line(error: Exception) -> str:
 
 
 def seconds_per_step(recipe: Recipe) -> float:
-    """What one training step of a recipe takes here, by a few of them."""
+    """Time of one training step of a recipe on this machine, estimated from a few steps."""
     few = recipe.to_dict()
     few["train"] |= {"steps": STEPS, "epochs": None, "patience": None, "checkpoint_every": STEPS, "checkpoint_at": []}
     few["eval"] |= {"every": STEPS}

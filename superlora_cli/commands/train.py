@@ -1,4 +1,4 @@
-"""One training run, from a recipe to a finished folder."""
+"""One training run, from a recipe to a finished run folder."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from superlora_cli.training.trackers import check_trackers, start_trackers
 
 
 def dry_run(recipe: Recipe) -> dict[str, Any]:
-    """What a run would train and what memory it would need, without weights, data or that memory.
+    """What a run would train and how much memory it would need, found without weights, data or that much memory.
 
     Raises:
-        UsageError: whatever is wrong with model, targets, knobs, size of the images and optimizer together.
+        UsageError: model, targets, knobs, image size or optimizer are wrong or do not go together.
     """
     built = build_for_training(recipe, weights=False)
     train = recipe.train
@@ -63,12 +63,12 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         ]
     if built.also:
         summary["also"] = {"tensors": len(built.also), "params": sum(tensor.numel() for tensor in built.also.values())}
-    summary["memory"] = _memory(built)  # the last: the model is of no use after it
+    summary["memory"] = _memory(built)  # last, because it leaves the model unusable
     return summary
 
 
 def _memory(built: Built) -> dict[str, int]:
-    """Bytes of one training step, by what they are needed for."""
+    """Memory of one training step in bytes, by purpose."""
     train, size = built.recipe.train, built.base.image_size
     task = task_of(built.recipe)
     outputs = outputs_of(built.model)
@@ -94,17 +94,17 @@ def train_run(
     resume: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or afresh, clearing what a run left.
+    """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or from scratch in a cleared folder.
 
-    The folder is not touched before model, data, optimizer and checkpoint have been found right.
+    The folder is not touched before model, data, optimizer and checkpoint are checked.
 
     Returns:
-        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (of every
-        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes of the file,
-        and warnings, if any.
+        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (per
+        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes (of the
+        file), and warnings, if any.
 
     Raises:
-        SuperLoraError: whatever ended the run; once training has begun, run.json says so too.
+        SuperLoraError: whatever ended the run; once training has begun, run.json records it too.
     """
     about: dict[str, Any] = {}
     try:
@@ -112,9 +112,9 @@ def train_run(
             result = _train(recipe, run, console, processes, about, resume, quiet)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
-            go_on = f"go on with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
-            error = InterruptedRunError("interrupted", where=str(run.path), hint=go_on)
-        if about:  # else nothing has been touched
+            hint = f"continue with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
+            error = InterruptedRunError("interrupted", where=str(run.path), hint=hint)
+        if about:  # else the folder is untouched
             run.log(str(error))
             status = "interrupted" if isinstance(error, InterruptedRunError) else "failed"
             run.describe({**about, "status": status, "error": str(error)})
@@ -146,13 +146,13 @@ def _train(
     with doing(console, f"reading {recipe.data.name}", quiet=quiet):
         task = task_of(recipe)(built, processes)
     recipe = task.recipe
-    # With a fresh classifier the unadapted model knows nothing: there is no "before" to report.
+    # With a new head, the unadapted model guesses: there is no accuracy "before" to report.
     before = None
     if built.adapter and not built.head:
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
-    learner, at = ready(task, recipe.train, processes, resume)  # until here nothing has been written
+    learner, at = ready(task, recipe.train, processes, resume)  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""
     for line in _differences(run, task, processes) if resume else ():
@@ -180,8 +180,8 @@ def _train(
     images = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
     evaluated = {"task": recipe.task, "metrics": test, "n": images["test"]}
     run.write("eval.json", json_text(evaluated))
-    for kept, text in beside.items():
-        run.write(kept, text)
+    for other, text in beside.items():
+        run.write(other, text)
     return {
         "status": "completed",
         "run": str(run.path),
@@ -200,7 +200,7 @@ def _train(
 
 
 def _rule(resumed: RunFolder | None) -> str:
-    """The rule by which images are held out: of a run that is gone on with its own, else `content`."""
+    """The rule for holding out images: that of the resumed run, else `content`."""
     if resumed and (resumed.path / "recipe.yaml").is_file():
         found: str = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
         return found
@@ -208,19 +208,19 @@ def _rule(resumed: RunFolder | None) -> str:
 
 
 def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
-    """The newest whole checkpoint of an existing run; damaged ones that are newer are named.
+    """The newest intact checkpoint of an existing run; reports newer ones that are damaged.
 
     Raises:
-        UsageError: the folder or a whole checkpoint in it is missing.
+        UsageError: the folder or an intact checkpoint in it is missing.
     """
     if not run.path.is_dir():
         raise UsageError(
-            "no such run folder", where=str(run.path), hint="--resume auto starts fresh where there is none"
+            "no such run folder", where=str(run.path), hint="--resume auto starts a new run if there is none"
         )
-    found, damaged = run.whole_checkpoint()
+    found, damaged = run.intact_checkpoint()
     if found is None:
-        hint = damaged[0] if damaged else "set train.checkpoint_every, or start again with --force"
-        raise UsageError("holds no whole checkpoint", where=str(run.path), hint=hint)
+        hint = damaged[0] if damaged else "set train.checkpoint_every, or start over with --force"
+        raise UsageError("holds no intact checkpoint", where=str(run.path), hint=hint)
     for line in damaged:
         run.log(line)
         console.print(line, markup=False, soft_wrap=True)
@@ -228,7 +228,7 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
 
 
 def _differences(run: RunFolder, task: ImageTask, processes: Processes) -> Iterator[str]:
-    """A line for everything in which a resumed training differs from what the run's folder says."""
+    """A line for every difference between a resumed training and what the run folder records."""
     for line in _changes(run, task.recipe, processes):
         yield f"resuming with a changed recipe: {line}"
     if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
@@ -236,7 +236,7 @@ def _differences(run: RunFolder, task: ImageTask, processes: Processes) -> Itera
 
 
 def _changes(run: RunFolder, recipe: Recipe, processes: Processes) -> list[str]:
-    """`train.steps: 100 → 200` for every key in which `recipe` differs from the run's, and for the processes."""
+    """`train.steps: 100 → 200` for every key in which `recipe` or the processes differ from the run's."""
     stored = run.path / "recipe.yaml"
     if not stored.is_file():
         return []

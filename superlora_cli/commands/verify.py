@@ -1,4 +1,4 @@
-"""Whether merged weights are what they should be: by the outputs of the model, or tensor by tensor."""
+"""Check merged weights, by the outputs of the model or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}  # largest difference of outputs
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}  # largest allowed difference of outputs
 
 
 class Found(NamedTuple):
-    """The largest absolute error, what was compared, and over what."""
+    """The largest absolute error, what was compared, and on which data."""
 
     error: float
     what: str
@@ -35,12 +35,12 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def compare_outputs(built: Built, merged: Path) -> Found:
-    """Largest difference of the adapted model's outputs and those with the merged weights.
+    """Largest difference between the outputs of the adapted model and those with the merged weights.
 
-    Takes the adapter off the model.
+    Detaches the adapter from the model.
 
     Raises:
-        MismatchError: it is more than the dtype of the merged weights explains.
+        MismatchError: it is more than the precision of the merged weights explains.
     """
     model, images, kind = built.model.eval(), _images(built), TASKS[built.recipe.task]
     images = images.to(next(model.parameters()).dtype)
@@ -63,7 +63,7 @@ def compare_outputs(built: Built, merged: Path) -> Found:
 
 
 def _images(built: Built) -> Tensor:
-    """The whole test split of an embedded data set, else 64 images of fixed noise: (n, 3, S, S)."""
+    """The test split of an embedded data set, else 64 images of fixed noise: (n, 3, S, S)."""
     base, data = built.base, built.recipe.data
     if is_embedded(data.name):
         look = Look(base.image_size, base.mean, base.std)
@@ -73,12 +73,12 @@ def _images(built: Built) -> Tensor:
 
 
 def compare_tensors(targets: Sequence[Target], take: Take, source: FromFiles, merged: Weights) -> Found:
-    """Largest |merged − base − ΔW| in float32, where no model can be built; tensors without a target are as they were.
+    """Largest |merged − base − ΔW| in float32, for when no model can be built; all other tensors must be unchanged.
 
     Args:
-        targets, take: as of `adapter.merge.merged_rows`.
+        targets, take: as for `adapter.merge.merged_rows`.
         source: the base.
-        merged: what was written.
+        merged: the weights written.
 
     Raises:
         MismatchError: a difference is more than one rounding to the stored dtype.
@@ -89,18 +89,18 @@ def compare_tensors(targets: Sequence[Target], take: Take, source: FromFiles, me
         off = (stored.float() - change.after).abs()
         allowed = half_ulp(stored.dtype) * change.after.abs() + smallest(stored.dtype)
         if not (off <= allowed).all():
-            message = f"off by {off.max():.3g} from row {change.row} on"
+            message = f"off by {off.max():.3g} in the rows from {change.row}"
             raise MismatchError(message, where=change.name, hint="nothing was written")
         largest = max(largest, off.max().item())
     changed = {f"{target.module}.weight" for target in targets}
     for name in merged.names:
         if name not in changed and not _same(merged.tensor(name), source.tensor(name)):
-            raise MismatchError("not what was to be written", where=name, hint="nothing was written")
+            raise MismatchError("differs from what should have been written", where=name, hint="nothing was written")
     return Found(largest, "of tensors", f"{len(targets):,} targets")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit, so that what is not a number is like itself too."""
+    """Whether two tensors are equal bit for bit, so that NaN equals NaN."""
     return one.dtype == other.dtype and torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
 
 
@@ -114,11 +114,11 @@ def half_ulp(dtype: torch.dtype) -> float:
 
 
 def smallest(dtype: torch.dtype) -> float:
-    """The step between numbers near zero, in which rounding has no relative bound."""
+    """The spacing of numbers near zero, where the relative rounding error has no bound."""
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
 def unmerging_bound(merged: Tensor, restored: Tensor) -> float:
-    """How far `restored` may lie from the base that `merged` was made of, by two roundings to their dtypes."""
+    """How far `restored` may be from the base that became `merged`, after two roundings to their dtypes."""
     parts = [half_ulp(t.dtype) * t.abs().max().item() + smallest(t.dtype) for t in (merged, restored)]
     return sum(parts)

@@ -1,7 +1,7 @@
-"""What is drawn anew whenever an image is trained on: cuts, colours, erased parts, and images mixed in a batch.
+"""Random augmentation of training images: crops, colours, erased parts, and mixing of images in a batch.
 
-timm and torchvision draw from Python's, numpy's and torch's own generators. Inside `set_aside` all three can be seeded
-by whatever the draws are to depend on; nothing outside notices.
+timm and torchvision draw from the global generators of Python, numpy and torch. Inside `set_aside` all three can be
+seeded by whatever the draws should depend on, without any effect outside.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 Transform = Callable[[Any], Any]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 BY_MAGNITUDE = "rand-m{}-mstd0.5"
-POLICY = re.compile(r"rand(-(m|n|p|inc|mstd|mmax)[\d.]+|-t\w+)*")  # timm passes over parts that it does not know
+POLICY = re.compile(r"rand(-(m|n|p|inc|mstd|mmax)[\d.]+|-t\w+)*")  # timm ignores parts that it does not know
 
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Whatever is drawn inside, the generators outside go on as if nothing had been."""
+    """Restore the global generators on leaving, whatever is drawn inside."""
     python, numbers, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -43,7 +43,7 @@ def set_aside() -> Iterator[None]:
 
 
 def seed_by(*key: Hashable) -> None:
-    """From now on the generators draw what depends on `key`, of whole numbers, alone."""
+    """Seed the global generators by `key`, a tuple of integers."""
     mixed = hash(key) % 2**63
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
@@ -51,7 +51,7 @@ def seed_by(*key: Hashable) -> None:
 
 
 def stages(section: DataSection, look: Look) -> tuple[Transform, Transform, Transform]:
-    """From an RGB image to what is trained on: cut and mirrored; its colours and shape changed; a tensor, parts erased.
+    """Three transforms from an RGB image to a training sample: crop and flip; RandAugment; to a tensor, parts erased.
 
     Raises:
         UsageError: timm does not understand `data.rand_augment`.
@@ -67,31 +67,31 @@ def stages(section: DataSection, look: Look) -> tuple[Transform, Transform, Tran
             color_jitter=0.0, re_prob=section.random_erasing or 0.0, re_mode="pixel", separate=True,
         )  # fmt: skip
     except (AssertionError, ValueError, KeyError):
-        hint = "a magnitude from 0 to 10, or timm's way to write it: rand-m9-mstd0.5"
-        raise UsageError(f"timm knows no RandAugment '{policy}'", where="data.rand_augment", hint=hint) from None
+        hint = "a magnitude from 0 to 10, or timm's notation: rand-m9-mstd0.5"
+        raise UsageError(f"timm has no RandAugment '{policy}'", where="data.rand_augment", hint=hint) from None
     return made
 
 
 def changes_images(section: DataSection) -> bool:
-    """Whether images are changed otherwise than by `data.augment`."""
+    """Whether images are augmented other than by `data.augment`."""
     return section.rand_augment is not None or bool(section.random_erasing)
 
 
 def training_transform(section: DataSection, look: Look, plain: Compose) -> Transform:
-    """From an RGB image of any size to what the model is trained on; `plain` is what it sees in evaluation."""
+    """The transform from an RGB image of any size to a training sample; `plain` is that of evaluation."""
     if section.augment == "none" and not changes_images(section):
         return plain
     cut, change, finish = stages(section, look)
     if section.augment == "none":
-        cut = Compose(plain.transforms[:-2])  # all but: to a tensor, normalised
+        cut = Compose(plain.transforms[:-2])  # without the last two: to a tensor, normalise
     return Compose([cut, change, finish])
 
 
 def mixing(section: DataSection, outputs: int) -> Mix | None:
-    """What `data.mixup` and `data.cutmix` make of a batch, one of the two by chance; None without them.
+    """The mixing of a batch by `data.mixup` or `data.cutmix`, chosen at random if both are set; None without them.
 
     Args:
-        outputs: of the model. Labels that are class numbers (B,) become shares of each of them (B, outputs) float32.
+        outputs: of the model. Class numbers (B,) become shares of every output (B, outputs) float32.
     """
     kinds: list[Any] = []
     if section.mixup is not None:

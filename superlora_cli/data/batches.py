@@ -1,4 +1,4 @@
-"""Batches as a pure function of the seed and the step, so that a resumed run sees what an uninterrupted one does."""
+"""Batches as a pure function of seed and step, so that a resumed run sees the same as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from superlora_cli.data.source import Pictures, Sample
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
 from superlora_cli.launch import launched
 
-MANY = 1000  # images, from which on workers pay to be started
-MOST_WORKERS = 8  # unasked
-PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal to get when the parent ends
-Key = tuple[int, ...]  # (epoch, index), and of an image that is drawn again in an epoch: how often it was before
+MANY = 1000  # images from which on starting workers pays off
+MOST_WORKERS = 8  # started unless the recipe asks for more
+PR_SET_PDEATHSIG = 1  # option of Linux's prctl: the signal to receive when the parent ends
+Key = tuple[int, ...]  # (epoch, index), and for an image drawn repeatedly in an epoch, how often it came before
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32; labels (B,) int64, or shares of classes (B, C) float32
 
 
 @dataclass(frozen=True)
 class Share:
-    """How the images of one optimizer step are dealt out.
+    """How the images of one optimizer step are divided.
 
     Attributes:
-        passes: forward passes a step, one batch each.
-        process, processes: this process, and how many there are.
+        passes: forward passes per step, with one batch each.
+        process, processes: index of this process, and number of processes.
     """
 
     passes: int = 1
@@ -44,7 +44,7 @@ class Share:
 
     @property
     def parts(self) -> int:
-        """Batches a step, of all processes together."""
+        """Batches per step, of all processes together."""
         return self.passes * self.processes
 
 
@@ -52,19 +52,19 @@ ALL = Share()
 
 
 def fitting(length: int, batch_size: int, share: Share) -> int:
-    """Images a batch: `batch_size`, or fewer where `length` images are less than a step.
+    """Images per batch: `batch_size`, or fewer if `length` images do not fill a step.
 
     Raises:
         UsageError: a batch would be empty.
     """
     if length < share.parts:
-        message = f"{length} training images for {share.parts} batches a step"
+        message = f"{length} training images for {share.parts} batches per step"
         raise UsageError(message, where="data", hint="lower train.accumulate, or launch fewer processes")
     return min(batch_size, length // share.parts)
 
 
 def steps_of_epoch(length: int, batch_size: int, share: Share = ALL) -> int:
-    """Steps that `length` images are enough for; what is left at the end of an epoch is dropped.
+    """Steps per epoch of `length` images; images left over at the end of an epoch are dropped.
 
     >>> steps_of_epoch(1000, 64), steps_of_epoch(1000, 64, Share(passes=2)), steps_of_epoch(10, 64)
     (15, 7, 1)
@@ -78,15 +78,15 @@ def steps_of_epoch(length: int, batch_size: int, share: Share = ALL) -> int:
 class StepSampler(Sampler[list[Key]]):
     """This process's batches of steps `start` ... `stop` − 1 of an endless stream of shuffled epochs.
 
-    A step takes the next `batch_size` × passes × processes images of the epoch, however many passes and processes
-    share them, and drops what is left at its end.
+    A step takes the next `batch_size` × passes × processes images of the epoch; images left over at its end are
+    dropped.
 
     Args:
         length: number of images.
-        batch_size: images a batch; a data set that is smaller than a step is one step.
-        seed: of the shuffling; epoch e is permuted by (seed, e) alone.
-        share: how a step's images are dealt out.
-        classes: of every image: then images are drawn, not shuffled, so that all classes come equally often.
+        batch_size: images per batch; a data set smaller than a step is one step.
+        seed: of the shuffling; the order of epoch e depends on (seed, e) only.
+        share: how a step's images are divided.
+        classes: of every image; if given, images are drawn such that all classes are equally frequent, not shuffled.
 
     Raises:
         UsageError: a batch would be empty.
@@ -140,8 +140,8 @@ class StepSampler(Sampler[list[Key]]):
 
 
 class Keyed(Dataset[Sample]):
-    """Samples by their keys: whatever randomness a transform draws depends on the seed and the key alone, not on the
-    worker that happens to run it."""
+    """Samples by their keys: the randomness of a transform depends on seed and key only, not on the worker that
+    happens to run it."""
 
     def __init__(self, images: Dataset[Sample], seed: int) -> None:
         self.images, self.seed = images, seed
@@ -150,7 +150,7 @@ class Keyed(Dataset[Sample]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list[Sample]:
-        """A whole batch, for torch's loader: the random numbers outside are put aside once."""
+        """A whole batch, for torch's loader: the global generators are saved and restored only once."""
         samples = []
         with set_aside():
             for key in keys:
@@ -175,8 +175,11 @@ def training_batches(
 ) -> Generator[Batch, None, None]:
     """The batches of steps `start` ... `stop` − 1.
 
-    `keyed` says that reading a sample is random (augmentation) and must be keyed by epoch and index; `mix` mixes the
-    images of a batch. The rest as for `StepSampler`.
+    Args:
+        keyed: whether reading a sample is random (augmentation) and must be keyed by epoch and index.
+        mix: mixes the images of a batch.
+
+    The other arguments are those of `StepSampler` and of torch's loader.
     """
     sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop, share=share, classes=classes)
     samples = Keyed(images, seed) if keyed else _ByIndex(images)
@@ -185,7 +188,7 @@ def training_batches(
 
 
 class _ByIndex(Dataset[Sample]):
-    """Samples by their keys where reading one is not random."""
+    """Samples by their keys, if reading them is not random."""
 
     def __init__(self, images: Dataset[Sample]) -> None:
         self.images = images
@@ -195,7 +198,7 @@ class _ByIndex(Dataset[Sample]):
 
 
 class _Mixed(Dataset[Batch]):
-    """Whole batches by their samples' keys, mixed by random numbers that depend on the seed and these keys alone."""
+    """Whole batches by their samples' keys, mixed with random numbers that depend on seed and keys only."""
 
     def __init__(self, samples: Keyed | _ByIndex, seed: int, mix: Mix) -> None:
         self.samples, self.seed, self.mix = samples, seed, mix
@@ -212,7 +215,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool) -> Generator[Batch, None, None]:
-    """All images once, in order. Many that have to be decoded are read by a few workers even if none are asked for."""
+    """All images once, in order. If many have to be decoded, a few workers are started even if none are asked for."""
     pictures = images
     while isinstance(pictures, Subset):
         pictures = pictures.dataset
@@ -222,8 +225,9 @@ def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool)
 
 
 def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
-    """torch's loader, with errors of worker processes as they were raised, without the traceback around them."""
-    # A loader draws a number whenever it is iterated. Not from the model's generator: a resumed run iterates once more.
+    """torch's loader; errors of worker processes are raised as they were, without the traceback around them."""
+    # A loader draws a number whenever it is iterated, and a resumed run iterates once more: so it gets its own
+    # generator.
     generator = torch.Generator().manual_seed(0)
     together = partial(_end_with, os.getpid())
     loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=together, **how)
@@ -234,26 +238,26 @@ def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     except SuperLoraError as error:
         *traceback, last = str(error.args[0]).strip().splitlines()
         raise type(error)(last.partition(": ")[2]) if traceback else error from None
-    except (ConnectionError, EOFError, RuntimeError) as error:  # which of them depends on what the worker was doing
+    except (ConnectionError, EOFError, RuntimeError) as error:  # depending on what the worker was doing
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise RunError(
-            "a loader worker ended before its time",
+            "a loader worker ended unexpectedly",
             where="data.workers",
-            hint="was it killed for memory? Try fewer, or 0 to load in the training process; --resume goes on",
+            hint="out of memory? Try fewer, or 0 to load in the training process; --resume continues the run",
         ) from error
     finally:
-        # An error's traceback holds the iterator, and so the workers, which an exit would wait for. Meanwhile one that
-        # has died may be heard of.
+        # The traceback of an error holds the iterator and so the workers, which would delay the exit. Shutting them
+        # down may itself raise if one has died.
         with suppress(RuntimeError):
             getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _end_with(parent: int, _worker: int) -> None:
-    """From now on this process ends when its parent does.
+    """Make this process end when its parent does.
 
-    torch's workers look whether they have another parent than at their beginning: of one that was killed before that
-    they never hear.
+    torch's workers check whether their parent changed since they started, which misses a parent that was killed before
+    that.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -263,9 +267,9 @@ def _end_with(parent: int, _worker: int) -> None:
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes started inside never hear SIGINT and SIGTERM, from their first moment on.
+    """Processes started inside ignore SIGINT and SIGTERM from the start.
 
-    A signal to the whole group of processes is the training process's to answer: it still needs its workers.
+    A signal to the whole process group is handled by the training process, which still needs its workers.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -1,7 +1,7 @@
-"""The embedded target domain: the 1,797 real handwritten digits that ship inside scikit-learn.
+"""The embedded target domain: the 1,797 real handwritten digits that ship with scikit-learn.
 
-Source: UCI "Optical Recognition of Handwritten Digits", the part that `sklearn.datasets.load_digits` carries: 8×8
-counts of inked pixels (0 to 16), light strokes on dark ground. No download; a base that was trained on printed
+Source: UCI "Optical Recognition of Handwritten Digits", the part in `sklearn.datasets.load_digits`: 8×8
+counts of inked pixels (0 to 16), light strokes on a dark background. No download; a base that was trained on printed
 glyphs (`glyphs.py`) has to adapt to them.
 """
 
@@ -22,16 +22,16 @@ SPLIT_SIZES: dict[str, int] = {"test": 500, "validation": 200, "train": 1097}  #
 
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The fixed split: disjoint, covering everything, every class in proportion (±1).
+    """The fixed split: disjoint, complete, every class in proportion (±1).
 
-    Each class is shuffled and spread evenly over [0, 1); cutting that line gives stratified parts of exact size,
-    whatever the version of scikit-learn.
+    Each class is shuffled and spread evenly over [0, 1); cutting that interval gives stratified parts of exact size,
+    independent of the version of scikit-learn.
 
     Args:
         labels: (1797,) classes.
 
     Returns:
-        For each split its sorted positions in `labels`, int64, (500,), (200,) and (1097,).
+        For each split, its sorted indices in `labels`: int64, (500,), (200,) and (1097,).
     """
     rng = np.random.RandomState(SPLIT_SEED)
     place = np.empty(len(labels))
@@ -48,10 +48,10 @@ def load_digits_split(split: Split, image_size: int = 16) -> tuple[Tensor, Tenso
 
     Args:
         split: train (1,097 images), validation (200) or test (500).
-        image_size: S, the side in pixels.
+        image_size: S, in pixels.
 
     Returns:
-        images: uint8, (n, 3, S, S), 0 (ground) to 255 (full ink).
+        images: uint8, (n, 3, S, S), 0 (background) to 255 (full ink).
         labels: int64, (n,), 0 to 9.
 
     Raises:

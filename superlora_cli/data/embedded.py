@@ -1,4 +1,4 @@
-"""The embedded sets, in memory: real handwritten digits, and rendered printed ones."""
+"""The embedded data sets, in memory: real handwritten digits, and rendered printed ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from superlora_cli.data.source import Look, Sample
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
-GLYPH_IMAGES = (20_000, 2_000)  # training, and validation and test each, where a recipe says nothing
-GLYPH_NOISE = 0.02  # likewise
+GLYPH_IMAGES = (20_000, 2_000)  # training images, and images for validation and for test: the defaults
+GLYPH_NOISE = 0.02  # the default
 
 
 class Images(Dataset[Sample]):
-    """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when they are read.
+    """Images in memory: uint8 (n, 3, S, S) and labels (n,), normalised when read.
 
-    `change` makes another normalised tensor of an image, at random. `shift` moves it by up to that many pixels in each
-    direction, likewise, repeating its border.
+    Args:
+        change: a random transform from an image to a normalised tensor.
+        shift: each image is moved at random by up to this many pixels in each direction; its border is repeated.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ def load_embedded(section: DataSection, look: Look, *, seed: int) -> tuple[list[
 
 
 def _augmented(section: DataSection, look: Look) -> dict[str, Any]:
-    """What `Images` are to do with training images."""
+    """The augmentation of training images, as arguments of `Images`."""
     change = Compose(stages(section, look)[1:]) if changes_images(section) else None
     return {"change": change, "shift": 1 if section.augment == "shift" else 0}
 

@@ -1,7 +1,7 @@
-"""A folder of one's own images: a sub-folder per class, in `train`, `val` and `test` or all in one.
+"""A folder of the user's own images: one sub-folder per class, in `train`, `val` and `test` or all in one folder.
 
-Images that cannot be read are left out, and named. A class folder without images gets no class number: there is
-nothing to learn from it. A class of which no training image can be read is an error: its number would be empty.
+Images that cannot be read are left out and reported. A class folder without images gets no class number: there is
+nothing to learn from it. If no training image of a class can be read, that is an error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 
-L = TypeVar("L")  # a class, or several
+L = TypeVar("L")  # a class, or several labels
 Labelled = tuple[str, int]  # a file and its class
-NAMED = 3  # files that a note names
+NAMED = 3  # files named in a note
 
 
 class FolderImages(Pictures):
-    """Image files and their classes, and the digests of their bytes where they are known."""
+    """Image files, their classes, and digests of their bytes if known."""
 
     def __init__(self, files: Sequence[tuple[str, Any]], contents: Sequence[str] = ()) -> None:
         self.files, self._contents = files, contents
@@ -50,7 +50,7 @@ class FolderImages(Pictures):
 
 
 def folder_classes(root: Path) -> tuple[str, ...]:
-    """The names of the classes, in natural order: of the folders that hold training images.
+    """The names of the classes, in natural order: those of the folders that hold training images.
 
     Raises:
         UsageError: as `list_folder`.
@@ -59,10 +59,10 @@ def folder_classes(root: Path) -> tuple[str, ...]:
 
 
 def read_folder(root: Path) -> Source:
-    """The images in a folder, all of which have been decoded once.
+    """The images in a folder, after decoding each of them once.
 
     Raises:
-        UsageError: as `list_folder`, or a class or split of which nothing can be read.
+        UsageError: as `list_folder`, or no image of a class or split can be read.
     """
     classes, parts = list_folder(root)
     names, train = tuple(classes), parts[0]
@@ -80,7 +80,7 @@ def read_folder(root: Path) -> Source:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a folder that can be read to their end, by part, and what is known of the others.
+    """The readable images of a folder, by part, and what is known about the others.
 
     Attributes:
         fingerprint: SHA-256 of names, sizes and labels.
@@ -93,10 +93,14 @@ class Decoded:
 
 
 def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: Callable[[L], str]) -> Decoded:
-    """Decode what is below a folder: of every part, files and labels, which `said` names.
+    """Decode the images below a folder.
+
+    Args:
+        parts: files and labels of every part.
+        said: the name of a label.
 
     Raises:
-        UsageError: a part of which nothing can be read.
+        UsageError: no image of a part can be read.
     """
     checked = scan(root, [_name(root, path) for files in parts if files for path, _ in files])
     digest, bad = hashlib.sha256(), []
@@ -115,26 +119,30 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
         if files and not good:
             raise UsageError(f"none of {len(files)} images can be read: {bad[-1].cause}", where=bad[-1].path)
         kept.append(None if files is None else FolderImages(good, contents))
-    note = f"left out {len(bad):,} of {len(checked):,} images, which cannot be read: "
+    note = f"left out {len(bad):,} of {len(checked):,} images that cannot be read: "
     notes = (note + some([f"{file.path} ({file.cause})" for file in bad]),) if bad else ()
     return Decoded(kept, digest.hexdigest(), tuple(bad), notes)
 
 
 def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
-    """The classes by name, and the files for training, validation and test; None where there is no such folder.
+    """The classes by name, and the files for training, validation and test; None if there is no such folder.
 
     Raises:
-        UsageError: no images, images outside of a class, or a class without training images.
+        UsageError: there are no images, images outside class folders, or a class without training images.
     """
     train, validation, test = three_parts(lambda names: _existing(root, names))
     if train is None and test is not None:
-        raise UsageError(f"holds {test.name}, but no train", where=str(root), hint="or class folders, without either")
+        raise UsageError(
+            f"holds {test.name} but no train", where=str(root), hint="add train, or use class folders without either"
+        )
     files, classes = find_images_and_targets(str(train or root), types=SUFFIXES)
     if not files:
         check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
     if not files or "" in classes:
-        found = f"{sum(label == classes[''] for _, label in files)} images outside of a class" if files else "no images"
-        raise UsageError(f"holds {found}", where=str(train or root), hint="a sub-folder of images per class")
+        found = (
+            f"{sum(label == classes[''] for _, label in files)} images outside class folders" if files else "no images"
+        )
+        raise UsageError(f"holds {found}", where=str(train or root), hint="use one sub-folder of images per class")
     return classes, (files, _labelled(validation, classes), _labelled(test, classes))
 
 
@@ -148,7 +156,9 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
         return None
     files, own = find_images_and_targets(str(folder), types=SUFFIXES)
     for name in own.keys() - classes.keys():
-        raise UsageError(f"class '{name}' has no training images", where=str(folder), hint="add some, or remove it")
+        raise UsageError(
+            f"class '{name}' has no training images", where=str(folder), hint="add some, or remove the class"
+        )
     if not files:
         raise UsageError("holds no images", where=str(folder), hint="add some, or remove the folder")
     names = list(own)
@@ -156,12 +166,12 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
 
 
 def _name(root: Path, path: str) -> str:
-    """A path below `root`, as the walk through it made it, relative to it."""
+    """A path below `root`, relative to it."""
     return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
 
 def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
-    """A line on class folders without images."""
+    """A note about class folders without images."""
     folder = _existing(root, TRAIN) or root
     used = {_name(folder, path).partition("/")[0] for path in train}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,10 +1,10 @@
-"""The embedded source domain: printed digits in the manner of street numbers, drawn from a seed.
+"""The embedded source domain: printed digits in the style of house numbers, rendered from a seed.
 
 Source: the fonts that matplotlib ships, rasterised by Pillow (FreeType). Random colours on gradients, slanted, scaled,
-shifted, blurred, with neighbouring digits cut off at the borders; the label is the digit in the middle.
+shifted, blurred, with neighbouring digits cropped at the borders; the label is the digit in the middle.
 
-Reproducibility: sample i of a split depends on (seed, split, i) and nothing else: not on the count, the process or the
-machine. The outlines come from FreeType and the blur from Pillow, so another version of either may move a pixel.
+Reproducibility: sample i of a split depends only on (seed, split, i), not on the number of samples, the process or the
+machine. The outlines come from FreeType and the blur from Pillow, so another version of either may change a pixel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 Split = Literal["train", "validation", "test"]
 
 SPLIT_KEYS: dict[str, int] = {"train": 0, "validation": 1, "test": 2}
-# Named, not found: matplotlib may add fonts, and of the 25 whose character map has digits three draw other things there
-# (cmex10 and cmsy10 brackets and symbols, LastResortHE placeholders).
+# A fixed list, because matplotlib may add fonts, and three of the 25 fonts with digits in their character map draw
+# something else there (cmex10 and cmsy10 brackets and symbols, LastResortHE placeholders).
 FONTS = (
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-BoldOblique", "-Oblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-BoldOblique", "-Oblique")),
@@ -33,8 +33,8 @@ FONTS = (
     *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
 OVERSAMPLING = 2
-CHUNK = 2048  # images coloured at once: bounds the memory of the float intermediates
-LIGHT_ON_DARK = 0.5  # share of images whose strokes are lighter than their ground
+CHUNK = 2048  # images coloured at a time: bounds the memory of the float intermediates
+LIGHT_ON_DARK = 0.5  # share of images whose strokes are lighter than the background
 
 
 @functools.lru_cache(maxsize=4 * len(FONTS) * 10)
@@ -52,7 +52,7 @@ def _outline(font: int, digit: int, pixels: int) -> Image.Image:
 
 
 def _coverage(rng: np.random.RandomState, label: int, size: int) -> np.ndarray:
-    """The strokes of one image, uint8, (2·size, 2·size): a digit in the middle, often one or two beside it."""
+    """The strokes of one image, uint8, (2·size, 2·size): a digit in the middle, often with one or two next to it."""
     side = OVERSAMPLING * size
     font = rng.randint(len(FONTS))
     height = side * rng.uniform(0.55, 0.9)
@@ -77,12 +77,13 @@ def _coverage(rng: np.random.RandomState, label: int, size: int) -> np.ndarray:
         x, y = side / 2 + shift_x + along * cos, side / 2 + shift_y + along * sin  # centre in the image
         c, f = outline.width / 2 - a * x - b * y, outline.height / 2 - d * x - e * y
         placed = outline.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
-        strokes.paste(255, (0, 0), placed)  # over what is there, by coverage
+        strokes.paste(255, (0, 0), placed)  # blends over existing strokes, by coverage
     return np.asarray(strokes.filter(ImageFilter.GaussianBlur(sigma)))
 
 
 def _colours(rng: np.random.RandomState) -> np.ndarray:
-    """Strokes and the ground's two ends, (3, 3) rows of RGB in [0, 1], lighter and darker by at least 0.3."""
+    """Colours of the strokes and of both ends of the background, (3, 3) rows of RGB in [0, 1]; they differ in
+    brightness by at least 0.3 before tinting."""
     dark = rng.uniform(0.0, 0.45)
     light = rng.uniform(dark + 0.3, 1.0)
     strokes, ground = (light, dark) if rng.uniform() < LIGHT_ON_DARK else (dark, light)
@@ -93,13 +94,13 @@ def _colours(rng: np.random.RandomState) -> np.ndarray:
 def render_glyphs(
     split: Split, count: int, image_size: int = 16, seed: int = 0, pixel_noise: float = 0.02
 ) -> tuple[Tensor, Tensor]:
-    """The first `count` printed digits of a split; about 2,400 a second on one core at 16×16.
+    """The first `count` printed digits of a split; about 2,400 per second on one core at 16×16.
 
     Args:
         split: train, validation or test: three streams that share no sample.
-        count: n, how many.
-        image_size: S, the side in pixels.
-        seed: of the whole set.
+        count: n, the number of images.
+        image_size: S, in pixels.
+        seed: seed of the whole set.
         pixel_noise: standard deviation of the Gaussian noise on each value, as a share of the full range.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which images are held out for validation and test where a data set has no such part."""
+"""Which images are held out for validation and test if a data set has no such part."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Literal
 import numpy as np
 
 Rule = Literal["content", "shuffle"]
-FEWEST = 3  # images of a class, from which on one is held out
+FEWEST = 3  # images of a class from which on at least one is held out
 
 
 def by_content(labels: Sequence[int], contents: Sequence[str], part: float, parts: int) -> list[list[int]]:
-    """Stratified, and stable: the images of a class are ordered by a hash of their content, and held out from its ends.
+    """A stratified, stable split: the images of each class are ordered by a hash of their content and held out from
+    both ends.
 
-    An image that is added or removed moves at most one other of its class into or out of each part. Where no class is
-    large enough to give an image, all are taken as one.
+    Adding or removing an image moves at most one other image of its class into or out of each part. If no class is
+    large enough to give up an image, all classes are treated as one.
 
     Args:
         labels, contents: class and digest of every image.
-        part: of every class, in each of the parts.
-        parts: how many are held out: 1, from the beginning of the order, or 2, the second from its end.
+        part: share of every class in each held-out part.
+        parts: number of held-out parts: 1, from the start of the order, or 2, the second from its end.
 
     Returns:
-        Indices of each part, then of what is left; all in order.
+        Indices of each part, then the remaining ones; each sorted.
 
     >>> by_content([0] * 5 + [1] * 5, list("abcdeedcba"), 0.2, 2)
     [[0, 9], [4, 5], [1, 2, 3, 6, 7, 8]]
@@ -41,15 +42,15 @@ def by_content(labels: Sequence[int], contents: Sequence[str], part: float, part
         left = order[each : len(order) - each * (parts - 1)] if parts else order
         for whole, own in zip(found, [*taken, left], strict=True):
             whole.extend(own)
-    if len(classes) > 1 and not any(found[:-1]):  # classes of one or two images: of all of them together, then
+    if len(classes) > 1 and not any(found[:-1]):  # all classes have one or two images: treat them as one
         return by_content([0] * len(labels), contents, part, parts)
     return [sorted(indices) for indices in found]
 
 
 def held_out_of(images: int, part: float, parts: int) -> int:
-    """How many of a class's images go into each of `parts`: a `part`, of three images and more at least one.
+    """How many images of a class go into each of `parts`: a share of `part`, but at least one of three or more.
 
-    Something is always left to be trained on.
+    At least one is always left for training.
 
     >>> [held_out_of(images, 0.1, 2) for images in (2, 3, 40, 45, 46)]
     [0, 1, 4, 4, 5]
@@ -61,7 +62,7 @@ def held_out_of(images: int, part: float, parts: int) -> int:
 
 
 def by_position(count: int, part: float, parts: int, seed: int) -> list[list[int]]:
-    """A shuffle of 0 … count − 1 and cuts of it: one more image makes it another one. Returns as `by_content`."""
+    """Split a shuffle of 0 … count − 1, which changes completely with each added image; returns as `by_content`."""
     order = np.random.RandomState(seed).permutation(count).tolist()
     cut = round(count * part)
     ends = [cut * number for number in range(parts + 1)] + [count]

@@ -1,10 +1,10 @@
-"""Hugging Face data sets (`hfds/NAME`): a folder that `datasets` reads or saved, one from its cache, or from the hub.
+"""Hugging Face data sets (`hfds/NAME`): from a folder that `datasets` can read or saved, from its cache, or the hub.
 
-`hfds/NAME@REVISION` is one commit of a set (on the hub also a branch or tag). No code of a set is run: `datasets` from
-version 4 on has no scripts.
+`hfds/NAME@REVISION` is one commit of a data set (on the hub also a branch or tag). No code of a data set is run:
+`datasets` has no scripts since version 4.
 
-Directly by that library rather than through timm's reader, which neither reads what `save_to_disk` wrote nor says
-which splits there are.
+This uses the library directly rather than timm's reader, which cannot read what `save_to_disk` wrote and does not list
+the splits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from superlora_cli.data.source import Pictures, Source, three_parts
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import shows_bars
 
-TIMEOUT = 5  # seconds for the hub to answer at all
+TIMEOUT = 5  # seconds to wait for the hub's first answer
 
 
 class HubImages(Pictures):
@@ -67,15 +67,16 @@ def hub_classes(name: str, *, config: str | None, download: bool) -> tuple[str, 
 
 
 def read_hub(name: str, *, config: str | None, download: bool) -> Source:
-    """A set whose splits have a column of images and one of classes.
+    """A data set whose splits have a column of images and one of classes.
 
     Args:
-        name: of the set on the hub, with `@REVISION` if that is wanted, or a folder.
-        config: which of the set's configurations; None for the only one, or its default.
-        download: fetch it where it is neither a folder nor in the cache.
+        name: name on the hub, optionally with `@REVISION`, or a folder.
+        config: the configuration; None: the only one, or the default.
+        download: download it if it is neither a folder nor in the cache.
 
     Raises:
-        UsageError: `datasets` is not installed, the set is not there, or it lacks such columns or a training split.
+        UsageError: `datasets` is not installed, the data set is not available, or it lacks such columns or a training
+            split.
     """
     datasets, splits = _library(), _open(name, config, download)
     label, names, values = _classes(name, splits)
@@ -87,7 +88,7 @@ def read_hub(name: str, *, config: str | None, download: bool) -> Source:
     parts: dict[str, HubImages] = {}
     for split, dataset in splits.items():
         found = dataset[label][:] if label in dataset.column_names else [None]
-        if not numbers.keys() >= set(found):  # None or −1: test images whose classes are kept secret
+        if not numbers.keys() >= set(found):  # None or −1: test images whose classes are not published
             notes.append(f"{name}: split '{split}' has images without a class and is not used")
             continue
         images = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
@@ -110,13 +111,13 @@ def _library() -> Any:
 
 
 def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
-    """The splits of a set, by name."""
+    """The splits of a data set, by name."""
     datasets, path = _library(), Path(name)
     repository, _, revision = name.partition("@")
     with _quiet(datasets), _one_line(name):
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             if config is not None:
-                raise UsageError("what `save_to_disk` wrote has no configurations", where="data.config")
+                raise UsageError("a data set saved by `save_to_disk` has no configurations", where="data.config")
             found = datasets.load_from_disk(name)
             return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
         if path.is_dir():
@@ -132,19 +133,21 @@ def _open(name: str, config: str | None, download: bool) -> dict[str, Any]:
             if "multiple" in str(error):
                 raise
     if not download:
-        hint = "the name of a folder, or data.download=true where there is a network"
+        hint = "give a folder, or set data.download=true (needs a network)"
         message = f"no folder '{name}', and no such Hugging Face data set in the cache"
         raise UsageError(message, where="data.name", hint=hint)
     with _quiet(datasets), _one_line(name):
         from huggingface_hub import HfApi
 
         pinned = revision or None
-        HfApi().dataset_info(repository, revision=pinned, timeout=TIMEOUT)  # `load_dataset` alone tries for long
+        HfApi().dataset_info(
+            repository, revision=pinned, timeout=TIMEOUT
+        )  # fails fast; `load_dataset` would retry for a long time
         return dict(datasets.load_dataset(repository, config, revision=pinned))
 
 
 def _classes(name: str, splits: Mapping[str, Any]) -> tuple[str, tuple[str, ...], Sequence[Any]]:
-    """The column of classes, their names, and what stands in the column for each."""
+    """The column of classes, their names, and the column's value for each class."""
     features = _features(splits)
     named = [key for key, kind in features.items() if isinstance(kind, _library().ClassLabel)]
     column = "label" if "label" in features else next(iter(named), None)
@@ -168,23 +171,25 @@ def _list(names: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """What the library and the network raise is of many kinds; it means that the set cannot be had."""
+    """Turn any error of the library or the network into one line that says why the data set is not available."""
     try:
         yield
     except UsageError:
         raise
     except Exception as error:
-        if "onfig" in str(error):  # "Config name is missing", "BuilderConfig 'x' not found", with those that there are
+        if "onfig" in str(
+            error
+        ):  # "Config name is missing" or "BuilderConfig 'x' not found", both followed by the available ones
             cause = " ".join(str(error).partition("Example of")[0].split())
-            raise UsageError(cause, where="data.config", hint="name one: data.config=NAME") from None
+            raise UsageError(cause, where="data.config", hint="choose one: data.config=NAME") from None
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        hint = "name a folder that holds it, or see to the network"
+        hint = "give a folder that holds it, or check the network"
         raise UsageError(f"cannot read data set 'hfds/{name}': {cause}", where="data", hint=hint) from None
 
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Its bars on a terminal only, its warnings not at all."""
+    """Show the library's progress bars on a terminal only, and none of its warnings."""
     shown, level = datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity()
     if not shows_bars():
         datasets.disable_progress_bars()

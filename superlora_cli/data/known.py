@@ -1,7 +1,7 @@
-"""The kinds of data sets that a recipe's `data.name` can mean, one object each, asked in this order.
+"""The kinds of data sets that a recipe's `data.name` can mean, one object each, tried in this order.
 
-What reads a set is imported when it is read: listing and counting need no torch. A new kind is one object:
-`SOURCES.add("toy", Toy())`.
+The code that reads a data set is imported when it is used, so listing and counting need no torch. A new kind is one
+object: `SOURCES.add("toy", Toy())`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
 DIGITS = tuple("0123456789")
-TORCHVISION = {  # sets by name, and how many classes they have
+TORCHVISION = {  # data set → number of classes
     "torch/cifar10": 10,
     "torch/cifar100": 100,
     "torch/mnist": 10,
@@ -35,14 +35,14 @@ TORCHVISION = {  # sets by name, and how many classes they have
 
 
 class DataKind(ABC):
-    """A kind of data sets.
+    """A kind of data set.
 
     Attributes:
-        names: its sets, where it has only certain ones.
-        example: one of its names, for the hint where a name is unknown.
-        embedded: its sets are part of superlora: always at hand, in splits that never change.
-        configurations: a set may have several, of which `data.config` names one.
-        may_have_several_labels: its images may, as `data.multi_label` says.
+        names: its data sets, if there is a fixed list.
+        example: one of its names, for the hint about an unknown name.
+        embedded: whether its data sets are part of superlora: always available, with splits that never change.
+        configurations: whether a data set may have several configurations, of which `data.config` selects one.
+        may_have_several_labels: whether its images may have several labels (`data.multi_label`).
     """
 
     names: ClassVar[Collection[str]] = ()
@@ -52,39 +52,39 @@ class DataKind(ABC):
     may_have_several_labels: ClassVar[bool] = False
 
     def recognises(self, name: str) -> bool:
-        """Whether `data.name` means a set of this kind."""
+        """Whether `data.name` means a data set of this kind."""
         return name in self.names
 
     def class_count(self, name: str) -> int | None:
-        """The number of classes, if it is known without looking at the data."""
+        """The number of classes, if known without looking at the data."""
         return None
 
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
-        """The names of the classes as far as they can be told without decoding an image; None where they cannot.
+        """The names of the classes, if they can be found without decoding an image; else None.
 
         Raises:
-            UsageError: the data are not there.
+            UsageError: the data are missing.
         """
         return None
 
     def has_several_labels(self, section: DataSection) -> bool:
-        """Whether every image of the set may have any number of labels, where the recipe does not say it."""
+        """Whether images have any number of labels, if the recipe does not say so."""
         return False
 
     @abstractmethod
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
-        """The set, whose missing parts are to be held out of its training images; or splits that are ready to use.
+        """Read the data set: a source, whose missing parts are held out of its training images, or complete splits.
 
         Args:
-            look, seed: for images that are rendered: how a model wants them, and what they are drawn from.
+            look, seed: for rendered images: the format that the model expects, and the seed.
 
         Raises:
-            UsageError: the data are not there, or cannot be read.
+            UsageError: the data are missing or cannot be read.
         """
 
 
 class Embedded(DataKind):
-    """Handwritten digits, printed ones, or both."""
+    """Handwritten digits, printed digits, or both."""
 
     names = ("digits", "glyphs", "digits+glyphs")
     embedded = True
@@ -104,7 +104,7 @@ class Embedded(DataKind):
 
 
 class Folder(DataKind):
-    """One's own images, a sub-folder per class: `data.name` itself, or `data.root` by timm's names."""
+    """The user's own images, one sub-folder per class, in `data.name` itself, or in `data.root` with timm's names."""
 
     by_root = ("torch/image_folder", "torch/folder")
     may_have_several_labels = True
@@ -113,7 +113,7 @@ class Folder(DataKind):
         return name in self.by_root or os.path.isdir(name)
 
     def has_several_labels(self, section: DataSection) -> bool:
-        """Where the folder has a table of labels."""
+        """Whether the folder has a table of labels."""
         from superlora_cli.data.labelled import find_tables
 
         return bool(find_tables(self._path(section)))
@@ -135,7 +135,7 @@ class Folder(DataKind):
 
 
 class Torchvision(DataKind):
-    """torchvision's own sets."""
+    """torchvision's data sets."""
 
     names = TORCHVISION
     example = "torch/cifar100"
@@ -151,7 +151,7 @@ class Torchvision(DataKind):
 
 
 class HuggingFace(DataKind):
-    """`hfds/NAME`: sets that the library `datasets` reads."""
+    """`hfds/NAME`: data sets read by the library `datasets`."""
 
     example = "hfds/beans"
     configurations = True
@@ -200,7 +200,7 @@ SOURCES: Table[DataKind] = Table(
 
 
 def kind_of(name: str) -> DataKind | None:
-    """The kind of the set that `data.name` means; None where none knows it.
+    """The kind of the data set that `data.name` means; None if no kind recognises it.
 
     >>> kind_of("torch/svhn").class_count("torch/svhn"), kind_of("torhc/svhn")
     (10, None)
@@ -211,32 +211,32 @@ def kind_of(name: str) -> DataKind | None:
 
 
 def kind_named(name: str) -> DataKind:
-    """The kind of the set that `data.name` means.
+    """The kind of the data set that `data.name` means.
 
     Raises:
-        UsageError: none knows it; the message names the nearest set, or says how sets are named.
+        UsageError: no kind recognises it; the hint suggests a similar name, or says how data sets are named.
     """
     kind = kind_of(name)
     if kind is None:
         *examples, last = (kind.example for kind in SOURCES.values() if kind.example)
-        hint = nearest_set(name) or f"a folder of images, or a name like {', '.join(examples)} or {last}"
+        hint = nearest_set(name) or f"a folder of images, or a name such as {', '.join(examples)} or {last}"
         raise UsageError(f"unknown data set '{name}'", where="data.name", hint=hint)
     return kind
 
 
 def nearest_set(name: str) -> str | None:
-    """The hint for a misspelt name of a set, None where nothing is near."""
+    """The hint for a misspelt name of a data set; None if no name is similar."""
     return did_you_mean(name, (known for kind in SOURCES.values() for known in kind.names))
 
 
 def is_embedded(name: str) -> bool:
-    """Whether a set is part of superlora: always at hand, in splits that never change."""
+    """Whether a data set is part of superlora: always available, with splits that never change."""
     kind = kind_of(name)
     return kind is not None and kind.embedded
 
 
 def has_several_labels(section: DataSection) -> bool:
-    """Whether every image may have any number of labels: as the recipe says, else as the data do."""
+    """Whether images have any number of labels, according to the recipe or else to the data."""
     if section.multi_label is not None:
         return section.multi_label
     kind = kind_of(section.name)
@@ -244,6 +244,6 @@ def has_several_labels(section: DataSection) -> bool:
 
 
 def known_class_count(section: DataSection) -> int | None:
-    """The number of classes where it is known without looking at the data, or the recipe says it."""
+    """The number of classes, if known without looking at the data or set by the recipe."""
     kind = kind_of(section.name)
     return (kind and kind.class_count(section.name)) or section.num_classes

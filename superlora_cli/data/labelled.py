@@ -1,7 +1,7 @@
-"""Images with any number of labels each: a table `labels.csv` in or beside their folder, or in `train`, `val`, `test`.
+"""Images with any number of labels, from a table `labels.csv` in or next to their folder, or in `train`, `val`, `test`.
 
-The table has the columns `file` and `labels`, the labels of an image separated by spaces; it may have none. A file is
-looked for in the folder of images, then beside the table. Images that the table does not name are left out.
+The table has the columns `file` and `labels`. The labels of an image are separated by spaces; an image may have none.
+Files are looked for in the folder of images, then next to the table. Images that are not in the table are left out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from superlora_cli.errors import UsageError
 
 TABLE = "labels.csv"
 COLUMNS = ["file", "labels"]
-EXAMPLE = "a first line file,labels, then lines like photos/1.jpg,cat outdoors"
+EXAMPLE = "a first line file,labels, then lines such as photos/1.jpg,cat outdoors"
 
 Labelled = tuple[str, tuple[int, ...]]  # a file and its labels
-Row = tuple[str, str, list[str]]  # where it stands in the table, a file, its labels by name
+Row = tuple[str, str, list[str]]  # its place in the table, a file, its labels by name
 
 
 class LabelledImages(FolderImages):
-    """Image files and their labels, as a row of zeros and ones over all classes: (classes,) float32."""
+    """Image files and their labels, each as zeros and ones over all classes: (classes,) float32."""
 
     def __init__(self, files: Sequence[Labelled], contents: Sequence[str], classes: int) -> None:
         super().__init__(files, contents)
@@ -43,23 +43,23 @@ class LabelledImages(FolderImages):
 
 
 def find_tables(root: Path) -> list[tuple[Path, Path]]:
-    """The tables of a folder of images, each with the folder that its files are in; [] where there is none."""
+    """The tables of a folder of images, each with the folder its files are in; [] if there is none."""
     if (root / TABLE).is_file():
         return [(root / TABLE, root)]
     folders = [root / name for name in (*TRAIN, *VALIDATION, *TEST) if (root / name / TABLE).is_file()]
     if folders:
         return [(folder / TABLE, folder) for folder in folders]
-    beside = root.resolve().parent / TABLE
-    if beside.is_file() and any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
-        return [(beside, root)]
+    above = root.resolve().parent / TABLE
+    if above.is_file() and any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
+        return [(above, root)]
     return []
 
 
 def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
-    """The labels by name, in natural order, and the files for training, validation and test; None where there are none.
+    """The labels by name, in natural order, and the files for training, validation and test; None if there are none.
 
     Raises:
-        UsageError: no table, or one that cannot be parsed; images that are not there; labels of no training image.
+        UsageError: there is no table, it cannot be parsed, an image is missing, or a label has no training image.
     """
     tables = find_tables(root)
     if not tables:
@@ -68,7 +68,7 @@ def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None,
     seen: dict[str, str] = {}
     for where, path, _ in rows:
         if path in seen:
-            raise UsageError(f"'{path}' is there already, at {seen[path]}", where=where, hint="one line an image")
+            raise UsageError(f"'{path}' is listed twice, first at {seen[path]}", where=where, hint="one line per image")
         seen[path] = where
 
     others = {*VALIDATION, *TEST}
@@ -80,7 +80,7 @@ def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None,
     parts = three_parts(part)
     names = sorted({label for _, _, labels in parts[0] or () for label in labels}, key=natural_key)
     if not names:
-        message = "no training image has a label" if parts[0] else "names no training images"
+        message = "no training image has a label" if parts[0] else "lists no training images"
         raise UsageError(message, where=str(tables[0][0]), hint=EXAMPLE)
     classes = {name: number for number, name in enumerate(names)}
     return classes, tuple(None if found is None else [_numbered(row, classes) for row in found] for found in parts)
@@ -92,10 +92,10 @@ def table_classes(root: Path) -> tuple[str, ...]:
 
 
 def read_table(root: Path) -> Source:
-    """The images of a folder's tables, all of which have been decoded once.
+    """The images in a folder's tables, after decoding each of them once.
 
     Raises:
-        UsageError: as `list_table`, or a split of which nothing can be read.
+        UsageError: as `list_table`, or no image of a split can be read.
     """
     classes, parts = list_table(root)
     names = tuple(classes)
@@ -117,12 +117,12 @@ def _rows(table: Path, folder: Path) -> Iterator[Row]:
     try:
         lines = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"no table that can be read: {error}", where=str(table), hint=EXAMPLE) from None
+        raise UsageError(f"cannot be read as a table: {error}", where=str(table), hint=EXAMPLE) from None
     header = [name.strip() for name in lines[0]] if lines else []
     for name in [*header, *COLUMNS]:
         if (name in header) != (name in COLUMNS):
             message = f"unknown column '{name}'" if name in header else f"no column '{name}'"
-            hint = f"{EXAMPLE}; where it is something else, data.multi_label: false"
+            hint = f"{EXAMPLE}; if it is something else, set data.multi_label: false"
             raise UsageError(message, where=f"{table}:1", hint=hint)
     for number, line in enumerate(lines[1:], 2):
         where = f"{table}:{number}"
@@ -140,7 +140,7 @@ def _rows(table: Path, folder: Path) -> Iterator[Row]:
 
 
 def _top(root: Path, path: str) -> str | None:
-    """The first folder below `root` on the way to a file; None where there is none."""
+    """The first folder below `root` in the path of a file; None if there is none."""
     try:
         return (*Path(path).relative_to(root).parts[:-1], None)[0]
     except ValueError:
@@ -156,7 +156,7 @@ def _numbered(row: Row, classes: dict[str, int]) -> Labelled:
 
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[str]:
-    """A line on images that no table names."""
+    """A note about images that are in no table."""
     files = [str(path) for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if left := [path for path in files if path not in named]:
-        yield f"left out {len(left):,} images that {TABLE} does not name: {some(left)}"
+        yield f"left out {len(left):,} images that are not in {TABLE}: {some(left)}"

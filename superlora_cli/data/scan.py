@@ -1,4 +1,4 @@
-"""Which image files can be read to their end: found out once, before training, and remembered."""
+"""Which image files can be read completely: checked once before training, and remembered."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
 from superlora_cli.progress import with_bar
 
-DECODER = f"Pillow {PIL.__version__}"  # what another version found does not count: it may read other formats
-AT_ONCE = 512  # files handed to the threads together; what they found is remembered even where the rest is interrupted
+DECODER = f"Pillow {PIL.__version__}"  # results of other versions do not count: they may read other formats
+AT_ONCE = 512  # files given to the threads at a time; finished ones are remembered even if the rest is interrupted
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that was looked at.
+    """A file that was checked.
 
     Attributes:
         size: in bytes.
-        mtime_ns: when it was last changed.
-        cause: why it cannot be read; None where it can.
-        content: SHA-256 of its bytes, "" where it cannot be read.
+        mtime_ns: time of its last change.
+        cause: why it cannot be read; None if it can.
+        content: SHA-256 of its bytes; "" if it cannot be read.
     """
 
     size: int
@@ -39,20 +39,20 @@ class Checked:
     content: str = ""
 
 
-FIELDS = fields(Checked)  # a memory of fewer, of an older version, does not count
+FIELDS = fields(Checked)  # results with fewer fields, of an older version, do not count
 
 
 def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
-    """Decode every file to its end, but for those that were before and have the same size and time since.
+    """Decode every file completely, except those decoded before whose size and time have not changed.
 
-    To the end, because a truncated JPEG has a good header, and would end a training in its first epoch.
+    Completely, because a truncated JPEG has an intact header and would end training in the first epoch.
 
     Args:
-        root: the folder.
-        names: files below it, relative to it.
+        root: a folder.
+        names: files in it, relative to it.
 
     Returns:
-        What was found, by name, in the order of `names`.
+        The results by name, in the order of `names`.
     """
     memory, found = _memory(root), {name: _changed(os.path.join(root, name)) for name in names}
     for name, was in _recall(memory).items():
@@ -68,19 +68,19 @@ def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
     return found
 
 
-UNKNOWN = "not looked at"
+UNKNOWN = "not checked"
 
 
 def _changed(path: str) -> Checked:
     try:
         stat = os.stat(path)
-    except OSError as error:  # a link into nowhere, say
+    except OSError as error:  # e.g. a dangling link
         return Checked(0, 0, error.strerror)
     return Checked(stat.st_size, stat.st_mtime_ns, UNKNOWN)
 
 
 def _look(path: Path) -> tuple[str | None, str]:
-    """Why a file cannot be read, and the SHA-256 of one that can."""
+    """Why a file cannot be read, or None; and the SHA-256 of its bytes if it can."""
     cause = why_unreadable(path)
     if cause is not None:
         return cause, ""
@@ -89,15 +89,15 @@ def _look(path: Path) -> tuple[str | None, str]:
 
 
 def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[str | None, str]]]:
-    """What each file is."""
+    """The result for each file."""
     parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for part in with_bar(parts, "looking at the images", total=len(names), size=len):
+        for part in with_bar(parts, "checking the images", total=len(names), size=len):
             yield from zip(part, threads.map(_look, [root / name for name in part]), strict=True)
 
 
 def _memory(root: Path) -> Path | None:
-    """The file that remembers what was found in a folder, for this user; None where there is no place for it."""
+    """The file that remembers the results for a folder, for this user; None if there is no place for it."""
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return caches / "superlora" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
@@ -116,7 +116,7 @@ def _recall(memory: Path | None) -> dict[str, Checked]:
 
 
 def _remember(memory: Path | None, found: Mapping[str, Checked]) -> None:
-    """Write it down if that is possible: without it the next run is slower, and nothing else."""
+    """Store the results if possible: without them the next run is merely slower."""
     if memory is None:
         return
     with contextlib.suppress(OSError, SuperLoraError):

@@ -1,11 +1,11 @@
 """WebDataset shards (`wds/PATH`): tar files whose members `KEY.jpg` and `KEY.cls` are an image and its class.
 
-The shards of a split are what `_info.json` lists (as timm writes it: `{"splits": {"train": {"filenames": [...]}}}`),
-else `train/*.tar` or `train-*.tar`, and so for `val` and `test`; else all `*.tar` are training images. Names of
-classes come from `class_names` in `_info.json` or from `classes.txt`, one per line.
+The shards of a split are those listed in `_info.json` (as timm writes it: `{"splits": {"train": {"filenames":
+[...]}}}`), else `train/*.tar` or `train-*.tar`, and likewise for `val` and `test`; else all `*.tar` are training
+images. Class names come from `class_names` in `_info.json` or from `classes.txt`, one per line.
 
-An index over the tar headers gives the images in any order: the library's own reader is a stream, which cannot be
-resumed at a step.
+An index of the tar headers gives random access to the images; the library's own reader is a stream, which cannot be
+resumed at a given step.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def _bytes(entry: Entry) -> bytes:
 
 
 def shard_classes(root: Path) -> tuple[str, ...] | None:
-    """The names of the classes; None where the files beside the shards do not say.
+    """The names of the classes; None if no file next to the shards has them.
 
     Raises:
-        UsageError: no such folder, or a file in it that cannot be parsed.
+        UsageError: there is no such folder, or a file in it cannot be parsed.
     """
     if not root.is_dir():
         raise UsageError("no such folder of shards", where=str(root), hint="wds/PATH, with PATH/train/*.tar")
@@ -90,20 +90,21 @@ def read_shards(root: Path, *, classes: int | None) -> Source:
 
     Args:
         root: the folder.
-        classes: how many, where no file says it.
+        classes: number of classes, if no file has their names.
 
     Raises:
-        UsageError: no shards, shards that cannot be read, samples without class, or the number of classes is unknown.
+        UsageError: there are no shards, they cannot be read, a sample has no class, or the number of classes is
+            unknown.
     """
     names = shard_classes(root) or tuple(map(str, range(classes or 0)))
     if not names:
-        hint = f"set it, or write the names of the classes into {root / CLASSES}, one per line"
-        raise UsageError("the number of classes is not known", where="data.num_classes", hint=hint)
+        hint = f"set it, or list the class names in {root / CLASSES}, one per line"
+        raise UsageError("the number of classes is unknown", where="data.num_classes", hint=hint)
     train, validation, test = three_parts(lambda split: _shards(root, split))
     if train is None and test is None:
         train = sorted(root.glob("*.tar"))
     if not train:
-        raise UsageError("holds no shards for training", where=str(root), hint="train/*.tar, or an _info.json")
+        raise UsageError("holds no training shards", where=str(root), hint="expected train/*.tar or an _info.json")
     digest = hashlib.sha256()
     parts = []
     for shards in (train, validation, test):
@@ -124,11 +125,11 @@ def _info(root: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
         return dict(info)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"no JSON object: {error}", where=str(path), hint="mend or remove it") from None
+        raise UsageError(f"not a JSON object: {error}", where=str(path), hint="fix or remove it") from None
 
 
 def _shards(root: Path, names: Sequence[str]) -> list[Path] | None:
-    """The shards of the split that goes by one of `names`."""
+    """The shards of the split with one of `names`."""
     splits = _info(root).get("splits", {})
     for name in names:
         if name in splits:
@@ -139,7 +140,7 @@ def _shards(root: Path, names: Sequence[str]) -> list[Path] | None:
 
 
 def _entries(shard: Path, classes: int) -> list[Entry]:
-    """The images in a shard, in its order."""
+    """The images in a shard, in order."""
     samples: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, bytes] = {}
     try:
@@ -153,7 +154,7 @@ def _entries(shard: Path, classes: int) -> list[Entry]:
                 elif suffix.lower() in IMAGES:
                     samples[key] = member
     except (tarfile.TarError, OSError) as error:
-        raise UsageError(f"no shard that can be read: {error}", where=str(shard), hint="an uncompressed tar") from None
+        raise UsageError(f"cannot be read: {error}", where=str(shard), hint="expected an uncompressed tar") from None
     return [
         Entry(str(shard), key, member.offset_data, member.size, _label(labels.get(key), classes, f"{shard}: {key}"))
         for key, member in samples.items()
@@ -162,11 +163,11 @@ def _entries(shard: Path, classes: int) -> list[Entry]:
 
 def _label(content: bytes | None, classes: int, where: str) -> int:
     if content is None:
-        raise UsageError("an image without class", where=where, hint="KEY.cls beside it, with a number")
+        raise UsageError("the image has no class", where=where, hint="add KEY.cls with its number")
     try:
         label = int(content)
     except ValueError:
-        raise UsageError(f"no class: {content[:20]!r}", where=where, hint="a number") from None
+        raise UsageError(f"not a class: {content[:20]!r}", where=where, hint="expected a number") from None
     if not 0 <= label < classes:
-        raise UsageError(f"class {label} of {classes}", where=where, hint="0 is the first")
+        raise UsageError(f"class {label}, but there are {classes} classes", where=where, hint="the first is 0")
     return label

@@ -1,4 +1,4 @@
-"""What every kind of data set gives: pictures by index, names of classes, and what to tell of them."""
+"""What every kind of data set provides: images by index, class names, and notes for the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32 normalised; class, or of several labels (classes,) float32
+Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32, normalised; class, or (classes,) float32 for several labels
 T = TypeVar("T")
 
 TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",)
@@ -19,7 +19,7 @@ TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", 
 
 @dataclass(frozen=True)
 class Look:
-    """How a model wants its images: side in pixels, mean and standard deviation per channel of values in [0, 1]."""
+    """The image format that a model expects: size in pixels, and mean and standard deviation per channel in [0, 1]."""
 
     size: int
     mean: tuple[float, ...]
@@ -27,9 +27,9 @@ class Look:
 
 
 class Pictures(Dataset[Sample]):
-    """Images of any size, decoded when they are read and made what a model wants by `transform`.
+    """Images of any size, decoded when they are read and turned into a model's input by `transform`.
 
-    By index, not as a stream: only so can a resumed run see exactly what an uninterrupted one does.
+    They are read by index, not as a stream, so that a resumed run sees exactly what an uninterrupted one does.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -38,7 +38,7 @@ class Pictures(Dataset[Sample]):
         raise NotImplementedError
 
     def picture(self, index: int) -> tuple[Image.Image, int | Tensor]:
-        """An RGB image and its class, or zeros and ones for its labels.
+        """An RGB image and its class, or its labels as zeros and ones.
 
         Raises:
             UsageError: it cannot be read.
@@ -47,12 +47,12 @@ class Pictures(Dataset[Sample]):
 
     @property
     def labels(self) -> Sequence[int | tuple[int, ...]]:
-        """The class of every image, or its labels, known without decoding one."""
+        """The class or the labels of every image, without decoding any."""
         raise NotImplementedError
 
     @property
     def contents(self) -> Sequence[str]:
-        """What every image is: a digest that is the same wherever the image stands."""
+        """A digest of every image, independent of its position."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Sample:
@@ -60,7 +60,7 @@ class Pictures(Dataset[Sample]):
         return self.transform(image), label
 
     def seen_through(self, transform: Callable[[Image.Image], Tensor]) -> Self:
-        """The same images, through `transform`."""
+        """The same images with another `transform`."""
         other = copy.copy(self)
         other.transform = transform
         return other
@@ -71,7 +71,7 @@ class Unreadable:
     """An image file that is left out.
 
     Attributes:
-        cause: why, in a few words.
+        cause: the reason, in a few words.
     """
 
     path: str
@@ -80,13 +80,13 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it was found.
+    """A data set as found.
 
     Attributes:
-        validation, test: None where they are to be held out of the training images.
+        validation, test: None if they should be held out of the training images.
         fingerprint: SHA-256 that changes when the data change.
-        unreadable: files that were left out of all of them.
-        notes: what the user should know of the data, one line each.
+        unreadable: image files that are left out.
+        notes: what the user should know about the data, one line each.
     """
 
     train: Pictures
@@ -100,14 +100,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test images, of which no two share one.
+    """Training, validation and test images, without overlap.
 
     Attributes:
         class_names: by class number.
         fingerprint: SHA-256 that changes when the data change.
-        augmented: reading a training image is random.
+        augmented: whether reading a training image is random.
         unreadable: image files that are left out.
-        notes: what the user should know of the data, one line each.
+        notes: what the user should know about the data, one line each.
     """
 
     train: Dataset[Sample]
@@ -121,7 +121,7 @@ class Splits:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def named(self, split: str) -> Dataset[Sample]:
@@ -131,9 +131,9 @@ class Splits:
 
 
 def three_parts(find: Callable[[tuple[str, ...]], T | None]) -> tuple[T | None, T | None, T | None]:
-    """The training, validation and test part, which go by several names; None where `find` finds none of those.
+    """The training, validation and test part, each of which has several possible names; None if `find` finds none.
 
-    A lone validation part is the test part, as in ImageNet.
+    A validation part without a test part becomes the test part, as in ImageNet.
 
     >>> three_parts(lambda names: {"training": "A", "val": "B"}.get(names[1]) if len(names) > 1 else None)
     ('A', None, 'B')

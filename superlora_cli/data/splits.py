@@ -1,4 +1,4 @@
-"""The three splits of a data set, ready to be batched: embedded sets, one's own images, and well-known sets."""
+"""The three splits of any data set, ready for batching."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
-KEPT = 4  # data sets
-FEW = 5  # images of a class, of which an accuracy says little
-NAMED = 5  # classes that a note names
+CACHED = 4  # data sets
+FEW = 5  # images of a class, too few for a meaningful accuracy
+NAMED = 5  # classes named in a note
 
 
 def class_count(section: DataSection) -> int | None:
-    """The number of classes as far as it is known: without looking at data for known sets and where the recipe says it.
+    """The number of classes if known; without looking at the data if the data set is known or the recipe sets it.
 
     Raises:
         UsageError: as `class_names`.
@@ -37,12 +37,12 @@ def class_count(section: DataSection) -> int | None:
 
 
 def class_names(section: DataSection) -> tuple[str, ...] | None:
-    """The names of the classes as far as they can be told without decoding an image; None where they cannot.
+    """The names of the classes, if they can be found without decoding an image; else None.
 
     Raises:
-        UsageError: the data are not there.
+        UsageError: the data are missing.
     """
-    return once("classes", section, lambda: _class_names(section), most=KEPT)
+    return once("classes", section, lambda: _class_names(section), most=CACHED)
 
 
 def _class_names(section: DataSection) -> tuple[str, ...] | None:
@@ -54,9 +54,9 @@ def load_splits(section: DataSection, look: Look, *, seed: int) -> Splits:
     """Read or render the data that a recipe names.
 
     Raises:
-        UsageError: an unknown name, or data that are not there; says how to provide them.
+        UsageError: the name is unknown, or the data are missing; the hint says how to provide them.
     """
-    return once("splits", (section, look, seed), lambda: _load_splits(section, look, seed), most=KEPT)
+    return once("splits", (section, look, seed), lambda: _load_splits(section, look, seed), most=CACHED)
 
 
 def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
@@ -64,16 +64,16 @@ def _load_splits(section: DataSection, look: Look, seed: int) -> Splits:
     if section.config is not None and not kind.configurations:
         raise UsageError(f"'{section.name}' has no configurations", where="data.config", hint="leave it out")
     if section.multi_label and not kind.may_have_several_labels:
-        hint = "leave it out, or name a folder with a labels.csv"
-        raise UsageError(f"'{section.name}' is no folder of images", where="data.multi_label", hint=hint)
+        hint = "leave it out, or use a folder with a labels.csv"
+        raise UsageError(f"'{section.name}' is not a folder of images", where="data.multi_label", hint=hint)
     if section.balance and has_several_labels(section):
-        raise UsageError("images have several labels, no one class", where="data.balance", hint="leave it out")
+        raise UsageError("cannot balance images with several labels", where="data.balance", hint="leave it out")
     found = kind.read(section, look, seed=seed)
     return found if isinstance(found, Splits) else _held_out(found, section, look, seed)
 
 
 def evaluation_transform(look: Look) -> Compose:
-    """From an RGB image of any size to what the model sees in evaluation, squashed: (3, S, S) float32."""
+    """The transform from an RGB image of any size to the model's input in evaluation, squashed: (3, S, S) float32."""
     from timm.data import create_transform
 
     size = (3, look.size, look.size)
@@ -82,18 +82,18 @@ def evaluation_transform(look: Look) -> Compose:
 
 
 def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Splits:
-    """Three splits: what the source lacks is held out of its training images, which alone are augmented."""
+    """Three splits: missing parts are held out of the training images; only training images are augmented."""
     plain = evaluation_transform(look)
     training = training_transform(section, look, plain)
     train, given = source.train, [source.test, source.validation]
     missing = sum(images is None for images in given)
     if section.split == "content" and missing and section.validation:
-        classes = [label if isinstance(label, int) else 0 for label in train.labels]  # of several none is the one
+        classes = [label if isinstance(label, int) else 0 for label in train.labels]  # several labels are no class
         *held, left = by_content(classes, train.contents, section.validation, missing)
     else:
         *held, left = by_position(len(train), section.validation, missing, seed)
     if section.split != "content":
-        held.reverse()  # of old the validation images were cut off first
+        held.reverse()  # the old rule held out the validation images first
     found: list[Dataset[Sample]] = [
         Subset(train.seen_through(plain), held.pop(0)) if images is None else images.seen_through(plain)
         for images in given
@@ -115,26 +115,26 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
 
 
 def labels_of(images: Dataset[Sample]) -> list[int]:
-    """The class of every image of a split, where each has one."""
+    """The class of every image of a split, if each has one."""
     found = _of_each(images, lambda pictures: pictures.labels)
-    return cast(list[int], found or images.labels.tolist())  # type: ignore[attr-defined]  # of an embedded set
+    return cast(list[int], found or images.labels.tolist())  # type: ignore[attr-defined]  # an embedded data set
 
 
 def contents_of(images: Dataset[Sample]) -> list[str]:
-    """What every image of a split is; [] for embedded sets, whose splits are fixed."""
+    """A digest of every image of a split; [] for embedded data sets, whose splits are fixed."""
     return _of_each(images, lambda pictures: pictures.contents)
 
 
 def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | None:
-    """A line on images of a test split that are training images as well, None where there are none."""
+    """A note about test images that are also training images; None if there are none."""
     known = set(contents_of(train))
     found = contents_of(test)
     count = sum(content in known for content in found)
-    return f"{count:,} of {len(found):,} test images are training images as well" if count else None
+    return f"{count:,} of {len(found):,} test images are also training images" if count else None
 
 
 def _few(splits: Splits) -> str | None:
-    """A line on classes with few test images, None where all have more."""
+    """A note about classes with few test images; None if there are none."""
     counts: Counter[int] = Counter()
     for labels in _of_each(splits.test, lambda pictures: pictures.labels):
         counts.update([labels] if isinstance(labels, int) else labels)
@@ -142,11 +142,11 @@ def _few(splits: Splits) -> str | None:
     if not few:
         return None
     named = ", ".join(few[:NAMED]) + (", …" if len(few) > NAMED else "")
-    return f"classes of fewer than {FEW} test images, whose accuracy says little: {named}"
+    return f"classes with fewer than {FEW} test images, too few for a meaningful accuracy: {named}"
 
 
 def _of_each(images: Dataset[Sample], ask: Callable[[Pictures], Sequence[T]]) -> list[T]:
-    """What is known of every image of a split without decoding one; [] for embedded sets."""
+    """A property of every image of a split, without decoding any; [] for embedded data sets."""
     if isinstance(images, Subset):
         known = ask(cast(Pictures, images.dataset))
         return [known[index] for index in images.indices]

@@ -1,4 +1,4 @@
-"""torchvision's own data sets, by timm's names (`torch/cifar100`): read where they lie, or downloaded."""
+"""torchvision's data sets, with timm's names (`torch/cifar100`): read from disk, or downloaded."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ RAW = {
     "torch/qmnist": "QMNIST",
 }
 TARS = {"torch/cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py"),
-        "torch/cifar100": ("cifar-100-python.tar.gz", "cifar-100-python")}  # and what is in them  # fmt: skip
+        "torch/cifar100": ("cifar-100-python.tar.gz", "cifar-100-python")}  # archive, contents  # fmt: skip
 
 
 class TorchvisionImages(Pictures):
-    """A split of such a set."""
+    """A split of a torchvision data set."""
 
     def __init__(self, name: str, split: str, dataset: Any) -> None:
         self.name, self.split, self.dataset = name, split, dataset
@@ -48,34 +48,34 @@ class TorchvisionImages(Pictures):
     def picture(self, index: int) -> tuple[Image.Image, int]:
         try:
             image, label = self.dataset[index]
-        except (OSError, SyntaxError, ValueError) as error:  # of the sets that are files in folders
-            raise UsageError(f"no image that can be read: {error}", where=f"image {index} of {self.name}") from None
+        except (OSError, SyntaxError, ValueError) as error:  # for data sets of files in folders
+            raise UsageError(f"cannot be read: {error}", where=f"image {index} of {self.name}") from None
         return to_rgb(image), int(label)
 
     @cached_property
     def labels(self) -> Sequence[int]:
-        kept = (getattr(self.dataset, name, None) for name in ("targets", "labels", "index"))
-        rows = next(found for found in kept if found is not None)
-        return [int(np.atleast_1d(row)[0]) for row in rows]  # QMNIST and iNaturalist have more than a class in one
+        stored = (getattr(self.dataset, name, None) for name in ("targets", "labels", "index"))
+        rows = next(found for found in stored if found is not None)
+        return [int(np.atleast_1d(row)[0]) for row in rows]  # rows of QMNIST and iNaturalist hold more than the class
 
     @cached_property
     def contents(self) -> Sequence[str]:
-        """By their places: in such a set no image is ever added."""
+        """Digests of their positions, because the data set never changes."""
         places = (f"{self.name}\0{self.split}\0{index}" for index in range(len(self)))
         return [hashlib.sha256(place.encode()).hexdigest() for place in places]
 
 
 def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> Source:
-    """A set's training images and its test (or validation) images.
+    """The training images and the test (or validation) images of a data set.
 
     Args:
-        name: as `torch/cifar100`.
-        root: folder that holds it, unpacked or as the archives that it is published in, which are unpacked there.
-        download: fetch it where it is missing.
-        classes: how many it has.
+        name: e.g. `torch/cifar100`.
+        root: folder that holds it, either unpacked or as the published archives, which are unpacked there.
+        download: download it if it is missing.
+        classes: its number of classes.
 
     Raises:
-        UsageError: it is not there, is damaged, or cannot be downloaded.
+        UsageError: it is missing or damaged, or cannot be downloaded.
     """
     _unpack(name, Path(root))
     try:
@@ -84,9 +84,9 @@ def read_torchvision(name: str, root: str, *, download: bool, classes: int) -> S
     except (RuntimeError, OSError, AssertionError, ValueError) as error:
         cause = str(error).strip().partition("\n")[0]
         cause = re.sub(r"\W+you can (use|set) download=True.*", "", cause, flags=re.IGNORECASE).rstrip(".:")
-        hint = f"put the data under '{root}', or set data.download=true where there is a network"
+        hint = f"put the data under '{root}', or set data.download=true (needs a network)"
         if download:
-            hint = f"put the data under '{root}', or see to the network"
+            hint = f"put the data under '{root}', or check the network"
         raise UsageError(f"cannot read data set '{name}': {cause}", where="data", hint=hint) from None
     fingerprint = hashlib.sha256(f"{name} {len(train)} {len(test)}".encode()).hexdigest()
     parts = TorchvisionImages(name, "train", train), None, TorchvisionImages(name, "test", test)
@@ -100,7 +100,7 @@ def _open(name: str, root: str, split: str, download: bool) -> Any:
 
 
 def _unpack(name: str, root: Path) -> None:
-    """Unpack the archives of a set that lie where torchvision looks for what is in them, or in `root` itself.
+    """Unpack the archives of a data set that are in `root`, or in the folder where torchvision expects their contents.
 
     Raises:
         UsageError: one is damaged, or the folder cannot be written.
@@ -110,7 +110,7 @@ def _unpack(name: str, root: Path) -> None:
             continue
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:  # whole or not at all
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:  # atomically
                 extract_archive(str(archive), folder)
                 (Path(folder) / target.name).rename(target)
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
@@ -119,7 +119,7 @@ def _unpack(name: str, root: Path) -> None:
 
 
 def _archives(name: str, root: Path) -> Iterator[tuple[Path, Path]]:
-    """Archives of a set and what each becomes."""
+    """The archives of a data set, each with the path it is unpacked to."""
     if name in TARS:
         file, inside = TARS[name]
         if (root / file).is_file():
@@ -131,7 +131,7 @@ def _archives(name: str, root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
-    """As the set calls them, else their numbers. A name may be several ("great white shark", …), or "0 - zero"."""
+    """The data set's own class names, else their numbers. A name may be a tuple of synonyms, or be like "0 - zero"."""
     found = getattr(dataset, "classes", None) or range(count)
     names = [", ".join(name) if isinstance(name, tuple) else str(name) for name in found]
     return tuple(name.partition(" - ")[0] for name in names)
@@ -139,7 +139,7 @@ def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _patient_for(seconds: float) -> Iterator[None]:
-    """A limit on waiting for the network, of which torchvision sets none."""
+    """Limit the time to wait for the network, because torchvision sets no limit."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,1 +1,1 @@
-"""Weight updates as the files of other libraries, one file per format, found by the table in `known`."""
+"""Weight updates in the file formats of other libraries, one module per format, listed in `known`."""

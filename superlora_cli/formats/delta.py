@@ -1,4 +1,4 @@
-"""ΔW itself as a safetensors file: for every adapted weight a tensor of its name and shape, to be added to it."""
+"""ΔW itself as a safetensors file: a tensor for every adapted weight, with its name and shape, to add to it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
 def delta_file(
     targets: Sequence[Target], deltas: Sequence[Tensor], modules: Mapping[str, nn.Module], base: Mapping[str, str]
 ) -> bytes:
-    """The file: `blocks.0.attn.qkv.weight` (out, in), float32, rows that no target covers 0.
+    """The bytes of the file: `blocks.0.attn.qkv.weight` (out, in), float32; rows that no target covers are 0.
 
     Its header has `superlora.delta_of` (name and digest of the base) and `superlora.rows` (the rows adapted).
 
     Args:
         targets, deltas: ΔW of each target, in its shape or as (rows, columns).
-        modules: of the base, by name; they may be on the meta device.
+        modules: modules of the base, by name; they may be on the meta device.
         base: `name` and `sha256`, as adapters store them.
     """
     tensors, rows = {}, {}

@@ -1,4 +1,4 @@
-"""A file that diffusers' `load_lora_adapter(file, prefix="unet")` and `load_lora_weights` load."""
+"""A file for diffusers' `load_lora_adapter(file, prefix="unet")` and `load_lora_weights`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write the file; see `format.Format.write`.
 
     Raises:
-        UsageError: the base is not of diffusers.
+        UsageError: the base is not from diffusers.
     """
     if adapter.recipe.model.name != "diffusers":
-        message = f"{adapter.recipe.model.name} is no model of diffusers"
-        raise UsageError(message, where="--to", hint="--to peft-lora adapts any torch module")
+        message = f"{adapter.recipe.model.name} is not a diffusers model"
+        raise UsageError(message, where="--to", hint="--to peft-lora works for any torch module")
     found = as_loras(adapter, options)
     content = diffusers_file(found.made, modules=adapter.modules, errors=found.errors)
     write_atomic(out, content, force=options.force)
@@ -36,15 +36,15 @@ def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
 
 
 def diffusers_file(loras: Mapping[str, Lora], *, modules: Iterable[str], errors: Mapping[str, float]) -> bytes:
-    """The file: `unet.<module>.lora_A.weight` and `unet.<module>.lora_B.weight`.
+    """The bytes of the file: `unet.<module>.lora_A.weight` and `unet.<module>.lora_B.weight`.
 
-    Its header says targets, ranks and alphas as diffusers' own files do (`lora_adapter_metadata`), because what readers
-    guess of alphas from tensors of several ranks has differed between versions.
+    Its header has targets, ranks and alphas, as in diffusers' own files (`lora_adapter_metadata`): what readers infer
+    about alphas from tensors of several ranks has differed between versions.
 
     Args:
         loras: module name → its LoRA.
         modules: names of all modules of the base.
-        errors: module name → relative error of its update, kept in the header as `superlora.errors`.
+        errors: module name → relative error of its update, stored in the header as `superlora.errors`.
     """
     tensors = {}
     for name, lora in loras.items():

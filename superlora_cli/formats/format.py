@@ -1,4 +1,4 @@
-"""What a format of other libraries has to say and do."""
+"""The interface of a file format of another library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to write.
+    """How to write a file.
 
     Attributes:
         rank, energy: limits of a LoRA, see `adapter.lowrank.approximate`; None in other formats.
@@ -29,9 +29,9 @@ class Format:
 
     Attributes:
         description: what it is, in a few words.
-        lora: it holds an update as a product of two factors, of a rank that can be limited.
-        folder: it is a folder, not a file.
-        merged: it is the base's weights with ΔW added, which merging writes.
+        lora: whether it holds updates as products of two factors, whose rank can be limited.
+        folder: whether it is a folder rather than a file.
+        merged: whether it is the base's weights plus ΔW, as merging writes them.
     """
 
     description: ClassVar[str]
@@ -40,14 +40,14 @@ class Format:
     merged: ClassVar[bool] = False
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
-        """Write what an adapter changes, whole or not at all.
+        """Write the update of an adapter, atomically.
 
         Args:
-            adapter: that has a ΔW, and nothing beside it but a head.
+            adapter: an adapter with a ΔW, and possibly a head, but nothing else.
 
         Returns:
-            bytes, and `load`, the Python that loads it; of a LoRA also adapter_bytes, weights (name, rank and error of
-            each) and error (of all).
+            bytes, and `load`, the Python that loads it; for a LoRA also adapter_bytes, weights (name, rank and error
+            of each) and error (of all together).
 
         Raises:
             UsageError: the format cannot hold it. RunError: ΔW is not finite.

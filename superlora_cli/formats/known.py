@@ -1,4 +1,4 @@
-"""The formats that `superlora export` writes, one object each; what writes a format is imported when it is written.
+"""The formats that `superlora export` writes, one object each; their modules are imported only when used.
 
 A new format is one object: `FORMATS.add("toy", Toy())`.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Timm(Format):
-    """A checkpoint of timm."""
+    """A timm checkpoint."""
 
     description = "merged weights"
     merged = True
 
 
 class PeftLora(Format):
-    """A LoRA of PEFT's."""
+    """A LoRA for PEFT."""
 
     description = "a folder for PEFT"
     lora = folder = True
@@ -35,7 +35,7 @@ class PeftLora(Format):
 
 
 class DiffusersLora(Format):
-    """A LoRA of a U-Net of diffusers'."""
+    """A LoRA for a U-Net of diffusers."""
 
     description = "a file for diffusers"
     lora = True
@@ -47,7 +47,7 @@ class DiffusersLora(Format):
 
 
 class Delta(Format):
-    """The update as it is."""
+    """The update itself."""
 
     description = "ΔW itself"
 

@@ -1,4 +1,4 @@
-"""An adapter as a LoRA beside every layer that it changes, whatever file that goes to."""
+"""An adapter as one LoRA per adapted layer, for any file format."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Loras:
     error: float
 
     def about(self, adapter: Stored) -> dict[str, Any]:
-        """What is told of them: adapter_bytes, weights and error."""
+        """What is reported about them: adapter_bytes, weights and error."""
         weights = [{"name": name, "rank": self.made[name].rank, "error": error} for name, error in self.errors.items()]
         return {"adapter_bytes": adapter.path.stat().st_size, "weights": weights, "error": self.error}
 
 
 def as_loras(adapter: Stored, options: Options) -> Loras:
-    """Every update as a product of two factors, exact where it is one and no limit is less.
+    """Every update as a product of two factors, exact if it is one and the limits allow it.
 
     Raises:
-        UsageError: a layer that LoRA beside it would not update. RunError: ΔW is not finite.
+        UsageError: a LoRA would have no effect on a layer. RunError: ΔW is not finite.
     """
     found = [approximate(update, rank=options.rank, energy=options.energy) for update in adapter.updates()]
     made = loras(adapter.targets, found, adapter.modules)
@@ -52,10 +52,10 @@ def as_loras(adapter: Stored, options: Options) -> Loras:
 
 @torch.no_grad()
 def _check_called(adapter: Stored) -> None:
-    """Run the base on shapes alone, to see that each adapted layer is called: LoRA sits beside a layer's own call.
+    """Run the base on shapes only, to check that each adapted layer is called: a LoRA acts on calls of its layer.
 
     Raises:
-        UsageError: a model reads a layer's weight itself, as timm's BEiT does, and would never meet its LoRA.
+        UsageError: the model reads a layer's weight itself, as timm's BEiT does, so a LoRA would have no effect.
     """
     called: set[str] = set()
     names = by_module(adapter.targets)
@@ -67,12 +67,12 @@ def _check_called(adapter: Stored) -> None:
     images, model = torch.empty(1, 3, size, size, device="meta"), adapter.base.model.eval()
     try:
         model(*TASKS[adapter.recipe.task].inputs(model, adapter.recipe, images))
-    except Exception:  # whatever a model cannot do on shapes alone: then it is not known
+    except Exception:  # a model may fail on shapes for any reason: then the check is skipped
         return
     finally:
         for hook in hooks:
             hook.remove()
     for name in names:
         if name not in called:
-            message = "the model reads its weight without calling the layer, so that LoRA beside it has no effect"
+            message = "the model reads its weight without calling the layer, so a LoRA would have no effect"
             raise UsageError(message, where=name, hint="--to timm or --to delta")

@@ -1,4 +1,4 @@
-"""A folder that `peft.PeftModel.from_pretrained(base_model, folder)` loads."""
+"""A folder for `peft.PeftModel.from_pretrained(base_model, folder)`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
 
 
 def _head(adapter: Stored) -> dict[str, Tensor]:
-    """What PEFT has to replace beside the targets: a trained head, or the chosen rows of the pretrained one.
+    """What PEFT has to replace besides the targets: a trained head, or the selected rows of the pretrained one.
 
-    Whole modules, so that running statistics in a trained head, which are the base's, go with it.
+    Whole modules, so that the base's running statistics in a trained head are included.
     """
     trained, recipe = dict(adapter.stored.head), adapter.recipe
     whole = classifier_tensors(adapter.base.model).keys()
@@ -61,11 +61,11 @@ def peft_files(
         loras: module name → its LoRA.
         modules: names of all modules of the base.
         base: name of the base model.
-        head: trained tensors outside the adapter, by their name in the model: PEFT's `modules_to_save`.
-        errors: module name → relative error of its update, kept in the header as `superlora.errors`.
+        head: trained tensors outside the adapter, by their names in the model: PEFT's `modules_to_save`.
+        errors: module name → relative error of its update, stored in the header as `superlora.errors`.
 
     Raises:
-        UsageError: PEFT would take another module for a part of the head, by its name.
+        UsageError: PEFT would mistake another module for a part of the head because of its name.
     """
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
     for name, lora in loras.items():
@@ -75,11 +75,11 @@ def peft_files(
     for name in loras:
         if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
             hint = "--to timm or --to delta"
-            raise UsageError(f"PEFT takes it for the head ({', '.join(saved)})", where=name, hint=hint)
+            raise UsageError(f"PEFT would mistake it for the head ({', '.join(saved)})", where=name, hint=hint)
     for name in modules:
-        if name not in saved and name.endswith(tuple(saved)):  # PEFT goes by how names end, in the middle of a word too
+        if name not in saved and name.endswith(tuple(saved)):  # PEFT matches suffixes, even within a word
             hint = "--to timm or --to delta"
-            raise UsageError(f"PEFT takes it for the head as well ({', '.join(saved)})", where=name, hint=hint)
+            raise UsageError(f"PEFT would mistake it for the head ({', '.join(saved)})", where=name, hint=hint)
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -95,11 +95,11 @@ def peft_files(
 
 
 def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str]) -> dict[str, Any]:
-    """Targets and ranks as PEFT's `LoraConfig` names them; alpha is the rank everywhere, so that ΔW = B A.
+    """Targets and ranks under the names of PEFT's `LoraConfig`; alpha equals the rank everywhere, so that ΔW = B A.
 
-    Modules of another rank than the most frequent one are in `rank_pattern`, whose keys are regular expressions: `^`
-    and escaping make each one module's own. PEFT also adapts modules whose name ends like one of a list of targets:
-    where there are such among `modules`, the targets are one regular expression instead.
+    Modules whose rank is not the most frequent one are in `rank_pattern`, whose keys are regular expressions; `^` and
+    escaping make each match one module only. In a list of targets PEFT matches suffixes of module names; if that would
+    adapt more of the `modules`, the targets are a regular expression instead.
     """
     rank = Counter(lora.rank for lora in loras.values()).most_common(1)[0][0]
     ranks = {f"^{re.escape(name)}": lora.rank for name, lora in loras.items() if lora.rank != rank}

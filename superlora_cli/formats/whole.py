@@ -1,4 +1,4 @@
-"""Updates of rows of a weight, seen as an update of the whole weight: what other libraries can hold."""
+"""Updates of some rows of a weight as an update of the whole weight, for libraries that have no slices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Lora:
-    """One weight's update as other libraries see LoRA: ΔW = b · a.
+    """The update of one weight in the form of other libraries' LoRA: ΔW = b · a.
 
     Attributes:
-        a: (r, in), or for a convolution (r, in, kh, kw).
-        b: (out, r), or (out, r, 1, 1).
+        a: (r, in); for a convolution (r, in, kh, kw).
+        b: (out, r); for a convolution (out, r, 1, 1).
     """
 
     a: Tensor
@@ -31,7 +31,7 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r."""
         return self.a.shape[0]
 
 
@@ -44,18 +44,18 @@ def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
 
 
 def join(targets: Sequence[Target], updates: Sequence[LowRank], shape: Sequence[int]) -> Lora:
-    """Low-rank updates of rows of one weight as one LoRA of the whole weight.
+    """Combine low-rank updates of rows of one weight into one LoRA of the whole weight.
 
-    For q and v of a fused qkv, of ranks r_q and r_v:
+    For q and v of a fused qkv, with ranks r_q and r_v:
 
         b (out, r_q + r_v) = [[B_q, 0], [0, 0], [0, B_v]]      a (r_q + r_v, in) = [[A_q], [A_v]]
 
-    The rows that no target covers are exactly 0, so k stays as it is.
+    The rows that no target covers are exactly 0, so k does not change.
 
     Args:
         targets: rows of one module's weight.
-        updates: (rows, r) @ (r, columns) of each.
-        shape: of the whole weight, (out, in) or (out, in, kh, kw).
+        updates: the update of each, (rows, r) @ (r, columns).
+        shape: shape of the whole weight, (out, in) or (out, in, kh, kw).
     """
     rank = sum(update.right.shape[0] for update in updates)
     b, at = torch.zeros(shape[0], rank), 0
@@ -73,8 +73,8 @@ def loras(
     """Module name → its LoRA, for all modules with a target.
 
     Raises:
-        UsageError: a layer that computes something else than W x + b, or whose convolution is grouped or dilated:
-            LoRA in PEFT would not be the update.
+        UsageError: a layer computes something other than W x + b, or is a grouped or dilated convolution: a LoRA in
+            PEFT would not be the same update.
     """
     made = {}
     for name, indices in by_module(targets).items():
@@ -85,16 +85,16 @@ def loras(
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Of a module's weight."""
+    """Shape of a module's weight."""
     weight: Any = module.weight
     return tuple(weight.shape)
 
 
 def check_plain(name: str, module: nn.Module) -> None:
-    """Refuse a layer whose LoRA, computed beside it from its input, would not be an update of its weight.
+    """Refuse a layer for which a LoRA, computed from the layer's input, is not an update of its weight.
 
     Raises:
-        UsageError: names the layer and what it does.
+        UsageError: names the layer and the reason.
     """
     kind = next((kind for kind in PLAIN if isinstance(module, kind)), None)
     why = None
@@ -104,13 +104,13 @@ def check_plain(name: str, module: nn.Module) -> None:
         if module.groups != 1:
             why = f"a convolution in {module.groups} groups"
         elif set(module.dilation) != {1} or module.padding_mode != "zeros":
-            why = "a convolution with dilation or other padding than zeros"
+            why = "a convolution with dilation, or with padding other than zeros"
     if why:
         raise UsageError(f"PEFT has no LoRA for it: {why}", where=name, hint="--to timm or --to delta")
 
 
 def whole_delta(targets: Sequence[Target], deltas: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """ΔW of a whole weight (out, ...) from that of its targets; rows that none covers are 0."""
+    """ΔW of a whole weight (out, ...) from that of its targets; rows that no target covers are 0."""
     whole = torch.zeros(*shape)
     for target, delta in zip(targets, deltas, strict=True):
         whole[target.start : target.stop] = delta.reshape(target.shape)

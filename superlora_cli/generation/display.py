@@ -1,4 +1,4 @@
-"""What one sees of sampling: a bar with the time left on a terminal, a line now and then elsewhere, on stderr."""
+"""Progress of sampling: a bar with the time left on a terminal, a line now and then elsewhere, on stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SamplingDisplay(LiveDisplay):
         self.taken = 0
 
     def step(self, images: int) -> None:
-        """`images` have been taken one step further."""
+        """One sampling step of `images` is done."""
         self.taken += images
         self.progress.update(self.task, completed=self.taken, done=self.taken // self.steps)
         if self.due():

@@ -1,7 +1,7 @@
-"""The networks whose features images are compared by: Inception of 2015, and the shipped classifier of digits.
+"""The networks whose features are compared: the Inception of 2015, and the shipped digit classifier.
 
 Each is a feature extractor of torch-fidelity, so that `torch_fidelity.calculate_metrics(feature_extractor=...)` can use
-ours too: importing this module registers it as `superlora-digits`.
+ours too; importing this module registers it as `superlora-digits`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from superlora_cli.recipe.schema import ModelSection
 
 CLASSIFIER = "digits_classifier"
 OURS = "superlora-digits"  # its name in torch-fidelity
-INCEPTION_HASH = URL_INCEPTION_V3.rpartition("-")[2].removesuffix(".pth")  # how the SHA-256 of the only weights begins
+INCEPTION_HASH = URL_INCEPTION_V3.rpartition("-")[2].removesuffix(".pth")  # the first digits of the weights' SHA-256
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network and the two of its layers that metrics are made from.
+    """A network and the two layers that metrics are computed from.
 
     Attributes:
         name: `inception` or `digits`.
         module: uint8 (B, 3, H, W) → (logits (B, C), features (B, d)), float32.
-        weights: SHA-256 of the file of weights.
-        logits, features: names of the layers: for the inception score, and for everything else.
-        classes: what the logits stand for; () where no class of a data set is meant.
+        weights: SHA-256 of the file with the weights.
+        logits, features: names of the layers for the inception score, and for everything else.
+        classes: names of the logits; () if they are not classes of a data set.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Extractor:
 
 
 class DigitsFeatures(FeatureExtractorBase):
-    """The shipped digit classifier on 8-bit RGB images of any size, seen at 16×16.
+    """The shipped digit classifier on 8-bit RGB images of any size, resized to 16×16.
 
-    Layers: `logits` (B, 10); `pooled` (B, 96), what the classifier's last, linear layer sees.
+    Layers: `logits` (B, 10); `pooled` (B, 96), the input of the last, linear layer.
     """
 
     def __init__(self, name: str, features_list: Sequence[str], **ignored: Any) -> None:
@@ -77,7 +77,7 @@ class DigitsFeatures(FeatureExtractorBase):
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The layer a metric of torch-fidelity takes."""
+        """The layer that a metric of torch-fidelity uses."""
         return "logits" if metric == "isc" else "pooled"
 
     @staticmethod
@@ -91,7 +91,7 @@ class DigitsFeatures(FeatureExtractorBase):
         return torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The asked-for layers, in the asked order."""
+        """The requested layers, in the requested order."""
         x = images.float() / 255  # (B, 3, H, W) in [0, 1]
         x = functional.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
         model: Any = self.model
@@ -105,13 +105,13 @@ if OURS not in FEATURE_EXTRACTORS_REGISTRY:
 
 
 def load_extractor(name: str, weights: Path | None = None) -> Extractor:
-    """The extractor `inception` or `digits`, on the CPU, ready to be used.
+    """The extractor `inception` or `digits`, on the CPU, ready for use.
 
     Args:
-        weights: file of Inception's weights; default: torch hub's cache, filled once where the net is there.
+        weights: file with Inception's weights; default: torch hub's cache, downloaded once if there is a network.
 
     Raises:
-        UsageError: an unknown name, or weights that are not there or are others; says where to put them.
+        UsageError: the name is unknown, or the weights are missing or wrong; the hint says where to put them.
     """
     if name not in EXTRACTORS:
         hint = did_you_mean(name, EXTRACTORS) or f"one of {', '.join(EXTRACTORS)}"
@@ -122,7 +122,7 @@ def load_extractor(name: str, weights: Path | None = None) -> Extractor:
 def _digits(weights: Path | None) -> Extractor:
     if weights is not None:
         hint = "leave it out, or --extractor inception"
-        raise UsageError("the digit classifier's weights are shipped", where="--weights", hint=hint)
+        raise UsageError("the digit classifier comes with its weights", where="--weights", hint=hint)
     module = create_feature_extractor(OURS, ["logits", "pooled"], cuda=False, verbose=False)
     sha256 = _sha256(ASSETS / EMBEDDED[CLASSIFIER].weights)
     return Extractor("digits", module, sha256, "logits", "pooled", classes=tuple("0123456789"))
@@ -138,7 +138,7 @@ def _inception(weights: Path | None) -> Extractor:
         raise UsageError(message, where=str(path), hint=f"download {URL_INCEPTION_V3}")
     logits, features = "logits_unbiased", "2048"
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run code in the file
+        torch.load(path, map_location="cpu", weights_only=True)  # because torch-fidelity would run code in the file
         module = create_feature_extractor(
             "inception-v3-compat",
             [logits, features],
@@ -148,7 +148,7 @@ def _inception(weights: Path | None) -> Extractor:
         )
     except (RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
         cause = str(error).strip().splitlines()[0]
-        raise UsageError(f"no weights of Inception: {cause}", where=str(path)) from None
+        raise UsageError(f"not the weights of Inception: {cause}", where=str(path)) from None
     return Extractor("inception", module, sha256, logits, features)
 
 
@@ -156,10 +156,10 @@ EXTRACTORS: dict[str, Callable[[Path | None], Extractor]] = {"inception": _incep
 
 
 def _downloaded(path: Path) -> Path:
-    """The file in the cache, fetched if it is missing and can be."""
+    """The file in the cache, downloaded if it is missing and the network can be reached."""
     if path.is_file():
         return path
-    cause = "the net cannot be reached"
+    cause = "the network cannot be reached"
     if hub.reachable(URL_INCEPTION_V3):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +167,8 @@ def _downloaded(path: Path) -> Path:
             return path
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             cause = str(error)
-    message = f"Inception's weights are not there, and {cause}"
-    hint = f"put {URL_INCEPTION_V3} there, or name the file with --weights, or use --extractor digits"
+    message = f"Inception's weights are missing, and {cause}"
+    hint = f"put {URL_INCEPTION_V3} there, give the file with --weights, or use --extractor digits"
     raise UsageError(message, where=str(path), hint=hint)
 
 

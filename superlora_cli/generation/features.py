@@ -1,4 +1,4 @@
-"""The features of a set of images: extracted once, remembered by what the images and the weights are."""
+"""The features of a set of images: extracted once, then cached by the contents of images and weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from superlora_cli.generation.image_sets import ImageSet
 from superlora_cli.progress import shows_bars
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-ROOM = 2**30  # bytes of features that are kept; the longest unused go first
-VERSION = "1"  # of how images become features; another one makes what is remembered void
+ROOM = 2**30  # bytes of cached features; the least recently used are removed
+VERSION = "1"  # of the way from images to features; changing it invalidates the cache
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in a set of images.
+    """The features of a set of images.
 
     Attributes:
         logits: (n, C) float32.
@@ -43,13 +43,13 @@ class Features:
 
 
 def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, device: str = "auto") -> Features:
-    """The features of all images, from the user's cache if they are there.
+    """The features of all images, from the user's cache if possible.
 
     Raises:
-        UsageError: images of different sizes, or no such device.
+        UsageError: the images have different sizes, or the device is not available.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("there is no GPU here", where="train.device", hint="train.device=auto")
+        raise UsageError("there is no GPU", where="train.device", hint="train.device=auto")
     digest = images.digest()
     layers = (extractor.logits, extractor.features)
     key = hashlib.sha256("\0".join([VERSION, digest, extractor.name, extractor.weights, *layers]).encode()).hexdigest()
@@ -66,7 +66,7 @@ def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: st
     """Every layer, (n, ·) float32 on the CPU, with a bar on a terminal."""
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     extractor.module.to("cuda" if cuda else "cpu")
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU, to 1e-5
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the same features as on a CPU, to within 1e-5
         # save_cpu_ram: in this process, without workers
         found: dict[str, Tensor] = get_featuresdict_from_dataset(
             images, extractor.module, batch_size, cuda, save_cpu_ram=True, verbose=shows_bars()
@@ -75,7 +75,7 @@ def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: st
 
 
 def _cache_folder() -> Path | None:
-    """Where features are kept for this user; None where there is no place for them."""
+    """The user's folder for cached features; None if there is no place for it."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superlora" / "features"
     except RuntimeError:  # no home
@@ -83,19 +83,19 @@ def _cache_folder() -> Path | None:
 
 
 def _recall(path: Path, layers: tuple[str, ...], count: int) -> dict[str, Tensor] | None:
-    """What is remembered; None where that is nothing, or damaged."""
+    """The cached features; None if there are none, or they are damaged."""
     try:
         tensors, metadata = read_safetensors(path)
     except SuperLoraError:
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # used now
+        os.utime(path)  # mark as recently used
     whole = all(name in tensors and len(tensors[name]) == count for name in layers)
     return tensors if whole and metadata.get("sha256") == _checksum(tensors) else None
 
 
 def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
-    """Write it down if that is possible: without it the next time is slower, and nothing else."""
+    """Cache the features if possible: without them the next time is merely slower."""
     with contextlib.suppress(OSError, SuperLoraError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}))
@@ -103,7 +103,7 @@ def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Remove the features that were not used for the longest time, until the others fit."""
+    """Remove the least recently used features until the others fit."""
     used = 0
     for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
         used += path.stat().st_size

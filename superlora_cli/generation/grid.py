@@ -1,4 +1,4 @@
-"""One picture of many images: a row per class with its name, or a title for each."""
+"""One picture of many images: with a named row per class, or a title for each image."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL = 64  # pixels, the smallest side an image is shown with
-COLUMNS, ROWS, LONGEST = 20, 50, 80  # images in a row, rows and letters of a name at most
+CELL = 64  # pixels, the smallest size at which an image is shown
+COLUMNS, ROWS, LONGEST = 20, 50, 80  # most images per row, rows, and characters of a name
 MARGIN, FONT = 4, 14  # pixels
-TITLE_LINES = 2  # of the title of one image
-INK, PAPER, NAME_WIDTH = (0, 0, 0), (255, 255, 255), 200  # a longer name is cut
+TITLE_LINES = 2  # most lines of the title of an image
+INK, PAPER, NAME_WIDTH = (0, 0, 0), (255, 255, 255), 200  # pixels, longer names are truncated
 
 
 def png(image: Tensor) -> bytes:
-    """A PNG of one image, uint8 (3, H, W): equal pixels are equal bytes."""
+    """A PNG of one image, uint8 (3, H, W): equal pixels give equal bytes."""
     return _bytes(Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())))
 
 
 def labelled_grid(images: Tensor, classes: Sequence[int], names: Sequence[str], caption: str = "") -> bytes:
-    """A PNG with the images of each class in a row, its name on the left and the caption on top.
+    """A PNG with one row per class, its name on the left, and the caption on top.
 
-    Small images are enlarged by whole numbers, pixel for pixel; a row ends after 20 images, the picture after
-    50 classes.
+    Small images are enlarged by an integer factor, without interpolation; at most 20 images per row and 50 classes are
+    shown.
 
     Args:
         images: uint8 (N, 3, S, S).
-        classes: class of each image; rows come in the order in which classes come first.
+        classes: class of each image; rows are in order of first appearance.
         names: name of every class.
     """
     order = list(dict.fromkeys(classes))[:ROWS]
@@ -60,11 +60,11 @@ def labelled_grid(images: Tensor, classes: Sequence[int], names: Sequence[str], 
 
 
 def titled_grid(images: Tensor, titles: Sequence[str]) -> bytes:
-    """A PNG with a title above every image, about as wide as high.
+    """A roughly square PNG with a title above every image.
 
     Args:
-        images: uint8 (N, 3, S, S), enlarged as in `labelled_grid`, but to twice its size.
-        titles: one for each, in two lines at most.
+        images: uint8 (N, 3, S, S), enlarged as in `labelled_grid`, but to twice that size.
+        titles: one per image, in at most two lines.
     """
     size = images.shape[-1]
     scale = max(1, math.ceil(2 * CELL / size))

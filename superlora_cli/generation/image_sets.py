@@ -1,7 +1,7 @@
-"""Sets of images that are compared: a folder of them, or a split of a data set; uint8, one size, read when needed.
+"""Sets of images to compare: a folder of images, or a split of a data set; uint8, one size, read when needed.
 
-Nothing is held in memory but what a data set holds itself: a set is read once for its digest, and once more where its
-features are not known yet.
+Nothing is held in memory except by the data set itself: a set is read once for its digest, and once more if its
+features are not cached.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from superlora_cli.kinds import check_kind
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
 
-TABLE = "manifest.csv"  # columns `file` and `class`, where neither `superlora generate` nor the files' names say them
+TABLE = "manifest.csv"  # columns `file` and `class`, if neither `superlora generate` nor the file names give the class
 NAMED = re.compile(r"\d+_(.+)")  # as `superlora generate` names an image: 00017_3.png is the 18th, of class 3
 PARTS = ("train", "validation", "test")
-DATA_SEED = 0  # of held-out parts and rendered images, as in training
+DATA_SEED = 0  # for splits and rendered images, as in training
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class ImageSet(Dataset[Tensor]):
     """Images as uint8 (3, H, W) by index, all of one size.
 
     Attributes:
-        name: what a user calls it: a folder, or `digits:test`.
+        name: a folder, or a name such as `digits:test`.
         images: files, or a data set of (3, S, S) float32 in [0, 1].
-        classes: the class of every image, by name; None where they are not known.
+        classes: the class of every image, by name; None if unknown.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ImageSet(Dataset[Tensor]):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels, of the first image."""
+        """Height and width of the first image in pixels."""
         _, height, width = self[0].shape
         return height, width
 
@@ -73,21 +73,21 @@ class ImageSet(Dataset[Tensor]):
         """SHA-256 of the pixels of all images, in order.
 
         Raises:
-            UsageError: an image of another size than the first.
+            UsageError: an image has another size than the first.
         """
         size, sha256 = self.size, hashlib.sha256()
         sha256.update(f"uint8 {len(self)} 3 {size[0]} {size[1]}".encode())
         for index in range(len(self)):
             image = self[index]
             if (found := (image.shape[1], image.shape[2])) != size:
-                message = f"{in_words(found)} pixels, the first image has {in_words(size)}"
-                raise UsageError(message, where=str(self.images[index]), hint="images of one size")
+                message = f"{in_words(found)} pixels, but the first image has {in_words(size)}"
+                raise UsageError(message, where=str(self.images[index]), hint="all images must have the same size")
             sha256.update(image.numpy().tobytes())
         return sha256.hexdigest()
 
 
 def in_words(size: tuple[int, int]) -> str:
-    """A size as people write it.
+    """A size as width × height.
 
     >>> in_words((16, 24))
     '24×16'
@@ -96,62 +96,62 @@ def in_words(size: tuple[int, int]) -> str:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
+    """Whether there are images directly in a folder."""
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def read_images(folder: Path) -> ImageSet:
-    """The images directly in a folder, in natural order of their names; or those that `superlora generate` left there.
+    """The images directly in a folder, in natural order of their names, or those that `superlora generate` wrote there.
 
     Raises:
-        UsageError: no folder, no images, or one that cannot be read: metrics without it would be those of another set.
+        UsageError: there is no folder or no image, or an image cannot be read (metrics without it would be misleading).
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
-        raise UsageError("no such folder", where=str(folder), hint="a folder of images")
+        raise UsageError("no such folder", where=str(folder), hint="give a folder of images")
     if (folder / MANIFEST).is_file() and (folder / IMAGES).is_dir():
         folder /= IMAGES
     files = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     names = sorted(files, key=natural_key)
     if not names:
-        raise UsageError("holds no images", where=str(folder), hint=f"files like {', '.join(SUFFIXES[:6])}")
+        raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
     bad = [(name, file.cause) for name, file in scan(folder, names).items() if file.cause is not None]
     if bad:
-        others = f" ({len(bad)} of {len(names)} such files)" if len(bad) > 1 else ""
+        others = f" (and so {len(bad)} of {len(names)} files)" if len(bad) > 1 else ""
         message = f"cannot be read: {bad[0][1]}{others}"
         raise UsageError(message, where=str(folder / bad[0][0]), hint="replace or remove it")
     return ImageSet(str(folder), [folder / name for name in names], _classes(folder, names))
 
 
 def read_split(data: DataSection, split: str, size: tuple[int, int]) -> ImageSet:
-    """A split of a data set, as a model of that image size sees it in evaluation.
+    """A split of a data set, as a model with that image size sees it in evaluation.
 
     Args:
-        size: of the images it is compared with, H and W.
+        size: height and width of the images it is compared with.
 
     Raises:
-        UsageError: unknown or missing data, or images that are not square.
+        UsageError: the data are unknown or missing, or the images are not square.
     """
     name = f"{data.name}:{split}"
     if size[0] != size[1]:
-        message = f"its images are made square, the others are {in_words(size)}"
-        raise UsageError(message, where=name, hint="a folder of images of that size")
+        message = f"its images become square, but the others are {in_words(size)}"
+        raise UsageError(message, where=name, hint="use a folder of images of that size")
     look = Look(size[0], (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    rendered = {} if split == "train" else {"train_images": 1}  # the rest of them is not looked at
+    rendered = {} if split == "train" else {"train_images": 1}  # the training images are not used
     splits = load_splits(data.model_copy(update={"augment": "none", **rendered}), look, seed=DATA_SEED)
     images: Any = splits.named(split)
     if not len(images):
-        raise UsageError(f"the {split} split is empty", where=name, hint="another split")
+        raise UsageError(f"the {split} split is empty", where=name, hint="use another split")
     labels = images.labels.tolist() if isinstance(images, Images) else None
     classes = None if labels is None else tuple(splits.class_names[label] for label in labels)
     return ImageSet(name, images, classes)
 
 
 def parse_reference(text: str) -> tuple[str, str] | Path:
-    """What `--against` says: data set and split, or a folder that images lie directly in.
+    """The value of `--against`: data set and split, or a folder that holds images directly.
 
     Raises:
-        UsageError: neither.
+        UsageError: it is neither.
 
     >>> parse_reference("torch/svhn:train"), parse_reference("digits")
     (('torch/svhn', 'train'), ('digits', 'test'))
@@ -165,7 +165,7 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
         hint = did_you_mean(split, PARTS) or f"one of {', '.join(PARTS)}"
         raise UsageError(f"unknown split '{split}'", where=f"--against {text}", hint=hint)
     if not colon and Path(name).is_dir() and not any(path.is_dir() for path in Path(name).iterdir()):
-        raise UsageError("holds no images", where=name, hint="a folder of images, or a data set as digits:test")
+        raise UsageError("holds no images", where=name, hint="a folder of images, or a data set such as digits:test")
     if "/" not in name and kind_of(name) is None:
         hint = nearest_set(name) or "digits:test, torch/svhn:test, or a folder of images"
         raise UsageError(f"unknown data set '{name}'", where=f"--against {text}", hint=hint)
@@ -173,9 +173,9 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
 
 
 def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The class of every file: as a manifest says, else as the names do; None where one is not known."""
-    told = _generated(folder.parent / MANIFEST, names) if folder.name == IMAGES else _table(folder / TABLE)
-    found = [told.get(name) if told else _from_name(name) for name in names]
+    """The class of every file, from a manifest, else from the file names; None if a class is unknown."""
+    listed = _generated(folder.parent / MANIFEST, names) if folder.name == IMAGES else _table(folder / TABLE)
+    found = [listed.get(name) if listed else _from_name(name) for name in names]
     return None if any(one is None for one in found) else tuple(str(one) for one in found)
 
 
@@ -185,24 +185,24 @@ def _from_name(name: str) -> str | None:
 
 
 def _generated(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """File → class, as `superlora generate` left it beside its images; empty where it did not.
+    """File → class, from the manifest of `superlora generate`; {} if there is none.
 
     Raises:
-        UsageError: some of its images are missing: it was interrupted, or they were removed.
+        UsageError: images are missing, because it was interrupted or they were removed.
     """
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["images"]
-        told = {str(name): str(shown) for name, shown in listed.items()}
+        classes = {str(name): str(shown) for name, shown in listed.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    if missing := len(told.keys() - set(names)):
-        hint = f"generate them again with --force, or remove {path.name} to measure what is there"
-        raise UsageError(f"{missing} of {len(told)} images are missing", where=str(path.parent), hint=hint)
-    return told
+    if missing := len(classes.keys() - set(names)):
+        hint = f"generate them again with --force, or remove {path.name} to measure the existing ones"
+        raise UsageError(f"{missing} of {len(classes)} images are missing", where=str(path.parent), hint=hint)
+    return classes
 
 
 def _table(path: Path) -> dict[str, str]:
-    """File → class; empty where there is no table.
+    """File → class; {} if there is no table.
 
     Raises:
         UsageError: it has other columns.
@@ -213,4 +213,6 @@ def _table(path: Path) -> dict[str, str]:
         with path.open(newline="", encoding="utf-8") as file:
             return {row["file"]: row["class"] for row in csv.DictReader(file)}
     except (KeyError, ValueError, csv.Error):
-        raise UsageError("no table of files and classes", where=str(path), hint="columns: file,class") from None
+        raise UsageError(
+            "not a table of files and classes", where=str(path), hint="expected the columns file,class"
+        ) from None

@@ -1,7 +1,7 @@
-"""How near generated images are to real ones: FID, IS, KID, MSID, precision and recall, from features.
+"""Metrics of generated images against real ones: FID, IS, KID, MSID, precision and recall, from features.
 
-All are torch-fidelity's (MSID is piq's). Its order of arguments is generated first, real second; precision depends on
-it. FID is computed in float64.
+All are computed by torch-fidelity (MSID by piq). Its argument order is generated first, real second, which matters for
+precision. FID is computed in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.generation import msid
 from superlora_cli.generation.features import Features
 
-# What two results must share for their numbers to mean the same, and what that is called.
+# Settings that two results must share to be comparable, and their names in messages.
 SHARED = {
     "extractor": "the extractor",
     "weights": "the extractor's weights",
@@ -33,15 +33,15 @@ SHARED = {
 
 @dataclass(frozen=True)
 class Knobs:
-    """What the metrics depend on beside the images.
+    """Settings of the metrics.
 
     Attributes:
-        seed: of subsets, shuffles and random vectors; torch-fidelity's.
-        k: neighbours, for precision and recall.
-        splits: parts that the inception score is averaged over.
-        kid_subsets, kid_subset_size: as torch-fidelity's; the size is at most the number of images.
-        msid_seeds: how many seeds MSID is averaged over.
-        msid_images: images of each set that MSID is computed from, at most and as far as there are.
+        seed: seed of subsets, shuffles and random vectors; torch-fidelity's default.
+        k: number of neighbours for precision and recall.
+        splits: number of parts that the inception score is averaged over.
+        kid_subsets, kid_subset_size: as in torch-fidelity; the size is at most the number of images.
+        msid_seeds: number of seeds that MSID is averaged over.
+        msid_images: most images of each set that MSID is computed from.
     """
 
     seed: int = 2020
@@ -54,15 +54,15 @@ class Knobs:
 
 
 def measure(generated: Features, reference: Features, knobs: Knobs) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """All metrics of `generated` against `reference`, and the knobs as they were used.
+    """All metrics of `generated` against `reference`, and the settings actually used.
 
     Returns:
-        fid; is, is_std, is_reference, is_l1 (|IS − IS of the reference|), is_l1_pooled (the same over the pooled
-        features); kid, kid_std; msid, msid_std, msid_floor, msid_floor_std; precision, recall. None where there is no
-        finite value.
+        fid; is, is_std, is_reference, is_l1 (|IS − IS of the reference|), is_l1_pooled (the same on the pooled
+        features); kid, kid_std; msid, msid_std, msid_floor, msid_floor_std; precision, recall. A metric without a
+        finite value is None.
 
     Raises:
-        UsageError: too few images; says how many are needed.
+        UsageError: there are too few images; the hint says how many are needed.
     """
     _check_counts(generated, reference, knobs)
     size = min(knobs.kid_subset_size, len(generated), len(reference))
@@ -103,7 +103,7 @@ def inception_score(logits: Tensor, knobs: Knobs) -> tuple[float, float]:
 
 
 def class_accuracy(logits: Tensor, asked: Sequence[str], known: Sequence[str]) -> float | None:
-    """The part of images (n, C) in which the classifier sees the class asked for; None for classes it does not know."""
+    """The fraction of images (n, C) classified as the requested class; None if the classifier does not know them."""
     if not set(asked) <= set(known):
         return None
     seen = [known[number] for number in logits.argmax(-1).tolist()]
@@ -111,22 +111,22 @@ def class_accuracy(logits: Tensor, asked: Sequence[str], known: Sequence[str]) -
 
 
 def notes(generated: Features, reference: Features, used: Mapping[str, Any], asked: Knobs) -> list[str]:
-    """What a reader of the numbers should know, a line each."""
+    """What a reader of the numbers should know, one line each."""
     said = []
     fewest, dimensions = min(len(generated), len(reference)), generated.pooled.shape[1]
     if fewest <= dimensions:
-        said.append(f"FID of {fewest:,} images with {dimensions:,} features is biased upward: take more images")
+        said.append(f"FID of {fewest:,} images with {dimensions:,} features is biased upwards: use more images")
     if used["kid_subset_size"] < asked.kid_subset_size:
-        said.append(f"KID over subsets of {used['kid_subset_size']:,} images, all of them: its spread says little")
+        said.append(f"KID uses subsets of all {used['kid_subset_size']:,} images, so its spread means little")
     if len(generated) != len(reference):
-        said.append(f"IS of {len(generated):,} and {len(reference):,} images: it grows with their number")
+        said.append(f"IS compares {len(generated):,} with {len(reference):,} images, but it grows with their number")
     if not msid.is_installed():
-        said.append("MSID is not measured without piq: pip install 'superlora-cli[msid]'")
+        said.append("MSID needs piq: pip install 'superlora-cli[msid]'")
     return said
 
 
 def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuse to compare results that do not measure the same.
+    """Refuse to compare results that were not measured in the same way.
 
     Args:
         one, other: the `settings` of two results.
@@ -146,7 +146,7 @@ def _brief(value: Any) -> str:
 
 
 def _check_counts(generated: Features, reference: Features, knobs: Knobs) -> None:
-    """Every metric has a least number of images; the most demanding one is named."""
+    """Check the number of images for the metric that needs the most."""
     least = {
         f"precision and recall with k = {knobs.k}": knobs.k + 1,
         f"an inception score over {knobs.splits} splits": knobs.splits,

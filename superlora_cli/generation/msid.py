@@ -1,9 +1,9 @@
 """The multi-scale intrinsic distance of two sets of features (Tsitsulin et al. 2020, arXiv:1905.11141), by piq.
 
-It compares the heat traces of two graphs of nearest neighbours, each estimated from random vectors. The traces depend
-on the number of points: 300 and 1,200 images of one distribution were eight times as far apart as two times 700. So
-both sets are cut to the same number. What is left is noisy, and says something only as a mean over seeds, beside the
-distance of two halves of one set.
+It compares the heat traces of two nearest-neighbour graphs, each estimated from random vectors. The traces depend on
+the number of points: 300 and 1,200 images of one distribution were eight times as far apart as two sets of 700. So
+both sets are cut to the same size. The result is noisy, and only meaningful as a mean over seeds, compared with the
+distance between two halves of one set.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 K = 5  # neighbours in the graph
 STEPS, VECTORS = 10, 100  # of Lanczos' method
-LEAST = 2 * (STEPS + 2)  # images, so that a half of them is enough for Lanczos
+LEAST = 2 * (STEPS + 2)  # fewest images, so that half of them is enough for Lanczos
 TEMPERATURES = np.logspace(-1, 1, 256, dtype=np.float32)
 
 
 def is_installed() -> bool:
-    """Whether piq is, the extra `msid`."""
+    """Whether piq (the extra `msid`) is installed."""
     try:
         import piq.msid  # noqa: F401
     except ImportError:
@@ -31,9 +31,9 @@ def is_installed() -> bool:
 
 
 def msid(one: Tensor, other: Tensor, seeds: Sequence[int], most: int) -> tuple[float, float]:
-    """MSID of as many of each, at most `most`: mean and standard deviation over seeds, each of which cuts anew.
+    """MSID of the same number of each, at most `most`: mean and standard deviation over seeds, each with its own cut.
 
-    Sets that need no cut give what `piq.MSID()` does after `numpy.random.seed(seed)`, for every seed.
+    For sets that need no cut, every seed gives the same as `piq.MSID()` after `numpy.random.seed(seed)`.
 
     Args:
         one, other: features (n, d) and (m, d).
@@ -45,10 +45,10 @@ def msid(one: Tensor, other: Tensor, seeds: Sequence[int], most: int) -> tuple[f
 
 
 def noise_floor(features: Tensor, seeds: Sequence[int], count: int) -> tuple[float, float]:
-    """MSID of two disjoint random parts of one set (n, d), mean and standard deviation: what no difference amounts to.
+    """MSID of two disjoint random parts of one set (n, d), mean and standard deviation: its value for no difference.
 
     Args:
-        count: images in each part; n/2 if there are not so many.
+        count: images in each part, at most n/2.
     """
     count, found = min(count, len(features) // 2), []
     for seed in seeds:
@@ -59,7 +59,7 @@ def noise_floor(features: Tensor, seeds: Sequence[int], count: int) -> tuple[flo
 
 
 def _graphs(features: Tensor, count: int) -> Callable[[int], Any]:
-    """From a seed to the graph of `count` points; the whole set's graph is built once."""
+    """A function from a seed to the graph of `count` points; the graph of the whole set is built only once."""
     if len(features) == count:
         graph = _graph(features.numpy())
         return lambda seed: graph
@@ -69,7 +69,7 @@ def _graphs(features: Tensor, count: int) -> Callable[[int], Any]:
 
 
 def _distance(graphs: Sequence[Any], seed: int) -> float:
-    with _seeded(seed), np.errstate(all="ignore"):  # a graph of equal images has no spectrum: the result is not finite
+    with _seeded(seed), np.errstate(all="ignore"):  # a graph of equal images gives a result that is not finite
         one, other = (_descriptor(graph) for graph in graphs)
         weight = np.exp(-2 * (TEMPERATURES + 1 / TEMPERATURES))
         return float(np.amax(weight * np.abs(one - other)))
@@ -85,7 +85,7 @@ def _descriptor(laplacian: Any) -> np.ndarray:
 
 
 def _graph(points: np.ndarray) -> Any:
-    """The normalised Laplacian of the graph of nearest neighbours of points (n, d)."""
+    """The normalised Laplacian of the nearest-neighbour graph of points (n, d)."""
     from piq.msid import _build_graph
 
     return _build_graph(points, K)
@@ -93,7 +93,7 @@ def _graph(points: np.ndarray) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """piq draws from numpy's global generator, which is left as it was."""
+    """Seed numpy's global generator, which piq uses, and restore it on leaving."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

@@ -1,12 +1,12 @@
 """Images from noise: a class-conditional noise predictor, a noise schedule and one of three samplers.
 
 The model is called as `model(images, steps, labels)` with images (B, 3, S, S) around [−1, 1], steps (B,) int64 and
-labels (B,) int64, where label 0 is the null class and label c + 1 is class c; it gives the noise ε (B, 3, S, S).
+labels (B,) int64, where label 0 is the null class and label c + 1 is class c; it returns the noise ε (B, 3, S, S).
 
-An image depends on the seed, its index, its class and the settings, and on nothing else. Two things see to that.
-Each image draws all its noise from a generator of its own. And the model always sees the same number of images: a
-kernel is chosen by the size of its input, so 4 images and 16 images differ in the last bits of the very same image
-(measured: 1e-6 of ε), which the pixels show in the end. Batches are made of whole such passes; the last is filled up.
+An image depends only on the seed, its index, its class and the settings, for two reasons. Each image draws all its
+noise from its own generator. And the model always gets the same number of images: kernels are chosen by input size, so
+the same image differs in its last bits in a batch of 4 and of 16 (measured: 1e-6 of ε), which shows in the pixels in
+the end. Batches consist of such passes of equal size; the last is padded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from superlora_cli.errors import RunError, UsageError, did_you_mean
 Sampler = Literal["ddpm", "ddim", "dpm++"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 GUIDANCE = 1.8  # w of the paper's code base
-PASS = {"cpu": 16}  # images the model sees at once, guided ones twice; more gains nothing on a CPU
+PASS = {"cpu": 16}  # images per forward pass, twice that with guidance; more is not faster on a CPU
 LARGE_PASS = 64  # on any other device
 
 
 class ClippedDPMSolver(DPMSolverMultistepScheduler):
-    """DPM-Solver++ with the plain clipping of the other two, for which diffusers would sort all pixels first."""
+    """DPM-Solver++ with plain clipping like the other two; diffusers' thresholding would sort all pixels first."""
 
     def _threshold_sample(self, sample: Tensor) -> Tensor:
         return sample.clamp(-1, 1)
@@ -48,12 +48,12 @@ class NoiseSchedule:
     beta_end: float = 0.02
 
     def scheduler(self, sampler: Sampler) -> Any:
-        """The sampler of that name from diffusers.
+        """The diffusers scheduler of a sampler.
 
-        The model predicts ε. The image that each step foresees is clipped to [−1, 1], as diffusers does by default;
-        the paper's code base clips the last one only, which strong guidance does not survive in few steps. DDPM's noise
-        has the posterior's variance (`fixed_small`), the one that still fits when steps are left out. DDPM and DDIM
-        start at the last, noisiest step (`trailing`, arXiv 2305.08891), as the code base does; DDIM has η = 0.
+        The model predicts ε. The image predicted in each step is clipped to [−1, 1], as diffusers does by default; the
+        paper's code base only clips the last one, which fails for strong guidance in few steps. DDPM's noise has the
+        variance of the posterior (`fixed_small`), which is still right when steps are skipped. DDPM and DDIM start at
+        the last, noisiest step (`trailing`, arXiv 2305.08891), as the code base does; DDIM has η = 0.
         """
         common = {"num_train_timesteps": self.steps, "beta_start": self.beta_start, "beta_end": self.beta_end}
         if sampler == "ddpm":
@@ -63,7 +63,8 @@ class NoiseSchedule:
         return ClippedDPMSolver(**common, algorithm_type="dpmsolver++", thresholding=True)
 
     def default_steps(self, sampler: Sampler) -> int:
-        """All for DDPM; otherwise about as many as the sampler needs, of 1,000: 50 for DDIM, 25 for DPM-Solver++."""
+        """All steps for DDPM, otherwise about as many as the sampler needs: of 1,000, 50 for DDIM, 25 for
+        DPM-Solver++."""
         if sampler == "ddpm":
             return self.steps
         if sampler == "ddim":
@@ -74,7 +75,7 @@ class NoiseSchedule:
         """`steps`, or the sampler's default.
 
         Raises:
-            UsageError: an unknown sampler, or a number of steps that it cannot take; names the nearest that it can.
+            UsageError: the sampler is unknown, or cannot take that number of steps; the hint says which it can.
         """
         if sampler not in SAMPLERS:
             hint = did_you_mean(sampler, SAMPLERS) or "one of " + ", ".join(SAMPLERS)
@@ -82,39 +83,39 @@ class NoiseSchedule:
         if steps is None:
             return self.default_steps(sampler)
         if not 1 <= steps <= self.steps:
-            message = f"{steps} steps of noise that has {self.steps}"
+            message = f"{steps} sampling steps, but the noise schedule has {self.steps}"
             raise UsageError(message, where="--steps", hint=f"1 to {self.steps}")
         if sampler == "dpm++":
-            if steps == self.steps:  # two of its steps would fall on the same noise, and it divides by the difference
+            if steps == self.steps:  # two of its steps would have the same noise, and it divides by the difference
                 hint = f"at most {self.steps - 1}; 20 to 50 are enough"
-                raise UsageError(f"dpm++ skips steps, it cannot take all {steps}", where="--steps", hint=hint)
+                raise UsageError(f"dpm++ skips steps and cannot take all {steps}", where="--steps", hint=hint)
         elif self.steps % steps:
             divisors = [n for n in range(1, self.steps + 1) if self.steps % n == 0]
             below, above = max(n for n in divisors if n < steps), min(n for n in divisors if n > steps)
-            message = f"{sampler} takes equal steps, and {steps} does not divide {self.steps}"
+            message = f"{sampler} takes equal steps, but {steps} does not divide {self.steps}"
             raise UsageError(message, where="--steps", hint=f"{below} or {above}; dpm++ takes any number")
         return steps
 
 
 def check_amounts(guidance: float, batch_size: int) -> None:
-    """Refuse what is no weight of guidance or no batch size.
+    """Refuse an invalid guidance weight or batch size.
 
     Raises:
         UsageError: names the option.
     """
     if not (math.isfinite(guidance) and guidance >= 0):
-        raise UsageError(f"guidance {guidance}", where="--guidance", hint="0 or more; 0 is none")
+        raise UsageError(f"guidance {guidance}", where="--guidance", hint="0 or more; 0 turns it off")
     if batch_size < 1:
         raise UsageError(f"batches of {batch_size} images", where="--batch-size", hint="1 or more")
 
 
 def pass_size(device: torch.device) -> int:
-    """Number of images that the model sees at once, always."""
+    """The fixed number of images per forward pass."""
     return PASS.get(device.type, LARGE_PASS)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The source of all noise of one image, on the CPU, so that devices start from the same noise.
+    """The generator of all noise of one image, on the CPU, so that all devices start from the same noise.
 
     >>> image_generator(0, 7).initial_seed() == image_generator(0, 8).initial_seed()
     False
@@ -158,19 +159,19 @@ def sample_batches(
     schedule: NoiseSchedule | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Images batch after batch, uint8 (b, 3, S, S): image i shows `classes[i]`.
+    """Generate images in batches, uint8 (b, 3, S, S): image i has the class `classes[i]`.
 
     Args:
-        model: in eval mode, on the device and in the dtype to sample with.
+        model: in eval mode, with the device and dtype to sample with.
         classes: (N,) from 0, without the shift for the null class.
         sampler, steps: as `NoiseSchedule.checked_steps` allows.
         guidance: w ≥ 0.
-        batch_size: images that go through all steps together and are given together, rounded up to whole passes; they
-            do not depend on it.
-        on_step: called with the number of images that have been taken one step further; N × steps in all.
+        batch_size: images that are sampled together and yielded together, rounded up to whole passes; it does not
+            affect the images.
+        on_step: called after each step with its number of images; N × steps in total.
 
     Raises:
-        UsageError: settings that do not go together. RunError: the model gives NaN or Inf.
+        UsageError: the settings are inconsistent. RunError: the model gives NaN or Inf.
     """
     schedule = schedule or NoiseSchedule()
     steps = schedule.checked_steps(sampler, steps)
@@ -187,7 +188,7 @@ def sample_batches(
         generators = [image_generator(seed, start + index) for index in range(len(shown))]
         shape = (3, image_size, image_size)
         images = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-        scheduler.set_timesteps(steps)  # afresh: DPM-Solver++ remembers the steps before
+        scheduler.set_timesteps(steps)  # resets it: DPM-Solver++ remembers earlier steps
         for step in scheduler.timesteps.tolist():
             noise = torch.cat([
                 guided_noise(model, part.to(dtype), step, labels, guidance)

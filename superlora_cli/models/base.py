@@ -1,4 +1,4 @@
-"""What a built base model is."""
+"""A built base model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Base:
-    """A built base model and what its images must look like.
+    """A built base model and the image format it expects.
 
     Attributes:
         model: the module, in training precision, on the CPU.
-        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module, or where it
-            is not `by_timm` the class `architecture(**arguments)`.
-        image_size: side in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
-        trained_head: parameter names of a new classifier, which is trained beside the adapter.
+        architecture, arguments: `timm.create_model(architecture, **arguments)` builds the same module or, unless
+            `by_timm`, the class `architecture(**arguments)`.
+        image_size: in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
+        trained_head: parameter names of a new classifier, which is trained with the adapter.
         task: the name of the task that it is made for.
-        note: how the weights of a file were made to fit, in a line.
+        note: how the weights of a file were converted, in one line.
     """
 
     model: nn.Module
@@ -37,14 +37,14 @@ class Base:
 
     @property
     def call(self) -> str:
-        """The line of Python that builds this model."""
+        """A line of Python that builds this model."""
         words = [f"{key}={value!r}" for key, value in self.arguments.items()]
         if not self.by_timm:
             return f"{self.architecture}({', '.join(words)})"
         return f"timm.create_model({', '.join([repr(self.architecture), *words])})"
 
     def loading(self, weights: Path) -> str:
-        """The Python that builds it with the weights of a safetensors file."""
+        """A line of Python that builds it with the weights of a safetensors file."""
         if not self.by_timm:
             return f"model = {self.call}; model.load_state_dict(safetensors.torch.load_file({str(weights)!r}))"
         return f"{self.call[:-1]}, checkpoint_path={str(weights)!r})"

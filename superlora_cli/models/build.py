@@ -1,4 +1,4 @@
-"""From the `model` section of a recipe to a base: any of timm's models, a U-Net, or a shipped one."""
+"""Build a base from the `model` section of a recipe: any timm model, a U-Net, or a shipped base."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
     Args:
         section: name, pretrained, head, checkpoint, kwargs.
         classes: number of classes of the data, needed for a new head.
-        image_size: the data's, if the recipe says one.
+        image_size: that of the data, if the recipe sets one.
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError: unknown name, arguments that timm (or a U-Net) refuses, weights that are not available.
+        UsageError: the name is unknown, timm (or a U-Net) refuses the arguments, or the weights are not available.
     """
     embedded = EMBEDDED.get(section.name)
     if section.name in UNETS or (embedded and embedded.architecture in UNETS):
@@ -47,7 +47,7 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
     arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
     if section.head == "new":
         if classes is None:
-            raise UsageError("the number of classes is not known", where="data.num_classes", hint="set it")
+            raise UsageError("the number of classes is unknown", where="data.num_classes", hint="set it")
         arguments["num_classes"] = classes
     elif embedded:
         arguments["num_classes"] = embedded.classes
@@ -75,7 +75,7 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
 def _create(
     name: str, architecture: str, arguments: Mapping[str, Any], *, pretrained: bool, fetch: bool, meta: bool
 ) -> nn.Module:
-    """The model; `fetch` says that a `pretrained` one's weights come from elsewhere."""
+    """Create the model; `fetch`: whether its pretrained weights are downloaded."""
     if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
         hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
         raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
@@ -89,17 +89,17 @@ def _create(
             model: nn.Module = timm.create_model(architecture, pretrained=pretrained, **arguments)
     except TypeError as error:
         raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
-    except Exception as error:  # timm's models check few of their arguments: what they raise is of any kind
+    except Exception as error:  # timm's models check few of their arguments and may raise anything
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if architecture.startswith("local-dir:"):
-            hint = "a folder with config.json and model.safetensors, as timm saves them"
+            hint = "give a folder with config.json and model.safetensors, as timm saves them"
             raise UsageError(cause, where=f"model.name={name}", hint=hint) from None
         if not reachable:
             cause = f"not in the cache {cache_folder()}, and the hub cannot be reached"
         if remote:
             hint = "go online once, copy a cache that has it (HF_HOME), or set model.checkpoint=FILE"
             raise UsageError(f"{architecture}: {cause}", where="model.name", hint=hint) from None
-        if isinstance(error, LookupError | ArithmeticError):  # whose text alone says nothing, as "'nope'"
+        if isinstance(error, LookupError | ArithmeticError):  # their text alone, such as "'nope'", explains nothing
             cause = f"{type(error).__name__}: {cause}"
         raise UsageError(f"cannot build {architecture}: {cause}", where="model.kwargs") from None
     return model
@@ -107,9 +107,10 @@ def _create(
 
 @contextmanager
 def _nothing_loaded(filters: list[Filter | None]) -> Iterator[None]:
-    """Inside, timm builds a pretrained model without its weights, and tells `filters` what it would put them through.
+    """Inside, timm builds a pretrained model without loading weights, and the filter it would apply to them is added
+    to `filters`.
 
-    It says that nowhere else.
+    timm offers no other way to get that filter.
     """
     before = _builder.load_pretrained
     _builder.load_pretrained = lambda model, filter_fn=None, **_: filters.append(filter_fn)

@@ -1,11 +1,11 @@
-"""Shapes of common base models, so that an adapter can be counted without building the model it is for.
+"""Shapes of common base models, so that an adapter can be counted without building its model.
 
-`catalogue.jsonl` has one line per architecture: its parameters without the classifier, the classes of every
-pretrained tag (the first is the default), and its linear and convolutional weights in model order, where
+`catalogue.jsonl` has one line per architecture: its number of parameters without the classifier, the number of classes
+of every pretrained tag (the first is the default), and its linear and convolutional weights in model order. There,
 `["blocks", 0, 12, [["attn.qkv", [2304, 768]], ...]]` stands for `blocks.0.attn.qkv` ... `blocks.11.…`, and a weight
-of 0 rows is the classifier: it has as many rows as the tag has classes. In the same form, but by the names of the
-parameters, it has the parameters of normalisation layers (`norms`), and the `biases` of all other layers but the
-classifier. The file is rebuilt from the libraries by
+with 0 rows is the classifier, which has as many rows as the tag has classes. In the same form, but by parameter name,
+follow the parameters of normalisation layers (`norms`) and the `biases` of all other layers except the classifier. The
+file is rebuilt from the libraries by
 
     python -m superlora_cli.models.catalogue --write
 """
@@ -54,11 +54,11 @@ ARCHITECTURES = (
 
 @dataclass(frozen=True)
 class Base:
-    """What counting needs to know of a base model.
+    """What counting needs to know about a base model.
 
     Attributes:
-        name: as the caller named it, tag included.
-        params: parameters of the whole model with its own classifier.
+        name: as given by the caller, including the tag.
+        params: number of parameters of the whole model with its own classifier.
         weights: linear and convolutional weights by module name, in model order.
         classifiers: module name → input features, for the layers that a new head replaces.
         parts: biases and parameters of normalisation layers, without the classifier's, by name.
@@ -74,16 +74,16 @@ class Base:
         """The rows that `patterns` name, in model order.
 
         Raises:
-            UsageError: a pattern matches nothing, or its slice is no contiguous block of rows.
+            UsageError: a pattern matches nothing, or its slice is not a contiguous block of rows.
         """
         return [rows.flat for rows in expand(self.weights, patterns)]
 
     def also(self, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Shapes of what the knob `also` trains, by name; raises as `parts.chosen`."""
+        """Shapes of the tensors that the knob `also` trains, by name; raises as `parts.chosen`."""
         return {name: part.shape for name, part in chosen(self.parts, kinds).items()}
 
     def new_head(self, classes: int) -> dict[str, tuple[int, ...]]:
-        """Tensors of a fresh classifier, weight (classes, features) and bias (classes,), by parameter name."""
+        """Shapes of a new classifier, weight (classes, features) and bias (classes,), by parameter name."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name, features in self.classifiers.items():
             shapes |= {f"{name}.weight": (classes, features), f"{name}.bias": (classes,)}
@@ -91,7 +91,7 @@ class Base:
 
 
 def targets(name: str, patterns: Sequence[str]) -> list[TargetShape]:
-    """The targets of model `name` as (rows, columns): what `models.targets.expand` finds on the built model.
+    """The targets of model `name` as (rows, columns), the same as `models.targets.expand` finds on the built model.
 
     >>> [(target.name, target.rows, target.columns) for target in targets("glyphs_vit", ["v"])][:2]
     [('blocks.0.attn.qkv[128:192]', 64, 64), ('blocks.1.attn.qkv[128:192]', 64, 64)]
@@ -100,19 +100,19 @@ def targets(name: str, patterns: Sequence[str]) -> list[TargetShape]:
 
 
 def names() -> list[str]:
-    """Architectures in the catalogue, in its order."""
+    """The architectures in the catalogue, in order."""
     return list(_lines())
 
 
 def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
-    """The base `name`: from the catalogue, else built by timm without memory for its weights, with a notice.
+    """The base `name`, from the catalogue, else built by timm without memory for its weights, with a notice.
 
     Args:
         name: an architecture, with or without `.tag`.
         kwargs: further arguments of `timm.create_model`.
 
     Raises:
-        UsageError: nobody knows that name; the message has the nearest one.
+        UsageError: the name is unknown; the hint suggests a similar one.
     """
     architecture, _, tag = name.partition(".")
     line = _lines().get(architecture)
@@ -121,13 +121,13 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
         if tag in entry["classes"] or not tag:
             return _base(name, entry, tag or next(iter(entry["classes"])))
     elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b"):
-        raise UsageError(f"{architecture} has no variants", where="model", hint=f"the plain name {architecture}")
+        raise UsageError(f"{architecture} has no variants", where="model", hint=f"use the plain name {architecture}")
     return _built(name, dict(kwargs or {}))
 
 
 @cache
 def _lines() -> dict[str, str]:
-    """Name → its line of the file, not parsed yet."""
+    """Name → its line of the file, unparsed."""
     lines = DATA.read_text(encoding="utf-8").splitlines()
     return {line[len('{"name":"') : line.index('",')]: line for line in lines}
 
@@ -210,7 +210,7 @@ def write() -> None:
 
 
 def _create(name: str, **kwargs: Any) -> Any:
-    """timm's model on the meta device: shapes without memory."""
+    """A timm model on the meta device: shapes without memory."""
     import timm
     import torch
 
@@ -232,26 +232,26 @@ def _tags(name: str) -> dict[str, int]:
 
 
 def _entry(name: str, model: nn.Module, tags: Mapping[str, int]) -> dict[str, Any]:
-    shapes = _shapes(model)  # a model without classifier has one from here on
+    shapes = _shapes(model)  # this gives a classifier to a model without one
     own = sum(model.get_parameter(key).numel() for n, s in shapes if not s[0] for key in (f"{n}.weight", f"{n}.bias"))
     weights, parts = roll(shapes), _parts(model, shapes)
     return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": weights, **_rolled(parts)}
 
 
 def _parts(model: nn.Module, shapes: Shapes) -> dict[str, Part]:
-    """`parts_of` a model without those of its classifier, which has 0 rows in `shapes`."""
+    """`parts_of` a model except those of its classifier, which has 0 rows in `shapes`."""
     heads = {f"{name}.bias" for name, shape in shapes if not shape[0]}
     return {name: part for name, part in parts_of(model).items() if name not in heads}
 
 
 def _rolled(parts: Mapping[str, Part]) -> dict[str, Any]:
-    """As they stand in the file."""
+    """Parts in the form of the file."""
     kinds = (("biases", False), ("norms", True))
     return {key: roll([(name, part.shape) for name, part in parts.items() if part.norm == norm]) for key, norm in kinds}
 
 
 def _shapes(model: Any) -> Shapes:
-    """Shapes of the weights, with 0 rows for the classifier, which a model that has none is given first."""
+    """Shapes of the weights, with 0 rows for the classifier; a model without a classifier is given one first."""
     from superlora_cli.models.targets import weights_of
 
     if not hasattr(model, "get_classifier"):

@@ -1,4 +1,4 @@
-"""The diffusion base: a U-Net with self-attention that is told a class, or none, to draw (A.2, Fig. 12).
+"""The diffusion base: a class-conditional U-Net with self-attention (A.2, Fig. 12).
 
 Shapes: B images, C channels, H × W pixels. Module names are those of `descriptions.cfg_unet`; the full size has
 10,409,357 parameters and 21 attention modules.
@@ -14,27 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-LABEL_WIDTH = 10  # of a class's embedding
-NULL_CLASS = 0  # the label that names no class; class c is label c + 1
+LABEL_WIDTH = 10  # of the class embedding
+NULL_CLASS = 0  # the label for no class; class c has the label c + 1
 
 
 class ConditionalUNet(nn.Module):
     """Predicts the noise ε in an image, given the time step and a class.
 
-    Each level has `blocks` residual blocks down and one more up, every one with attention behind it; in the middle
-    are a block with attention and one without. Skips go from every layer of the way down to one of the way up.
+    Each level has `blocks` residual blocks on the way down and one more on the way up, each followed by attention; in
+    the middle are one block with attention and one without. Every layer on the way down has a skip connection to one
+    on the way up.
 
     Args:
-        channels: of the first level.
+        channels: channels of the first level.
         multipliers: channels of each level, as multiples of that.
-        blocks: residual blocks a level on the way down.
-        image_size: S, side of the images it is made for; it works on any multiple of 2^(levels − 1).
-        classes: number of classes besides the null class.
-        groups: of the GroupNorms.
-        dropout: in the residual blocks.
+        blocks: residual blocks per level on the way down.
+        image_size: S, the image size it is made for; it works for any multiple of 2^(levels − 1).
+        classes: number of classes, without the null class.
+        groups: groups of the GroupNorms.
+        dropout: dropout probability in the residual blocks.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: the sizes are inconsistent.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ConditionalUNet(nn.Module):
         if min(channels, *multipliers, blocks, image_size, classes, groups) < 1:
             raise ValueError("sizes must be at least 1")
         if image_size % self.multiple:
-            raise ValueError(f"{len(multipliers)} levels halve images of {image_size} to a fraction of a pixel")
+            raise ValueError(f"{len(multipliers)} levels cannot halve images of {image_size} pixels evenly")
         width = 4 * channels  # of the embeddings of time and class
         self.label = LabelEmbedding(classes, width)
         self.time = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
@@ -89,16 +90,16 @@ class ConditionalUNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # a third faster, on a CPU too
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the blocks' activations are recomputed in the backward pass instead of kept."""
+        """Whether to recompute the blocks' activations in the backward pass instead of storing them."""
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
-        """The noise in `images`.
+        """Predict the noise in `images`.
 
         Args:
             images: (B, 3, S, S), noisy, around [−1, 1].
             steps: (B,) integers, 0 the least noisy.
-            labels: (B,) int64: 0 is no class (null), c + 1 is class c.
+            labels: (B,) int64: 0 for no class (null), c + 1 for class c.
 
         Returns:
             (B, 3, S, S).
@@ -130,7 +131,7 @@ class ConditionalUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """GN–SiLU–conv, plus time, plus class, GN–SiLU–dropout–conv, residual; attention behind it where wanted."""
+    """GN–SiLU–conv, plus time, plus class, GN–SiLU–dropout–conv, residual; then attention, if wanted."""
 
     def __init__(
         self, inputs: int, outputs: int, width: int, groups: int, dropout: float, *, attention: bool = True
@@ -148,15 +149,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, 4C), (B, 4C) → (B, outputs, H, W)."""
-        told = self.time(functional.silu(time)) + self.label(functional.silu(label))  # (B, outputs)
-        inner = self.conv1(functional.silu(self.norm1(x))) + told[:, :, None, None]
+        embedded = self.time(functional.silu(time)) + self.label(functional.silu(label))  # (B, outputs)
+        inner = self.conv1(functional.silu(self.norm1(x))) + embedded[:, :, None, None]
         inner = self.conv2(self.dropout(functional.silu(self.norm2(inner))))
         result: Tensor = self.attn(self.skip(x) + inner)
         return result
 
 
 class Attention(nn.Module):
-    """Self-attention of the pixels, one head, scale C^-½, residual; q, k, v, proj are 1×1 convolutions."""
+    """Self-attention over pixels, one head, scale C^-½, residual; q, k, v, proj are 1×1 convolutions."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -164,7 +165,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same."""
+        """(B, C, H, W) → (B, C, H, W)."""
         normed = self.norm(x)
         q, k, v = (part(normed).flatten(2).mT[:, None] for part in (self.q, self.k, self.v))  # (B, 1, HW, C)
         mixed = functional.scaled_dot_product_attention(q, k, v)[:, 0]  # (B, HW, C)
@@ -188,7 +189,7 @@ class LabelEmbedding(nn.Module):
 
 
 class Doubling(nn.Conv2d):
-    """Every pixel becomes 2 × 2 of it, then a convolution: (B, C, H, W) → (B, C, 2H, 2W)."""
+    """Nearest-neighbour upsampling by 2, then a convolution: (B, C, H, W) → (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
@@ -208,10 +209,10 @@ def sinusoids(steps: Tensor, width: int) -> Tensor:
 
 
 def _keep_lengths(model: nn.Module) -> None:
-    """Start the linear layers, all of which carry time or class, so that vectors keep their length through them.
+    """Initialise the linear layers, which all carry time or class, such that vectors keep their length.
 
-    torch's own start leaves a third of the variance in each, and a class passes five of them: after 2,400 steps it
-    still changed next to nothing.
+    torch's default keeps a third of the variance per layer, and a class passes through five of them: after 2,400
+    steps it still had next to no effect.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear):

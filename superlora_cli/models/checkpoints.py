@@ -1,7 +1,7 @@
-"""Target patterns on a checkpoint alone: from the names and shapes in its files, without the model.
+"""Target patterns on a checkpoint without its model, by the names and shapes in its files.
 
-Files do not keep the order of a model, which the elements of an adapter follow. The adapter's digest of its targets
-says which order it was.
+The elements of an adapter follow the order of the model, which files do not keep. It is found by trying orders until
+one matches the adapter's digest of its targets.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from superlora_cli.models.patterns import CLASSIFIERS, Weight, expand
 if TYPE_CHECKING:
     from torch import nn
 
-TRIED = 10_000  # orders
+TRIED = 10_000  # most orders to try
 WEIGHT = ".weight"
 
 
 def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], digest: str, where: str) -> list[Target]:
-    """The targets that an adapter was trained on, in the order that it was trained in.
+    """The targets that an adapter was trained on, in the order of training.
 
     Args:
-        shapes: of every tensor, by name, in the order of the file.
-        patterns, digest: the adapter's.
+        shapes: shape of every tensor, by name, in the order of the file.
+        patterns, digest: those of the adapter.
         where: the file, for errors.
 
     Raises:
-        MismatchError: a pattern matches no weight, or what they match has not the adapter's names, slices and shapes.
+        MismatchError: a pattern matches no weight, or the matches do not have the adapter's names, slices and shapes.
     """
     try:
         found = expand(weights_in(shapes), patterns)
@@ -43,9 +43,9 @@ def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], d
         if store.digest_targets(ordered) == digest:
             return ordered
     raise MismatchError(
-        f"the {len(found)} weights that the adapter's patterns name here are not the ones it was trained on",
+        f"the {len(found)} weights that match the adapter's patterns are not the ones it was trained on",
         where=where,
-        hint="a checkpoint of the same architecture, with the names that its modules have",
+        hint="use a checkpoint of the same architecture, with the names of its modules",
     )
 
 
@@ -63,21 +63,21 @@ def weights_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
 
 
 def witnesses(shapes: Mapping[str, tuple[int, ...]], replaced: Collection[str]) -> list[Target]:
-    """The weights by which a base is known where none is adapted: all but the classifier's and those `replaced`.
+    """The weights that identify a base if none is adapted: all except the classifier's and those `replaced`.
 
     >>> [target.name for target in witnesses({"v.weight": (4, 4), "q.weight": (4, 4), "head.weight": (2, 4)}, ())]
     ['q', 'v']
     """
-    kept = {name: shape for name, shape in sorted(shapes.items()) if name not in replaced}
-    found = {name: weight.shape for name, weight in weights_in(kept).items() if name not in CLASSIFIERS}
+    others = {name: shape for name, shape in sorted(shapes.items()) if name not in replaced}
+    found = {name: weight.shape for name, weight in weights_in(others).items() if name not in CLASSIFIERS}
     return [Target(name, 0, shape[0], shape, True) for name, shape in found.items()]
 
 
 def digest_base(model: nn.Module, targets: Sequence[Target], beside: Collection[str]) -> tuple[str, str]:
-    """(SHA-256, dtype) of what tells a base from others: its targets, or where there are none the `witnesses`.
+    """(SHA-256, dtype) of the weights that identify a base: its targets or, without targets, the `witnesses`.
 
     Args:
-        beside: names of the tensors that the adapter brings, a head's among them.
+        beside: names of the tensors in the adapter file other than factors, such as a head.
     """
     if targets:
         return store.digest_base(model, targets)
@@ -89,10 +89,10 @@ Key = Callable[[str], tuple[object, ...]]
 
 
 def _orders(modules: Sequence[str]) -> Iterator[Key]:
-    """Orders that a model may have: the file's, then blocks by their numbers, with every order of what is in them.
+    """Orders that a model may have: that of the file, then blocks by number, with every order of layers inside.
 
-    Within a block (q, k, v, o), and among stacks of blocks (encoder, decoder), files are sorted by name and models
-    are not.
+    Within a block (q, k, v, o) and among stacks of blocks (encoder, decoder), files are sorted by name but models are
+    not.
     """
     place = {module: index for index, module in enumerate(modules)}
     yield lambda module: (place[module],)
@@ -109,7 +109,7 @@ def _orders(modules: Sequence[str]) -> Iterator[Key]:
 
 
 def _parts(module: str) -> tuple[str, tuple[tuple[int, str], ...], str]:
-    """(Stack, numbers and names down to the block, layer inside of the block).
+    """(Stack, numbers and names down to the block, layer inside the block).
 
     >>> _parts("model.layers.12.self_attn.q_proj")
     ('model.layers', ((12, ''),), '.self_attn.q_proj')

@@ -1,4 +1,4 @@
-"""Layer by layer, what base models outside of timm consist of; the catalogue is made from it."""
+"""The layers of base models outside timm, from which the catalogue is generated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from superlora_cli.models.parts import Part
 
 
 class Layer(NamedTuple):
-    """A layer with parameters; `shape` is its weight's, () where it is neither linear nor convolution.
+    """A layer with parameters; `shape` is that of its weight, () if it is neither linear nor a convolution.
 
-    `norm` names the parameters of a normalisation layer, which are equally long.
+    `norm` names the parameters of a normalisation layer, which all have the same length.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Layer(NamedTuple):
 
     @property
     def parts(self) -> dict[str, Part]:
-        """Its bias, or all that it has as a normalisation layer, by name."""
+        """Its bias, or all parameters of a normalisation layer, by name."""
         if self.norm:
             return {f"{self.name}.{own}": Part((self.params // len(self.norm),), True) for own in self.norm}
         has_bias = bool(self.shape) and self.params > math.prod(self.shape)
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 def cfg_unet() -> Iterator[Layer]:
     """The diffusion base (A.2): 3×32×32, 64 channels × (1, 2, 2, 2), 10,409,357 parameters.
 
-    Each level has two residual blocks down and three up, each with single-head attention behind it.
+    Each level has two residual blocks down and three up, each followed by single-head attention.
     """
     widths = (64, 128, 128, 128)
     yield Layer("label.embedding", (), 11 * 10)
@@ -65,7 +65,7 @@ def cfg_unet() -> Iterator[Layer]:
 
 
 def llama_7b() -> Iterator[Layer]:
-    """A language model of Llama-7B's shape with the names that transformers gives it, 6,738,415,616 parameters."""
+    """A language model of the shape of Llama-7B, with the names of transformers, 6,738,415,616 parameters."""
     width, hidden = 4096, 11008
     shapes = {f"self_attn.{part}_proj": (width, width) for part in "qkvo"}
     shapes |= {"mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width), "mlp.down_proj": (width, hidden)}

@@ -15,12 +15,12 @@ from superlora_cli.models.arguments import refuse_unknown
 
 
 class DiffusersUNet(UNet2DModel):
-    """The same modules under the same names.
+    """The same modules with the same names.
 
     Attributes:
-        classes: that it can be told besides none (label 0): `num_class_embeds` − 1; None for an unconditional model.
-        image_size: S, side of the images it is made for.
-        multiple: the side has to be one of this.
+        classes: number of classes without the null class (label 0): `num_class_embeds` − 1; None if unconditional.
+        image_size: S, the image size it is made for.
+        multiple: image sizes must be multiples of this.
     """
 
     @property
@@ -41,25 +41,25 @@ class DiffusersUNet(UNet2DModel):
         return int(2 ** (len(self.config["block_out_channels"]) - 1))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether activations are recomputed in the backward pass instead of kept."""
+        """Whether to recompute activations in the backward pass instead of storing them."""
         self.enable_gradient_checkpointing() if enable else self.disable_gradient_checkpointing()
 
     def forward(self, images: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
-        """As `cfg_unet.ConditionalUNet.forward`; an unconditional model does not look at `labels`."""
-        told = None if self.classes is None else labels
-        result: Tensor = super().forward(images, steps, class_labels=told, return_dict=False)[0]
+        """As `cfg_unet.ConditionalUNet.forward`; an unconditional model ignores `labels`."""
+        given = None if self.classes is None else labels
+        result: Tensor = super().forward(images, steps, class_labels=given, return_dict=False)[0]
         return result
 
 
 def create(arguments: Mapping[str, Any], *, weights: bool, pretrained: bool) -> DiffusersUNet:
-    """A model of UNet2DModel's `arguments`, or the one in the folder `arguments["path"]`, as diffusers saves them.
+    """A model with UNet2DModel's `arguments`, or the one that diffusers saved in the folder `arguments["path"]`.
 
     Args:
-        weights: False gives shapes only, on the meta device.
-        pretrained: with the folder's weights, else freshly initialised.
+        weights: False for shapes only, on the meta device.
+        pretrained: load the folder's weights, else initialise them.
 
     Raises:
-        UsageError: arguments that diffusers refuses, no such folder, or a model of other images than RGB.
+        UsageError: diffusers refuses the arguments, there is no such folder, or the model is not for RGB images.
     """
     where, folder = "model.kwargs", arguments.get("path")
     device = torch.device("cpu" if weights else "meta")
@@ -68,16 +68,16 @@ def create(arguments: Mapping[str, Any], *, weights: bool, pretrained: bool) -> 
             refuse_unknown("diffusers", arguments, UNet2DModel.__init__)
             if weights and pretrained:
                 hint = "model.kwargs.path=FOLDER, model.checkpoint=FILE, or model.pretrained=false"
-                raise UsageError("arguments alone have no weights", where="model.pretrained", hint=hint)
+                raise UsageError("no pretrained weights given", where="model.pretrained", hint=hint)
             with device:
                 model = DiffusersUNet(**arguments)
         else:
             where = "model.kwargs.path"
             if len(arguments) > 1:
-                raise UsageError("a saved model has its own arguments", where=where, hint="path alone")
+                raise UsageError("a saved model has its own arguments", where=where, hint="give only the path")
             source = Path(folder) if (Path(folder) / "config.json").is_file() else Path(folder) / "unet"
             if not (source / "config.json").is_file():
-                hint = "a folder that diffusers' save_pretrained wrote"
+                hint = "give a folder written by diffusers' save_pretrained"
                 raise UsageError("holds no config.json", where=f"{where}={folder}", hint=hint)
             if weights and pretrained:
                 model = DiffusersUNet.from_pretrained(source, low_cpu_mem_usage=False)
@@ -89,7 +89,8 @@ def create(arguments: Mapping[str, Any], *, weights: bool, pretrained: bool) -> 
         raise UsageError(f"diffusers cannot build this: {cause}", where=where) from None
     channels = model.config["in_channels"], model.config["out_channels"]
     if channels != (3, 3):
-        raise UsageError(f"{channels[0]} channels in, {channels[1]} out", where=where, hint="a model of RGB images")
+        message = f"{channels[0]} channels in, {channels[1]} out"
+        raise UsageError(message, where=where, hint="use a model for RGB images")
     if model.config["class_embed_type"] is not None:
-        raise UsageError("class_embed_type is not supported", where=where, hint="num_class_embeds, or no classes")
+        raise UsageError("class_embed_type is not supported", where=where, hint="use num_class_embeds, or no classes")
     return model

@@ -1,4 +1,4 @@
-"""The bases that ship with superlora."""
+"""The bases shipped with superlora."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass(frozen=True)
 class Embedded:
-    """A shipped base: an architecture, the arguments that size it, and its weights in the package."""
+    """A shipped base: an architecture, its arguments, and its weights in the package."""
 
     architecture: str
     arguments: Mapping[str, Any]
     classes: int
     weights: str
-    image_size: int = 16  # S, the side in pixels
+    image_size: int = 16  # S, in pixels
 
 
 EMBEDDED = {

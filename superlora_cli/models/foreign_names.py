@@ -1,6 +1,7 @@
-"""The names that transformers gives to the tensors of vision encoders, made the ones of the original checkpoints.
+"""Renames the tensors of vision encoders from transformers to the names of the original checkpoints.
 
-Those are what timm's own filters understand: DINOv2's and DINOv3's, OpenAI's for CLIP; for ViT, DeiT and SigLIP timm's.
+Those are the names that timm's filters understand: those of DINOv2 and DINOv3, OpenAI's for CLIP, and timm's own for
+ViT, DeiT and SigLIP.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ ORDER = {"q": 0, "k": 1, "v": 2}
 
 
 def original_names(state: State, said: list[str]) -> State:
-    """The tensors by the names of the original checkpoint, where they are transformers'; else as they are.
+    """The tensors with the names of the original checkpoint, if they have those of transformers; else unchanged.
 
     Args:
-        said: gets a word on what they were.
+        said: a note about the renaming is appended to it.
     """
     for kind, mark, convert in KINDS:
         found = next((re.match(mark, name) for name in state if re.match(mark, name)), None)
@@ -92,7 +93,7 @@ def original_names(state: State, said: list[str]) -> State:
 
 
 def _fused(state: State) -> State:
-    """q, k and v one above the other as `qkv`; one without a bias beside others that have one gets zeros."""
+    """Stack q, k and v to `qkv`; a missing bias becomes zeros if the others have one."""
     fused: State = {}
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -135,7 +136,7 @@ def _siglip(state: State, outside: State) -> State:
 def _vit(state: State, outside: State) -> State:
     found = _renamed(state | outside, VIT)
     if "register_tokens" in found:
-        found.setdefault("mask_token", found["cls_token"])  # by which timm knows DINOv2
+        found.setdefault("mask_token", found["cls_token"])  # by which timm recognises DINOv2
     return found
 
 

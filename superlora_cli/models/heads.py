@@ -1,4 +1,4 @@
-"""The classifier of a model: one head, or several, as distilled models have for their two tokens."""
+"""The classifier of a model: one head, or several, such as one per token in distilled models."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from superlora_cli.errors import UsageError
 
 
 def classifiers(model: nn.Module) -> dict[str, nn.Module]:
-    """The classifier's modules by name, in the model's order; {} where it has none.
+    """The classifier's modules by name, in model order; {} if there are none.
 
-    They are what `get_classifier` gives, and what timm's own configuration names beside that (VOLO's `aux_head`).
+    They come from `get_classifier` and from timm's configuration, which may name more (VOLO's `aux_head`).
     """
     modules = dict(model.named_modules())
     given: Any = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
@@ -28,7 +28,7 @@ def classifiers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def classifier_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the classifier's parameters, () where a model has none."""
+    """Names of the classifier's parameters; () if there are none."""
     return tuple(f"{name}.{own}" for name, module in classifiers(model).items() for own, _ in module.named_parameters())
 
 
@@ -39,23 +39,23 @@ def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def new_head(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Names of the parameters of a head that is to be trained anew.
+    """Names of the parameters of a new head.
 
     Raises:
-        UsageError: the model has no head, so that nothing would be.
+        UsageError: the model has no head.
     """
     found = classifier_parameters(model)
     if not found:
-        hint = "a model that classifies: superlora ls models"
-        raise UsageError(f"{name} has no classifier that could be trained anew", where="model.head", hint=hint)
+        hint = "use a classification model: superlora ls models"
+        raise UsageError(f"{name} has no classifier to replace by a new head", where="model.head", hint=hint)
     return found
 
 
 def select_rows(model: nn.Module, rows: list[int]) -> None:
-    """Replace every head by `rows` of it, in that order: (1000, d) → (len(rows), d).
+    """Replace every head by some of its `rows`, in that order: (1000, d) → (len(rows), d).
 
     Raises:
-        UsageError: a head is no linear layer with as many rows.
+        UsageError: a head is not a linear layer with that many rows.
     """
     heads = classifiers(model)
     for name, head in heads.items():

@@ -1,4 +1,4 @@
-"""The Hugging Face hub where it can be reached, and its cache where it cannot."""
+"""The Hugging Face hub if it can be reached, else its cache."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 @contextmanager
 def cache_if_unreachable() -> Iterator[bool]:
-    """Inside, the hub's library asks its cache alone if nobody answers: by itself it would try for a minute.
+    """Inside, the hub's library only uses its cache if the hub does not answer; otherwise it would retry for a minute.
 
-    Gives whether the hub can be reached, as far as that can be told quickly (through a proxy it is taken for granted).
+    Yields whether the hub can be reached, as far as that can be found out quickly (with a proxy it is assumed).
     """
     answers = not constants.HF_HUB_OFFLINE and reachable(constants.ENDPOINT)
     before = constants.HF_HUB_OFFLINE
@@ -30,12 +30,12 @@ def cache_if_unreachable() -> Iterator[bool]:
 
 
 def cache_folder() -> str:
-    """Where the hub's files are kept on this machine."""
+    """The folder of the hub's cache on this machine."""
     return str(constants.HF_HUB_CACHE)
 
 
 def reachable(address: str) -> bool:
-    """Whether the host of a web address answers; through a proxy that is taken for granted."""
+    """Whether the host of a web address answers; with a proxy this is assumed."""
     return any(map(os.environ.get, PROXIES)) or _answers(address)
 
 

@@ -1,8 +1,8 @@
-"""Weights of a base from a file of one's own, in whatever form people have it.
+"""Load the weights of a base from the user's own file, in any of the usual forms.
 
-What is around the tensors is taken off (`state_dict`, `model_ema`, `teacher`, `module.`, `backbone.` …), names of other
-libraries become the ones of the original checkpoints, timm's own filter of the model makes the rest of it (it also
-resamples position embeddings), and then every tensor of the model has to be there, in its shape.
+Wrappers and prefixes are stripped (`state_dict`, `model_ema`, `teacher`, `module.`, `backbone.` …), names of other
+libraries become those of the original checkpoints, and timm's filter for the model does the rest (it also resamples
+position embeddings). Then every tensor of the model must be present, with the right shape.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from superlora_cli.models.heads import classifier_tensors, classifiers
 from superlora_cli.weights.reading import open_weights
 
 Filter = Callable[..., Mapping[str, Tensor]]  # (state dict, model) → state dict
-AROUND = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "teacher", "module", "student")  # the first
-NAMED = 4  # tensors that a line names
+AROUND = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "teacher", "module", "student")  # first found
+NAMED = 4  # tensors named in a note
 
 
 def load_weights(model: nn.Module, path: Path, *, new_head: bool = False, filter_: Filter | None = None) -> str | None:
-    """Load a base's weights from a safetensors file, shards with an index or a torch file; a new head stays as it was
-    initialised.
+    """Load a base's weights from a safetensors file, shards with an index, or a torch file; a new head keeps its
+    initial values.
 
     Args:
-        filter_: what makes other forms of the weights those of the model: timm's, for a model of timm.
+        filter_: converts other forms of the weights to that of the model; for timm models, timm's filter.
 
     Returns:
-        What was stripped, resampled and left out, in a line; None where the file is as the model is.
+        What was stripped, resampled and left out, in one line; None if nothing was.
 
     Raises:
-        UsageError: the file cannot be read. MismatchError: names or shapes differ; names the first one.
+        UsageError: the file cannot be read. MismatchError: names or shapes differ; it names the first one.
     """
     said: list[str] = []
     state, own = _read(path, said), dict(model.state_dict())
@@ -51,7 +51,9 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False, filter
     state |= {name: own[name] for name in head}
     check_shapes(_shapes(own), _shapes(state), where=str(path))
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1 and dtypes != {torch.float32}:  # stored in bfloat16 it stays so: its bytes are its identity
+    if len(dtypes) == 1 and dtypes != {
+        torch.float32
+    }:  # weights stored in bfloat16 stay so: the base is identified by its bytes
         model.to(dtypes.pop())
         model.register_forward_pre_hook(_in_own_dtype)
     model.load_state_dict(state)
@@ -59,7 +61,7 @@ def load_weights(model: nn.Module, path: Path, *, new_head: bool = False, filter
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a path means safetensors: a file, an index of shards, or a folder with either."""
+    """Whether a path is safetensors: a file, an index of shards, or a folder with either."""
     return path.suffix in (".safetensors", ".json") or path.is_dir()
 
 
@@ -67,7 +69,7 @@ def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[
     """Refuse tensors of a file (`theirs`) that are not those of a model (`own`).
 
     Raises:
-        MismatchError: names the first, in the model's order, whose name or shape differs.
+        MismatchError: names the first tensor, in model order, whose name or shape differs.
     """
     for name in (*own, *theirs):
         if own.get(name) != theirs.get(name):
@@ -75,7 +77,7 @@ def check_shapes(own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[
             raise MismatchError(
                 f"{name} is {found[0]} in the file and {found[1]} in the model",
                 where=where,
-                hint="weights of the same architecture",
+                hint="use weights of the same architecture",
             )
 
 
@@ -84,7 +86,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], head: Iterable[str]) -> bool:
-    """Whether the tensors are the model's, but for a head that is not looked at."""
+    """Whether the tensors are those of the model, ignoring the head."""
     mine, theirs = _shapes(own), _shapes(state)
     return all(mine.get(name) == theirs.get(name) for name in (mine | theirs).keys() - set(head))
 
@@ -94,10 +96,10 @@ def _read(path: Path, said: list[str]) -> dict[str, Tensor]:
         with open_weights(path) as weights:
             return {name: weights.tensor(name) for name in weights.names}
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in which timm and others keep their arguments
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm and others store their arguments in it
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UsageError("no such file", where=str(path), hint="weights of the base") from None
+        raise UsageError("no such file", where=str(path), hint="give the weights of the base") from None
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
         cause = str(error).splitlines()[0]
         raise UsageError(f"not a readable torch file: {cause}", where=str(path), hint="use safetensors") from None
@@ -107,7 +109,7 @@ def _read(path: Path, said: list[str]) -> dict[str, Tensor]:
         found = found[key]
     state = {name: value for name, value in found.items() if isinstance(value, Tensor)} if _named(found) else {}
     if not state:
-        raise UsageError("holds no state_dict", where=str(path), hint="a mapping of names to tensors")
+        raise UsageError("holds no state_dict", where=str(path), hint="expected a mapping of names to tensors")
     if taken:
         said.append(f"took '{'.'.join(taken)}'")
     return state
@@ -118,12 +120,12 @@ def _named(found: Any) -> bool:
 
 
 def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Tensor], said: list[str]) -> dict[str, Tensor]:
-    """What lies under the prefix that makes most names the model's own, if that is most of these."""
+    """The tensors under the prefix that, when stripped, gives most names of the model, if it gives at least half."""
     prefixes: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
         prefixes.update(".".join([*parts[:at], ""]) for at in range(len(parts)) if ".".join(parts[at:]) in own)
-    averaged = re.compile("ema|teacher")  # of two copies the one that people use
+    averaged = re.compile("ema|teacher")  # of two copies, prefer the averaged one
     prefix, count = max(prefixes.items(), key=lambda item: (item[1], bool(averaged.search(item[0]))), default=("", 0))
     if not prefix or 2 * count < len(own):
         return state
@@ -142,10 +144,10 @@ def _converted(
     before = _shapes(state)
     try:
         found = dict(filter_(state, model))
-    except Exception as error:  # a filter that is given another model's weights may raise anything
+    except Exception as error:  # given the weights of another model, a filter may raise anything
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        hint = "weights of the same architecture"
-        raise MismatchError(f"timm cannot make them the model's: {cause}", where=str(path), hint=hint) from None
+        hint = "use weights of the same architecture"
+        raise MismatchError(f"timm cannot convert the weights: {cause}", where=str(path), hint=hint) from None
     resampled = [
         f"{name} from {list(before[name])} to {list(tensor.shape)}"
         for name, tensor in found.items()
@@ -159,9 +161,10 @@ def _converted(
 def _without_others(
     state: dict[str, Tensor], own: Mapping[str, Tensor], heads: Iterable[str], said: list[str]
 ) -> dict[str, Tensor]:
-    """Without what the model has no part for: heads of other tasks, mask tokens, a text tower; and without `heads`.
+    """Without tensors for which the model has no part (heads of other tasks, mask tokens, a text tower), and without
+    `heads`.
 
-    A tensor more of a part that it has, as a thirteenth block, stays, to be refused.
+    An extra tensor of an existing part, such as a thirteenth block, stays, so that it is refused.
     """
     parts = {name.partition(".")[0] for name in own if "." in name}
     replaced = tuple(f"{head}." for head in heads)
@@ -179,7 +182,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _in_own_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Images in the dtype of a base's weights, where autocast does not see to that."""
+    """Convert images to the dtype of the base's weights, unless autocast does so."""
     images, *others = inputs
     if torch.is_autocast_enabled(images.device.type):
         return inputs

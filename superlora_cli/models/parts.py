@@ -1,4 +1,4 @@
-"""What of a base may be trained beside an adapter's factors: its biases, its normalisation layers."""
+"""Parts of a base that may be trained along with an adapter's factors: biases and normalisation layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """A bias, or a parameter of a normalisation layer: its shape, and whether it is of the latter."""
+    """A bias or a parameter of a normalisation layer: its shape, and whether it is the latter."""
 
     shape: tuple[int, ...]
     norm: bool
 
 
 def parts_of(model: nn.Module) -> dict[str, Part]:
-    """Every bias of `model`, and every parameter of its normalisation layers, by name and in its order."""
+    """Every bias of `model` and every parameter of its normalisation layers, by name, in model order."""
     from torch.nn.parameter import is_lazy  # here: counting does without torch
 
     found = {}
@@ -43,10 +43,10 @@ def is_bias(name: str) -> bool:
 
 
 def chosen(parts: Mapping[str, Part], also: Iterable[str], *, without: Collection[str] = ()) -> dict[str, Part]:
-    """Those that the knob `also` stands for, but for those `without`: a head's.
+    """The parts that the knob `also` selects, except those in `without` (a head's).
 
     Raises:
-        UsageError: a kind of which there is none.
+        UsageError: the base has no part of a kind.
 
     >>> list(chosen({"norm.weight": Part((4,), True), "fc.bias": Part((4,), False)}, ["bias"]))
     ['fc.bias']

@@ -1,8 +1,8 @@
-"""From target patterns to rows of weights, in model order, given only the weights' names and shapes: no torch.
+"""Expand target patterns to rows of weights, in model order, from the weights' names and shapes only: no torch.
 
-A pattern is a glob over module names or, after `re:`, a regular expression that matches the whole name; behind it
-may stand a slice of a fused weight: `blocks.*.attn.qkv[q]`, `[v]`, `[0:768]`. Short names `q k v o mlp all-linear`
-stand for what these are in the architecture at hand.
+A pattern is a glob over module names or, after `re:`, a regular expression that matches the whole name. It may end in
+a slice of a fused weight: `blocks.*.attn.qkv[q]`, `[v]`, `[0:768]`. The short names `q k v o mlp all-linear` stand for
+the corresponding weights of the architecture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from superlora_cli.errors import UsageError, did_you_mean
 
 SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
 
-FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # module's own name → what its rows hold, in equal parts
+FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # last part of the module's name → what its rows hold, in equal parts
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
     "q": ("q", "q_proj", "query", "to_q"),
     "k": ("k", "k_proj", "key", "to_k"),
@@ -35,8 +35,8 @@ SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 class Weight(NamedTuple):
     """A linear or convolutional weight: its shape (out, in) or (out, in, kh, kw), and whether its rows are mixed.
 
-    `mixed` is the class of an attention layer that does not keep q, k and v as equal blocks of rows in it; `classifies`
-    says that it is the model's classifier, as far as more than its name is known.
+    `mixed` is the class of an attention layer in which q, k and v are not equal blocks of rows; `classifies` says that
+    it is the model's classifier, if more than its name is known.
     """
 
     shape: tuple[int, ...]
@@ -45,11 +45,11 @@ class Weight(NamedTuple):
 
 
 def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Target]:
-    """The rows that `patterns` name, without repetition, in the order of `weights` and by row within a weight.
+    """The rows that `patterns` match, without repetition, in the order of `weights` and by row within a weight.
 
     Raises:
-        UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
-            slice is no contiguous block of rows.
+        UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
+            contiguous block of rows.
     """
     found: set[Target] = set()
     for pattern in patterns:
@@ -87,7 +87,7 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
 
 
 def _role(name: str) -> str | None:
-    """Which of q, k, v, o a separate projection is: `attn.query.proj` is q, though it also ends in `proj`."""
+    """Which of q, k, v, o a separate projection is: `attn.query.proj` is q although it also ends in `proj`."""
     for role, endings in SEPARATE.items():
         for own in (name, AROUND.sub("", name)):
             if any(own == ending or own.endswith(f".{ending}") for ending in endings):
@@ -107,7 +107,8 @@ def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Target]:
         try:
             expression = re.compile(name_pattern[3:])
         except re.error as error:
-            raise UsageError(f"'{name_pattern}' is no regular expression: {error}", where="adapter.targets") from None
+            message = f"'{name_pattern}' is not a regular expression: {error}"
+            raise UsageError(message, where="adapter.targets") from None
         names = [name for name in weights if expression.fullmatch(name)]
     else:
         names = [name for name in weights if fnmatchcase(name, name_pattern)]
@@ -122,7 +123,7 @@ def _part(name: str, weight: Weight, part: str) -> Target:
     if ":" in part:
         start, stop = map(int, part.split(":"))
         if not start < stop <= total:
-            raise UsageError(f"[{part}] is no range of its {total} rows", where=f"adapter.targets: {name}")
+            raise UsageError(f"[{part}] is not a range of its {total} rows", where=f"adapter.targets: {name}")
         return _slice(name, weight, start, stop)
     if weight.mixed:
         whole = re.sub(r"\.\d+(?=\.)", ".*", name)
@@ -135,7 +136,7 @@ def _part(name: str, weight: Weight, part: str) -> Target:
     parts = _fused(name) or "qkv"
     if part not in parts or total % len(parts):
         hint = f"give rows as [start:stop] out of {total}"
-        raise UsageError(f"cannot tell the rows of '{part}' in {name}", where="adapter.targets", hint=hint)
+        raise UsageError(f"cannot find the rows of '{part}' in {name}", where="adapter.targets", hint=hint)
     size = total // len(parts)
     start = parts.index(part) * size
     return _slice(name, weight, start, start + size)

@@ -1,7 +1,7 @@
-"""The base of a run among many: read once, and for every seed as it is when it is built for that run alone.
+"""The base for one of many runs: read only once, but for every seed the same as if built for that run alone.
 
-A seed says two things of a base: the tensors that no file has, as a new classifier's, and where the random numbers go
-on behind it. Both come from building it without its weights.
+A seed affects a base in two ways: it determines the tensors that are in no file, such as a new classifier, and the
+state of the random generator afterwards. Both come from building the base without its weights.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from superlora_cli.models.build import build
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
 
-BASES, SEEDS = 2, 16  # how many are kept: models, and what seeds say
-OURS = 0x5EED_0F_0B0D1E5  # a seed that no file was made with
+BASES, SEEDS = 2, 16  # how many are cached: models, and results of seeds
+OURS = 0x5EED_0F_0B0D1E5  # a seed that no file was created with
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Known:
     """A base that has been read.
 
     Attributes:
-        base: of which runs get copies.
-        unread: the tensors that no file has, and those that every seed draws alike, as ones and zeros; None where
-            nothing is drawn.
+        base: runs get copies of it.
+        unread: the tensors that are in no file, and those that do not depend on the seed, such as ones and zeros; None
+            if nothing is random.
     """
 
     base: Base
@@ -42,7 +42,7 @@ class Known:
 
 
 def build_seeded(section: ModelSection, seed: int, *, classes: int | None, image_size: int | None = None) -> Base:
-    """`models.build.build` behind `torch.manual_seed(seed)`; read once in a process that keeps what it reads.
+    """`models.build.build` after `torch.manual_seed(seed)`; weights are read only once in a process with a cache.
 
     Raises:
         UsageError, MismatchError: as that.
@@ -80,7 +80,7 @@ def build_seeded(section: ModelSection, seed: int, *, classes: int | None, image
 
 
 def _files(section: ModelSection) -> Hashable:
-    """What a checkpoint looks like from outside; all that lie beside an index, which may be its shards."""
+    """Size and time of a checkpoint file; for an index, of all files in its folder, which may be its shards."""
     if section.checkpoint is None:
         return None
     path = Path(section.checkpoint)

@@ -1,4 +1,4 @@
-"""The catalogue's short form of a list of weights: equal blocks that follow each other are one item.
+"""The catalogue's short form of a list of weights: consecutive equal blocks are one item.
 
 `["blocks", 0, 12, [["attn.qkv", [2304, 768]], ...]]` stands for `blocks.0.attn.qkv` ... `blocks.11.…`.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-Shapes = list[tuple[str, tuple[int, ...]]]  # of weights by module name, in model order
+Shapes = list[tuple[str, tuple[int, ...]]]  # (module name, shape of its weight), in model order
 
 
 def unroll(items: Sequence[Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The file's items → (module, shape) each."""
+    """The file's items → pairs (module, shape)."""
     for item in items:
         if len(item) == 2:
             yield item[0], tuple(item[1])
@@ -23,7 +23,7 @@ def unroll(items: Sequence[Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def roll(shapes: Shapes) -> list[Any]:
-    """(module, shape) each → the file's items: equal blocks that follow each other become one.
+    """Pairs (module, shape) → the file's items: consecutive equal blocks become one.
 
     >>> rolled = roll([("stem", (8, 3)), ("blocks.0.fc", (8, 8)), ("blocks.1.fc", (8, 8))])
     >>> rolled, roll(list(unroll(rolled))) == rolled
@@ -39,7 +39,7 @@ def roll(shapes: Shapes) -> list[Any]:
 
 
 def _runs(shapes: Shapes) -> Iterator[list[Any]]:
-    """Ways to see the start of `shapes` as at least two equal blocks."""
+    """Ways to split the start of `shapes` into at least two equal blocks."""
     parts = shapes[0][0].split(".")
     for depth, part in enumerate(parts[:-1]):
         if depth and part.isdigit():

@@ -1,4 +1,4 @@
-"""Put the result of a pretraining run into the package: `python -m superlora_cli.models.ship RUN`."""
+"""Copy the result of a pretraining run into the package: `python -m superlora_cli.models.ship RUN`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 
 def ship(run: Path) -> Path:
-    """Make the weights of a finished run those of the embedded base its recipe names; the provenance goes beside."""
+    """Make the weights of a finished run those of the embedded base in its recipe, and write their provenance."""
     tensors, metadata = read_safetensors(run / "model.safetensors")
     recipe = json.loads(metadata["superlora.model_recipe"])
     name = recipe["model"]["name"]

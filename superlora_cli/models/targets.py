@@ -1,4 +1,4 @@
-"""From target patterns to the weights of a model: `models.patterns` on the names and shapes of its modules."""
+"""Expand target patterns to weights of a model: `models.patterns` applied to the names and shapes of its modules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import Weight
 from superlora_cli.models.patterns import expand as expand_weights
 
-# Attention layers of timm that do not keep q, k and v as equal blocks of rows in their fused weight: most split the
-# rows into heads first and then each head into q, k, v; some have blocks of unequal size. The test says when.
+# timm's attention layers in whose fused weight q, k and v are not equal blocks of rows: most split the rows into heads
+# first and then each head into q, k, v; some have blocks of unequal size. The function says when.
 MIXED: dict[str, Callable[[Any], bool]] = {
     "timm.layers.attention2d.Attention2d": lambda layer: layer.head_first,
     "timm.layers.bottleneck_attn.BottleneckAttn": lambda layer: layer.dim_out_qk != layer.dim_out_v,
@@ -39,21 +39,21 @@ MIXED: dict[str, Callable[[Any], bool]] = {
 
 
 def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
-    """The targets that `patterns` name, without repetition, in model order and by row within a weight.
+    """The targets that `patterns` match, without repetition, in model order and by row within a weight.
 
     >>> layers = nn.ModuleDict({"qkv": nn.Linear(64, 192), "out": nn.Conv2d(64, 32, 3)})
     >>> [(target.name, target.shape) for target in expand(layers, ["v", "o*"])]  # rows × what they multiply
     [('qkv[128:192]', (64, 64)), ('out', (32, 64, 3, 3))]
 
     Raises:
-        UsageError: a pattern matches nothing (the message names it and the nearest names there are), or its
-            slice is no contiguous block of rows.
+        UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
+            contiguous block of rows.
     """
     return _tied(dict(model.named_modules()), expand_weights(weights_of(model), patterns))
 
 
 def _tied(modules: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
-    """Of modules that share one weight and are targets in the same rows the first, with the others as `tied` to it."""
+    """Of modules that share a weight and are targets in the same rows, only the first, with the others as `tied`."""
     rows: dict[str, list[Target]] = {}
     for target in targets:
         rows.setdefault(target.module, []).append(target)
@@ -76,7 +76,7 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
 
 
 def _shape(module: Any) -> tuple[int, ...]:
-    """A layer's weight as it computes with it, also where what it holds is something else: parametrised, normed,
+    """The shape of the weight a layer computes with, even if it stores something else: parametrised, normalised,
     pruned, quantised, not yet initialised."""
     weight = module._parameters.get("weight")
     if weight is not None and not is_lazy(weight) and weight.is_floating_point():

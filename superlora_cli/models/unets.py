@@ -1,7 +1,7 @@
 """Bases that predict noise: `cfg_unet` in any size, the embedded one, and diffusers' UNet2DModel.
 
-A model of them is called with (images, steps, labels), see `cfg_unet.ConditionalUNet.forward`, and has `classes`: how
-many it can be told, None where it knows none.
+These models are called with (images, steps, labels), see `cfg_unet.ConditionalUNet.forward`, and have `classes`: the
+number of classes, None if unconditional.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PATH = "pretrained_model_name_or_path"  # diffusers' name
 
 
 def build_unet(section: ModelSection, *, image_size: int | None = None, weights: bool = True) -> Base:
-    """Build the U-Net that a recipe's `model` section asks for; arguments as of `models.build.build`.
+    """Build the U-Net that a recipe's `model` section asks for; arguments as for `models.build.build`.
 
     Raises:
-        UsageError: arguments that the model refuses, images that it cannot halve, or no weights where the recipe wants
-            pretrained ones.
+        UsageError: the model refuses the arguments or the image size, or has no pretrained weights but the recipe wants
+            them.
     """
     embedded = EMBEDDED.get(section.name)
     arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
@@ -48,14 +48,14 @@ def build_unet(section: ModelSection, *, image_size: int | None = None, weights:
         call = "ConditionalUNet"
         model = _cfg_unet(section.name, arguments, meta=not weights)
         if weights and file is None and section.pretrained:
-            hint = "model.checkpoint=FILE, or model.pretrained=false to start from nothing"
-            raise UsageError(f"{section.name} has no weights of its own", where="model.pretrained", hint=hint)
+            hint = "model.checkpoint=FILE, or model.pretrained=false to train from scratch"
+            raise UsageError(f"{section.name} has no pretrained weights", where="model.pretrained", hint=hint)
     if weights and file is not None:
         load_weights(model, file)
     size = image_size or model.image_size
     if size % model.multiple:
-        message = f"the model cannot halve images of {size} × {size} as often as it has to"
-        raise UsageError(message, where="data.image_size", hint=f"a multiple of {model.multiple}")
+        message = f"the model cannot halve images of {size} × {size} often enough"
+        raise UsageError(message, where="data.image_size", hint=f"use a multiple of {model.multiple}")
     return Base(model, call, arguments, size, HALF, HALF, task="diffusion", by_timm=False)
 
 

@@ -1,4 +1,4 @@
-"""From an adapter file to an adapter on a model that is there."""
+"""Attach a stored adapter to an existing model."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def attach_stored(
     allow_mismatch: bool = False,
     other_classes: bool = False,
 ) -> SuperLora:
-    """Put a stored adapter on `model`, active and trainable, with its head and what else was trained with it.
+    """Attach a stored adapter to `model`, active and trainable, with its head and the other tensors trained with it.
 
     Args:
         where: the file, for messages.
-        name: what it is called on this model.
-        allow_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless frozen
-            factors come from it.
+        name: of the adapter on this model.
+        allow_mismatch: accept a base whose target weights are not bit for bit those of training, unless frozen factors
+            are made from it.
         other_classes: accept a head for another number of classes than the model's.
 
     Raises:
         UsageError: a base that cannot be adapted, or a name that is taken. MismatchError: adapter and base do not
-            belong together. Nothing has been changed then.
+            belong together. The model is then unchanged.
     """
     targets = expand(model, stored.patterns)
     store.check_targets(targets, stored, where=where)

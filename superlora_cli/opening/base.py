@@ -1,4 +1,4 @@
-"""The base of a recipe, of a new training or of a file: built here for all who open either."""
+"""The base model of a recipe, for a new training or for a stored adapter: all commands build it here."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from superlora_cli.tasks import TASKS
 def open_base(
     recipe: Recipe, stored: StoredAdapter | None = None, *, classes: int | None = None, weights: bool = True
 ) -> Base:
-    """The base of `recipe`, made for its task; what no file has of it is drawn by the recipe's seed.
+    """The base of `recipe`, checked against its task; weights that no file has are drawn with the recipe's seed.
 
     Args:
-        stored: the adapter that is for it, which knows its classes.
-        classes: how many it tells apart, where that is known; default: as `stored` or the data say.
+        stored: an adapter for this base; its number of classes is used.
+        classes: number of classes; default: that of `stored`, or of the data.
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError, MismatchError: as `models.build.build`, or it is made for another task.
+        UsageError, MismatchError: as `models.build.build`, or the base is made for another task.
     """
     if classes is None:
         classes = classes_of(stored, recipe) if stored else class_count(recipe.data)
@@ -40,7 +40,7 @@ def open_base(
 
 
 def classes_of(stored: StoredAdapter, recipe: Recipe) -> int | None:
-    """How many classes a stored model tells apart: as the file names them, as its head has rows, or as the data say."""
+    """Number of classes of a stored model: from the names in the file, the rows of its head, or the data."""
     if stored.classes or stored.head:
         return len(stored.classes) or next((len(tensor) for tensor in stored.head.values() if tensor.dim()), None)
     return class_count(recipe.data) if recipe.model.head == "new" else None

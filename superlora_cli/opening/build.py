@@ -1,4 +1,4 @@
-"""From a recipe, or from an adapter file, to a base with an adapter on it."""
+"""Build a base with its adapter, from a recipe or from an adapter file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from superlora_cli.recipe.schema import Recipe
 
 @dataclass
 class Built:
-    """A model ready to be trained or used.
+    """A model ready for training or use.
 
     Attributes:
-        adapter: None where the recipe trains the base itself.
+        adapter: None if the recipe trains the base itself.
         base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
-        class_names: what the outputs stand for, as the file says; () where it is for the data to say.
+        class_names: of the outputs, as stored in the file; () if they are those of the data.
     """
 
     recipe: Recipe
@@ -51,17 +51,17 @@ class Built:
 
     @property
     def head(self) -> dict[str, nn.Parameter]:
-        """The new classifier's parameters beside an adapter, by name."""
+        """Parameters of the new head trained together with an adapter, by name."""
         return self._parameters(self.base.trained_head if self.adapter else ())
 
     @property
     def also(self) -> dict[str, nn.Parameter]:
-        """What the adapter trains of the base itself, by name."""
+        """Parameters of the base that the adapter trains directly, by name."""
         return self._parameters(self.adapter.also if self.adapter else ())
 
     @property
     def params(self) -> dict[str, int]:
-        """Numbers of parameters: `adapter` (0 without one), `head` (trained beside it), `base` (all of it)."""
+        """Numbers of parameters: `adapter` (0 without one), `head` (trained with it), `base` (the whole base)."""
         return {
             "adapter": self.adapter.params if self.adapter else 0,
             "head": sum(parameter.numel() for parameter in self.head.values()),
@@ -72,12 +72,12 @@ class Built:
         return {name: self.model.get_parameter(name) for name in names}
 
     def kept(self) -> AbstractContextManager[None]:
-        """Where nothing is trained: ΔW is made once, for all that is computed without gradients inside."""
+        """Inside, ΔW is computed only once, for all computation without gradients."""
         return self.adapter.kept() if self.adapter else nullcontext()
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:
-    """The adapter's knobs; the recipe's seed is the adapter's where that has none of its own."""
+    """The adapter's knobs, with the recipe's seed unless the adapter has its own."""
     assert recipe.adapter is not None
     config = recipe.adapter.config()
     return config if recipe.adapter.seed is not None else replace(config, seed=recipe.seed)
@@ -96,8 +96,10 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     targets = expand(model, recipe.adapter.patterns)
     for target in targets:
         if f"{target.module}.weight" in base.trained_head:
-            hint = "leave it out, or model.head: frozen"
-            raise UsageError(f"{target.module} is a new head, trained whole", where="adapter.targets", hint=hint)
+            hint = "leave it out, or set model.head: frozen"
+            raise UsageError(
+                f"{target.module} is a new head, which is trained fully", where="adapter.targets", hint=hint
+            )
     also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
     digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
     adapter = attach(model, targets, config, also=also, shapes_only=not weights)
@@ -109,13 +111,13 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
 def build_from_file(
     path: Path, overrides: Sequence[str] = (), *, base: Path | None = None, allow_mismatch: bool = False
 ) -> Built:
-    """The base that a result was trained on, with its adapter attached, from the file alone.
+    """Build the base that a result was trained on and attach its adapter, from the file alone.
 
     Args:
-        path: an adapter file, or a model file of a run without adapter.
-        overrides: KEY=VALUE on the recipe stored in it.
+        path: an adapter file, or the model file of a run without an adapter.
+        overrides: KEY=VALUE on the stored recipe.
         base: weights to use instead of the recipe's.
-        allow_mismatch: accept a base whose target bytes differ, unless frozen factors come from it.
+        allow_mismatch: accept a base whose target weights differ, unless frozen factors come from them.
 
     Raises:
         UsageError: not a readable result. MismatchError: base and adapter do not belong together.
@@ -132,9 +134,9 @@ def build_from_file(
 
 
 def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
-    """The recipe of an adapter and its base as shapes only, on the meta device: no weights, no memory.
+    """The recipe of an adapter, and its base with shapes only, on the meta device: no weights, no memory.
 
-    None where the file has no recipe for a base that can be built here.
+    None if the file has no recipe, or its base cannot be built here.
     """
     try:
         recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
@@ -147,22 +149,22 @@ def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] 
     """The recipe in an adapter file, `path`, with KEY=VALUE `overrides`.
 
     Raises:
-        UsageError: there is none: it was saved from Python, or extracted from files of an unknown architecture.
+        UsageError: it has none: it was saved from Python, or extracted from files of an unknown architecture.
     """
     if not stored.recipe:
         hint = "superlora merge --base FILE, or from Python: superlora_cli.load(model, FILE)"
-        raise UsageError("saved without a recipe: it does not say how its base is built", where=str(path), hint=hint)
+        raise UsageError("has no recipe, so its base cannot be built", where=str(path), hint=hint)
     return recipe_from_dict(dict(stored.recipe), str(path), overrides)
 
 
 def stored_recipe(path: Path) -> Recipe:
-    """The recipe in an adapter or model file, as it was trained by; raises as `recipe_of`."""
+    """The recipe stored in an adapter or model file, without overrides; raises as `recipe_of`."""
     model = read_model(path)
     return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
 
 
 def _for_use(recipe: Recipe) -> Recipe:
-    """A stored recipe without what only a training wants of the model."""
+    """A stored recipe without the settings that only training needs."""
     unwanted: dict[str, Any] = {"compile": None, "profile": None, "gradient_checkpointing": False}
     if launched() == 1:
         unwanted["shard_base"] = None

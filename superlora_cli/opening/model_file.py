@@ -1,4 +1,4 @@
-"""model.safetensors, the result of a run without adapter: the weights, the recipe, and a checksum over both."""
+"""model.safetensors, the result of a run without an adapter: weights, recipe, and a checksum over both."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ METRICS = "superlora.metrics"
 
 @dataclass(frozen=True)
 class StoredModel:
-    """What a model file says, but for the weights.
+    """The contents of a model file, except the weights.
 
     Attributes:
         recipe: as plain data.
-        classes: what the outputs stand for; () where they are just numbered.
+        classes: names of the outputs; () if they only have numbers.
     """
 
     recipe: Mapping[str, Any]
@@ -36,7 +36,7 @@ class StoredModel:
 def model_bytes(
     state: Mapping[str, Tensor], recipe: Recipe, metrics: Mapping[str, Any], classes: tuple[str, ...]
 ) -> bytes:
-    """The file, canonical."""
+    """The bytes of the file, in canonical form."""
     metadata = {
         "format": "pt",
         MODEL_MARK: recipe.to_json(),
@@ -47,11 +47,11 @@ def model_bytes(
 
 
 def read_model(path: Path) -> StoredModel | None:
-    """What a safetensors file says as a model file; None where it is something else.
+    """Read a safetensors file as a model file; None if it is something else.
 
     Raises:
-        UsageError: the file is not whole, or not what was written. One without a checksum, as merged weights of such a
-            base are, is taken as it is.
+        UsageError: the file is damaged or was changed. A file without a checksum, such as merged weights of such a
+            base, is accepted.
     """
     tensors, metadata = read_safetensors(path)
     if MODEL_MARK not in metadata:
@@ -61,4 +61,4 @@ def read_model(path: Path) -> StoredModel | None:
     try:
         return StoredModel(dict(json.loads(metadata[MODEL_MARK])), read_classes(metadata))
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
+        raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy it again, or train again") from None

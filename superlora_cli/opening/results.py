@@ -1,4 +1,4 @@
-"""Where the file of a run is."""
+"""Finds the adapter or model file of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WANTED = "a run or an adapter"
 
 
 def resolve_result(path: Path) -> Path:
-    """The adapter or model file that `path` means: itself, or the one in a run's folder.
+    """The adapter or model file at `path`: the file itself, or the one in a run folder.
 
     Raises:
         UsageError: there is none.
@@ -24,11 +24,12 @@ def resolve_result(path: Path) -> Path:
                 return path / name
         foreign = recognise_folder(path)
         if foreign:
-            raise UsageError(f"{foreign[0]}, no superlora adapter", where=str(path), hint=foreign[1])
+            raise UsageError(f"{foreign[0]}, not a superlora adapter", where=str(path), hint=foreign[1])
         check_kind(path, WANTED, (Kind.RUN, Kind.FOLDER))
-        hint = "train first, or resume it" if (path / "recipe.yaml").exists() else "a run folder or an adapter file"
+        unfinished = (path / "recipe.yaml").exists()
+        hint = "the run is not finished: resume it" if unfinished else "give a run folder or an adapter file"
         raise UsageError(f"holds no {ADAPTER_FILE}", where=str(path), hint=hint)
     if not path.is_file():
-        raise UsageError("no such run or adapter", where=str(path), hint="a run folder, or an adapter.safetensors")
-    check_kind(path, WANTED, (Kind.ADAPTER, Kind.MODEL, Kind.WEIGHTS), f"a run folder, or an {ADAPTER_FILE}")
+        raise UsageError("no such run or adapter", where=str(path), hint="give a run folder or an adapter file")
+    check_kind(path, WANTED, (Kind.ADAPTER, Kind.MODEL, Kind.WEIGHTS), f"a run folder or an {ADAPTER_FILE}")
     return path

@@ -1,4 +1,4 @@
-"""What an adapter file changes, without the weights of its base: targets, updates, the shapes they belong to."""
+"""Open an adapter file without the weights of its base: its targets, its updates, and the shapes of the base."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from superlora_cli.recipe.schema import Recipe
 
 @dataclass
 class Stored:
-    """An adapter file, its base as shapes only (on the meta device), and the adapter, attached to nothing."""
+    """An adapter file, its base with shapes only (on the meta device), and the adapter, not attached to it."""
 
     path: Path
     stored: StoredAdapter
@@ -41,7 +41,7 @@ class Stored:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """In model order."""
+        """The targets, in model order."""
         return self.adapter.targets
 
     @cached_property
@@ -51,12 +51,14 @@ class Stored:
 
     @property
     def loading(self) -> str:
-        """The Python that makes `model`, the base with its weights."""
+        """A line of Python that creates `model`, the base with its weights."""
         section, embedded = self.recipe.model, EMBEDDED.get(self.recipe.model.name)
         file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights if embedded else None
         if section.checkpoint and self.base.by_timm:
             overlay: dict[str, Any] = {"file": section.checkpoint}
-            if section.head == "frozen" and "num_classes" in self.base.arguments:  # else timm drops the file's head
+            if (
+                section.head == "frozen" and "num_classes" in self.base.arguments
+            ):  # else timm drops the head in the file
                 overlay["num_classes"] = self.base.arguments["num_classes"]
             line = f"{self.base.call[:-1]}, pretrained=True, pretrained_cfg_overlay={overlay!r})"
         elif file is not None and section.pretrained:
@@ -69,7 +71,7 @@ class Stored:
 
     @torch.no_grad()
     def updates(self) -> list[Update]:
-        """The update of every target: its own factors where it is a product of two, else ΔW as (rows, columns).
+        """The update of every target: its two factors if it is a product of two, else ΔW as (rows, columns).
 
         Raises:
             RunError: ΔW is not finite.
@@ -83,7 +85,7 @@ class Stored:
         for target, update in zip(self.targets, made, strict=True):
             if not _finite(update):
                 raise RunError("the update is not finite", where=f"{self.path}: {target.name}",
-                               hint="train again at a lower rate")  # fmt: skip
+                               hint="train again with a lower learning rate")  # fmt: skip
         return made
 
     @torch.no_grad()
@@ -94,20 +96,20 @@ class Stored:
 
 
 def _finite(update: Update) -> bool:
-    """Whether ΔW is finite, without making it where the norms of its factors show that it cannot overflow."""
+    """Whether ΔW is finite; it is not computed if the norms of its factors already rule out an overflow."""
     bound = math.prod(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in update.tensors)
     return bound < torch.finfo(torch.float32).max or bool(torch.isfinite(update.dense()).all())
 
 
 def read_adapter(path: Path) -> Stored:
-    """Read an adapter file, or that of a run, and find its targets among the shapes of its base.
+    """Read an adapter file, or that of a run folder, and find its targets among the shapes of its base.
 
     Raises:
-        UsageError: not an adapter, or of a base whose shapes cannot be had. MismatchError: targets of another model.
+        UsageError: it is not an adapter, or its base cannot be built. MismatchError: the targets are another model's.
     """
     path = resolve_result(path)
     if read_model(path) is not None:
-        raise UsageError(f"{Kind.MODEL}, without adapter", where=str(path), hint="its weights are in it as they are")
+        raise UsageError(f"{Kind.MODEL}, without an adapter", where=str(path), hint="use its weights directly")
     stored = store.load(path)
     recipe = recipe_of(stored, path)
     base = open_base(recipe, stored, weights=False)
@@ -118,24 +120,24 @@ def read_adapter(path: Path) -> Stored:
 
 
 def check_update(adapter: Stored, *, hint: str) -> None:
-    """Refuse an adapter that is not a ΔW and a head, where nothing else has a place.
+    """Refuse an adapter that is more or less than a ΔW and a head.
 
     Raises:
-        UsageError: it has no ΔW, or tensors of the base that were trained themselves.
+        UsageError: it has no ΔW, or has tensors of the base that were trained directly.
     """
     if adapter.stored.also:
         count, kinds = len(adapter.stored.also), " and ".join(adapter.stored.config.also)
-        message = f"{count} tensors of the base were trained themselves (also: {kinds}), which is no ΔW"
+        message = f"{count} tensors of the base were trained directly (also: {kinds}), not by a ΔW"
         raise UsageError(message, where=str(adapter.path), hint=hint)
     if not adapter.targets:
         raise UsageError("no weight is adapted: there is no ΔW", where=str(adapter.path), hint=hint)
 
 
 def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Sequence[Target]) -> list[Tensor] | None:
-    """The base's rows of every target where frozen factors come from them: only then its weights are read.
+    """The base's rows of every target, if frozen factors come from them; otherwise the base is not read.
 
     Raises:
-        UsageError: the base cannot be had. MismatchError: it is another one.
+        UsageError: the base is not available. MismatchError: it is another one.
     """
     if stored.config.frozen != "svd":
         return None

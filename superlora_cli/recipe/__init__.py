@@ -1,5 +1,5 @@
-"""Recipes: YAML files that say all about a run, checked key by key with the file and line of every error.
+"""Recipes: YAML files that describe a run completely, checked key by key, with file and line for every error.
 
-`load` is the door: names and paths in, a `schema.Recipe` out. Nothing here imports torch, and `load` itself imports
-neither pydantic nor PyYAML before a recipe is read.
+`load` is the entry point: names and paths in, a `schema.Recipe` out. Nothing here imports torch, and `load` imports
+pydantic and PyYAML only when a recipe is read.
 """

@@ -1,7 +1,8 @@
-"""What keys that a recipe leaves unset mean, by version: a run keeps the defaults that it was trained with.
+"""Defaults of unset keys, by version: a run keeps the defaults that it was trained with.
 
-Version 1 is that of runs that record none. Version 2 scales ΔW by the base's weights, and has a rate and a schedule.
-What is filled in is written into the recipe of the run, with the version, so a reader of it needs no table.
+Version 1 applies to runs that record no version. Version 2 scales ΔW by the base's weights, and has a default learning
+rate and schedule. The values filled in are written to the recipe of the run, with the version, so its readers need no
+table of defaults.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import AdapterSection, OptimizerSection, Recipe, SchedulerSection
 from superlora_cli.recipe.yaml import read_yaml
 
-HEAD_RATE = 0.01  # for a new head beside an adapter, where init writes one
+HEAD_RATE = 0.01  # of a new head trained with an adapter, in recipes that `init` writes
 ONE_CYCLE = SchedulerSection.model_validate({"name": "OneCycleLR", "pct_start": 0.1})
-BY_GRADIENT = ("SGD", "ASGD")  # their step shrinks with the square of ΔW's scale
+BY_GRADIENT = ("SGD", "ASGD")  # their step is proportional to the square of ΔW's scale
 
 
 def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
-    """The recipe with its unset keys filled in, by its own version of the defaults, or else by `version`.
+    """The recipe with its unset keys filled in, by its own version of the defaults, else by `version`.
 
     Raises:
-        UsageError: the rate is unset where there is no default for it.
+        UsageError: the learning rate is unset and has no default.
     """
     version = recipe.defaults or version
     train = recipe.train
@@ -39,14 +40,14 @@ def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
         "train": train.model_copy(update={"optimizer": optimizer, "scheduler": scheduler}),
     }
     if version > 1 and any(getattr(recipe, name) != section for name, section in filled.items()):
-        filled["defaults"] = version  # where nothing was left to a default, nothing depends on it
+        filled["defaults"] = version  # if no key was left to a default, the version does not matter
     return recipe.model_copy(update=filled)
 
 
 def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
     try:
         scaling = adapter.config(defaults=version).scaling
-    except UsageError:  # knobs that do not go together: for whoever checks them to say
+    except UsageError:  # the knobs contradict each other, which is reported elsewhere
         return adapter
     return adapter.model_copy(update={"scaling": scaling}) if scaling == "weights" else adapter
 
@@ -57,16 +58,16 @@ def _rate(recipe: Recipe, version: int, places: Places) -> float:
     if version > 1 and recipe.adapter and own == OptimizerSection().name:
         return RATE
     where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
-    raise UsageError(message, where=where, hint=f"{what} has no default rate")
+    raise UsageError(message, where=where, hint=f"{what} has no default learning rate")
 
 
 def version_of(file: Path) -> int:
-    """The version of a recipe's file that records none: 1 in the folder of a run, which would record a newer one."""
+    """The version for a recipe file without one: 1 in a run folder, since newer runs record it; else the newest."""
     return 1 if (file.parent / "run.json").is_file() else NEWEST
 
 
 def recorded(run: Path) -> int:
-    """The version that the run in a folder was begun with; the newest where there is no recipe.
+    """The version that the run in a folder was started with; the newest if there is no recipe.
 
     Raises:
         UsageError: its recipe cannot be read.

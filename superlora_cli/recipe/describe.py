@@ -1,4 +1,4 @@
-"""The schema as others read it: JSON Schema for editors, a table for the docs, words for error messages."""
+"""The schema in other forms: JSON Schema for editors, a table for the docs, phrases for error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schema = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """One row of the table of keys; `default` is "required" for a key without one and "" where unset is allowed."""
+    """One row of the table of keys; `default` is "required" for a key without one, and "" if it may be unset."""
 
     key: str
     type: str
@@ -34,7 +34,7 @@ def keys_table(of: type[BaseModel] | None = None) -> list[Key]:
 
 
 def markdown_table(of: type[BaseModel] | None = None) -> str:
-    """The table of keys as the docs show it."""
+    """The table of keys, as in the docs."""
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for row in keys_table(of):
         cells = (f"`{row.key}`", row.type, f"`{row.default}`" if row.default else "", row.description)
@@ -43,7 +43,7 @@ def markdown_table(of: type[BaseModel] | None = None) -> str:
 
 
 def schema_at(path: Sequence[str | int], of: type[BaseModel] | None = None) -> Schema:
-    """The part of the JSON Schema that governs the value at `path`; {} where anything is allowed.
+    """The part of the JSON Schema for the value at `path`; {} if anything is allowed.
 
     >>> schema_at(["train", "batch_size"])["minimum"]
     1
@@ -72,7 +72,7 @@ def choices(node: Schema) -> list[str]:
 
 
 def phrase(node: Schema) -> str:
-    """What `node` allows, in words; null is left out.
+    """What `node` allows, in words, without null.
 
     >>> phrase(schema_at(["adapter", "groups"]))
     "a whole number, 'weight', 'layer' or 'none'"
@@ -85,7 +85,7 @@ def phrase(node: Schema) -> str:
 
 @cache
 def _whole(of: type[BaseModel]) -> Schema:
-    """The JSON Schema with everything it refers to in its place."""
+    """The JSON Schema with all references replaced by their definitions."""
     schema = json_schema(of)
     definitions = schema.get("$defs", {})
 
@@ -130,7 +130,7 @@ def _words(form: Schema) -> list[str]:
 
 
 def _forms(node: Schema) -> list[Schema]:
-    """The alternatives of `node`, null left out."""
+    """The alternatives of `node`, without null."""
     forms = [form for option in node["anyOf"] for form in _forms(option)] if "anyOf" in node else [node]
     return [form for form in forms if form.get("type") != "null"]
 

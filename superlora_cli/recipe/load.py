@@ -1,4 +1,4 @@
-"""From the name of a recipe to the recipe: find the file, read it, override keys, check every key."""
+"""Load a recipe by name: find the file, read it, override keys, check every key."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
 
 SUFFIXES = (".yaml", ".yml")
-SWEEPS = "sweeps"  # the folder among the shipped recipes that holds sweeps instead
+SWEEPS = "sweeps"  # the folder inside the shipped recipes that holds sweeps
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with superlora, by name (`quickstart`, in a subfolder `folder/name`), sorted."""
+    """The recipes shipped with superlora, by name (`quickstart`; in a sub-folder `folder/name`), sorted."""
     folder = _shipped()
     return {name: path for name, path in _yaml_files(folder).items() if not path.is_relative_to(folder / SWEEPS)}
 
 
 def shipped_sweeps() -> dict[str, Path]:
-    """The sweeps that come with superlora, by name (`digits_fig4`), sorted."""
+    """The sweeps shipped with superlora, by name (`digits_fig4`), sorted."""
     return _yaml_files(_shipped() / SWEEPS)
 
 
 def _shipped() -> Path:
-    inside = Path(__file__).parent / "shipped"  # in a wheel; a checkout keeps them at its top
+    inside = Path(__file__).parent / "shipped"  # in a wheel; in a checkout they are at the top level
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
@@ -39,19 +39,19 @@ def _yaml_files(folder: Path) -> dict[str, Path]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The recipe's file: a path, or the name of a shipped recipe, with or without `.yaml`. A path goes first.
+    """The file of a recipe, given a path or the name of a shipped recipe, with or without `.yaml`. Paths come first.
 
     Raises:
-        UsageError: when there is neither, with the nearest name.
+        UsageError: there is neither; the hint suggests a similar name.
     """
     return _find(name_or_path, shipped_recipes(), "recipe")
 
 
 def find_sweep(name_or_path: str | Path) -> Path:
-    """The sweep's file, as `find_recipe` finds a recipe's.
+    """The file of a sweep, found like that of a recipe.
 
     Raises:
-        UsageError: when there is none, with the nearest name.
+        UsageError: there is none; the hint suggests a similar name.
     """
     return _find(name_or_path, shipped_sweeps(), "sweep")
 
@@ -59,7 +59,7 @@ def find_sweep(name_or_path: str | Path) -> Path:
 def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name_or_path)
     listed = f"`superlora ls {kind}s` lists the shipped ones"
-    if os.path.exists(path) and not os.path.isdir(path):  # unlike Path's, these never raise
+    if os.path.exists(path) and not os.path.isdir(path):  # unlike the methods of Path, these never raise
         check_kind(path, f"a {kind}", (Kind.SWEEP if kind == "sweep" else Kind.RECIPE, Kind.TEXT, Kind.JSON), listed)
         return path
     name = path.with_suffix("").as_posix() if path.suffix in SUFFIXES else path.as_posix()
@@ -75,10 +75,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, defa
     """The recipe with KEY=VALUE `overrides` applied in order, and unset keys filled in.
 
     Args:
-        defaults: version of the defaults where the recipe says none; None: as `defaults.version_of` the file.
+        defaults: version of the defaults if the recipe has none; None: that of `defaults.version_of`.
 
     Raises:
-        UsageError: with everything that is wrong, a line each: `recipe.yaml:7: train.steps: expected a whole number`.
+        UsageError: lists everything that is wrong, one per line: `recipe.yaml:7: train.steps: expected a whole number`.
     """
     from superlora_cli.recipe.defaults import version_of, with_defaults
     from superlora_cli.recipe.overrides import apply_overrides, parse_overrides
@@ -94,13 +94,13 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, defa
 
 
 def recipe_from_dict(data: Any, source: str, overrides: Sequence[str] = (), *, defaults: int = 1) -> Recipe:
-    """The recipe that `Recipe.to_dict` gave, as an adapter file or `run.json` stores it; `source` names that file.
+    """The recipe from `Recipe.to_dict`, as stored in an adapter file or `run.json`; `source` names that file.
 
     Args:
-        defaults: version of the defaults where the data record none.
+        defaults: version of the defaults if the data record none.
 
     Raises:
-        UsageError: with everything that is wrong, a line each.
+        UsageError: lists everything that is wrong, one per line.
     """
     import copy
 

@@ -1,4 +1,4 @@
-"""Keys of a recipe whose value is a name in a table."""
+"""Types for recipe keys whose value is a name in a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, WithJsonSchema
 
 
 def named(table: Collection[str]) -> Any:
-    """The type of such a key: text that `table` has, asked when a recipe is read, and listed in the JSON Schema."""
+    """A type for text that must be in `table`: checked when a recipe is read, and listed in the JSON Schema."""
 
     def known(name: str) -> str:
         if name not in table:

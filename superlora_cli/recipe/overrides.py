@@ -24,7 +24,7 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
     """Each KEY=VALUE split at the first `=`, the value read as YAML.
 
     Raises:
-        UsageError: on a text without `=`, an empty part of the key, or a value that is not YAML.
+        UsageError: a text has no `=`, a part of the key is empty, or the value is not YAML.
 
     >>> [(o.path, o.value) for o in parse_overrides(["train.optimizer.lr=1e-3", "adapter.targets=[q, v]"])]
     [(('train', 'optimizer', 'lr'), 0.001), (('adapter', 'targets'), ['q', 'v'])]
@@ -34,19 +34,19 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(part and part.isprintable() for part in path):
-            raise UsageError("expected KEY=VALUE", where=repr(text)[1:-1], hint="as in adapter.rank=2")
+            raise UsageError("expected KEY=VALUE", where=repr(text)[1:-1], hint="e.g. adapter.rank=2")
         where = text if text.isprintable() else repr(text)[1:-1]
         overrides.append(Override(path, _read(value, where), where))
     return overrides
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override], places: Places) -> None:
-    """Set each override in `data`, creating missing sections, and note it in `places`. Changes both in place.
+    """Set each override in `data`, creating missing sections, and record it in `places`. Changes both in place.
 
-    In a list a number replaces that item, and the number after the last appends one.
+    In a list, an index replaces that item, and the index after the last appends one.
 
     Raises:
-        UsageError: when a path leads through a value that has no keys, or past the end of a list.
+        UsageError: a path leads through a value that has no keys, or past the end of a list.
     """
     for override in overrides:
         here: Any = data
@@ -78,7 +78,7 @@ def _key(here: Any, part: str, override: Override, depth: int) -> str | int:
         hint = f"{above}={rest}…{'}' * (len(override.path) - depth + 1)}"
         raise UsageError(f"{above} is {repr(here)[:40]}, which has no keys", where=override.text, hint=hint)
     if not (part.isascii() and part.isdecimal()) or len(part) > 6:
-        raise UsageError(f"{above} is a list: '{part}' is no index of it", where=override.text)
+        raise UsageError(f"{above} is a list, and '{part}' is not an index", where=override.text)
     if int(part) > len(here):
-        raise UsageError(f"index {part} of {above}, which has {len(here)} items", where=override.text)
+        raise UsageError(f"index {part} is out of range: {above} has {len(here)} items", where=override.text)
     return int(part)

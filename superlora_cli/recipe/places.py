@@ -1,4 +1,4 @@
-"""Where each key of a recipe was written: on a line of the file, or in an override."""
+"""Where each key of a recipe comes from: a line of the file, or an override."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Places:
     """The origin of each key, by dotted path.
 
     Args:
-        file: the file's name for messages.
+        file: name of the file, for messages.
         positions: (line, column) of each key in it.
     """
 
@@ -19,7 +19,7 @@ class Places:
         self._overrides: dict[str, tuple[int, str]] = {}
 
     def override(self, key: str, text: str) -> None:
-        """From now on `key` and all below it come from the override `text`."""
+        """Record that `key` and everything below it come from the override `text`."""
         for origins in (self._lines, self._overrides):
             for old in [old for old in origins if old == key or old.startswith(key + ".")]:
                 del origins[old]
@@ -40,12 +40,12 @@ class Places:
         return f"{self.file}{line}: {key}"
 
     def rank(self, key: str) -> tuple[int, int]:
-        """Sorts keys as they were written: the file's by line, then the overrides'."""
+        """A sort key for keys in the order they were written: those of the file by line, then those of overrides."""
         origin = self._origin(key)
         return (1, self._overrides[origin][0]) if origin in self._overrides else (0, self._lines.get(origin, 0))
 
     def _origin(self, key: str) -> str:
-        """The nearest key at or above `key` whose place is known, "" for none."""
+        """The nearest key at or above `key` whose place is known; "" if there is none."""
         while key and key not in self._overrides and key not in self._lines:
             key = key.rpartition(".")[0]
         return key

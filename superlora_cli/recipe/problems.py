@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line per problem: file, line, key, what is wrong, what would be right."""
+"""What is wrong with a recipe, one line per problem: file, line, key, what is wrong, what would be right."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from superlora_cli.recipe.schema import Recipe, recipe_model
 from superlora_cli.table import load_extensions
 from superlora_cli.tasks import TASKS
 
-INSTEAD = {  # key → what was meant by a value that it cannot have
-    "adapter": "{method: none} trains the head alone; leave adapter out to train the whole base",
+INSTEAD = {  # key → hint for a value that it cannot have
+    "adapter": "{method: none} trains only the head; leave adapter out to train the whole base",
 }
 
 Path = tuple[str | int, ...]
@@ -24,10 +24,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def check(of: type[Model], data: Any, places: Places) -> Model:
-    """`data` as what the schema `of` describes; `places` knows where each key was written.
+    """`data` as an object of the schema `of`; `places` knows where each key comes from.
 
     Raises:
-        UsageError: with all problems, one a line, in the order of the file.
+        UsageError: lists all problems, one per line, in the order of the file.
     """
     try:
         return of.model_validate(data)
@@ -36,10 +36,10 @@ def check(of: type[Model], data: Any, places: Places) -> Model:
 
 
 def check_recipe(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe whose keys go together, but for the adapter's.
+    """`data` as a recipe whose keys are consistent, except those of the adapter.
 
     Raises:
-        UsageError: as `check`, or for the first key that does not go with the others.
+        UsageError: as `check`, or for the first key that is inconsistent with others.
     """
     if isinstance(data, dict) and data.get("task") not in [None, *TASKS]:
         load_extensions()  # one of them may add it, with a section
@@ -49,26 +49,26 @@ def check_recipe(data: Any, places: Places) -> Recipe:
             raise UsageError(f"means nothing to the task {recipe.task}", where=places.where(name), hint="leave it out")
     train = recipe.train
     if train.steps is None and train.epochs is None:
-        hint = "steps: 1000, or epochs: 20"
+        hint = "set steps: 1000 or epochs: 20"
         raise UsageError("missing, and so is train.epochs", where=places.where("train.steps"), hint=hint)
     if train.steps is not None and train.epochs is not None:
         hint = "leave out one of the two; train.steps=null unsets it"
-        raise UsageError("does not go with train.steps", where=places.where("train.epochs"), hint=hint)
+        raise UsageError("cannot be combined with train.steps", where=places.where("train.epochs"), hint=hint)
     if train.patience is not None and recipe.eval.every is None:
-        hint = "eval.every: 100, the steps between evaluations"
-        raise UsageError("counts evaluations, of which there is one", where=places.where("train.patience"), hint=hint)
+        hint = "set eval.every, the number of steps between evaluations"
+        raise UsageError("needs more than one evaluation", where=places.where("train.patience"), hint=hint)
     for key in ("mixup", "cutmix"):
         if not TASKS[recipe.task].mixes and getattr(recipe.data, key) is not None:
-            hint = "leave it out: the model would learn to draw mixed images"
-            raise UsageError(f"means nothing to the task {recipe.task}", where=places.where(f"data.{key}"), hint=hint)
+            hint = "leave it out: the model would learn to generate mixed images"
+            raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(f"data.{key}"), hint=hint)
     return recipe
 
 
 def validate(data: Any, places: Places) -> Recipe:
-    """`data` as a recipe whose adapter's knobs go together too, and that trains something.
+    """`data` as a recipe whose keys, including the adapter's knobs, are consistent, and that trains something.
 
     Raises:
-        UsageError: as `check_recipe`, or for the first knob that does not go with the others.
+        UsageError: as `check_recipe`, or for the first knob that is inconsistent with others.
     """
     recipe = check_recipe(data, places)
     if recipe.adapter is not None:
@@ -80,9 +80,11 @@ def validate(data: Any, places: Places) -> Recipe:
                 raise UsageError(error.message, where=places.where(key), hint=error.hint) from None
             raise
         if not (config.adapts or config.also or TASKS[recipe.task].trains_head(recipe)):
-            hint = "model.head: new, adapter.also: [bias], or a method with factors"
+            hint = "set model.head: new, adapter.also: [bias], or a method with factors"
             raise UsageError(
-                "nothing is trained: no factors, and no new head", where=places.where("adapter"), hint=hint
+                "nothing would be trained: there are no factors and no new head",
+                where=places.where("adapter"),
+                hint=hint,
             )
     return recipe
 
@@ -104,7 +106,7 @@ def _together(problems: list[_Problem], places: Places) -> UsageError:
 
 
 def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_Problem]:
-    """One problem per key. Of a union's complaints the deepest count: they are about the form that was meant."""
+    """One problem per key. For a union, only the deepest errors count: they are about the form that was meant."""
     kinds: dict[Path, str] = {}
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         kinds.setdefault(_data_path(detail["loc"], data, detail["type"]), detail["type"])
@@ -127,7 +129,7 @@ def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_P
 
 
 def _data_path(loc: Sequence[str | int], data: Any, kind: str) -> Path:
-    """pydantic's location without the names of union members, which are no keys of the data."""
+    """pydantic's location without the names of union members, which are not keys of the data."""
     *above, last = loc or [""]
     path: list[str | int] = []
     for part in above if kind == "missing" else loc:
@@ -145,7 +147,7 @@ def _value_at(data: Any, path: Path) -> Any:
 
 
 def _unknown_hint(path: Path, of: type[BaseModel]) -> str | None:
-    """A key of this name elsewhere, else a near one beside it, else a near one elsewhere."""
+    """Suggest a key of this name elsewhere, else a similar one in the same section, else a similar one anywhere."""
     name, parent = str(path[-1]), ".".join(map(str, path[:-1]))
     homes: dict[str, list[str]] = {}
     for row in keys_table(of):
@@ -176,7 +178,7 @@ def _value_hint(node: Schema, value: Any) -> str | None:
 
 
 def _show(value: Any) -> str:
-    """`value` as the recipe has it, shortened."""
+    """`value` as written in YAML, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)

@@ -1,8 +1,8 @@
 """Every key of a recipe: its type, its default and what it does.
 
-The descriptions are the documentation: `superlora schema` and the docs' table of keys are made from them. Types are
-strict (the text "5" is no number, `true` is no 1) and unknown keys are errors. What knobs of the adapter may be
-together is `adapter.config`'s to say.
+The descriptions are the documentation: `superlora schema` and the docs' table of keys are generated from them. Types
+are strict (the text "5" is not a number, `true` is not 1) and unknown keys are errors. `adapter.config` checks which
+of the adapter's knobs may be combined.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ else:
 
 
 class Section(BaseModel):
-    """Keys that belong together. As plain data, keys that were left unset (None) are left out."""
+    """Keys that belong together. Keys that are unset (None) are left out of the plain data."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -58,7 +58,7 @@ class Section(BaseModel):
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The further keys of a section that takes any: arguments for torch, as written."""
+        """Extra keys of a section that accepts any: arguments for torch, as written."""
         return dict(self.model_extra or {})
 
 
@@ -79,14 +79,14 @@ class ModelSection(Section):
     pretrained: bool = Field(True, description="Start from pretrained weights.")
     head: Literal["new", "frozen"] | HeadRows = Field(
         "new",
-        description="`new`: a fresh classifier, trained beside the adapter. `frozen`: the pretrained one as it is. "
+        description="`new`: a new classifier, trained with the adapter. `frozen`: the pretrained one, unchanged. "
         "`{select: [404, …]}`: those rows of the pretrained one, frozen.",
     )
-    checkpoint: str | None = Field(None, description="File of local weights for the base.")
+    checkpoint: str | None = Field(None, description="Local file with the weights of the base.")
     kwargs: dict[str, Any] = Field(
         {},
         description="Further arguments of `timm.create_model`, such as `img_size`, or of the U-Net; "
-        "`{path: FOLDER}` is a U-Net that diffusers saved.",
+        "`{path: FOLDER}` is a U-Net saved by diffusers.",
     )
 
 
@@ -95,153 +95,159 @@ class DataSection(Section):
 
     name: str = Field(
         min_length=1,
-        description="A folder of images, `torch/cifar100` and other sets of torchvision, `hfds/NAME` (Hugging Face; "
+        description="A folder of images, `torch/cifar100` or another torchvision set, `hfds/NAME` (Hugging Face; "
         "`hfds/NAME@REVISION` pins a commit), "
         "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
     )
-    config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set that has several.")
-    root: str = Field("data", description="Folder that holds a set of torchvision.")
-    image_size: int | None = Field(None, ge=1, description="Side of the images in pixels; default: the model's.")
+    config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set with several.")
+    root: str = Field("data", description="Folder that holds a torchvision set.")
+    image_size: int | None = Field(None, ge=1, description="Image size in pixels; default: the model's.")
     validation: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="Part of the training images held out for validation, and as much for testing where the data "
-        "have no test part.",
+        description="Fraction of the training images held out for validation, and as many again for testing if the "
+        "data have no test part.",
     )
     split: Literal["content", "shuffle"] | None = Field(
         None,
-        description="How they are held out: `content`: a part of every class, by a hash of the images, so that the "
-        "split stays where images come or go; `shuffle`: by their places. A training without it takes `content` and "
-        "records it in its recipe; a finished run without the key predates it, and keeps `shuffle`.",
+        description="How images are held out. `content`: a fraction of every class, by a hash of the images, so that "
+        "adding or removing images hardly changes the split; `shuffle`: by their positions. Default: `content`, which "
+        "a run records in its recipe; a finished run without the key predates it and keeps `shuffle`.",
     )
-    download: bool = Field(False, description="Download a set of torchvision or Hugging Face where it is missing.")
-    num_classes: int | None = Field(None, ge=1, description="Number of classes; default: as the data say.")
+    download: bool = Field(False, description="Download a missing torchvision or Hugging Face set.")
+    num_classes: int | None = Field(None, ge=1, description="Number of classes; default: that of the data.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
     pixel_noise: float | None = Field(
-        None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), a share of the full range; default 0.02."
+        None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), as a share of the full range; default 0.02."
     )
     multi_label: bool | None = Field(
         None,
-        description="Images have any number of labels, of a table `labels.csv`. Default: where the folder has one; a "
-        "run writes it into its recipe.",
+        description="Whether images have any number of labels, from a table `labels.csv`. Default: whether the folder "
+        "has one; a run records it in its recipe.",
     )
     workers: int = Field(
         0,
         ge=0,
-        description="Loader processes; 0 loads in the training process. To evaluate or predict 1,000 images "
-        "of a folder or more, a few are started in any case.",
+        description="Loader processes; 0 loads in the training process. Evaluating or predicting 1,000 or more images "
+        "of a folder starts a few in any case.",
     )
     augment: Literal["none", "crop_flip", "shift"] | None = Field(
         None,
-        description="Training transform; `crop_flip`: random resized crop and horizontal flip; `shift`: embedded sets, "
-        "moved by up to a pixel. Default: `crop_flip`, for embedded sets and diffusion `none`.",
+        description="Training transform. `crop_flip`: random resized crop and horizontal flip; `shift`: for embedded "
+        "sets, shifts by up to a pixel. Default: `crop_flip`, but `none` for embedded sets and diffusion.",
     )
     rand_augment: Annotated[int, Field(ge=0, le=10)] | str | None = Field(
-        None, description="RandAugment of training images: a magnitude, or all of it as timm has it: `rand-m9-mstd0.5`."
+        None, description="RandAugment of training images: a magnitude, or timm's full notation: `rand-m9-mstd0.5`."
     )
     random_erasing: float | None = Field(
-        None, ge=0, le=1, description="Probability that a part of a training image becomes noise."
+        None, ge=0, le=1, description="Probability that a part of a training image is replaced by noise."
     )
     mixup: float | None = Field(
-        None, gt=0, description="Mix every training image with another of its batch; α of MixUp's Beta distribution."
+        None, gt=0, description="Mix every training image with another of its batch: α of MixUp's Beta distribution."
     )
     cutmix: float | None = Field(
-        None, gt=0, description="Paste a part of another image of the batch; α of CutMix. With `mixup`: one by chance."
+        None,
+        gt=0,
+        description="Paste a part of another image of the batch: α of CutMix. With `mixup`, one of both at random.",
     )
     balance: bool | None = Field(
-        None, description="Draw training images so that every class comes equally often, rare ones again and again."
+        None, description="Sample training images so that all classes are equally frequent; rare ones are repeated."
     )
 
 
 class InnerSection(Section):
-    """F_in: a few trained numbers θ become every trained entry of the factors."""
+    """F_in: maps a few trained numbers θ to all trained entries of the factors."""
 
     projection: InnerProjection | None = Field(
         None,
         description="`onehot`: every entry is one of the numbers; `dense`: a random matrix, held in memory; "
-        "`fastfood`: as the projection `linear`; `none`: the factors themselves are trained.",
+        "`fastfood`: like the projection `linear`; `none`: the factors themselves are trained.",
     )
-    dim: int | None = Field(None, description="How many numbers a θ has; default 64.")
+    dim: int | None = Field(None, description="Length of θ; default 64.")
     per: Per | None = Field(
-        None, description="One θ for `all` groups (default), one for each `group`, or for each `factor` of each group."
+        None, description="One θ for `all` groups (default), one per `group`, or one per `factor` of each group."
     )
 
 
 class AdapterSection(Section):
-    """The adapter: the knobs of Eq. 2. What is unset comes from the preset `method`, else from the knob's default."""
+    """The adapter: the knobs of Eq. 2. Unset knobs come from the preset `method`, else from the knob's default."""
 
     method: Method | None = Field(
         None,
-        description="Preset that sets knobs and nothing else; the keys below override. `none` trains the head alone.",
+        description="Preset of knobs, which the keys below override. `none` trains only the head.",
     )
     targets: list[str] = Field(
         ["q", "v"],
         min_length=1,
         description="Weights to adapt: `q k v o mlp all-linear`, or quoted patterns of module names with an optional "
-        'slice of a fused weight, as `"blocks.*.attn.qkv[q]"`.',
+        'slice of a fused weight, e.g. `"blocks.*.attn.qkv[q]"`.',
     )
     groups: int | Literal["weight", "layer", "none"] | None = Field(
         None,
         description="Number of groups G that all targets together are cut into, or one unit per weight or layer; "
         "`none`: no ΔW, whatever the targets.",
     )
-    order: int | None = Field(None, description="Tensor order M of a unit: 1 dense, 2 matrix, 3 and more Tucker.")
+    order: int | None = Field(None, description="Tensor order M of a unit: 1 dense, 2 matrix, 3 or more Tucker.")
     rank: int | list[int | Literal["full"]] | None = Field(
         None, description="Rank r, or one per mode; `full`: that mode has no factor."
     )
     core: Core | None = Field(None, description="Core tensor C; default `identity` for M ≤ 2, else `dense`.")
     splits: int | None = Field(None, description="Number of Kronecker factors K.")
     split_dim: int | None = Field(None, description="Side f of the left Kronecker factor.")
-    combine: Combine | None = Field(None, description="How the K units combine.")
+    combine: Combine | None = Field(None, description="How the K units are combined.")
     left: Left | None = Field(None, description="Form of the left Kronecker factor.")
     terms: int | Literal["full"] | None = Field(
-        None, description="Number of products that are summed; `full`: as many as give ΔW full rank."
+        None, description="Number of products to sum; `full`: enough for ΔW to have full rank."
     )
     fold: Fold | None = Field(None, description="Shape that a group is folded to.")
     align: int | None = Field(None, description="Each folded side is rounded up to a multiple of this.")
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
-    ratio: float | None = Field(None, description="Compression ρ = N_in/N_out of the projection, an exact decimal.")
-    rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the step.")
+    ratio: float | None = Field(
+        None, description="Compression ratio ρ = N_in/N_out of the projection, an exact decimal."
+    )
+    rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the steps.")
     alpha: float | None = Field(
-        None, description="Scale of ΔW, as `scaling` uses it; default: the rank, for `weights` 2."
+        None, description="Scale of ΔW, used as `scaling` says; default: the rank, or 2 with `weights`."
     )
     scaling: Scaling | None = Field(
         None,
-        description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha; `weights`: ΔW gets alpha (2) times the size "
-        "of the weights it is added to, so that one rate fits every base. Default: `weights` where alpha is unset, the "
-        "factors start at unit scale and the optimizer is not SGD; else `alpha_over_rank`.",
+        description="ΔW is multiplied by alpha/rank, alpha/√rank or alpha; `weights`: by alpha (2) times the size of "
+        "the weights it is added to, so that one learning rate fits every base. Default: `weights` if alpha is unset, "
+        "the factors start at unit scale and the optimizer is not SGD; else `alpha_over_rank`.",
     )
     init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
-    execution: Execution | None = Field(None, description="Through the factors, through ΔW, or the cheaper of the two.")
-    seed: int | None = Field(None, description="Seed of all that is fixed, and of what is trained at its start.")
+    execution: Execution | None = Field(
+        None, description="Compute through the factors, through ΔW, or whichever is cheaper."
+    )
+    seed: int | None = Field(None, description="Seed of everything fixed, and of the initial values.")
     inner: InnerSection | None = Field(
-        None, description="F_in: a few numbers become all trained entries of the factors."
+        None, description="F_in: maps a few numbers to all trained entries of the factors."
     )
     freeze: list[str] | None = Field(
         None,
-        description="Factors that are not trained: `core`, `planes`, `A1` …; of one Kronecker unit `left`, `right`, "
+        description="Factors that are not trained: `core`, `planes`, `A1` …; in one Kronecker unit `left`, `right`, "
         "`left.core`, `right.A1` …",
     )
     frozen: FrozenFrom | None = Field(
         None,
-        description="What frozen factors are: `random`, the same for all groups of a shape, or `svd`: singular "
+        description="Values of frozen factors: `random`, the same for all groups of a shape, or `svd`: singular "
         "vectors of the group's own base weights. They are never stored.",
     )
     diagonals: list[int] | None = Field(
-        None, description="Modes whose plane factor is multiplied by a trained diagonal, as VeRA's scaling vectors."
+        None, description="Modes whose plane factor is multiplied by a trained diagonal, like VeRA's scaling vectors."
     )
 
     also: list[Also] | None = Field(
         None,
-        description="Tensors of the base that are trained themselves: every `bias` outside of the head, all that "
-        "normalisation layers (`norm`) have. With any method; `bitfit` is `none` with `[bias]`.",
+        description="Tensors of the base to train directly: every `bias` outside the head, or all parameters of "
+        "normalisation layers (`norm`). Works with any method; `bitfit` is `none` with `[bias]`.",
     )
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The targets; none where no weight is adapted."""
+        """The targets; none if no weight is adapted."""
         return tuple(self.targets) if self.config().adapts else ()
 
     @property
@@ -250,16 +256,16 @@ class AdapterSection(Section):
         return self.model_dump(exclude={"method", "targets"})
 
     def config(self, *, defaults: int = 1) -> AdapterConfig:
-        """The preset with the set knobs on top, by a version of the `defaults` that `from_knobs` knows.
+        """The preset with the knobs that are set on top, with a version of the `defaults` that `from_knobs` knows.
 
         Raises:
-            UsageError: on knobs that do not go together; `where` is the key, as `adapter.rank`.
+            UsageError: the knobs contradict each other; `where` is the key, e.g. `adapter.rank`.
         """
         return AdapterConfig.from_knobs(self.method, defaults=defaults, **self.knobs)
 
 
 class OptimizerSection(Section):
-    """The optimizer, with any further argument of that class of `torch.optim`, such as `weight_decay`."""
+    """The optimizer; further keys, such as `weight_decay`, are arguments of that class of `torch.optim`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -267,73 +273,74 @@ class OptimizerSection(Section):
     lr: float | None = Field(
         None,
         ge=0,
-        description="Learning rate of the adapter (of the base where there is no adapter). Default: 0.03 for an "
-        "adapter under AdamW; anything else needs one.",
+        description="Learning rate of the adapter (of the base if there is no adapter). Default: 0.03 for an adapter "
+        "with AdamW; required otherwise.",
     )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
 
 
 class SchedulerSection(Section):
-    """The schedule of the learning rate, with any further argument of that class, such as `cycle_momentum`."""
+    """The learning-rate schedule; further keys, such as `cycle_momentum`, are arguments of that class."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str = Field("constant", description="`constant`, or a class of `torch.optim.lr_scheduler`.")
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up before it.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up before the schedule.")
 
 
 class TrainSection(Section):
     """The training loop."""
 
-    steps: int | None = Field(None, ge=1, description="Optimizer steps; these or `epochs`.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; either this or `epochs`.")
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Passes over the training images, in place of `steps`; a run writes the steps that they come to "
-        "into its recipe.",
+        description="Passes over the training images, instead of `steps`; a run records the resulting steps in its "
+        "recipe.",
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="Evaluations (`eval.every`) without a better one, after which the training ends early, the best "
-        "step kept.",
+        description="Evaluations (`eval.every`) without improvement after which training ends early; the best step is "
+        "kept.",
     )
     batch_size: int = Field(64, ge=1, description="Images per forward pass and process.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Precision of the forward pass.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train; `auto`: a GPU if any.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to train; `auto`: a GPU if available."
+    )
     accumulate: int = Field(1, ge=1, description="Forward passes per optimizer step.")
     compile: bool | dict[str, Any] | None = Field(
         None, description="Compile the model: `true`, or arguments of `torch.compile`, such as `{mode: max-autotune}`."
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, a slower step.")
-    clip_norm: float | None = Field(None, gt=0, description="Clip the norm of all gradients together to this.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, slower steps.")
+    clip_norm: float | None = Field(None, gt=0, description="Clip the total norm of the gradients to this.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
-    optimizer: OptimizerSection = Field(OptimizerSection(), description="Optimizer, with torch's own names.")
+    optimizer: OptimizerSection = Field(OptimizerSection(), description="Optimizer, with torch's names.")
     scheduler: SchedulerSection | None = Field(
-        None, description="Learning-rate schedule, with torch's own names; default: OneCycleLR with pct_start 0.1."
+        None, description="Learning-rate schedule, with torch's names; default: OneCycleLR with pct_start 0.1."
     )
     ema: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Decay of an exponential moving average of the trained weights, which then is "
-        "what is evaluated and kept.",
+        description="Decay of an exponential moving average of the trained weights, which is then evaluated and saved.",
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Checkpoints that are kept, the newest.")
+    keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     checkpoint_at: list[int] = Field([], description="Steps whose checkpoints are never deleted.")
-    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.")
+    log_every: int = Field(10, ge=1, description="Steps between logged metrics.")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; a resumed run repeats exactly with the same number."
+        None, ge=1, description="CPU threads; a resumed run only repeats exactly with the same number."
     )
     profile: bool | None = Field(None, description="Write a trace of a few steps to `trace.json.gz`, for Perfetto.")
     shard_base: bool | None = Field(
-        None, description="Spread the frozen base over the processes (FSDP): for one that does not fit on a device."
+        None, description="Shard the frozen base over the processes (FSDP), if it does not fit on one device."
     )
 
     @property
     def length(self) -> int:
-        """Optimizer steps of a training whose `epochs`, if it has any, have become steps."""
+        """Optimizer steps, after `epochs`, if set, were converted to steps."""
         assert self.steps is not None
         return self.steps
 
@@ -343,30 +350,30 @@ class EvalSection(Section):
 
     every: int | None = Field(None, ge=1, description="Steps between evaluations; default: at the end only.")
     batch_size: int = Field(256, ge=1, description="Images per forward pass.")
-    select: Literal["validation", "test"] = Field("validation", description="Split on which the best step is chosen.")
+    select: Literal["validation", "test"] = Field("validation", description="Split that selects the best step.")
 
 
 class OutputSection(Section):
     """What a run leaves behind."""
 
-    dir: str | None = Field(None, description="Folder of the run; default `runs/<recipe>`, or the next free one.")
+    dir: str | None = Field(None, description="Folder of the run; default: `runs/<recipe>`, or the next free name.")
     trackers: list[Literal["jsonl", "tensorboard", "wandb"]] = Field(
-        ["jsonl"], description="Where metrics go, besides `metrics.jsonl`, which is always written."
+        ["jsonl"], description="Where metrics go in addition to `metrics.jsonl`, which is always written."
     )
 
 
 class Recipe(Section):
-    """A recipe of superlora: one training run, from base model to adapter."""
+    """A superlora recipe: one training run, from base model to adapter."""
 
     model_config = ConfigDict(defer_build=True)  # what is read is `recipe_model`
 
-    task: Task = Field("classification", description="What the model is tuned for.")
+    task: Task = Field("classification", description="What the model is trained for.")
     defaults: int | None = Field(
         None,
         ge=1,
         le=NEWEST,
-        description="Version of the defaults that unset keys have; a run records it. Default: the newest; 1 for what a "
-        "run recorded before there were versions.",
+        description="Version of the defaults for unset keys; a run records it. Default: the newest, but 1 for recipes "
+        "of runs from before there were versions.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random in the run.")
     model: ModelSection = Field(description="The base model.")
@@ -377,11 +384,11 @@ class Recipe(Section):
     output: OutputSection = Field(OutputSection(), description="What the run leaves behind.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, defaults included and unset ones left out; `recipe_model().model_validate` gives it back."""
+        """All values, including defaults but not unset keys; `recipe_model().model_validate` restores the recipe."""
         return self.model_dump()
 
     def to_json(self) -> str:
-        """`to_dict` as canonical JSON: sorted keys, no spaces, so that equal recipes are equal bytes."""
+        """`to_dict` as canonical JSON: sorted keys, no spaces, so that equal recipes have equal bytes."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

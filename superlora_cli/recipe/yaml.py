@@ -1,7 +1,7 @@
-"""YAML as recipes use it: plain data with YAML 1.2's scalars, and where each key stands.
+"""YAML for recipes: plain data with YAML 1.2's scalars, and the position of each key.
 
-PyYAML composes the nodes; what they mean is decided here, because PyYAML speaks YAML 1.1, where `off` is false,
-`1:30` is 90, `010` is 8 and `1e-4` is text. There is one list of scalar forms, `SCALARS`, for reading and writing.
+PyYAML composes the nodes; their meaning is decided here, because PyYAML implements YAML 1.1, where `off` is false,
+`1:30` is 90, `010` is 8 and `1e-4` is text. One list of scalar forms, `SCALARS`, is used for reading and writing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Locate = Callable[[int, int], str]  # (line, column), both from 1, to the `where
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML text says, and the (line, column) of each key, by dotted path (`data.name`, `adapter.targets.0`)."""
+    """The data of a YAML text, and the (line, column) of each key by dotted path (`data.name`, `adapter.targets.0`)."""
 
     data: Any
     positions: dict[str, tuple[int, int]]
@@ -47,8 +47,8 @@ def read_yaml(path: str | Path) -> Document:
     """The YAML file at `path`, whose top level must be a mapping.
 
     Raises:
-        UsageError: when the file is missing, a folder, larger than 1 MB, not UTF-8, not YAML, not a mapping, or
-            expands to more than 10,000 nodes.
+        UsageError: the file is missing, a folder, larger than 1 MB, not UTF-8, not YAML, not a mapping, or expands to
+            more than 10,000 nodes.
     """
     try:
         with open(path, "rb") as file:
@@ -72,12 +72,12 @@ def read_yaml(path: str | Path) -> Document:
 
 
 def parse_yaml(text: str, locate: Locate = lambda line, column: f"{line}:{column}") -> Document:
-    """The one document in `text`; `locate` turns a position into an error's `where`.
+    """Parse the single document in `text`; `locate` turns a position into an error's `where`.
 
     Numbers must be finite, keys must be text, tags such as `!!python/name` are refused, an empty text is None.
 
     Raises:
-        UsageError: when `text` is not such a document.
+        UsageError: `text` is not such a document.
 
     >>> parse_yaml("lr: 1e-4\\ntargets: [q, off]").data
     {'lr': 0.0001, 'targets': ['q', 'off']}
@@ -95,7 +95,7 @@ def parse_yaml(text: str, locate: Locate = lambda line, column: f"{line}:{column
 
 
 def dump_yaml(data: Any) -> str:
-    """`data` as YAML that `parse_yaml` reads back unchanged; text that any YAML would misread is quoted.
+    """`data` as YAML that `parse_yaml` reads back unchanged; text that any version of YAML might misread is quoted.
 
     >>> print(dump_yaml({"lr": 1e-05, "precision": "off", "rank": [4, 4]}), end="")
     lr: 1.0e-05
@@ -106,15 +106,15 @@ def dump_yaml(data: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, tagged by `SCALARS`, as long as there are neither too many nor too deep ones."""
+    """Composes nodes, tagged by `SCALARS`, up to a maximum number and depth."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # none of YAML 1.1's  # noqa: RUF012
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # without those of YAML 1.1  # noqa: RUF012
     nodes = depth = 0
 
     def single_node(self) -> yaml.Node | None:
         try:
             return self.get_single_node()
-        except (ValueError, OverflowError):  # PyYAML passes on chr() of an escape, int() of a %YAML version
+        except (ValueError, OverflowError):  # raised by PyYAML's chr() of an escape and int() of a %YAML version
             problem = "an escape or a version is out of range"
             raise yaml.scanner.ScannerError(None, None, problem, self.get_mark()) from None
 
@@ -128,13 +128,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or YAML 1.2 would read as something else."""
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def text(self, data: str) -> yaml.ScalarNode:
-        """Odd characters are escaped; PyYAML writes U+0085 as it is and reads it back as a space."""
+        """Escape unprintable characters: PyYAML would write U+0085 unescaped and read it back as a space."""
         return self.represent_scalar(TAG + "str", data, style=None if data.isprintable() else '"')
 
 
@@ -145,7 +145,7 @@ for _kind, _pattern in SCALARS.items():
 
 
 class _Builder:
-    """Turns nodes into plain data; counts what aliases expand to and remembers where each key stands."""
+    """Turns nodes into plain data; counts nodes after expanding aliases and records the position of each key."""
 
     def __init__(self, locate: Locate) -> None:
         self.locate = locate
@@ -178,7 +178,7 @@ class _Builder:
     def mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for value in (value for key, value in node.value if key.tag == TAG + "merge"):
-            # `<<: *base` or `<<: [*first, *second]`: the keys written here win, then those of the first
+            # `<<: *base` or `<<: [*first, *second]`: keys written here take precedence, then those of the first
             for source in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
                 if not isinstance(source, yaml.MappingNode):
                     raise self.refuse(value, "`<<` merges mappings only")
@@ -226,7 +226,7 @@ class _Builder:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, locate: Locate) -> UsageError:
-    """PyYAML's error on one line, with a hint where a pattern of module names was left unquoted."""
+    """PyYAML's error on one line, with a hint if a pattern of module names was not quoted."""
     mark = error.problem_mark or error.context_mark
     assert mark is not None
     message = ", ".join(filter(None, (error.problem, error.context)))
@@ -245,7 +245,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, locate: Locate) -> Usa
 
 
 def _pattern_at(line: str, column: int) -> str:
-    """The word of `line` at `column`, brackets included: what the writer meant as one pattern."""
+    """The word of `line` at `column`, including brackets: what was meant as one pattern."""
     for word in re.finditer(r"[^\s,\[\]{}\"']+(?:[\[{][^\[\]{}]*[\]}][^\s,\[\]{}\"']*)*", line):
         if word.start() <= column <= word.end() and word.group().isprintable():
             return word.group()

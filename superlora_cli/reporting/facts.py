@@ -1,4 +1,4 @@
-"""A section as plain data, for `--json`: rows are named by their numbers."""
+"""A section as plain data, for `--json`; rows are referred to by number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a reader wants to know of a section: how small ρ may be, and which order and rank a budget should go to.
+"""What a reader wants to know from a section: how small ρ may be, and the best order and rank within a budget.
 
-Chosen by the validation split where the runs tell of it, and told by the test split.
+Settings are chosen on the validation split where the runs have its metrics; the values reported are of the test split.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class SmallestRatio:
     tolerance: float
 
     def words(self) -> str:
-        """The finding for people."""
+        """The finding in words."""
         measure, row, reference = self.measure, self.row, self.reference
         within = f"{measure.chosen_by} within {self.tolerance:g}" + ("" if measure.metric.part else " of its value")
         values = [measure.metric.text(measure.values[one.number].mean) for one in (row, reference)]
-        told = f"{measure.label} " if measure.validation else ""
+        reported = f"{measure.label} " if measure.validation else ""
         wanted = f"{values[1]} with {reference.params:,} parameters"
         if row is reference:
-            return f"{reference.name}: no smaller ρ of {self.tried} holds {within} ({told}{wanted})"
+            return f"{reference.name}: no smaller ρ of {self.tried} keeps {within} ({reported}{wanted})"
         return (
-            f"{reference.name}: ρ {_ratio(row):g} is the smallest of {self.tried} that holds {within}, "
-            f"{told}{values[0]} with {row.params:,} parameters for {wanted}"
+            f"{reference.name}: ρ {_ratio(row):g} is the smallest of {self.tried} that keeps {within}, "
+            f"{reported}{values[0]} with {row.params:,} parameters, compared with {wanted}"
         )
 
 
@@ -48,7 +48,7 @@ class BestWithin:
     row: Row
 
     def words(self) -> str:
-        """The finding for people, after the measure's name."""
+        """The finding in words, after the name of the measure."""
         config, value = self.row.config, self.measure.values[self.row.number].mean
         assert config is not None
         setting = f"M {config.order}" if config.order == 1 else f"M {config.order}, r {config.scale_rank}"
@@ -58,7 +58,7 @@ class BestWithin:
 
 
 def in_words(ratios: Sequence[SmallestRatio], budgets: Sequence[BestWithin]) -> list[str]:
-    """A line for every smallest ρ, and one for every measure with the best of all budgets."""
+    """A line for every smallest ρ, and one for every measure with the best row within each budget."""
     by_measure: dict[str, list[str]] = defaultdict(list)
     for one in budgets:
         measure = one.measure
@@ -91,10 +91,10 @@ def smallest_ratios(section: Section, tolerance: float) -> list[SmallestRatio]:
 
 
 def best_within(section: Section, budgets: Sequence[int] = ()) -> list[BestWithin]:
-    """For every measure and budget the best adapter; of equal ones the smaller.
+    """The best adapter for every measure and budget; among equally good ones the smaller.
 
     Args:
-        budgets: numbers of parameters; by default the powers of ten around those of the runs.
+        budgets: numbers of parameters; by default powers of ten around the sizes of the runs.
     """
     found = []
     for measure in section.measures:
@@ -107,7 +107,7 @@ def best_within(section: Section, budgets: Sequence[int] = ()) -> list[BestWithi
 
 
 def _decades(params: Sequence[int]) -> list[int]:
-    """The powers of ten from the first that has something below it to the first that has everything.
+    """The powers of ten from the smallest above some run to the smallest above all of them.
 
     >>> _decades([46, 90, 1776]), _decades([100])
     ([100, 1000, 10000], [100])

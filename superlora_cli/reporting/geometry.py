@@ -1,11 +1,11 @@
-"""How near the update of one adapter is to that of another: appendix A.4, Eq. 5 to 7, of a weight's ΔW (out, in).
+"""How similar the updates ΔW (out, in) of two adapters are, weight by weight: appendix A.4, Eq. 5 to 7.
 
     d_L = ‖U₁[:, :k]ᵀ U₂[:, :k]‖ / √k      left singular vectors: where the update writes to (Eq. 5)
     d_R = ‖V₁[:, :k]ᵀ V₂[:, :k]‖ / √k      right singular vectors: what it reads from (Eq. 6)
     d_E = ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖              (Eq. 7)
 
-All norms are Frobenius': only so are d_L and d_R of equal subspaces 1, as the paper says, whatever k is. They are in
-[0, 1] and depend on the subspaces alone; for two random ones of dimension k in n dimensions the mean of d² is k/n.
+All norms are Frobenius norms: only then are d_L and d_R of equal subspaces 1 for every k, as the paper says. They are
+in [0, 1] and depend on the subspaces alone; for two random ones of dimension k in n dimensions the mean of d² is k/n.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Similarity(NamedTuple):
     Attributes:
         left, right: d_L and d_R; None where one of the updates is zero.
         distance: d_E; None where the first update is zero.
-        vectors: k, how many singular vectors were compared: no more than the rank of either update.
+        vectors: k, the number of singular vectors compared: at most the rank of either update.
     """
 
     left: float | None
@@ -41,7 +41,7 @@ class Spectrum:
 
     Attributes:
         delta: (out, in) float64.
-        left, right: (out, k) and (in, k), orthonormal, by falling singular value.
+        left, right: (out, k) and (in, k), orthonormal, by decreasing singular value.
     """
 
     delta: Tensor
@@ -52,8 +52,8 @@ class Spectrum:
     def of(cls, delta: Tensor, k: int = PRINCIPAL) -> Spectrum:
         """The spectrum of ΔW, whose first axis is `out` and whose others are flattened to `in`.
 
-        Of an update of a rank below k there are no more singular vectors than that: those of singular values that are
-        zero, as far as ΔW's own precision goes, are arbitrary and say nothing.
+        An update of rank below k has only as many singular vectors as its rank: those whose singular values are zero to
+        the precision of ΔW are arbitrary and mean nothing.
         """
         import torch  # here: a report without geometry does not wait for it
 
@@ -76,7 +76,7 @@ def compare(reference: Spectrum, other: Spectrum) -> Similarity:
 
 
 def at_random(n: int, k: int = PRINCIPAL) -> float:
-    """√(k/n): what d_L (n = out) and d_R (n = in) come to for unrelated subspaces.
+    """√(k/n): the expected d_L (n = out) or d_R (n = in) of unrelated subspaces.
 
     >>> at_random(500)
     0.1

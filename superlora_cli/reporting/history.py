@@ -1,4 +1,4 @@
-"""How a training went, step by step: what its metrics.jsonl tells."""
+"""The course of a training, step by step, from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Curve = tuple[tuple[int, float], ...]  # (step, value), as they were written
+Curve = tuple[tuple[int, float], ...]  # (step, value), as written
 
 
 @dataclass(frozen=True)
 class History:
-    """The training's loss, and the metrics on the split that its best step was chosen on, by name."""
+    """The training loss, and by name the metrics on the split by which the best step was chosen."""
 
     loss: Curve = ()
     scores: Mapping[str, Curve] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> History:
-        """Of a metrics.jsonl; what is damaged or no number is left out, and a file that is not there is empty."""
+        """Read a metrics.jsonl; damaged lines and values that are not numbers are skipped; a missing file is empty."""
         loss: list[tuple[int, float]] = []
         scores: dict[str, list[tuple[int, float]]] = {}
         for line in _lines(file):
@@ -30,8 +30,8 @@ class History:
                 continue
             if _is_number(line.get("loss")):
                 loss.append((step, float(line["loss"])))
-            told = line.get("eval")
-            for name, value in told.items() if isinstance(told, dict) else ():
+            scores_now = line.get("eval")
+            for name, value in scores_now.items() if isinstance(scores_now, dict) else ():
                 if _is_number(value):
                     scores.setdefault(name, []).append((step, float(value)))
         return cls(tuple(loss), {name: tuple(points) for name, points in scores.items()})
@@ -50,7 +50,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             content = json.loads(line)
-        except ValueError:  # torn
+        except ValueError:  # cut off
             continue
         if isinstance(content, dict):
             found.append(content)

@@ -1,4 +1,4 @@
-"""The name of a method, from the adapter's knobs: the preset that they are, and the projection."""
+"""The name of a method from the adapter's knobs: the preset that they match, and the projection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from superlora_cli.adapter.config import PRESETS, AdapterConfig
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.errors import UsageError
 
-# Of a preset: what it is called, and the knobs that may be turned without its becoming another method.
+# Preset → its name, and the knobs that may change without making it another method.
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fourierft": ("FourierFT", ("ratio",)),
     "dense": ("dense", ()),
@@ -35,7 +35,7 @@ ALSO = {"bias": "biases", "norm": "norms"}
 
 
 def method_name(config: AdapterConfig | None) -> str:
-    """What a reader calls these knobs; any have a name.
+    """A name for these knobs; every combination has one.
 
     >>> method_name(AdapterConfig.from_knobs("lorta", order=4, rank=2, groups=3))
     'LoRTA 4D'
@@ -63,7 +63,7 @@ def method_name(config: AdapterConfig | None) -> str:
 
 
 def _preset(config: AdapterConfig) -> tuple[str, str]:
-    """The preset that the knobs are, and its name; two empty words where they are none."""
+    """The preset that the knobs match, and its name; two empty strings where they match none."""
     found = ((key, name.format(order=config.order)) for key, (name, free) in NAMES.items() if _is(config, key, free))
     return next(found, ("", ""))
 
@@ -74,7 +74,7 @@ def _terms(config: AdapterConfig) -> int | Literal["full"]:
 
 
 def _trained(config: AdapterConfig) -> list[str]:
-    """What is not trained as it is, in words."""
+    """In words, what is frozen or trained through something else."""
     words = [f"{config.inner.projection} F_in"] if config.inner else []
     if config.freeze:
         words.append(f"{' '.join(config.freeze)} {'from the base' if config.frozen == 'svd' else 'frozen'}")
@@ -84,7 +84,7 @@ def _trained(config: AdapterConfig) -> list[str]:
 
 
 def _is(config: AdapterConfig, preset: str, free: tuple[str, ...]) -> bool:
-    """Whether the knobs that shape the units are the preset's, but for the free ones."""
+    """Whether the knobs that shape the units are those of the preset, except for the free ones."""
     knobs = PRESETS[preset].knobs
     if ("splits" in knobs) != (config.splits > 1) or knobs.get("projection", config.projection) != config.projection:
         return False
@@ -96,7 +96,7 @@ def _is(config: AdapterConfig, preset: str, free: tuple[str, ...]) -> bool:
 
 
 def _shape(config: AdapterConfig) -> tuple[Any, ...]:
-    """The knobs that shape a unit and mean something together with the others."""
+    """The knobs that shape a unit, where the other knobs give them an effect."""
     kronecker = config.splits > 1 and config.combine == "kronecker"
     return (
         config.groups,
@@ -111,7 +111,7 @@ def _shape(config: AdapterConfig) -> tuple[Any, ...]:
 
 
 def _described(config: AdapterConfig) -> str:
-    """Knobs that are no preset: `2D reshaped`, `CP 3D`, `2D Kronecker of 3`."""
+    """Knobs that match no preset: `2D reshaped`, `CP 3D`, `2D Kronecker of 3`."""
     name = f"{config.order}D"
     if config.order > 2 and CORES[config.core_kind].closed_form == "cp":
         name = f"CP {name}"

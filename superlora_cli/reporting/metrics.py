@@ -1,4 +1,4 @@
-"""The metrics that a report knows, and the mean and spread of one over seeds."""
+"""The metrics that a report knows, and their mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Metric:
 
     Attributes:
         higher: whether higher is better.
-        part: whether it is a part of all images, in [0, 1]: a loss of quality then is a difference, else a ratio.
+        part: whether it is a fraction, in [0, 1]: a loss of quality is then a difference, otherwise a ratio.
         of_images: whether it is measured on generated images.
     """
 
@@ -27,7 +27,7 @@ class Metric:
     of_images: bool = True
 
     def holds(self, value: float, reference: float, tolerance: float) -> bool:
-        """Whether `value` is at most `tolerance` worse than `reference`: absolutely for parts, else relatively.
+        """Whether `value` is at most `tolerance` worse than `reference`: absolutely for fractions, else relatively.
 
         >>> METRICS["accuracy"].holds(0.97, 0.98, 0.01), METRICS["fid"].holds(10.2, 10.0, 0.01)
         (True, False)
@@ -36,7 +36,7 @@ class Metric:
         return worse <= tolerance * (1 if self.part else abs(reference)) + 1e-12  # 0.98 − 0.97 is 0.01
 
     def text(self, value: float) -> str:
-        """The number for people.
+        """The number as text.
 
         >>> METRICS["accuracy"].text(0.97), METRICS["fid"].text(12.3456)
         ('0.970', '12.35')
@@ -66,7 +66,7 @@ def find_metric(name: str) -> Metric:
     """The metric of that name.
 
     Raises:
-        UsageError: there is none; the hint names the nearest.
+        UsageError: no such metric; the hint names the closest.
     """
     if name not in METRICS:
         hint = did_you_mean(name, METRICS) or "one of " + ", ".join(METRICS)
@@ -76,7 +76,7 @@ def find_metric(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over seeds; `std` is the sample's standard deviation, 0 of one value."""
+    """A metric over seeds; `std` is the sample's standard deviation, 0 for a single value."""
 
     mean: float
     std: float
@@ -86,7 +86,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """Of those values that are finite; None where none is."""
+        """Of the finite values; None where there are none."""
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None

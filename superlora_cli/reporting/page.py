@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it: pictures, tables, images and configurations inside."""
+"""The report as one self-contained HTML page with pictures, tables, images and configurations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.plots import looks_of, to_page
 from superlora_cli.reporting.sections import Measure, Row, Section
 
-CAPTIONED = ("fid", "is_l1", "class_accuracy")  # metrics that stand under generated images
+CAPTIONED = ("fid", "is_l1", "class_accuracy")  # metrics shown under generated images
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: the name of its file, its SVG, and a line of words."""
+    """A picture: its file name, its SVG and its caption."""
 
     file: str
     svg: str
@@ -30,7 +30,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of a section."""
+    """A section and what the page shows of it."""
 
     section: Section
     plots: Sequence[Plot]
@@ -43,7 +43,7 @@ def page(title: str, views: Sequence[View], notes: Sequence[str]) -> str:
     """The page.
 
     Args:
-        notes: what a reader should know of runs that are not in it, a line each.
+        notes: what a reader should know about runs that are left out, a line each.
     """
     runs = sum(len(row.runs) for view in views for row in view.section.rows)
     settings = sum(len(view.section.rows) for view in views)
@@ -92,9 +92,9 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
             mean = nearness.mean(row.number, key) if nearness else None
             cells.append(_number(mean.mean, f"{mean.mean:.3f}") if mean else _number(None, "—"))
         rows.append(cells)
-    legend = "The best first. Means over seeds, ± their standard deviation; in colour what is on the Pareto front."
+    legend = "Best first. Means over seeds, ± their standard deviation; values on the Pareto front are coloured."
     if head:
-        legend += " A head trained beside the adapter is not among its parameters."
+        legend += " A head trained with the adapter is not counted in its parameters."
     return {
         "title": section.title,
         "plots": _plots(view.plots, prefix),
@@ -116,7 +116,7 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
 
 
 def _ordered(section: Section) -> Sequence[Row]:
-    """The rows by the first metric, the best first, and those without it last."""
+    """The rows by the first metric, best first, and those without it last."""
     if not section.measures:
         return section.rows
     sign, values = (-1 if section.measures[0].metric.higher else 1), section.measures[0].values
@@ -133,9 +133,9 @@ def _geometry(view: View, nearness: Nearness, prefix: str) -> dict[str, Any]:
                 cells = [_number(value, "—" if value is None else f"{value:.3f}") for value in values]
                 rows.append([_text(row), _text(weight), *cells, _number(one.vectors, str(one.vectors))])
     words = (
-        f"d_L and d_R: how far the principal {PRINCIPAL} left and right singular vectors span the same subspace, 1 if "
-        "they do; of an update of a lower rank as many as there are. d_E: the distance of the updates by the size of "
-        "the one compared with. (Appendix A.4 of the paper, Eq. 5 to 7.)"
+        f"d_L and d_R: how far the {PRINCIPAL} leading left and right singular vectors span the same subspace (1: the "
+        "same); fewer vectors for an update of lower rank. d_E: the distance of the two updates, relative to the norm "
+        "of the reference. (Appendix A.4 of the paper, Eq. 5 to 7.)"
     )
     if nearness.shape:
         out, width = nearness.shape
@@ -156,7 +156,7 @@ def _plots(plots: Sequence[Plot], prefix: str) -> list[dict[str, Any]]:
 
 
 def _grid(section: Section, row: Row) -> Mapping[str, str] | None:
-    """The first run's images that are there, with the numbers that were measured of them."""
+    """The images of the first run that has any, with the metrics measured on them."""
     for run in row.runs:
         if run.samples and run.samples.grid:
             measured = [

@@ -1,4 +1,4 @@
-"""The Pareto front: the settings that no other is both smaller and better than."""
+"""The Pareto front: the settings for which no other is both smaller and better."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 def front(costs: Sequence[float], values: Sequence[float], *, higher: bool) -> list[int]:
     """Indices of the points that no other point dominates, by cost and then by index.
 
-    A point is dominated by one that costs no more and is no worse, and is strictly better in one of the two. Of equal
-    points all or none are on the front; a point that is not finite never is.
+    A point is dominated by one that costs no more and is no worse, and is strictly better in one of the two. Equal
+    points are all on the front or none is; a point that is not finite never is.
 
     Args:
-        costs, values: of the same points.
+        costs, values: one of each per point.
         higher: whether higher values are better.
 
     >>> front([10, 20, 30, 40], [0.5, 0.4, 0.9, 0.9], higher=True)

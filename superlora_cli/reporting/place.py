@@ -1,6 +1,6 @@
-"""Where a report is written, and what of it may be replaced.
+"""Where a report is written, and which of its files may be replaced.
 
-PAGE.html                 the report; its beginning says that it is one, and names its pictures
+PAGE.html                 the report; its first lines mark it as one and name its pictures
 PAGE-figures/*.svg
 """
 
@@ -19,28 +19,29 @@ FIGURE = re.compile(r"[\w.-]+\.svg")  # the only names of pictures
 
 
 def check(out: Path, *, force: bool) -> None:
-    """Touch nothing.
+    """Refuse a place that a report must not overwrite; writes nothing.
 
     Raises:
-        UsageError: no folder, a page that is no report, or somebody's files where the pictures would go.
+        UsageError: no such folder, a page that is not a report, or other files where the pictures would go.
     """
     figures = _figures(out)
     with system_errors(out):
         if out.suffix not in (".html", ".htm"):
             raise UsageError(f"cannot write a '{out.suffix}' report", where=str(out), hint="a name that ends in .html")
         if not out.parent.is_dir():
-            raise UsageError("no such folder", where=str(out.parent), hint="make it first")
+            raise UsageError("no such folder", where=str(out.parent), hint="create it first")
         if out.is_dir() or (figures.exists() and not figures.is_dir()):
-            raise UsageError("is in the way", where=str(out if out.is_dir() else figures), hint="another --out")
+            kind = "is a folder" if out.is_dir() else "is not a folder"
+            raise UsageError(kind, where=str(out if out.is_dir() else figures), hint="choose another --out")
         ours = out.exists() and _is_report(out)
         if out.exists() and not ours and not force:
-            raise UsageError("the file exists, and is no report", where=str(out), hint="--force overwrites it")
+            raise UsageError("the file exists and is not a report", where=str(out), hint="--force overwrites it")
         if figures.exists() and any(figures.iterdir()) and not ours and not force:
-            raise UsageError("the folder is not empty", where=str(figures), hint="--force writes there all the same")
+            raise UsageError("the folder is not empty", where=str(figures), hint="--force writes there anyway")
 
 
 def write(out: Path, page: str, pictures: Mapping[str, str]) -> list[Path]:
-    """Write page and pictures, and remove those pictures of the report that was there that are in this one no more.
+    """Write page and pictures, and remove pictures of the previous report that this one no longer has.
 
     Args:
         pictures: file name → SVG.
@@ -70,6 +71,6 @@ def _is_report(path: Path) -> bool:
 
 
 def _named(page: Path) -> set[str]:
-    """The pictures that a report names; it cannot name anything else."""
+    """The pictures that a report names; other names are ignored."""
     match = FIGURES.search(page.read_text(encoding="utf-8", errors="replace"))
     return {name for name in (match[1].split() if match else ()) if FIGURE.fullmatch(name)}

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, PAPER = "#010203", "#fdfcfb"  # stand for the page's colours of text and background
+INK, PAPER = "#010203", "#fdfcfb"  # placeholders for the page's colours of text and background
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#ef4444", "#a855f7", "#b45309", "#ec4899", "#64748b", "#84a30f", "#06a5b8")
 MARKERS = "osD^vP"
 PAIRS = (("left", "right"), ("distance", "right"), ("distance", "left"))  # y and x of Fig. 14's columns
-Look = dict[str, Any]  # keywords of a point
+Look = dict[str, Any]  # keyword arguments for drawing a point
 
 
 def looks_of(names: Iterable[str]) -> dict[str, Look]:
-    """A colour, and another marker where colours run out, for every name in its place in the alphabet."""
+    """A colour for every name in alphabetical order, and another marker where colours run out."""
     return {name: _look(index) for index, name in enumerate(sorted(set(names)))}
 
 
@@ -37,10 +37,10 @@ def _look(index: int) -> Look:
 
 
 def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
-    """A metric against trained parameters (logarithmic): a point a row, its bar from the worst to the best seed.
+    """A metric against trained parameters (logarithmic): one point per row, its bar from worst to best seed.
 
-    Grey steps are the front of all rows, coloured ones that of a method; the dotted line is the unadapted base, and a
-    dashed one a row without parameters, a head alone.
+    Grey steps are the front of all rows, coloured ones those of each method. The dotted line is the unadapted
+    base, a dashed one a row without adapter parameters (the head alone).
     """
     with _drawing(salt) as figure:
         figure.set_size_inches(8.2, 4.4)
@@ -73,9 +73,8 @@ def pareto_plot(section: Section, measure: Measure, salt: str) -> str:
 
 
 def curves_plot(section: Section, salt: str) -> str:
-    """How the best trainings went: the loss of the step, and the first metric where the best step was chosen.
-
-    A line a run, a colour a row, the best rows by that metric.
+    """Learning curves of the best rows by the first metric: training loss, and that metric on the split by which the
+    best step was chosen. One line per run, one colour per row.
     """
     rows, first = shown_curves(section), section.measures[0].metric
     with _drawing(salt) as figure:
@@ -94,20 +93,20 @@ def curves_plot(section: Section, salt: str) -> str:
 
 
 def shown_curves(section: Section) -> list[Row]:
-    """The best rows, as many as can be told apart, of those that tell how they went."""
+    """The best rows that have a history, as many as there are colours."""
     best = section.measures[0].best(section.rows) if section.measures else []
     return [row for row in best if any(run.history.loss for run in row.runs)][: len(COLOURS)]
 
 
 def confusion_plot(table: ConfusionTable, salt: str) -> str:
-    """Which classes are taken for which."""
+    """Which classes are mistaken for which."""
     with _drawing(salt) as figure:
         table.paint(figure)
         return _svg(figure, salt, {})
 
 
 def geometry_plot(nearness: Nearness, rows: Sequence[Row], salt: str) -> str:
-    """The paper's Fig. 14: a point per weight and run, coloured by row; panels for each kind of weight, and for all."""
+    """The paper's Fig. 14: one point per weight and run, coloured by row; a panel per kind of weight and for all."""
     kinds = {**nearness.kinds, "all": tuple(name for names in nearness.kinds.values() for name in names)}
     if len(nearness.kinds) == 1:
         kinds.pop("all")
@@ -131,7 +130,7 @@ def geometry_plot(nearness: Nearness, rows: Sequence[Row], salt: str) -> str:
 
 
 def summary_plot(nearness: Nearness, section: Section, measure: Measure, salt: str) -> str:
-    """The measure against the means of d_L, d_R and d_E over all weights: a point a row, bars over seeds."""
+    """The measure against the means of d_L, d_R and d_E over all weights: one point per row, bars over seeds."""
     looks = looks_of(row.method for row in section.rows)
     with _drawing(salt) as figure:
         figure.set_size_inches(11, 3.9)
@@ -158,12 +157,12 @@ def summary_plot(nearness: Nearness, section: Section, measure: Measure, salt: s
 
 
 def to_file(svg: str) -> str:
-    """The picture for a file of its own: dark on white."""
+    """The picture as a file: dark on white."""
     return svg.replace(INK, "#1f2328").replace(PAPER, "#ffffff")
 
 
 def to_page(svg: str, prefix: str, label: str) -> str:
-    """The picture for a page: in its colours, its ids its own, without the header of a file."""
+    """The picture inside a page: in the colours of the page, with unique ids, without the file header."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r'\b(id="|href="#|url\(#)', rf"\1{prefix}-", body)
     head = f'<svg role="img" aria-label="{escape(label, quote=True)}" '
@@ -171,7 +170,7 @@ def to_page(svg: str, prefix: str, label: str) -> str:
 
 
 def _with_room(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a logarithmic axis with room on both sides; a power of ten at least, however near the values are.
+    """Limits of a logarithmic axis with room on both sides; at least a factor of ten, however close the values are.
 
     >>> _with_room([100]) == _with_room([100, 100]), [round(limit) for limit in _with_room([100, 100])]
     (True, [28, 355])
@@ -186,7 +185,7 @@ def _columns(points: Curve) -> tuple[list[int], list[float]]:
 
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:
-    """What can be had for at most so many parameters."""
+    """The front as steps: the best value with at most that many parameters."""
     rows = [row for row in rows if row.params]
     if len(rows) > 1:
         values = [measure.values[row.number].mean for row in rows]
@@ -204,7 +203,7 @@ def _chance(axes: Axes, shape: tuple[int, int] | None, *, x: str, y: str) -> Non
 
 
 def _plain(text: str) -> str:
-    """Words that are no mathematics, though they may hold a dollar."""
+    """Text that is not mathematics, even with a dollar sign."""
     return text.replace("$", r"\$")
 
 
@@ -214,7 +213,7 @@ def _dots(look: Look) -> Look:
 
 @contextmanager
 def _drawing(salt: str) -> Iterator[Figure]:
-    """A figure in the page's colours, whose bytes depend on the numbers alone."""
+    """A figure in the page's colours; its bytes depend only on the numbers."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

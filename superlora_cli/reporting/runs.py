@@ -1,4 +1,4 @@
-"""The finished runs below some folders: what each was, and what it came to. Reads JSON, loads no weights."""
+"""The finished runs below some folders, with settings and results. Reads JSON, loads no weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.training.run import CONFUSION_FILE
 
 RESULTS = ("adapter.safetensors", "model.safetensors")
-# Keys of a recipe on which no result depends, or whose change makes a repetition and not another setting.
+# Keys of a recipe that do not affect results, or that only make another repetition of the same setting.
 INCIDENTAL = ("seed", "output", "adapter.seed", "data.root", "data.workers", "data.download", "eval.batch_size",
               "train.device", "train.threads", "train.keep", "train.checkpoint_every", "train.checkpoint_at",
               "train.log_every", "train.profile", "adapter.execution")  # fmt: skip
@@ -34,7 +34,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated images of a run as `superlora eval --against` measured them; `settings` as in its metrics.json."""
+    """Metrics of a run's generated images, from `superlora eval --against`; `settings` as in its metrics.json."""
 
     metrics: Mapping[str, float]
     settings: Mapping[str, Any]
@@ -50,12 +50,12 @@ class Run:
     Attributes:
         result: its adapter.safetensors or model.safetensors.
         config: the adapter's knobs, None where the model itself was trained.
-        setting: the recipe without what is incidental, the knobs written out; equal for repetitions.
-        seeds: of the recipe, and of the adapter where it has its own.
-        params, head: trained parameters of the adapter (else of the model), and of a new head beside it.
-        metrics: of the test split, by name; not finite where a run has no number. `before`: of the unadapted base.
-        validation: the same where the best step was chosen, at that step; {} where that was the test split, or unknown.
-        history: of the training. confusion: of the test split, None where the run keeps none.
+        setting: the recipe without incidental keys, all knobs written out; equal for repetitions.
+        seeds: of the recipe, and of the adapter if it has its own.
+        params, head: trained parameters of the adapter (or of the whole model), and of a new head.
+        metrics: on the test split, by name; NaN where a run has no number. `before`: of the unadapted base.
+        validation: the same on the validation split, at the best step; {} if chosen on the test split, or unknown.
+        history: of the training. confusion: on the test split, None where the run has none.
     """
 
     path: Path
@@ -76,12 +76,12 @@ class Run:
 
     @property
     def subject(self) -> tuple[str, str, str]:
-        """Task, base model and data set: runs that differ in one of these cannot be compared."""
+        """Task, base model and data set: only runs that agree in these can be compared."""
         return self.recipe["task"], self.recipe["model"]["name"], self.recipe["data"]["name"]
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
-    """All runs at or below the folders, by path, each once; and those that are not finished, or damaged.
+    """All runs at or below the folders, by path, each once; and those that are unfinished or damaged.
 
     Raises:
         UsageError: a folder is missing, or there is no finished run.
@@ -105,7 +105,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
 
 
 def run_folders(folders: Sequence[Path]) -> Iterator[Path]:
-    """Every folder with a recipe.yaml and a run.json, at or below `folders`, once; none inside of another."""
+    """Every folder with a recipe.yaml and a run.json, at or below `folders`, once; none inside another."""
     seen = set()
     for top in folders:
         if not top.is_dir():
@@ -132,7 +132,7 @@ def read_run(path: Path) -> Run:
         raise _UnfitError(f"{status}: not finished" if isinstance(status, str) else "run.json has no status")
     result = next((path / name for name in RESULTS if (path / name).is_file()), None)
     if result is None:
-        raise _UnfitError("holds no " + " and no ".join(RESULTS))
+        raise _UnfitError("has no " + " or ".join(RESULTS))
     evaluated = _json(path / "eval.json")
     try:
         recipe, params = about["recipe"], about["params"]
@@ -163,19 +163,19 @@ def read_run(path: Path) -> Run:
 
 
 def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str, Any]:
-    """What a run's result depends on beside its seed: the recipe, with the knobs of its preset written out."""
-    kept = deepcopy(dict(recipe))
+    """All that a result depends on apart from the seed: the recipe, with the knobs of its preset written out."""
+    result = deepcopy(dict(recipe))
     if config is not None:
         knobs = asdict(config)
         knobs |= {"rank": list(config.ranks), "core": config.core_kind, "alpha": config.scale * config.scale_rank}
-        kept["adapter"] = {"targets": recipe["adapter"].get("targets") if config.adapts else None, **knobs}
+        result["adapter"] = {"targets": recipe["adapter"].get("targets") if config.adapts else None, **knobs}
     for key in INCIDENTAL:
         *sections, name = key.split(".")
-        place: Any = kept
+        place: Any = result
         for section in sections:
             place = place.get(section) or {}
         place.pop(name, None)
-    return kept
+    return result
 
 
 def _config(adapter: Mapping[str, Any]) -> AdapterConfig:
@@ -184,15 +184,15 @@ def _config(adapter: Mapping[str, Any]) -> AdapterConfig:
 
 
 def _validation(recipe: Mapping[str, Any], metrics: Mapping[str, float], history: History) -> dict[str, float]:
-    """What the best step was chosen by, but not where that was the test split."""
+    """The metrics by which the best step was chosen; {} where that was the test split."""
     if recipe["eval"]["select"] != "validation":
         return {}
-    told = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
-    return history.at(metrics.get("best_step")) | told
+    recorded = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    return history.at(metrics.get("best_step")) | recorded
 
 
 def _confusion(file: Path) -> ConfusionTable | None:
-    """None where there is none that can be read: a report does without."""
+    """None where there is no readable table: a report can do without it."""
     try:
         return ConfusionTable.from_csv(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
@@ -214,7 +214,7 @@ def _samples(folder: Path) -> Samples | None:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Every metric as a float; what is none (a metric without a finite value) is not a number."""
+    """Every metric as a float; null (no finite value) becomes NaN."""
     return {name: math.nan if value is None else float(value) for name, value in metrics.items()}
 
 
@@ -222,9 +222,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _UnfitError(f"holds no {path.name}") from None
+        raise _UnfitError(f"has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise _UnfitError(f"{path.name} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise _UnfitError(f"{path.name} is no JSON object")
+        raise _UnfitError(f"{path.name} is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""From runs to what is reported: a section per task, base and data set; in it a row per setting, over its seeds."""
+"""What a report shows of runs: a section per task, base and data set, and in it a row per setting, over its seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from superlora_cli.reporting.metrics import METRICS, Metric, Spread
 from superlora_cli.reporting.pareto import front
 from superlora_cli.reporting.runs import Run
 
-MAKING = ("num", "sampler", "steps", "guidance")  # of images: what their metrics depend on beside the model
+MAKING = ("num", "sampler", "steps", "guidance")  # of images: what their metrics depend on apart from the model
 
 
 @dataclass(frozen=True)
 class Row:
-    """A setting: its runs with different seeds. `knobs` says in what it differs from others of its method."""
+    """A setting: its runs with different seeds. `knobs` says how it differs from others of its method."""
 
     number: int
     method: str
@@ -45,13 +45,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of the rows, measured in one way.
+    """A metric of the rows, all measured in the same way.
 
     Attributes:
-        by: for metrics of generated images extractor and reference, where there are several ways; else "".
+        by: for metrics of generated images, extractor and reference where these differ between runs; else "".
         values: by the row's number; rows without a finite value are missing.
         validation: the same on the validation split; {} unless all those rows have it.
-        before: the unadapted base's value, where runs say it.
+        before: the value of the unadapted base, where runs recorded it.
     """
 
     metric: Metric
@@ -67,21 +67,21 @@ class Measure:
 
     @property
     def chosen_by(self) -> str:
-        """What `choice` is, in words: `validation accuracy`, or the label."""
+        """The name of `choice`: `validation accuracy`, or the label."""
         return self.label.replace("test", "validation") if self.validation else self.label
 
     def choice(self, row: Row) -> float:
-        """What a row is chosen by: its mean on the validation split where that is known, else the reported one."""
+        """The value by which rows are ranked: the mean on the validation split where known, else the reported mean."""
         return (self.validation or self.values)[row.number].mean
 
     def best(self, rows: Iterable[Row]) -> list[Row]:
-        """Those of the rows that have a value, the best choice first, of equal ones the smaller."""
+        """The rows that have a value, best first by `choice`; of equal ones the smaller first."""
         sign = -1 if self.metric.higher else 1
         known = [row for row in rows if row.number in self.values]
         return sorted(known, key=lambda row: (sign * self.choice(row), row.params))
 
     def front(self, rows: Iterable[Row]) -> list[Row]:
-        """Those of the rows that are on their Pareto front, by parameters."""
+        """The rows on the Pareto front, by number of parameters."""
         known = [row for row in rows if row.number in self.values]
         costs, means = [float(row.params) for row in known], [self.values[row.number].mean for row in known]
         return [known[index] for index in front(costs, means, higher=self.metric.higher)]
@@ -89,7 +89,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Section:
-    """What can be compared: runs of one task, on one base and data set. Rows are by number of parameters."""
+    """Runs that can be compared: one task, base and data set. Rows are sorted by number of parameters."""
 
     task: str
     model: str
@@ -104,7 +104,7 @@ class Section:
 
 
 def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Section], list[str]]:
-    """The sections by title, and what a reader should know.
+    """The sections by title, and notes for the reader.
 
     Args:
         metric: the only one to report.
@@ -126,7 +126,7 @@ def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Se
         if measures or metric is None:
             found.append(Section(*subject, tuple(rows), tuple(measures)))
     if not found:
-        hint = "they have " + ", ".join(sorted(had)) if had else "measure them by superlora eval"
+        hint = "they have " + ", ".join(sorted(had)) if had else "superlora eval measures them"
         raise UsageError(f"no run has the metric '{metric.name if metric else ''}'", where="--metric", hint=hint)
     return found, notes
 
@@ -157,7 +157,7 @@ def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
 
 
 def _main_knobs(config: AdapterConfig | None) -> str:
-    """The knobs that everybody asks for: `G 4 · rank 2 · ρ 0.1`, and d of an F_in."""
+    """The main knobs: `G 4 · rank 2 · ρ 0.1`, and d of an F_in."""
     if config is None or not config.adapts:
         return ""
     words = []
@@ -176,7 +176,7 @@ def _main_knobs(config: AdapterConfig | None) -> str:
 
 
 def _differences(run: Run, others: Sequence[Run]) -> list[str]:
-    """`alpha 2`, `train.steps 300`: the keys in which runs that are called the same differ."""
+    """`alpha 2`, `train.steps 300`: the keys in which runs of the same name differ."""
     flat = [_flat(other.setting) for other in others]
     own, keys = _flat(run.setting), sorted({key for one in flat for key in one})
     return [
@@ -193,7 +193,7 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:
-    """Every metric that some run has, once for each way in which it was measured."""
+    """Every metric that some run has, once for each way it was measured."""
     runs = [run for row in rows for run in row.runs]
     ways = _ways([run for run in runs if run.samples])
     found = []
@@ -215,7 +215,7 @@ def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:
 
 
 def _spreads(rows: Sequence[Row], numbers: Mapping[int, float | None]) -> dict[int, Spread]:
-    """Of every row some of whose runs have a finite number, by the run's `id`."""
+    """The spread of every row with at least one finite number; `numbers` is by the `id` of the run."""
     return {
         row.number: spread
         for row in rows
@@ -224,21 +224,21 @@ def _spreads(rows: Sequence[Row], numbers: Mapping[int, float | None]) -> dict[i
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:
-    """In what the making of images differs from run to run: `steps: 25 and 50`."""
+    """How the settings of generating images differ between runs: `steps: 25 and 50`."""
     made = [run.samples.made for run in runs if run.samples]
     values = {key: sorted({str(one.get(key)) for one in made}) for key in MAKING}
     return [f"{key}: {' and '.join(words)}" for key, words in values.items() if len(words) > 1]
 
 
 def _number(run: Run, metric: Metric) -> float | None:
-    """None where the run was not measured so; not a number where it has none."""
+    """None where the run was not measured this way; NaN where the value is not finite."""
     if metric.of_images:
         return run.samples.metrics.get(metric.name) if run.samples else None
     return run.metrics.get(metric.name)
 
 
 def _ways(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Runs whose images were measured in the same way, with that way's name: "" where there is but one."""
+    """Runs whose images were measured in the same way, with a name for it: "" where there is only one."""
     if not runs:
         return []
     from superlora_cli.generation.metrics import check_comparable

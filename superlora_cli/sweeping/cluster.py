@@ -1,7 +1,7 @@
-"""Jobs on a Ray cluster. Ray places them by CPUs and GPUs, and starts them again where a node is lost.
+"""Jobs on a Ray cluster. Ray places them by CPUs and GPUs, and restarts them if a node is lost.
 
-All nodes see the sweep's folder under the same path and have superlora installed. A run that is started again goes on
-from its newest checkpoint.
+All nodes must see the sweep's folder under the same path and have superlora installed. A restarted run continues from
+its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from superlora_cli.cache import STORE
 from superlora_cli.errors import UsageError
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
-RETRIES = 5  # of a run whose node or process is lost
-WAIT = 60.0  # seconds that a run, started again, waits for its lost self to let go of its folder
-LOOK = 5.0  # seconds between looks at how large the cluster is
-KNOCK = 10.0  # seconds until a cluster answers
-PATIENCE = 120.0  # seconds for the runs to save, once they are told to stop
+RETRIES = 5  # for a run whose node or process is lost
+WAIT = 60.0  # seconds that a restarted run waits for its lost predecessor to release the folder
+LOOK = 5.0  # seconds between checks of the size of the cluster
+KNOCK = 10.0  # seconds to wait for a cluster's answer
+PATIENCE = 120.0  # seconds that runs have to save when they are stopped
 
 
 def each_on_cluster(
     jobs: Sequence[Job], work: str, address: str, *, limit: int | None = None
 ) -> Generator[Event, None, None]:
-    """Carry out jobs on the cluster at `address` (`auto`, `local`, `HOST:PORT`, `ray://…`).
+    """Execute jobs on the cluster at `address` (`auto`, `local`, `HOST:PORT`, `ray://…`).
 
-    A job takes its threads and, where the cluster has GPUs and the recipe wants one, a GPU. As many are handed over
-    as there is room for, or `limit`.
+    A job takes its number of threads as CPUs and, if the cluster has GPUs and the recipe wants one, a GPU. As many jobs
+    are submitted at a time as the cluster has room for, or `limit`.
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster.
     """
-    with redirect_stdout(sys.stderr):  # where Ray tells of lost nodes, and --json promises one object
+    with redirect_stdout(sys.stderr):  # Ray reports lost nodes on stdout, where --json promises a single object
         yield from _each(_connected(address), jobs, work, limit)
 
 
@@ -60,7 +60,7 @@ def _each(ray: Any, jobs: Sequence[Job], work: str, limit: int | None) -> Genera
                 yield Event(running.pop(reference), _outcome(ray, reference))
     finally:
         for reference in running:
-            ray.cancel(reference)  # an interrupt, at which a training saves
+            ray.cancel(reference)  # interrupts it, so that training saves
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
         ray.shutdown()
@@ -82,10 +82,10 @@ def _connected(address: str) -> Any:
 
 
 def _reach(address: str) -> None:
-    """Knock at HOST:PORT: Ray itself tries for minutes.
+    """Check that HOST:PORT answers: Ray itself would retry for minutes.
 
     Raises:
-        OSError: nobody opens.
+        OSError: it does not.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
@@ -93,7 +93,7 @@ def _reach(address: str) -> None:
 
 
 def _carry_out(job: Job, work: str, place: str) -> Outcome:
-    """On a node: the job, in the folder where the sweep was started, so that paths mean the same."""
+    """Execute a job on a node, in the folder where the sweep was started, so that paths mean the same."""
     if os.path.isdir(place):
         os.chdir(place)
     STORE.keeps = True
@@ -117,5 +117,5 @@ def _wants_gpu(job: Job) -> bool:
 
 
 def _room(job: Job, gpus: int, resources: dict[str, float]) -> int:
-    """How many such jobs the whole cluster has room for; at least one, for clusters that grow when they are asked."""
+    """How many such jobs the whole cluster has room for; at least one, for clusters that grow on demand."""
     return max(1, int(resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // job.threads))

@@ -1,4 +1,4 @@
-"""Carry out what a sweep has left to do: here, on a cluster, or one run of it."""
+"""Execute the remaining runs of a sweep: here, on a cluster, or only one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from superlora_cli.sweeping.local import each
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import WORK, Event, Job
 
-MEMORY = 2 * 2**30  # bytes that a worker may take, where nobody says how many workers there are to be
+MEMORY = 2 * 2**30  # bytes assumed per worker if their number is not given
 
 
 def conduct(
@@ -32,25 +32,26 @@ def conduct(
     index: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Run what is not done yet and keep the results up to date; a run that fails does not stop the others.
+    """Do the runs that are not finished, updating the results; a run that fails does not stop the others.
 
     Args:
-        workers: runs at a time; default: one per GPU, else per CPU core, as far as memory goes.
+        workers: runs at a time; default: one per GPU, else one per CPU core, as far as memory allows.
         ray: address of a Ray cluster to run on.
-        index: the only run to carry out, counted from 0 in the sweep's order.
+        index: the only run to do, counted from 0 in the order of the sweep.
 
     Returns:
         status (completed, failed or incomplete), sweep, out, runs, completed, failed, left, impossible, best (id, run,
-        metrics, and chosen_by, the name of one of them; None where no run says how good it is), results (the file),
+        metrics, and chosen_by, the name of one of them; None if no run has a metric to choose by), results (the file),
         errors (id and error of each run that did not complete).
 
     Raises:
-        UsageError: an impossible run, an index out of range, a folder that holds something else, no such cluster.
-        InterruptedRunError: by a signal, when the runs under way have been saved.
+        UsageError: a run is impossible, the index is out of range, the folder holds something else, or there is no such
+            cluster. InterruptedRunError: after a signal, when the active runs are saved.
     """
     runs = folder.plan.checked()
     if launched() > 1:
-        raise UsageError(f"launched as {launched()} processes", where="superlora sweep", hint="--workers, or --ray")
+        raise UsageError(f"launched as {launched()} processes", where="superlora sweep",
+                         hint="start it as a single process, with --workers or --ray")  # fmt: skip
     if index is not None:
         if not 0 <= index < len(runs):
             raise UsageError(f"the sweep has {len(runs)} runs", where=f"--index {index}", hint=f"0 to {len(runs) - 1}")
@@ -69,17 +70,17 @@ def conduct(
                     begun.note(event)
                     board.tell(event, begun.rows)
             except KeyboardInterrupt:
-                events.close()  # which saves what is under way
+                events.close()  # saves the active runs
                 begun.interrupted()
     return begun.summary()
 
 
 class _Session:
-    """What came of the runs until now: those done before, and those that this command carried out.
+    """The results of the runs so far: those done before, and those done by this command.
 
     Attributes:
-        rows: the results of both, in the sweep's order.
-        errors: of the runs that did not complete under this command, by id.
+        rows: the results of both, in the order of the sweep.
+        errors: errors of the runs that did not complete in this command, by id.
     """
 
     def __init__(self, folder: SweepFolder, runs: Sequence[Run]) -> None:
@@ -90,16 +91,16 @@ class _Session:
         self._look()
 
     def _look(self) -> None:
-        """Write the results; failures of earlier times, which are tried again, are not ours."""
+        """Write the results; earlier failures do not count, because they are tried again."""
         rows = self.folder.write_results()
         self.rows = [row for row in rows if row["id"] in self.runs and (_completed(row) or row["id"] in self.failed)]
 
     def done(self, run: Run) -> bool:
-        """Whether nothing is left to do for a run."""
+        """Whether a run is finished."""
         return any(row["id"] == run.id and _completed(row) for row in self.rows)
 
     def note(self, event: Event) -> None:
-        """Take in that a job began or ended."""
+        """Record that a job began or ended."""
         name, outcome = event.job.id, event.outcome
         if outcome is None or name not in self.runs:
             return
@@ -111,19 +112,19 @@ class _Session:
         self._look()
 
     def alone(self, jobs: Sequence[Job], console: Console | None) -> None:
-        """Carry out the one job of an array, in this process."""
+        """Execute a single job, of a job array, in this process."""
         module, _, name = WORK.partition(":")
         for job in jobs:
             outcome = getattr(importlib.import_module(module), name)(job, console)
             self.note(Event(job, outcome))
             if outcome.status == "interrupted":
-                raise InterruptedRunError(outcome.error, hint="the same command goes on with it")
+                raise InterruptedRunError(outcome.error, hint="the same command continues it")
 
     def interrupted(self) -> NoReturn:
-        """Say how far it came."""
+        """Report how far the sweep got."""
         self._look()
         message = f"interrupted, {sum(map(_completed, self.rows))} of {len(self.runs)} runs done"
-        raise InterruptedRunError(message, where=str(self.folder.path), hint="the same command goes on")
+        raise InterruptedRunError(message, where=str(self.folder.path), hint="the same command continues it")
 
     def summary(self) -> dict[str, Any]:
         """What `conduct` returns."""
@@ -144,7 +145,7 @@ class _Session:
         }
 
     def best(self) -> dict[str, Any] | None:
-        """The best run, and by which of its metrics."""
+        """The best run, and the metric it was chosen by."""
         row = best_of(self.rows)
         if row is None:
             return None
@@ -167,7 +168,7 @@ def _events(
 
 
 def _devices() -> list[str]:
-    """The available GPUs, as CUDA_VISIBLE_DEVICES names them; −1 hides those behind it."""
+    """The available GPUs, as named in CUDA_VISIBLE_DEVICES; −1 hides those after it."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return list(takewhile(lambda device: device != "-1", filter(None, map(str.strip, named.split(",")))))

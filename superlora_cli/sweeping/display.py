@@ -1,4 +1,4 @@
-"""What one sees of a sweep: a live table on a terminal, a line per run elsewhere, nothing with --quiet."""
+"""Progress of a sweep: a live table on a terminal, a line per run elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ BEST = {
     "val_accuracy": max,
     "val_map": max,
     "val_loss": min,
-}  # the first that the rows have says which run is best
-TAIL = 2000  # bytes of metrics.jsonl that surely hold its last line
+}  # the first of these that the rows have selects the best run
+TAIL = 2000  # bytes at the end of metrics.jsonl that include its last line
 
 
 class Board:
-    """The state of a sweep, told as it changes.
+    """Shows the state of a sweep as it changes.
 
     Args:
-        runs: all that the sweep is to have done in the end.
-        rows: of those that ended before.
-        workers: how many run at a time.
+        runs: all runs of the sweep.
+        rows: the results of those that ended before.
+        workers: number of runs at a time.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Board:
     ) -> None:
         self.folder, self.runs, self.rows, self.console = folder, runs, list(rows), console
         self.workers, self.quiet = workers, quiet
-        self.began: dict[str, float] = {}  # id → when, of what runs now
-        self.speeds: list[float] = []  # seconds per step of the runs that ended before our eyes
+        self.began: dict[str, float] = {}  # id → start time of the active runs
+        self.speeds: list[float] = []  # seconds per step of the runs that ended in this command
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
-        self.steps = {run.id: run.recipe.train.steps for run in runs}  # None where it counts epochs
+        self.steps = {run.id: run.recipe.train.steps for run in runs}  # None if it counts epochs
 
     def __enter__(self) -> Board:
         if not self.quiet and self.console.is_terminal:
             self.live.start()
-        kept = sum(row["status"] == "completed" for row in self.rows)
-        self.say(f"{self.folder.plan.name}: {len(self.runs)} runs, {kept} of them done, {self.workers} at a time")
+        done = sum(row["status"] == "completed" for row in self.rows)
+        self.say(f"{self.folder.plan.name}: {len(self.runs)} runs, {done} of them done, {self.workers} at a time")
         return self
 
     def __exit__(
@@ -66,7 +66,7 @@ class Board:
         self.live.stop()
 
     def tell(self, event: Event, rows: Sequence[Row]) -> None:
-        """A job began or ended; `rows` are the results since."""
+        """Report that a job began or ended; `rows` are the results so far."""
         name, outcome = event.job.id, event.outcome
         if outcome is None:
             self.began[name] = time.monotonic()
@@ -86,12 +86,12 @@ class Board:
         self.say("  ".join(words))
 
     def say(self, line: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         if not self.quiet:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def table(self) -> Group:
-        """Counts, time left, the best so far, and the runs that are under way."""
+        """Counts, time left, the best run so far, and the active runs."""
         failed = sum(row["status"] == "failed" for row in self.rows)
         running = list(self.began.items())
         left = len(self.runs) - len({row["id"] for row in self.rows} | set(self.began))
@@ -108,7 +108,7 @@ class Board:
         return Group(*(Text(line) for line in lines), table)
 
     def left(self) -> float:
-        """Seconds until all is done whose steps are known, by the runs that ended before our eyes."""
+        """Seconds until all runs with a known number of steps are done, estimated from the runs that ended so far."""
         ended = {row["id"] for row in self.rows}
         steps = sum(count for name, count in self.steps.items() if count and name not in ended)
         steps -= sum(last_step(self.folder.path / "runs" / name) for name in list(self.began) if self.steps[name])
@@ -116,7 +116,7 @@ class Board:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The completed run with the best figure, chosen without a look at the test split where that can be."""
+    """The completed run with the best metric, selected without the test split if possible."""
     for name, better in BEST.items():
         having = [row for row in rows if row["status"] == "completed" and _number(row["metrics"].get(name))]
         if having:
@@ -125,7 +125,7 @@ def best_of(rows: Sequence[Row]) -> Row | None:
 
 
 def last_step(run: Path) -> int:
-    """The last step that a run's metrics.jsonl tells of, 0 where it tells of none."""
+    """The last step in a run's metrics.jsonl; 0 if there is none."""
     try:
         with (run / "metrics.jsonl").open("rb") as file:
             file.seek(-min(TAIL, file.seek(0, 2)), 2)
@@ -136,7 +136,7 @@ def last_step(run: Path) -> int:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as one says it.
+    """A duration in words.
 
     >>> in_words(50), in_words(800), in_words(30_000)
     ('50 s', '13 min', '8.3 h')
@@ -147,7 +147,7 @@ def in_words(seconds: float) -> str:
 
 
 def measure_of(row: Row) -> str | None:
-    """The metric that says how good a run is; None where it has none."""
+    """The metric by which a run is judged; None if it has none."""
     return next((name for name in BEST if _number(row["metrics"].get(name))), None)
 
 

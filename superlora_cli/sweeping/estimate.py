@@ -12,15 +12,15 @@ from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
 MEASURE = "superlora_cli.commands.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
-BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # that are there on every machine
+BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # available on every machine
 
 
 def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
-    """The training time of the runs that are not done, on this machine: no evaluation, no images.
+    """The training time of the unfinished runs on this machine, without evaluation and generating images.
 
     Returns:
-        steps: that are left, None where runs count epochs. seconds: None where nothing can be said. from: what that
-        rests on.
+        steps: number of steps left; None if runs count epochs. seconds: None if unknown. from: the basis of the
+        estimate.
     """
     done = {row["id"]: row for row in rows if row["status"] == "completed"}
     todo = [run for run in plan.possible if run.id not in done]
@@ -30,15 +30,15 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
     known = [row for row in done.values() if row["seconds"] and row["steps"]]
     at_a_time = f"{workers} at a time"
     if not todo:
-        return {**found, "seconds": 0.0, "from": "all is done"}
+        return {**found, "seconds": 0.0, "from": "all runs are done"}
     if steps is None:
-        return {**found, "from": "how many steps train.epochs are shows in the images"}
+        return {**found, "from": "the number of steps in train.epochs is only known from the images"}
     if known:
         each = sum(row["seconds"] for row in known) / sum(row["steps"] for row in known)
-        said = f"by the {len(known)} runs that are done, {at_a_time}"
+        said = f"from the {len(known)} finished runs, {at_a_time}"
         return {**found, "seconds": steps * each / workers, "from": said}
     if not all(_at_hand(run.recipe) for run in todo):
-        return {**found, "from": "no run is done yet"}
+        return {**found, "from": "no run is finished yet"}
     module, _, name = MEASURE.partition(":")
     measure, rates = getattr(importlib.import_module(module), name), {}
     total = 0.0
@@ -48,10 +48,10 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
         if key not in rates:
             rates[key] = measure(run.recipe)
         total += train.length * rates[key]
-    said = f"by a few steps here, without evaluation and images, {at_a_time}"
+    said = f"from a few steps here, without evaluation and generated images, {at_a_time}"
     return {**found, "seconds": total / workers, "from": said}
 
 
 def _at_hand(recipe: Recipe) -> bool:
-    """Whether a few steps can be tried here and now."""
+    """Whether a few steps can be timed here and now."""
     return recipe.model.name in BASES and recipe.model.checkpoint is None and is_embedded(recipe.data.name)

@@ -1,9 +1,9 @@
-"""A sweep's folder: its runs, and the results that are made of them.
+"""A sweep's folder: its runs and their results.
 
-DIR/sweep.yaml                      the sweep file, as it was at the last start
-DIR/runs/<id>/                      a run, as `superlora train` leaves it; measure.json where the sweep measures
-DIR/results.csv, results.jsonl      every run that has ended, once, in the sweep's order
-DIR/workers.log                     what the workers' libraries said
+DIR/sweep.yaml                      the sweep file at the last start
+DIR/runs/<id>/                      a run, as `superlora train` writes it; with measure.json if the sweep measures
+DIR/results.csv, results.jsonl      every finished run, once, in the order of the sweep
+DIR/workers.log                     output of the workers' libraries
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from superlora_cli.sweeping.plan import Plan, Run
 from superlora_cli.sweeping.schema import Measure
 from superlora_cli.sweeping.work import Job
 
-COST = ("seconds", "images_per_second", "peak_memory")  # differ from time to time, so that results.csv is without them
+COST = ("seconds", "images_per_second", "peak_memory")  # not in results.csv, because they vary
 Row = dict[str, Any]
 
 
 class SweepFolder:
-    """Where a sweep's runs and results lie."""
+    """The folder of a sweep's runs and results."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, plan
         self.csv, self.jsonl = path / "results.csv", path / "results.jsonl"
 
     def prepare(self) -> None:
-        """Make the folder, and keep the sweep file in it.
+        """Create the folder, and copy the sweep file to it.
 
         Raises:
             UsageError: it holds something else, or cannot be written.
@@ -52,29 +52,29 @@ class SweepFolder:
         return self.path / "runs" / run.id
 
     def told(self, error: str) -> str:
-        """An error without the sweep's own path in it, so that results do not depend on where they are made."""
+        """An error without the sweep's path, so that results do not depend on it."""
         return error.replace(f"{self.path.absolute()}/", "")
 
     def job(self, run: Run) -> Job:
-        """A run for a worker."""
+        """A run as a job for a worker."""
         measure = wanted_measure(self.plan.measure, run)
         threads = run.recipe.train.threads or 1
         return Job(run.id, str(self.of(run).absolute()), run.recipe.to_dict(), measure, threads)
 
     def note_failure(self, run: Run, error: str) -> None:
-        """Write down that a run failed, where it could not do that itself."""
+        """Record that a run failed, in case it could not do so itself."""
         row, folder = self.row(run), self.of(run)
         if row is not None and row["status"] == "failed":
             return
         about = read_json(folder / "run.json")
         folder.mkdir(parents=True, exist_ok=True)
-        if about.get("status") == "completed":  # trained, and lost while it was measured
+        if about.get("status") == "completed":  # it was trained, but failed while being measured
             write_json(folder / "measure.json", {"wanted": wanted_measure(self.plan.measure, run), "error": error})
         else:
             write_json(folder / "run.json", {**about, "status": "failed", "error": error})
 
     def row(self, run: Run) -> Row | None:
-        """What came of a run that has ended, None while it has not."""
+        """The result of a finished run; None if it is not finished."""
         folder = self.of(run)
         about = read_json(folder / "run.json")
         status, error, measured = about.get("status"), about.get("error"), None
@@ -105,11 +105,11 @@ class SweepFolder:
         }
 
     def rows(self) -> list[Row]:
-        """Of all runs that have ended, in the sweep's order."""
+        """The results of all finished runs, in the order of the sweep."""
         return [row for run in self.plan.possible if (row := self.row(run)) is not None]
 
     def write_results(self) -> list[Row]:
-        """Make results.csv and results.jsonl anew from the runs' folders; gives their rows."""
+        """Write results.csv and results.jsonl from the run folders; returns their rows."""
         with self._alone():
             rows = self.rows()
             write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -118,7 +118,7 @@ class SweepFolder:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other process of this sweep meanwhile: the last to write has seen what all others wrote."""
+        """Exclude other processes of this sweep, so that the last one to write has seen all results."""
         path = self.path / ".results.lock"
         with system_errors(path), path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -126,12 +126,12 @@ class SweepFolder:
 
 
 def wanted_measure(measure: Measure | None, run: Run) -> dict[str, Any] | None:
-    """The `measure` section for one run, its seed filled in."""
+    """The `measure` section for one run, with its seed filled in."""
     return None if measure is None else {"seed": run.recipe.seed, **measure.model_dump()}
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """A line per run, a column per overridden key and per metric: the same bytes for the same results."""
+    """One line per run, one column per overridden key and metric: the same bytes for the same results."""
     keys = dict.fromkeys(key for row in rows for key in row["overrides"])
     metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
     columns = ["id", "recipe", "seed", *keys, "status", "parameters", "head", "steps", "bytes", *metrics, "error"]
@@ -141,7 +141,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         plain = {key: row[key] for key in ("id", "recipe", "seed", "status", "steps", "bytes", "error")}
         params = row["params"]
-        adapted = params.get("adapter") or params.get("head") != 0  # without an adapter there is no head beside it
+        adapted = params.get("adapter") or params.get("head") != 0  # without an adapter there is no separate head
         trained = params.get("adapter") if adapted else params.get("base")
         writer.writerow({**row["overrides"], **row["metrics"], **plain, "parameters": trained, "head": params["head"]})
     return text.getvalue()

@@ -19,21 +19,21 @@ from typing import Any
 from superlora_cli.cache import STORE
 from superlora_cli.sweeping.work import Event, Job, Outcome
 
-PATIENCE = 120  # seconds that a worker has to save, once it is told to stop
+PATIENCE = 120  # seconds that a worker has to save when it is stopped
 
 
 def each(
     jobs: Sequence[Job], work: str, *, workers: int, devices: Sequence[str], log: Path
 ) -> Generator[Event, None, None]:
-    """Carry out jobs, `workers` at a time, in processes that live on from one to the next.
+    """Execute jobs, `workers` at a time, in processes that are reused from job to job.
 
-    A worker that dies takes its own job with it and no other. Closing the iterator, or an interrupt, stops the
-    workers as a signal stops a training: what they do is saved.
+    If a worker dies, only its own job fails. Closing the iterator, or an interrupt, stops the workers as a signal stops
+    training: their progress is saved.
 
     Args:
         work: `module:function` from Job to Outcome.
-        devices: what CUDA_VISIBLE_DEVICES may be; the workers take them in turn. () leaves it alone.
-        log: the file for what the workers write on stdout and stderr.
+        devices: values for CUDA_VISIBLE_DEVICES, which the workers take in turn; () does not set it.
+        log: the file for the workers' stdout and stderr.
     """
     waiting = deque(jobs)
     team = [Worker(work, devices[i % len(devices)] if devices else None, log) for i in range(min(workers, len(jobs)))]
@@ -54,7 +54,7 @@ def each(
 
 
 class Worker:
-    """A process that carries out one job after the other; it is started with its first, and again after a death."""
+    """A process that executes one job after the other; started with its first job, and again if it died."""
 
     def __init__(self, work: str, device: str | None, log: Path) -> None:
         self.how = (work, device, str(log))
@@ -63,19 +63,19 @@ class Worker:
         self.pipe: Connection
 
     def begin(self, job: Job) -> None:
-        """Hand it a job."""
+        """Give it a job."""
         if self.process is None or not self.process.is_alive():
             self._start()
         self.job = job
-        with contextlib.suppress(OSError):  # it died: `outcome` will say so
+        with contextlib.suppress(OSError):  # it died, which `outcome` reports
             self.pipe.send(job)
 
     def _start(self) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, *self.how))
-        # Ctrl-C reaches a whole group of processes; the workers are deaf to it, and hear from us.
-        resource_tracker.ensure_running()  # which would lift the mask on its way
+        # Ctrl-C reaches the whole process group; workers ignore it, and are stopped by this process.
+        resource_tracker.ensure_running()  # otherwise its start would unblock the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
@@ -84,7 +84,7 @@ class Worker:
         theirs.close()
 
     def outcome(self) -> Outcome:
-        """Of the job that has ended, or of the worker that has died."""
+        """The outcome of the job that ended, or of the death of the worker."""
         with contextlib.suppress(EOFError, OSError):
             if self.pipe.poll():
                 found: Outcome = self.pipe.recv()
@@ -96,12 +96,12 @@ class Worker:
 
 
 def _stop(team: Sequence[Worker]) -> None:
-    """Let all workers go: those that train save first, unless we are interrupted again."""
+    """Stop all workers; those that train save first, unless this process is interrupted again."""
     running = [worker.process for worker in team if worker.process is not None]
     try:
         for worker in team:
             if worker.process is not None:
-                worker.pipe.close()  # nothing more to do
+                worker.pipe.close()  # no more jobs
                 if worker.job is not None:
                     worker.process.terminate()
         for process in running:
@@ -114,7 +114,7 @@ def _stop(team: Sequence[Worker]) -> None:
 
 
 def _serve(pipe: Connection, work: str, device: str | None, log: str) -> None:
-    """A worker's life."""
+    """The main function of a worker process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (1, 2):
@@ -122,7 +122,7 @@ def _serve(pipe: Connection, work: str, device: str | None, log: str) -> None:
     faulthandler.enable(file=sys.stderr)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    threading.Thread(target=_mourn, daemon=True).start()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         module, _, name = work.partition(":")
         carry_out = getattr(importlib.import_module(module), name)
@@ -136,8 +136,8 @@ def _serve(pipe: Connection, work: str, device: str | None, log: str) -> None:
         return
 
 
-def _mourn() -> None:
-    """Stop when the sweep's own process is gone, however it went."""
+def _stop_with_parent() -> None:
+    """Stop when the sweep's own process has ended, for whatever reason."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

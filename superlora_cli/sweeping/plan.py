@@ -1,4 +1,4 @@
-"""From a sweep file to its runs: what each trains, what it is called, what it counts."""
+"""Expand a sweep file to its runs: their recipes, names and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
 from superlora_cli.sweeping.schema import Grid, Measure, Sweep
 from superlora_cli.tasks import TASKS
 
-SLUG = 100  # characters of an id that say what is special in a run
-SHOWN = 10  # impossible runs in an error
+SLUG = 100  # most characters of an id before its seed and digest
+SHOWN = 10  # most impossible runs listed in an error
 
-Setting = tuple[str, Any, str]  # a recipe's key, its value, and where in the sweep file that stands
+Setting = tuple[str, Any, str]  # a recipe key, its value, and its place in the sweep file
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-        id: name of its folder: what is special in it, its seed, and a digest of all that the recipe says. It depends
-            on nothing else, so runs that are added or taken away leave it as it is.
-        name: of the recipe it starts from.
-        overrides: what the sweep sets for this run and not for all, by dotted key.
-        params: `adapter`, `head` (None where unknown) and `base`; {} where the run is impossible.
-        impossible: why it cannot be, None if it can.
+        id: name of its folder: the settings that differ, its seed, and a digest of the whole recipe. It depends on
+            nothing else, so adding or removing other runs does not change it.
+        name: name of the recipe it starts from.
+        overrides: settings of this run that do not apply to all runs, by dotted key.
+        params: `adapter`, `head` (None if unknown) and `base`; {} if the run is impossible.
+        impossible: why the run is impossible; None if it is possible.
     """
 
     id: str
@@ -58,8 +58,8 @@ class Plan:
     """A sweep file, expanded.
 
     Attributes:
-        file: where it was found; `text` is what it says.
-        runs: in the sweep's order, no two alike, the impossible ones among them.
+        file: its path; `text` is its content.
+        runs: in the order of the sweep, without duplicates, including impossible ones.
     """
 
     file: Path
@@ -70,32 +70,32 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The file's, without its ending."""
+        """The file's name without its suffix."""
         return self.file.stem
 
     @property
     def possible(self) -> tuple[Run, ...]:
-        """The runs that can be carried out."""
+        """The possible runs."""
         return tuple(run for run in self.runs if run.impossible is None)
 
     @property
     def impossible(self) -> tuple[Run, ...]:
-        """The others."""
+        """The impossible runs."""
         return tuple(run for run in self.runs if run.impossible is not None)
 
     def checked(self) -> tuple[Run, ...]:
-        """The runs that are to be carried out.
+        """The runs to do.
 
         Raises:
-            UsageError: some are impossible, and the file does not say that they may be left out; or there is none.
+            UsageError: some are impossible and `skip_impossible` is not set, or all of them are.
         """
         if self.impossible and not self.skip_impossible:
             listed = [f"{run.id}: {run.impossible}" for run in self.impossible]
             more = [f"… and {len(listed) - SHOWN} more"] if len(listed) > SHOWN else []
-            lines = [f"{len(listed)} of {len(self.runs)} runs cannot be:", *listed[:SHOWN], *more]
+            lines = [f"{len(listed)} of {len(self.runs)} runs are impossible:", *listed[:SHOWN], *more]
             raise LongUsageError(lines, where=str(self.file), hint="skip_impossible: true leaves them out")
         if not self.possible:
-            raise UsageError("no run of it can be", where=str(self.file), hint=self.runs[0].impossible)
+            raise UsageError("all of its runs are impossible", where=str(self.file), hint=self.runs[0].impossible)
         return self.possible
 
 
@@ -103,7 +103,7 @@ def load_plan(name_or_path: str | Path) -> Plan:
     """The runs of the sweep at a path, or of a shipped sweep.
 
     Raises:
-        UsageError: with the line of the sweep file, or of a recipe, that is wrong.
+        UsageError: names the line of the sweep file or recipe that is wrong.
     """
     file = find_sweep(name_or_path)
     document = read_yaml(file)
@@ -113,15 +113,15 @@ def load_plan(name_or_path: str | Path) -> Plan:
     for recipe, settings in _points(sweep, document, file):
         run = _run(recipe, settings)
         if sweep.measure and not TASKS[run.recipe.task].generates:
-            hint = f"{run.name} is for {run.recipe.task}, whose accuracy is in the results anyway"
-            raise UsageError("only diffusion runs generate", where=places.where("measure"), hint=hint)
-        runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # one recipe and seed, however it was come by
+            hint = f"{run.name} is for {run.recipe.task}; its metrics are in the results anyway"
+            raise UsageError("only diffusion runs generate images", where=places.where("measure"), hint=hint)
+        runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # each recipe and seed only once
     return Plan(file, file.read_text(encoding="utf-8"), tuple(runs.values()), sweep.measure, sweep.skip_impossible)
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is set for all runs, for those of one block of the file, and by its grid for one; the last has its way."""
+    """Settings of all runs, of one block of the file, and of one point of its grid; later ones override."""
 
     common: Sequence[Setting]
     fixed: Sequence[Setting]
@@ -132,7 +132,7 @@ class _Settings:
 
 
 def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path, _Settings]]:
-    """The recipe's file and the settings of every run, in order: the grid, then `runs`; seeds are innermost."""
+    """The recipe file and the settings of every run, in order: the grid, then `runs`; seeds vary fastest."""
 
     def placed(above: str, values: Mapping[str, Any]) -> list[Setting]:
         return [(key, value, f"{file}:{_line(document, above, key)}") for key, value in values.items()]
@@ -153,9 +153,11 @@ def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path
             settings = _Settings(common, fixed, chosen)
             for key, _, where in settings:
                 if sweep.seeds and key == "seed":
-                    raise UsageError("the seed is set twice", where=f"{where}: seed", hint="`seeds` says them all")
+                    raise UsageError("the seed is set twice", where=f"{where}: seed", hint="use either seed or seeds")
                 if key.partition(".")[0] == "output":
-                    raise UsageError("the sweep says where its runs go", where=f"{where}: {key}", hint="leave it out")
+                    raise UsageError(
+                        "the sweep sets the folders of its runs", where=f"{where}: {key}", hint="leave it out"
+                    )
             if not sweep.seeds:
                 yield path, settings
             for seed in sweep.seeds or ():
@@ -171,13 +173,13 @@ def _line(document: Document, above: str, key: str) -> int:
 
 
 def _recipe_file(name: str | None, file: Path, line: int) -> Path:
-    """A path beside the sweep file, else as `find_recipe`."""
+    """A path relative to the sweep file, else as `find_recipe`."""
     where = f"{file}:{line}: recipe"
     if name is None:
         raise UsageError("missing, expected the name of a recipe", where=where, hint="recipe: digits_lora")
-    beside = file.parent / name
-    if beside.is_file():
-        return beside
+    relative = file.parent / name
+    if relative.is_file():
+        return relative
     try:
         return find_recipe(name)
     except UsageError as error:
@@ -193,7 +195,7 @@ def _run(path: Path, settings: _Settings) -> Run:
     """The run of a recipe with settings on top.
 
     Raises:
-        UsageError: the recipe is wrong, or a key that is set is none of a recipe's.
+        UsageError: the recipe is wrong, or a key is unknown.
     """
     document = _read(path, path.stat().st_mtime)
     data, places = copy.deepcopy(document.data), Places(str(path), document.positions)
@@ -218,7 +220,7 @@ def _run(path: Path, settings: _Settings) -> Run:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A section that is set as a whole, as its keys."""
+    """The keys of a section that is set as a whole."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)

@@ -1,4 +1,4 @@
-"""What is handed to a worker, and what it hands back."""
+"""Jobs for workers, and their outcomes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-WORK = "superlora_cli.commands.sweep:carry_out"  # Job → Outcome; by name, since importing it takes seconds
+WORK = "superlora_cli.commands.sweep:carry_out"  # Job → Outcome; by name, because importing it takes seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be carried out.
+    """One run to do.
 
     Attributes:
-        id: the run's.
-        folder: where it goes, absolute.
+        id: the run's id.
+        folder: the run folder, an absolute path.
         recipe: as plain data.
-        measure: as the sweep's `measure` section, seed included; None for no measuring.
-        threads: CPU threads that it takes.
-        wait: seconds to wait for another run that is in the folder.
+        measure: the sweep's `measure` section, with its seed; None to measure nothing.
+        threads: number of CPU threads.
+        wait: seconds to wait for another process that uses the folder.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `busy` if another process is at it. `error` is one line, None for a completed run."""
+    """How a job ended: `busy` if another process does it. `error` is one line, None for a completed run."""
 
     status: Literal["completed", "failed", "interrupted", "busy"]
     error: str | None = None
@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Event:
-    """A job was begun (no outcome), or has ended."""
+    """A job has begun (no outcome) or ended."""
 
     job: Job
     outcome: Outcome | None = None

@@ -1,4 +1,4 @@
-"""The tasks, by the name that `task:` has in a recipe. To list them imports nothing heavy."""
+"""The tasks, by the name that `task:` has in a recipe. Listing them imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ TASKS: Table[TaskKind] = Table("task", {"classification": Later(_classification)
 
 
 def task_of(recipe: Recipe) -> type[ImageTask]:
-    """The class that does the work of a recipe."""
+    """The class that trains and evaluates a recipe."""
     return TASKS[recipe.task].at_work(recipe)

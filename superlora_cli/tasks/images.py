@@ -1,4 +1,4 @@
-"""What tasks on images share: device, batches, predictions, the files of a result."""
+"""What tasks on images have in common: device, batches, predictions, result files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What can be said of a model on a whole split.
+    """The evaluation of a model on a whole split.
 
     Attributes:
-        per_class: a row for every class that has images, with its name and their number `n`; None without classes.
-        confusion: None where an image has no one class.
+        per_class: a row for every class that has images, with its name and number of images `n`; None without classes.
+        confusion: None if an image does not have exactly one class.
     """
 
     metrics: dict[str, float]
@@ -50,10 +50,10 @@ class Prediction(NamedTuple):
 
 @contextmanager
 def size_refused(size: int) -> Iterator[None]:
-    """Inside, a model that refuses images of that side, as timm's do by an assertion, is one clear line.
+    """Inside, an assertion by which a timm model refuses images of this size becomes an error of one line.
 
     Raises:
-        UsageError: says so.
+        UsageError: the model does not accept images of this size.
     """
     try:
         yield
@@ -63,12 +63,12 @@ def size_refused(size: int) -> Iterator[None]:
 
 
 def refusal(size: int, error: Exception) -> str:
-    """What a model raised at images of that side, in a line; some say nothing."""
-    return f"the model refuses images of {size} × {size}" + (f": {error}" if str(error) else "")
+    """One line on an image size that a model rejects; some models raise an error without a message."""
+    return f"the model does not accept images of {size} × {size}" + (f": {error}" if str(error) else "")
 
 
 def outputs_of(model: nn.Module) -> int:
-    """How many outputs a classifier has; of any other model 0."""
+    """Number of outputs of a classifier; 0 for any other model."""
     found: int = getattr(model, "num_classes", 0)
     return found
 
@@ -83,16 +83,16 @@ def names_of(known: Sequence[str], outputs: int) -> list[str]:
 
 
 class ImageTask:
-    """A task as the training loop sees it, but for its loss and its score.
+    """A task as the training loop sees it, except for its loss and its score.
 
     Attributes:
-        recipe: with the length of the training in steps.
-        measure: the metric that is reported first and chosen by.
-        confuses: an image has one class, which can be taken for another.
-        predicted: columns of a table of predictions, beside `file`.
-        look, splits: how the model wants its images, and the data.
-        class_names: what the model's outputs, or the labels that it is told, stand for.
-        shows_progress: a bar for every evaluation, where there is no other one.
+        recipe: with the length of training in steps.
+        measure: the metric that is reported first and selects the best step.
+        confuses: whether an image has exactly one class, so that there is a confusion matrix.
+        predicted: columns of a table of predictions, after `file`.
+        look, splits: the image format that the model expects, and the data.
+        class_names: of the model's outputs, or of the labels it is conditioned on.
+        shows_progress: whether every evaluation shows a progress bar.
     """
 
     measure: ClassVar[str]
@@ -115,39 +115,39 @@ class ImageTask:
 
     @staticmethod
     def data(recipe: Recipe) -> DataSection:
-        """The recipe's, with what the task has other defaults for."""
+        """The recipe's data section, with the defaults of this task."""
         return recipe.data
 
     def check_classes(self) -> None:
-        """Refuse data with classes that the model has no place for.
+        """Refuse data with more classes than the model has.
 
         Raises:
-            UsageError: there are more than that.
+            UsageError: there are more classes.
         """
         raise NotImplementedError
 
     def _numbers_of(self, names: Sequence[str]) -> Tensor | None:
-        """The model's number of every class of the data, None where they are numbered alike.
+        """The model's number for every class of the data; None if both have the same order.
 
         Raises:
-            UsageError: the data have a class that the model does not know.
+            UsageError: the data have a class that the model does not have.
         """
         if tuple(names) == self.class_names:
             return None
         for name in names:
             if name not in self.class_names:
-                hint = did_you_mean(name, self.class_names) or f"it knows {', '.join(self.class_names[:8])}, …"
-                raise UsageError(f"the model knows no class '{name}'", where=self.recipe.data.name, hint=hint)
+                hint = did_you_mean(name, self.class_names) or f"it has {', '.join(self.class_names[:8])}, …"
+                raise UsageError(f"the model has no class '{name}'", where=self.recipe.data.name, hint=hint)
         return torch.tensor([self.class_names.index(name) for name in names])
 
     def _place(self) -> None:
-        """Put the model on the device, as the recipe's `train` section wants it."""
+        """Move the model to the device and set it up as the recipe's `train` section says."""
         train = self.recipe.train
         if train.gradient_checkpointing:
             self.model.set_grad_checkpointing(True)  # type: ignore[operator]
         if train.shard_base:
             if self.built.adapter is None:
-                raise UsageError("without an adapter there is no frozen base", where="train.shard_base")
+                raise UsageError("needs an adapter: without one there is no frozen base", where="train.shard_base")
             self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
         else:
             self.model.to(self.processes.device)
@@ -161,7 +161,7 @@ class ImageTask:
 
     @property
     def outputs(self) -> int:
-        """Of a classifier, how many; else 0."""
+        """Number of outputs of a classifier, else 0."""
         return outputs_of(self.model)
 
     @contextmanager
@@ -178,44 +178,44 @@ class ImageTask:
 
     @property
     def guessing(self) -> float:
-        """The loss of a model that knows nothing."""
+        """The loss of a model that guesses at random."""
         raise NotImplementedError
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The factors and what the adapter trains also, or every parameter of the base."""
+        """The factors and the base's own tensors that are trained with them; without an adapter, the whole base."""
         if self.built.adapter is None:
             return dict(self.model.named_parameters())
         return {**dict(self.built.adapter.factors.items()), **self.built.also}
 
     def head(self) -> dict[str, nn.Parameter]:
-        """The new classifier beside an adapter."""
+        """The new head that is trained with an adapter."""
         return self.built.head
 
     def buffers(self) -> dict[str, Tensor]:
-        """Running statistics of a base that is trained."""
+        """Running statistics of a base that is trained itself."""
         if self.built.adapter:
             return {}
         stored = self.model.state_dict()
         return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """This process's batches of steps `start` ... `stop` − 1, of the shuffled training split."""
+        """This process's batches of steps `start` ... `stop` − 1 of the shuffled training split."""
         processes = self.processes
         pin, own = processes.device.type == "cuda", (processes.index, processes.count)
         return read_training(self.recipe, self.splits, start, stop, outputs=self.outputs, process=own, pin=pin)
 
     def images_in(self, batch: Batch) -> int:
-        """B."""
+        """The number of images, B."""
         return len(batch[1])
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
-        """The mean loss of `model` on a batch that is on its device, a scalar."""
+        """The mean loss of `model` on a batch on the same device, a scalar."""
         raise NotImplementedError
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:
-        """As many labels as a batch has, of a model with so many outputs; what they say means nothing."""
+        """Placeholder labels for a batch of `count` images and a model with `outputs` outputs."""
         return torch.empty(count, dtype=torch.long)
 
     @staticmethod
@@ -229,7 +229,7 @@ class ImageTask:
             return self.objective(self.model, self.recipe, self.to_device(batch))
 
     def score(self) -> dict[str, float]:
-        """Metrics on the split that selects."""
+        """Metrics on the split that selects the best step."""
         return self.evaluate(self.recipe.eval.select)
 
     def judged_by(self) -> str:
@@ -242,26 +242,26 @@ class ImageTask:
         raise NotImplementedError
 
     def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
-        """The metrics of `evaluate`, and what a run's folder keeps beside them: file name → text."""
+        """The metrics of `evaluate`, and further files for the run folder: file name → text."""
         return self.evaluate(split), {}
 
     def judge(self, split: str) -> Judgement:
-        """The metrics of `evaluate`, and what else an evaluation tells."""
+        """The metrics of `evaluate`, and everything else that an evaluation reports."""
         return Judgement(self.evaluate(split))
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Whether `new` metrics beat `old` ones."""
+        """Whether the metrics `new` are better than `old`."""
         raise NotImplementedError
 
     def batches_of(self, split: str) -> Iterator[Batch]:
         """This process's share of a whole split, in order, on the device, for the model in evaluation mode.
 
         Raises:
-            UsageError: the split has no image.
+            UsageError: the split has no images.
         """
         images: Any = self.splits.named(split)
         if not len(images):
-            raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold some images out")
+            raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold out some images")
         self.in_training = False
         self.model.eval()
         pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size
@@ -273,11 +273,11 @@ class ImageTask:
             yield self.to_device(batch)
 
     def numbers(self, labels: Tensor) -> Tensor:
-        """Class numbers of the data → the model's."""
+        """Class numbers of the data → those of the model."""
         return labels if self._relabel is None else self._relabel.to(labels.device)[labels]
 
     def not_finite(self) -> str | None:
-        """ΔW of a target with NaN or Inf."""
+        """The name of a target whose ΔW has NaN or Inf, if any."""
         if self.built.adapter is None or not self.built.adapter.targets:
             return None
         with torch.no_grad():
@@ -287,7 +287,7 @@ class ImageTask:
         return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
 
     def check_outputs(self, outputs: Tensor) -> None:
-        """Refuse to judge by what are no numbers: (n, ...), one row an image.
+        """Refuse outputs (n, ...) that are not finite, one row per image.
 
         Raises:
             RunError: some are NaN or Inf.
@@ -295,11 +295,11 @@ class ImageTask:
         bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
         if bad:
             message = f"the model gives NaN or Inf for {bad} of {len(outputs)} images"
-            hint = "train.precision=fp32, or a base and an adapter whose weights are not that large"
+            hint = "train.precision=fp32, or a base and an adapter with smaller weights"
             raise RunError(message, where=self.recipe.model.name, hint=hint)
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
-        """adapter.safetensors, or model.safetensors where the base itself is trained."""
+        """The result: adapter.safetensors, or model.safetensors if the base itself was trained."""
         recipe, adapter = self.recipe, self.built.adapter
         if adapter is None:
             state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
@@ -321,6 +321,6 @@ class ImageTask:
         return {ADAPTER_FILE: stored.to_bytes()}
 
     def to_device(self, batch: Batch) -> Batch:
-        """Images and labels, where the model is."""
+        """Images and labels on the model's device."""
         device = self.processes.device
         return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""How the data of a recipe are read: what a run records of them, its length in steps, and its batches."""
+"""How the data of a recipe are read: what a run records about them, its length in steps, and its batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from superlora_cli.data.known import has_several_labels, is_embedded
 from superlora_cli.data.splits import Splits, labels_of
 from superlora_cli.recipe.schema import Recipe
 
-DATA_SEED = 0  # of held-out parts and rendered images: runs with different seeds see the same data
-OTHER_DATA = "images that were trained on may be among those held out"
+DATA_SEED = 0  # for splits and rendered images: runs with different seeds see the same data
+OTHER_DATA = "held-out images may have been trained on"
 
 
 def settled(recipe: Recipe, rule: str = "content") -> Recipe:
-    """The recipe with what a run records of its data: that images have several labels, and the rule of holding out.
+    """The recipe plus what a run records about its data: whether images have several labels, and how images are split.
 
     Args:
-        rule: where the recipe has none.
+        rule: `data.split` if the recipe does not set it.
     """
     data = recipe.data
     found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
@@ -29,10 +29,10 @@ def settled(recipe: Recipe, rule: str = "content") -> Recipe:
 
 
 def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
-    """The recipe with its `train.epochs`, if it has any, as the steps that they are on these images.
+    """The recipe with `train.epochs`, if set, converted to steps for these images.
 
     Raises:
-        UsageError: there are fewer images than batches a step.
+        UsageError: there are fewer images than batches per step.
     """
     train = recipe.train
     if train.epochs is None:
@@ -52,11 +52,11 @@ def read_training(
     process: tuple[int, int] = (0, 1),
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
-    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as a recipe wants them.
+    """The batches of steps `start` ... `stop` − 1 of the shuffled training split, as the recipe sets them.
 
     Args:
-        outputs: of a classifier.
-        process: which, of how many.
+        outputs: number of outputs of a classifier.
+        process: index of this process, and number of processes.
     """
     train, data = recipe.train, recipe.data
     return training_batches(

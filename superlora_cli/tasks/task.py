@@ -1,7 +1,7 @@
-"""All that commands may ask of a task before it is at work, on one page.
+"""Everything that commands may ask about a task before it runs, on one page.
 
-A task is one object in `tasks.TASKS`, by the name that `task:` has in a recipe. What does the work on a model and data
-is an `ImageTask`, which the training loop sees as `training.loop.Task`.
+A task is one object in `tasks.TASKS`, by the name that `task:` has in a recipe. The work on a model and data is done by
+an `ImageTask`, which the training loop sees as `training.loop.Task`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class TaskKind:
-    """A task; what takes time to import is imported in the methods.
+    """A task; slow imports belong inside the methods.
 
     Attributes:
-        generates: a model of it makes images: `generate`, `eval --against`, `measure:` in a sweep.
-        tells_classes: a model of it says which classes an image has: `eval --predict`, a new head.
-        mixes: its training images may be mixed with others, by `data.mixup` and `data.cutmix`.
-        bases: the name of the task that its bases are made for; its own where it says nothing.
+        generates: whether its models generate images: for `generate`, `eval --against`, and `measure:` in a sweep.
+        tells_classes: whether its models predict classes: for `eval --predict` and a new head.
+        mixes: whether its training images may be mixed by `data.mixup` and `data.cutmix`.
+        bases: the task that its bases are made for, by name; None: this one.
     """
 
     generates = False
@@ -35,13 +35,13 @@ class TaskKind:
         return None
 
     def trains_head(self, recipe: Recipe) -> bool:
-        """Whether a new head is trained beside the adapter."""
+        """Whether a new head is trained with the adapter."""
         return self.tells_classes and recipe.model.head == "new"
 
     def at_work(self, recipe: Recipe) -> type[ImageTask]:
-        """The class that does the work of this recipe."""
+        """The class that trains and evaluates this recipe."""
         raise NotImplementedError
 
     def inputs(self, model: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
-        """What `model` is called with to see images (n, 3, S, S); where more is needed, any will do."""
+        """The arguments to call `model` with for images (n, 3, S, S); further arguments may have any valid values."""
         return (images,)

@@ -1,9 +1,10 @@
-"""Checkpoints: folders that exist whole or not at all.
+"""Checkpoints: folders that are written atomically.
 
     checkpoints/step-000500/{adapter.safetensors, state.pt, COMPLETE}
 
-A folder is filled under a temporary name, marked COMPLETE, and renamed. One without COMPLETE does not exist. COMPLETE
-says the step and, as `sha256sum` does, what the other files are: one that has changed since is passed over.
+A folder is filled under a temporary name, marked COMPLETE, and renamed. A folder without COMPLETE does not count.
+COMPLETE has the step and, in the form of `sha256sum`, checksums of the other files: a checkpoint that has changed since
+is skipped.
 `state.pt` holds tensors and primitives only and is read with `weights_only=True`.
 """
 
@@ -26,7 +27,7 @@ STATE = "state.pt"
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
-    """Write `checkpoints/step-NNNNNN` with `state` and further `files`; replaces one of the same step."""
+    """Write `checkpoints/step-NNNNNN` with `state` and further `files`; replaces a checkpoint of the same step."""
     import torch
 
     final = folder / f"step-{step:06d}"
@@ -50,7 +51,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Ma
 
 
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every whole checkpoint, oldest first."""
+    """(step, path) of every complete checkpoint, oldest first."""
     found = []
     for path in folder.glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", path.name)
@@ -60,26 +61,26 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None where all its files are what was written.
+    """What is wrong with a checkpoint; None if all its files are as written.
 
-    Of one from before there were sums nothing is known, and nothing said.
+    Old checkpoints without checksums cannot be checked and count as intact.
     """
     try:
         step, *sums = (path / COMPLETE).read_text().splitlines()
         if int(step) != int(path.name.removeprefix("step-")):
-            return f"{COMPLETE} is of step {int(step)}"
+            return f"{COMPLETE} belongs to step {int(step)}"
         for line in sums:
             digest, name = line.split("  ")
             with (path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} is not what was written"
+                    return f"{name} has changed since it was written"
     except (OSError, ValueError) as error:
-        return f"{COMPLETE} does not fit: {error}"
+        return f"{COMPLETE} is wrong: {error}"
     return None
 
 
 def prune(folder: Path, *, keep: int, protected: Collection[int]) -> None:
-    """Delete all but the newest `keep` checkpoints and those at `protected` steps."""
+    """Delete all checkpoints except the newest `keep` and those at `protected` steps."""
     disposable = [(step, path) for step, path in complete_checkpoints(folder) if step not in protected]
     for _, path in disposable[:-keep]:
         (path / COMPLETE).unlink(missing_ok=True)

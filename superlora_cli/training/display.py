@@ -1,4 +1,4 @@
-"""What one sees of a training: a progress bar on a terminal, a line now and then elsewhere, nothing with --quiet."""
+"""Progress of training: a bar on a terminal, a line now and then elsewhere, nothing with --quiet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.table import Column
 from superlora_cli.progress import LiveDisplay
 from superlora_cli.training.meter import Figures
 
-BAR = 12  # columns, at least
-DROPPED = (4, 3, 1, 2)  # of the figures, the first to go first: memory, data, learning rate, images/s
+BAR = 12  # fewest columns
+DROPPED = (4, 3, 1, 2)  # figures to drop if space is short, in this order: memory, data, learning rate, images/s
 
 
 class Display(LiveDisplay):
     """Step, loss, learning rate, images/s, share of time waiting for data, peak memory and time left, on stderr.
 
-    On a narrow terminal the least important are left out.
+    On a narrow terminal the least important ones are left out.
     """
 
     def __init__(self, console: Console, *, steps: int, start: int, quiet: bool) -> None:
@@ -37,7 +37,7 @@ class Display(LiveDisplay):
         self.task = progress.add_task("train", total=steps, completed=start, figures="")
 
     def step(self, step: int, figures: Figures, *, lr: float) -> None:
-        """New figures after `step`, learning rate `lr`."""
+        """Show new figures after `step`, with learning rate `lr`."""
         words = [
             f"loss {figures.loss:.4f}",
             f"lr {lr:.2e}",
@@ -50,16 +50,16 @@ class Display(LiveDisplay):
             self.say("  ".join([f"step {step}/{self.steps}", *words]))
 
     def _fitting(self, words: list[str]) -> list[str]:
-        """Those that leave room for step, time and a bar."""
+        """The figures that leave room for step, time and a bar."""
         room = self.progress.console.width - len(f"step {self.steps}/{self.steps}  0:00:00  ") - BAR
-        kept = list(words)
+        shown = list(words)
         for index in DROPPED:
-            if len("  ".join(kept)) > room:
-                kept.remove(words[index])
-        return kept
+            if len("  ".join(shown)) > room:
+                shown.remove(words[index])
+        return shown
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if not self.quiet:
             self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
             sys.stderr.flush()

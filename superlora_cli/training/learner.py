@@ -1,4 +1,4 @@
-"""What a training changes, and all that changes it: weights, optimizer, schedule, scaler, average."""
+"""The trained tensors and everything that updates them: optimizer, schedule, scaler, moving average."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ State = dict[str, Any]
 
 
 class Learner:
-    """The trained tensors and everything that changes them.
+    """The trained tensors and everything that updates them.
 
     Args:
         body, head: trained parameters by name, each part with its own learning rate.
-        buffers: tensors that training changes otherwise, such as BatchNorm's running statistics.
-        scaler: of fp16 gradients, None in other precisions.
-        start: the step that training starts at.
-        state: what `state` gave at that step, None at the beginning.
+        buffers: other tensors that training changes, such as BatchNorm's running statistics.
+        scaler: gradient scaler for fp16; None in other precisions.
+        start: the step at which training starts.
+        state: the result of `state` at that step; None at the beginning.
 
     Raises:
-        UsageError: torch refuses the optimizer or the schedule, or `state` belongs to another recipe.
+        UsageError: torch refuses the optimizer or the schedule, or `state` does not fit the recipe.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Learner:
         if state:
             self._check(state)
             self.put(state["tensors"])
-        self.average: dict[str, Tensor] | None = None  # of parameters alone
+        self.average: dict[str, Tensor] | None = None  # of parameters only
         if train.ema is not None:
             self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
             for name, value in ((state or {}).get("average") or {}).items():
@@ -61,7 +61,9 @@ class Learner:
         assert train.scheduler is not None  # `with_defaults` filled it in
         self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.length, start=start)
         if state:
-            groups = self.optimizer.state_dict()["param_groups"]  # rates as the recipe says now, moments as they were
+            groups = self.optimizer.state_dict()[
+                "param_groups"
+            ]  # rates from the current recipe, moments from the state
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
             if scaler and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
@@ -72,21 +74,21 @@ class Learner:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def gradients(self) -> list[Tensor]:
-        """Those that the backward passes left."""
+        """The gradients of the backward passes so far."""
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
 
     def statistics(self) -> list[Tensor]:
-        """Running statistics, which every process gathers over its own share of the images."""
+        """Running statistics, which every process computes over its own share of the images."""
         return [
             value for name, value in self.tensors.items() if name not in self.parameters and value.is_floating_point()
         ]
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`."""
+        """Accumulate the gradients of `loss`."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def update(self, *, last: bool) -> None:
-        """One step of optimizer, average and, unless it is the `last` one, schedule."""
+        """One step of the optimizer, the average and, unless it is the `last` one, the schedule."""
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
@@ -102,12 +104,12 @@ class Learner:
                 self._mix(list(self.average.values()), list(self.parameters.values()), 0)
         if not last:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, after a first fp16 step that was skipped
+                warnings.simplefilter("ignore")  # torch warns if the first fp16 step was skipped
                 self.scheduler.step()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the average weights, where the recipe asks for them: those that are judged and kept."""
+        """Inside, the model has the averaged weights, if the recipe asks for them: these are evaluated and saved."""
         with self.having(self.average or {}):
             yield
 
@@ -122,7 +124,7 @@ class Learner:
             self.put(present)
 
     def not_finite(self) -> str | None:
-        """The name of a trained tensor with NaN or Inf; one synchronisation if all are well."""
+        """The name of a trained tensor with NaN or Inf, if any; one synchronisation if there is none."""
         floats = {name: value for name, value in self.tensors.items() if value.is_floating_point()}
         bad = torch.stack([~torch.isfinite(value).all() for value in floats.values()])
         return next((name for name, is_bad in zip(floats, bad.tolist(), strict=True) if is_bad), None)
@@ -133,12 +135,12 @@ class Learner:
 
     @torch.no_grad()
     def put(self, values: Mapping[str, Tensor]) -> None:
-        """Set trained tensors."""
+        """Set the values of trained tensors."""
         for name, value in values.items():
             self.tensors[name].copy_(value)
 
     def state(self) -> State:
-        """All that a resumed training needs to go on as if nothing had happened: tensors and primitives."""
+        """Everything a resumed training needs to continue exactly, as tensors and primitives."""
         return {
             "tensors": self.snapshot(),
             "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
@@ -151,9 +153,9 @@ class Learner:
             return {name: value.shape for name, value in tensors.items()}
 
         if shapes(state["tensors"]) != shapes(self.tensors):
-            message = "the checkpoint holds other tensors than this recipe trains"
+            message = "the tensors in the checkpoint are not those that this recipe trains"
             raise UsageError(message, hint="resume with its own recipe")
         before, now = state["optimizer"]["name"], type(self.optimizer).__name__
         if before != now:
-            message, where = f"the checkpoint holds the state of {before}", f"train.optimizer.name={now}"
+            message, where = f"the checkpoint has the state of {before}", f"train.optimizer.name={now}"
             raise UsageError(message, where=where, hint=f"resume with {before}")

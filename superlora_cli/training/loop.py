@@ -1,4 +1,4 @@
-"""The training loop: one for every task."""
+"""The training loop, shared by all tasks."""
 
 from __future__ import annotations
 
@@ -26,52 +26,52 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What the loop needs to know of a task."""
+    """What the loop needs to know about a task."""
 
     @property
     def guessing(self) -> float:
-        """The loss of a model that knows nothing."""
+        """The loss of a model that guesses at random."""
 
     def one_step(self) -> AbstractContextManager[None]:
-        """Around the forward and backward passes of one optimizer step: the model is in training mode inside."""
+        """A context for the forward and backward passes of one optimizer step, with the model in training mode."""
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What is trained besides the head: factors, or the base where there is no adapter."""
+        """Trained parameters except the head: the factors or, without an adapter, the base."""
 
     def head(self) -> dict[str, nn.Parameter]:
-        """The trained head's parameters, {} where it is frozen or the whole base is trained."""
+        """Parameters of the trained head; {} if it is frozen or the whole base is trained."""
 
     def buffers(self) -> dict[str, Tensor]:
         """Tensors that a forward pass in training mode changes."""
 
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        """This process's batches, `train.accumulate` a step, of steps `start` ... `stop` − 1; always the same."""
+        """This process's batches of steps `start` ... `stop` − 1, `train.accumulate` per step; deterministic."""
 
     def images_in(self, batch: Any) -> int:
-        """Images in a batch."""
+        """The number of images in a batch."""
 
     def loss(self, batch: Any) -> Tensor:
         """The mean loss of a batch, a scalar."""
 
     def score(self) -> dict[str, float]:
-        """Metrics on the split that the best step is chosen on, the same in all processes."""
+        """Metrics on the split that selects the best step, the same in all processes."""
 
     def judged_by(self) -> str:
-        """What `score` looks at, in words."""
+        """The data that `score` uses, in words."""
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Whether `new` metrics beat `old` ones."""
+        """Whether the metrics `new` are better than `old`."""
 
     def not_finite(self) -> str | None:
-        """The name of an update with NaN or Inf that finite parameters make, None if all is well."""
+        """The name of an update with NaN or Inf in spite of finite parameters; None if there is none."""
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
-        """File name → bytes of the result as it stands in the model."""
+        """File name → bytes of the result, from the current weights."""
 
 
 @dataclass
 class Progress:
-    """Where a training stands: all but what the `Learner` holds that a resumed run must know."""
+    """The progress of training: what a resumed run must know besides the state of the `Learner`."""
 
     step: int = 0
     best_step: int = 0
@@ -83,7 +83,7 @@ class Progress:
 def ready(
     task: Task, train: TrainSection, processes: Processes, resume: Path | None = None
 ) -> tuple[Learner, Progress]:
-    """What a training begins with, afresh or from the checkpoint `resume`; nothing is written yet.
+    """Prepare training, from scratch or from the checkpoint `resume`; nothing is written yet.
 
     Raises:
         UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
@@ -91,7 +91,7 @@ def ready(
     state = load_state(resume) if resume else None
     at = Progress(**state["progress"]) if state else Progress()
     if at.step > train.length:
-        hint = "raise it, or start again with --force"
+        hint = "raise it, or start over with --force"
         raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
     parts = task.trained(), task.head(), task.buffers()
     learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
@@ -110,16 +110,16 @@ def fit(
     at: Progress,
     display: Display,
 ) -> Meter:
-    """Train until `train.steps`, keep the best by the task's score, and leave it in the model.
+    """Train for `train.steps`, and leave the weights of the best step, by the task's score, in the model.
 
-    With `train.patience` the training ends after so many evaluations without a better one. Where the loss has not
-    stayed down, the run's folder says so.
+    With `train.patience`, training ends after that many evaluations without improvement. If the loss rose again, a
+    warning is written to the run folder.
 
     Args:
-        learner, at: as `ready` gives them; `at` says at the end where the training stands.
+        learner, at: from `ready`; `at` is updated.
 
     Raises:
-        RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when all is saved.
+        RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when everything is saved.
     """
     meter = Meter(processes)
     run.truncate_metrics(at.step)
@@ -136,7 +136,7 @@ def fit(
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
-    def tired() -> bool:
+    def out_of_patience() -> bool:
         return train.patience is not None and at.waited >= train.patience
 
     def warn() -> None:
@@ -149,7 +149,7 @@ def fit(
     batches = task.batches(at.step, train.length)
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
-        while at.step < train.length and not tired():
+        while at.step < train.length and not out_of_patience():
             passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
@@ -180,16 +180,16 @@ def fit(
                 run.record(at.step, {"eval": found})
                 words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
                 display.say(f"step {at.step}  {task.judged_by()}  {words}")
-            ends = last or tired()
+            ends = last or out_of_patience()
             if saves or ends:
                 save()
             if stop and not ends:
                 warn()
-                hint = f"go on with --resume {run.path}"
+                hint = f"continue with --resume {run.path}"
                 raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
-        if tired() and at.step < train.length:
-            line = f"ended at step {at.step}: {at.waited} evaluations without a better one than step {at.best_step}"
+        if out_of_patience() and at.step < train.length:
+            line = f"ended at step {at.step}: {at.waited} evaluations without improvement since step {at.best_step}"
             run.log(line)
             display.say(line)
         warn()

@@ -1,8 +1,8 @@
-"""What one training step needs in memory, found without that memory.
+"""Estimate the memory of one training step without allocating it.
 
-The step is made on tensors that have a shape and no values (torch's fake tensors), and the bytes of all storages that
-are alive are added up as it goes, through the forward pass, the backward pass and the optimizer. What an operator
-holds for itself while it runs is not seen; a compiled model may need less, and a GPU's own kernels may need more.
+The step runs on tensors that have shapes but no values (torch's fake tensors), and the bytes of all live storages are
+summed through the forward pass, the backward pass and the optimizer. Temporary memory inside an operator is not seen;
+a compiled model may need less, and kernels on a GPU may need more.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ def step_memory(
     loss: Callable[[Batch], Tensor],
     optimizer: Callable[[list[nn.Parameter]], Optimizer],
 ) -> dict[str, int]:
-    """Bytes of a training step of `model`, which has shapes only (meta device) and is of no use afterwards.
+    """Memory in bytes of a training step of `model`, which has shapes only (meta device) and is unusable afterwards.
 
     Args:
-        batch: makes one, on torch's default device.
-        loss: of `model` on a batch.
-        optimizer: of the parameters that are trained.
+        batch: creates a batch on torch's default device.
+        loss: the loss of `model` on a batch.
+        optimizer: creates the optimizer of the trained parameters.
 
     Returns:
-        base: weights and buffers of the base, its head included.
-        adapter: the factors, and of all that is trained the gradients, the optimizer's state and the moving average.
-        updates: ΔW and its gradient where it is materialised, and what is frozen of a projection.
-        activations: what one forward pass keeps for its backward pass.
-        total: the most that is alive at one time, the batch included.
+        base: weights and buffers of the base, including its head.
+        adapter: the factors, and the gradients, optimizer state and moving average of everything trained.
+        updates: ΔW and its gradient if it is materialised, and frozen tensors of a projection.
+        activations: what one forward pass stores for its backward pass.
+        total: the peak, including the batch.
     """
     adapters = adapters_of(model)
     adapter = adapters.get() if adapters else None
@@ -66,12 +66,12 @@ def step_memory(
         learner = optimizer(trained)
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-        learner.step()  # the first step makes the optimizer's state: what follows is any later one
+        learner.step()  # creates the optimizer's state, so that the next step is like any later one
         learner.zero_grad(set_to_none=True)
         adapted, images = ledger.live - base, batch()
         before = ledger.live
         with adapter.one_step() if adapter else nullcontext():
-            for _ in range(min(train.accumulate, 2)):  # from the second pass on there are gradients all the while
+            for _ in range(min(train.accumulate, 2)):  # from the second pass on, gradients exist throughout
                 at = ledger.live
                 with torch.autocast("cpu", AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
                     result = loss(images)
@@ -92,11 +92,11 @@ def step_memory(
 
 
 class Ledger(TorchDispatchMode):
-    """The bytes of all storages that are alive, brought up to date by every operator.
+    """The bytes of all live storages, updated by every operator.
 
     Attributes:
-        live: now.
-        peak: at most, so far.
+        live: bytes now.
+        peak: most bytes so far.
     """
 
     def __init__(self) -> None:
@@ -124,14 +124,14 @@ class Ledger(TorchDispatchMode):
 
 @contextmanager
 def _without_values() -> Iterator[Ledger]:
-    """Inside, new tensors have no values, and are written in the ledger."""
+    """Inside, new tensors have no values and are entered in the ledger."""
     with warnings.catch_warnings(), undrawn(), FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         forget_blocks()
         try:
             yield ledger
         finally:
-            forget_blocks()  # those made inside have no values either
+            forget_blocks()  # those created inside have no values either
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

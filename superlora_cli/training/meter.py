@@ -1,4 +1,4 @@
-"""What a training costs and how it goes: loss, throughput, waiting for data, memory."""
+"""Measures training: loss, throughput, time waiting for data, memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from superlora_cli.training.processes import Processes
 
 @dataclass(frozen=True)
 class Figures:
-    """Over the steps since the last look, all processes together.
+    """Figures over the steps since the last look, of all processes together.
 
     Attributes:
-        loss: the mean.
-        bad_step: the first step whose loss was NaN or Inf, None if there was none.
-        images_per_second: of training.
-        data_wait: part of the time that this process waited for batches, 0 … 1.
-        memory: bytes at the peak so far, of this process.
+        loss: the mean loss.
+        bad_step: the first step whose loss was NaN or Inf; None if there was none.
+        images_per_second: throughput of training.
+        data_wait: share of the time that this process waited for batches, 0 … 1.
+        memory: peak memory of this process so far, in bytes.
     """
 
     loss: float
@@ -35,28 +35,28 @@ class Figures:
 
 
 class Meter:
-    """Adds up on the device what happens between two looks: one synchronisation a look, none a step."""
+    """Accumulates figures on the device between two looks: one synchronisation per look, none per step."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.images, self.seconds, self.waited = 0, 0.0, 0.0  # of all looks together
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0  # over all looks
         self.restart()
 
     def restart(self) -> None:
-        """Leave out the time since the last look: it was not spent training."""
+        """Discard the time since the last look, which was not spent training."""
         self._seen = torch.tensor([0.0, torch.inf], device=self.processes.device)  # sum of losses, first bad step
         self._passes, self._images, self._waited = 0, 0, 0.0
         self._started = time.monotonic()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch."""
+        """Measure the time of waiting for a batch inside."""
         before = time.monotonic()
         yield
         self._waited += time.monotonic() - before
 
     def add(self, loss: Tensor, images: int, step: int) -> None:
-        """A pass of `step` over `images` images."""
+        """Add a forward and backward pass of `step` over `images` images."""
         loss = loss.detach().float()
         bad = torch.where(torch.isfinite(loss), torch.inf, step)
         self._seen = torch.stack([self._seen[0] + loss, torch.minimum(self._seen[1], bad)])
@@ -81,7 +81,7 @@ class Meter:
         return figures
 
     def totals(self) -> dict[str, float | int | None]:
-        """Of the whole training in this process: images_per_second, data_wait, peak_memory in bytes."""
+        """Figures of the whole training in this process: images_per_second, data_wait, peak_memory in bytes."""
         trained = self.seconds > 0
         return {
             "images_per_second": round(self.images / self.seconds, 1) if trained else None,
@@ -91,7 +91,7 @@ class Meter:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: on the GPU where the run is on one, else by this process."""
+    """Peak memory so far in bytes: on the GPU if the run uses one, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

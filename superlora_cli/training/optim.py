@@ -1,4 +1,4 @@
-"""Optimizers and schedules by torch's own names and keywords."""
+"""Optimizers and schedules, with torch's names and keywords."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 UNUSABLE = {
-    "LBFGS": "a closure that evaluates the loss again, which this loop does not give",
-    "SparseAdam": "sparse gradients, which no adapter has",
-    "ReduceLROnPlateau": "a metric at every step, which this loop does not give",
+    "LBFGS": "a closure that evaluates the loss again, which this loop does not have",
+    "SparseAdam": "sparse gradients, which adapters do not have",
+    "ReduceLROnPlateau": "a metric at every step, which this loop does not have",
 }
 
 
 def make_optimizer(
     section: OptimizerSection, body: list[nn.Parameter], head: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """An optimizer of `torch.optim` with the head in a group of its own, at `head_lr`.
+    """An optimizer of `torch.optim`, with the head in its own group with `head_lr`.
 
     Raises:
-        UsageError: no such optimizer, or keywords that it refuses.
+        UsageError: there is no such optimizer, or it refuses the keywords.
     """
     known = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     kind = known.get(section.name)
@@ -37,7 +37,7 @@ def make_optimizer(
         raise UsageError(f"unknown optimizer '{section.name}'", where="train.optimizer.name", hint=hint)
     if section.name in UNUSABLE:
         message = f"{section.name} needs {UNUSABLE[section.name]}"
-        raise UsageError(message, where="train.optimizer.name", hint="AdamW, SGD, …")
+        raise UsageError(message, where="train.optimizer.name", hint="use AdamW, SGD, …")
     assert section.lr is not None  # `with_defaults` filled it in
     groups: list[dict[str, Any]] = [{"params": body, "lr": section.lr}]
     if head:
@@ -51,28 +51,29 @@ def make_optimizer(
 
 
 def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: int, start: int) -> Any:
-    """A schedule of `torch.optim.lr_scheduler` for a run of `steps` steps, standing at step `start`.
+    """A schedule of `torch.optim.lr_scheduler` for a run of `steps` steps, advanced to step `start`.
 
-    `constant` keeps the learning rate; `OneCycleLR` takes the groups' rates as its maxima and the run's length as
-    its own, `CosineAnnealingLR` likewise. A linear warm-up may go before any but OneCycleLR, which has one.
+    `constant` keeps the learning rate. `OneCycleLR` and `CosineAnnealingLR` get the length of the run, and `OneCycleLR`
+    the groups' learning rates as its maxima. Any schedule except OneCycleLR, which has its own, may be preceded by a
+    linear warm-up.
 
     Raises:
-        UsageError: no such schedule, or keywords that it refuses.
+        UsageError: there is no such schedule, or it refuses the keywords.
     """
     if section.name in UNUSABLE:
         message = f"{section.name} needs {UNUSABLE[section.name]}"
-        raise UsageError(message, where="train.scheduler.name", hint="OneCycleLR, CosineAnnealingLR, …")
+        raise UsageError(message, where="train.scheduler.name", hint="use OneCycleLR, CosineAnnealingLR, …")
     keywords = section.keywords
     length = max(1, steps - section.warmup)
     if section.name == "OneCycleLR":
         keywords = {"total_steps": steps, "max_lr": [group["lr"] for group in optimizer.param_groups]} | keywords
         if section.warmup:
-            raise UsageError("OneCycleLR warms up itself", where="train.scheduler.warmup", hint="set pct_start")
+            raise UsageError("OneCycleLR has its own warm-up", where="train.scheduler.warmup", hint="set pct_start")
     elif section.name == "CosineAnnealingLR":
         keywords = {"T_max": length} | keywords
     kinds = {name: kind for name, kind in vars(lr_scheduler).items() if isinstance(kind, type)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of scheduler steps before the first optimizer step
+        warnings.simplefilter("ignore")  # torch warns about scheduler steps before the first optimizer step
         try:
             if section.name == "constant":
                 schedule: Any = lr_scheduler.ConstantLR(optimizer, factor=1.0, **keywords)

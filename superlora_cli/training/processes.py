@@ -1,7 +1,7 @@
-"""The processes that train together: one alone, or as many as `torchrun` or `accelerate launch` started.
+"""The processes that train together: a single one, or as many as `torchrun` or `accelerate launch` started.
 
-Each holds the whole adapter and sees its own share of every batch. One exchange a step makes their gradients the
-mean over the whole batch; for an adapter that is a few numbers. Only the main process writes.
+Each holds the whole adapter and sees its own share of every batch. One exchange per step averages their gradients over
+the whole batch; for an adapter these are few numbers. Only the main process writes files.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ RngState = dict[str, Tensor]
 
 
 class Processes:
-    """This process among those of the run, on its device and in its precision.
+    """This process among those of the run, with its device and precision.
 
     Attributes:
         accelerator: Accelerate's view of the same.
-        count, index: number of processes, and of this one among them.
+        count, index: number of processes, and index of this one.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -41,14 +41,14 @@ class Processes:
         self.count: int = accelerator.num_processes
         self.index: int = accelerator.process_index
         self.is_main: bool = accelerator.is_main_process
-        self.scaler: Any = accelerator.scaler  # of fp16 gradients, None in other precisions
+        self.scaler: Any = accelerator.scaler  # for fp16 gradients; None in other precisions
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision of the forward pass."""
+        """A context with the precision of the forward pass."""
         return cast("AbstractContextManager[None]", self.accelerator.autocast())
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` in the main process and give its result to all; its error ends all, and main tells it."""
+        """Run `action` in the main process and return its result in all; an error ends all, and main reports it."""
         if self.count == 1:
             return action()
         outcome: list[Any] = [None, None]  # result, exit code
@@ -68,7 +68,7 @@ class Processes:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """What goes wrong inside goes wrong in this process alone: it has to be told here."""
+        """Mark errors raised inside as errors of this process only, so that it reports them itself."""
         try:
             yield
         except SuperLoraError as error:
@@ -77,7 +77,7 @@ class Processes:
             raise
 
     def average(self, gradients: Sequence[Tensor], stop: bool) -> bool:
-        """Replace tensors by their means over the processes, in one exchange; True if any process is to `stop`."""
+        """Replace tensors by their means over the processes, in one exchange; True if any process wants to `stop`."""
         if self.count == 1:
             return stop
         flag = torch.tensor([float(stop)], device=self.device)
@@ -97,21 +97,22 @@ class Processes:
             return cast(Tensor, self.accelerator.gather(tensor[None].contiguous()))
 
     def share(self, length: int) -> list[int]:
-        """This process's part of 0 … length − 1: every `count`-th; all parts are equally long, the last repeats itself.
+        """This process's part of 0 … length − 1: every `count`-th index. All parts have the same length, so the last
+        index may be repeated.
 
-        `gather` undoes it.
+        `gather` is the inverse.
         """
         each = -(-length // self.count)
         return [min(self.index + self.count * i, length - 1) for i in range(each)]
 
     def gather(self, tensor: Tensor, length: int) -> Tensor:
-        """Rows of all processes (rows of `share(length)` here) in order: (length, ...)."""
+        """The rows of all processes in order, (length, ...), given those of `share(length)` in each."""
         if self.count == 1:
             return tensor
         return self.everyones(tensor).transpose(0, 1).flatten(0, 1)[:length]
 
     def random_states(self) -> list[RngState]:
-        """The state of every process's random numbers."""
+        """The states of the random generators of every process."""
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -121,7 +122,7 @@ class Processes:
             return cast(list[RngState], gather_object([state]))
 
     def restore_random(self, states: Sequence[RngState]) -> None:
-        """Go on with this process's state; one that the checkpoint does not know keeps what it has."""
+        """Restore this process's random state, if the checkpoint has one for it."""
         if self.index >= len(states):
             return
         state = states[self.index]
@@ -130,15 +131,15 @@ class Processes:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
     def seed(self, seed: int) -> None:
-        """Random numbers of this process alone, for dropout; the main process goes on with those it has."""
+        """Seed the random numbers of this process, e.g. for dropout; those of the main process are left alone."""
         if not self.is_main:
             torch.manual_seed(seed * 1_000_003 + self.index)
 
     def shard(self, model: nn.Module, whole: Collection[nn.Parameter]) -> None:
-        """Spread the parameters over the processes (FSDP), all but those in `whole`, and gather a block's to run it.
+        """Shard all parameters except those in `whole` over the processes (FSDP); each block is gathered to run it.
 
-        Blocks are the members of every list of modules of one class. They are moved to the device one by one, so
-        that it never holds the whole.
+        Blocks are the members of every list of modules of the same class. They are moved to the device one by one, so
+        that it never holds the whole model.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -154,31 +155,31 @@ class Processes:
         fully_shard(model, mesh=mesh, ignored_params=set(whole))
 
     def describe(self) -> dict[str, Any]:
-        """The device and the number of processes, for run.json: runs repeat exactly on the same ones."""
+        """The device and the number of processes and threads, for run.json: with the same, runs repeat exactly."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"device": device, "processes": self.count, "threads": torch.get_num_threads()}
 
     def end(self) -> None:
-        """Close trackers and leave the group of processes, without which some abort at exit."""
+        """Close trackers and leave the process group; otherwise some processes abort at exit."""
         self.accelerator.end_training()
 
 
 def join(train: TrainSection) -> Processes:
-    """The device and precision that a recipe asks for, together with the other processes of the launch.
+    """Join the other processes of the launch, with the device and precision of a recipe.
 
     Raises:
-        UsageError: a device or a precision that is not there, or processes that cannot work together on it.
+        UsageError: the device or the precision is not available, or the processes cannot work together on it.
     """
     available = {"cpu": True, "auto": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[train.device]:
-        raise UsageError(f"no {train.device} device here", where="train.device", hint="auto or cpu")
+        raise UsageError(f"no {train.device} device available", where="train.device", hint="auto or cpu")
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice
     cpu = train.device == "cpu" or (train.device == "auto" and not (available["cuda"] or available["mps"]))
     if train.precision == "fp16" and cpu:
         raise UsageError("fp16 needs a GPU", where="train.precision", hint="bf16 or fp32")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Accelerate, on the number of threads
+            warnings.simplefilter("ignore")  # Accelerate warns about the number of threads
             precision = "no" if train.precision == "fp32" else train.precision
             accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     except (ValueError, ImportError) as error:
@@ -192,13 +193,14 @@ def join(train: TrainSection) -> Processes:
         kind = accelerator.distributed_type.value
         raise UsageError(f"launched for {kind}", where="accelerate launch", hint="train.shard_base shards the base")
     if train.shard_base and accelerator.num_processes == 1:
-        raise UsageError("one process has nobody to share with", where="train.shard_base", hint="launch several")
+        raise UsageError("needs several processes", where="train.shard_base",
+                         hint="launch with torchrun or accelerate")  # fmt: skip
     return Processes(accelerator)
 
 
 @contextmanager
 def _someone_may_be_gone() -> Iterator[None]:
-    """Exchanges fail where another process has ended; that one has said why."""
+    """Turn the error of a failed exchange into one line: another process has ended, and has reported why."""
     try:
         yield
     except RuntimeError as error:

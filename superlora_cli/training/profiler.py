@@ -18,19 +18,19 @@ WAIT, WARM_UP, RECORDED = 5, 1, 3  # steps
 
 @contextmanager
 def traced(run: RunFolder, train: TrainSection, start: int) -> Iterator[Callable[[], None]]:
-    """Where `train.profile` asks for it, records a few steps to OUT/trace.json.gz; call what it gives after every step.
+    """If `train.profile` is set, record a few steps to OUT/trace.json.gz; call the yielded function after every step.
 
-    Of a run too short for all of them, the last steps are recorded; of one with nothing left to do, none.
+    If the run is too short, its last steps are recorded; if it has no steps left, none are.
     """
     left = train.length - start
     if not (train.profile and run.writes and left):
         yield lambda: None
         return
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it tells of every GPU that is not there
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it would report every missing GPU
     from torch import profiler
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a single step, that it cannot warm up
+        warnings.simplefilter("ignore")  # with a single step it cannot warm up
         schedule = profiler.schedule(
             wait=min(WAIT, max(0, left - WARM_UP - RECORDED)), warmup=min(WARM_UP, left - 1), active=RECORDED, repeat=1
         )

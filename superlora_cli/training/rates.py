@@ -1,7 +1,7 @@
-"""A learning-rate range test: the rate grows at every step, until the loss shows that it is too high.
+"""A learning-rate range test: the rate grows with every step until the loss shows that it is too high.
 
-Every step's loss is compared with that of the untrained weights on the same images, with the same random numbers:
-what is left is what training did to it, and a small batch does as well as a large one.
+The loss of every step is compared with that of the untrained weights on the same images, with the same random numbers.
+The difference is due to training only, so small batches work as well as large ones.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from superlora_cli.training.display import Display
     from superlora_cli.training.processes import Processes
 
-STEPS, FIRST, PER_DECADE = 60, 1e-5, 8  # steps at most, their first rate, steps until it is ten times that
-KEPT = 0.6  # of what the loss won or lost so far, at every step: an exponential mean
-WARM_UP = 20  # steps until a head with a rate of its own has it; at once it makes the loss rise by itself
-RISEN = 0.1  # part of the untrained loss that it has to be above it, to have blown up
-BELOW = 20  # the rate that is proposed is so many times below the one where it blew up (docs/training.md)
+STEPS, FIRST, PER_DECADE = 60, 1e-5, 8  # most steps, the first rate, steps per factor of ten
+DECAY = 0.6  # of the exponential mean of the change of the loss
+WARM_UP = 20  # steps until a head with its own rate reaches it; at once it would raise the loss by itself
+RISEN = 0.1  # the loss has blown up when it exceeds the untrained loss by this share of it
+BELOW = 20  # the proposed rate is this many times smaller than the one at which it blew up (docs/training.md)
 
 
 def proposal(blown_up: float) -> float:
-    """The rate that is proposed where the loss blew up at another, to two digits.
+    """The proposed rate, to two digits, given the rate at which the loss blew up.
 
     >>> proposal(0.316228)
     0.016
@@ -44,12 +44,12 @@ def proposal(blown_up: float) -> float:
 
 @dataclass
 class RangeTest:
-    """What came of it, step by step.
+    """The course of the test.
 
     Attributes:
-        rates: of every step.
-        untrained: the loss of the weights at the start, on the step's images.
-        changes: how much the loss before the step was above that, smoothed; NaN and Inf as they came.
+        rates: the rate of every step.
+        untrained: the loss of the initial weights on the images of every step.
+        changes: by how much the loss before every step exceeded that, smoothed; may be NaN or Inf.
     """
 
     rates: list[float] = field(default_factory=list)
@@ -58,35 +58,35 @@ class RangeTest:
     _sum: float = 0.0
 
     def add(self, rate: float, loss: float, untrained: float) -> None:
-        """A step at `rate`, and both losses before it."""
+        """Add a step at `rate`, with both losses before it."""
         self.rates.append(rate)
         self.untrained.append(untrained)
-        self._sum = KEPT * self._sum + (1 - KEPT) * (loss - untrained)
-        self.changes.append(self._sum / (1 - KEPT ** len(self.rates)))
+        self._sum = DECAY * self._sum + (1 - DECAY) * (loss - untrained)
+        self.changes.append(self._sum / (1 - DECAY ** len(self.rates)))
 
     @property
     def blown_up(self) -> bool:
-        """Whether all that was won is lost, and more: higher rates have nothing to tell."""
-        return not self.changes[-1] <= RISEN * fmean(self.untrained)  # NaN is no number to be below anything
+        """Whether the loss is clearly above that of the untrained weights, so that higher rates are pointless."""
+        return not self.changes[-1] <= RISEN * fmean(self.untrained)  # also true for NaN
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """(rate, smoothed loss) as on images that are the same at every step; without a last one that is no number."""
+        """(rate, smoothed loss) as if every step had the same images; without points that are not finite."""
         start = fmean(self.untrained)
         points = zip(self.rates, self.changes, strict=True)
         return [(rate, start + change) for rate, change in points if math.isfinite(change)]
 
     @property
     def proposed(self) -> float:
-        """The rate to train at."""
+        """The proposed learning rate."""
         return proposal(self.rates[-1])
 
 
 def range_test(task: Task, train: TrainSection, processes: Processes, display: Display) -> RangeTest:
-    """Train with a rate that grows from `FIRST`, `PER_DECADE` steps a decade, until the loss blows up.
+    """Train with a rate that grows from `FIRST`, tenfold every `PER_DECADE` steps, until the loss blows up.
 
-    What grows is what `train.optimizer.lr` sets: the rate of adapter or base, and of a new head that has none of its
-    own. A head with a `head_lr` learns at that after `WARM_UP` steps.
+    This is the rate that `train.optimizer.lr` sets: that of the adapter or the base, and of a new head without its own.
+    A head with a `head_lr` reaches that after `WARM_UP` steps.
 
     Raises:
         RunError: the loss has not blown up after `STEPS` steps.
@@ -124,5 +124,5 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
             display.step(step, figures, lr=rate)
             if found.blown_up:
                 return found
-    message = f"the loss has not risen up to a learning rate of {rate:.3g}: none can be proposed"
-    raise RunError(message, where="train.optimizer", hint="is anything trained that the loss depends on?")
+    message = f"the loss did not rise up to a learning rate of {rate:.3g}, so none can be proposed"
+    raise RunError(message, where="train.optimizer", hint="does the loss depend on anything that is trained?")

@@ -1,4 +1,4 @@
-"""Whether a training lost what it had learned: under a rate that is too high a loss need not end in NaN."""
+"""Detects training that lost what it had learned: with too high a learning rate, the loss need not become NaN."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-FEWEST, PART = 10, 1 / 20  # steps, and part of all steps, that a mean of the loss is taken over at least
-RISEN = 1.15  # times its lowest: less than that is the noise of a few batches
-KNOWING = 0.95  # of the loss of guessing: a loss that is below it has learned something
+FEWEST, PART = 10, 1 / 20  # a mean of the loss is over at least this many steps, and this share of all steps
+RISEN = 1.15  # times its lowest value: anything less is noise of a few batches
+KNOWING = 0.95  # times the loss of guessing: a model with a lower loss has learned something
 
 
 class Point(NamedTuple):
-    """A mean of the training loss over the steps up to one."""
+    """A mean of the training loss over the last steps up to `step`."""
 
     step: int
     loss: float
 
 
 def relapse(losses: Sequence[tuple[int, float]], guessing: float) -> str | None:
-    """What became of the loss, in words, where it rose half of the way back to guessing and has not recovered.
+    """A warning if the loss rose half of the way back to guessing and has not recovered, else None.
 
-    Half of the way is the geometric mean of its lowest value and of what guessing gives. One that was worse than
-    guessing and is no better now has lost what the base knew.
+    Half of the way is the geometric mean of its lowest value and the loss of guessing. A loss that never was better
+    than guessing and rose means that what the base knew is lost.
 
     Args:
-        losses: (step, loss) as they are recorded, each the mean over the steps since the one before.
-        guessing: the loss of a model that knows nothing.
+        losses: (step, loss) as recorded, each the mean over the steps since the previous one.
+        guessing: the loss of a model that guesses at random.
 
     >>> falling = [(step, 2.0 / step) for step in range(10, 110, 10)]
     >>> relapse(falling, 2.3)
@@ -50,7 +50,7 @@ def relapse(losses: Sequence[tuple[int, float]], guessing: float) -> str | None:
 
 
 def _means(losses: Sequence[tuple[int, float]]) -> list[Point]:
-    """Means over the last few of the losses, at every step that has that many."""
+    """Means over the last few losses, at every step that has that many."""
     if not losses:
         return []
     apart = losses[-1][0] / len(losses)  # steps

@@ -1,15 +1,14 @@
-"""A run's folder: who may write there, and what is written.
+"""A run folder: who may write to it, and what is written.
 
 OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
-OUT/confusion.csv                                of a classification: the test split's
-OUT/adapter.safetensors, or model.safetensors where the recipe has no adapter
+OUT/confusion.csv                                for classification, of the test split
+OUT/adapter.safetensors, or model.safetensors if the recipe has no adapter
 OUT/checkpoints/step-000500/
-OUT/samples/                                     of a diffusion run, by `superlora eval --against`
-OUT/measure.json                                 of a diffusion run, by `superlora sweep`
-OUT/trace.json.gz  tensorboard/  wandb/, where the recipe asks for them
+OUT/samples/                                     for diffusion, by `superlora eval --against`
+OUT/measure.json                                 for diffusion, by `superlora sweep`
+OUT/trace.json.gz  tensorboard/  wandb/, if the recipe asks for them
 
-Of several processes that train together, one writes. The others have the same folder and the same calls, which do
-nothing.
+If several processes train together, only one writes. The others make the same calls, which do nothing.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json",
 
 
 class FolderInUseError(UsageError):
-    """Another run, alive, is in the folder."""
+    """Another run is writing to the folder."""
 
 
 def next_free(folder: Path) -> Path:
-    """`runs/quickstart`, or `runs/quickstart-2`, `-3`, … where that is taken."""
+    """`runs/quickstart`, or `runs/quickstart-2`, `-3`, … if that is taken."""
     candidate, number = folder, 2
     while candidate.exists() and any(candidate.iterdir()):
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
@@ -55,7 +54,7 @@ def next_free(folder: Path) -> Path:
 def _writing(
     method: Callable[Concatenate[RunFolder, P], None],
 ) -> Callable[Concatenate[RunFolder, P], None]:
-    """The method where this process writes, nothing elsewhere."""
+    """Make a method do nothing unless this process writes."""
 
     @wraps(method)
     def only_where_it_writes(run: RunFolder, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -66,23 +65,23 @@ def _writing(
 
 
 class RunFolder:
-    """One run's files. Open it with `opened`, which holds the lock.
+    """The files of one run. Open it with `opened`, which holds the lock.
 
     Args:
-        path: of the folder.
-        writes: whether this process writes them.
+        path: the folder.
+        writes: whether this process writes files.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
-        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # to whom `record` tells step and figures
-        self.warnings: list[str] = []  # of this training, which has ended
+        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # called by `record` with step and figures
+        self.warnings: list[str] = []  # of this training
 
     @contextmanager
     def opened(self) -> Iterator[RunFolder]:
-        """Make the folder and lock it for this process; the system drops the lock however the process ends.
+        """Create the folder and lock it for this process; the system releases the lock however the process ends.
 
         Raises:
             UsageError: it cannot be written. FolderInUseError: another run is in it.
@@ -97,17 +96,17 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 hint = "wait for it, or choose another --out"
-                raise FolderInUseError("another run is writing there", where=str(self.path), hint=hint) from None
+                raise FolderInUseError("another run is writing to it", where=str(self.path), hint=hint) from None
             try:
                 yield self
             finally:
-                if not (self.path / "recipe.yaml").exists():  # no run began: leave the place as it was
+                if not (self.path / "recipe.yaml").exists():  # no run has started: leave everything as it was
                     lock_file.unlink(missing_ok=True)
                     if made and self.path.is_dir() and self.is_empty():
                         self.path.rmdir()
 
     def is_empty(self) -> bool:
-        """Nothing there but a lock, or what a killed run was about to write."""
+        """Whether there is nothing but a lock and temporary files of a killed run."""
         with system_errors(self.path):
             if not self.path.exists():
                 return True
@@ -116,7 +115,7 @@ class RunFolder:
 
     @_writing
     def clear(self) -> None:
-        """Remove what a run wrote, and nothing else."""
+        """Remove the files of a run, and nothing else."""
         for name in OWN_FILES:
             target = self.path / name
             if target.is_dir():
@@ -127,7 +126,7 @@ class RunFolder:
 
     @_writing
     def sweep(self) -> None:
-        """Remove the temporary files of a run that was killed while it wrote."""
+        """Remove the temporary files of a run that was killed while writing."""
         for path in self._left_over():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -146,21 +145,21 @@ class RunFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def warn(self, line: str) -> None:
-        """A warning, in log.txt, and from now on in run.json."""
+        """Add a warning to log.txt, and to run.json whenever it is written."""
         self.warnings.append(line)
         self.log(f"warning: {line}")
 
     @_writing
     def truncate_metrics(self, step: int) -> None:
-        """Drop the metrics of steps after `step`: a resumed run writes them again."""
+        """Drop the metrics of steps after `step`, which a resumed run writes again."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
-        write_atomic(self.metrics, "".join(line + "\n" for line in kept))
+        lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
+        write_atomic(self.metrics, "".join(line + "\n" for line in lines))
 
     @_writing
     def record(self, step: int, metrics: Mapping[str, Any], figures: Figures | None = None) -> None:
-        """Append a line to metrics.jsonl, and tell the trackers: metrics, and what training cost."""
+        """Append metrics, and the cost of training, to metrics.jsonl and pass them on to the trackers."""
         cost = {"images_per_second": round(figures.images_per_second, 1), "data_wait": round(figures.data_wait, 4),
                 "memory": figures.memory} if figures else {}  # fmt: skip
         with system_errors(self.metrics), self.metrics.open("a") as file:
@@ -169,7 +168,7 @@ class RunFolder:
             tell(step, {**metrics, **cost})
 
     def losses(self) -> list[tuple[int, float]]:
-        """(step, mean loss) of every recorded part of the training; where this process does not write, none."""
+        """(step, mean loss) of every recorded part of training; [] if this process does not write."""
         if not (self.writes and self.metrics.exists()):
             return []
         lines = map(json.loads, self.metrics.read_text().splitlines())
@@ -177,11 +176,11 @@ class RunFolder:
 
     @_writing
     def describe(self, content: Mapping[str, Any]) -> None:
-        """Write run.json, with the warnings if there are any."""
+        """Write run.json, with the warnings, if any."""
         write_json(self.path / "run.json", {**content, **self.warned()})
 
     def warned(self) -> dict[str, list[str]]:
-        """`{"warnings": [...]}`, {} where there are none."""
+        """`{"warnings": [...]}`; {} if there are none."""
         return {"warnings": self.warnings} if self.warnings else {}
 
     @_writing
@@ -193,30 +192,27 @@ class RunFolder:
     def save(
         self, step: int, state: Mapping[str, Any], files: Mapping[str, bytes], *, keep: int, protected: Collection[int]
     ) -> None:
-        """Write the checkpoint of `step`, and delete all but the newest `keep` and those of `protected` steps."""
+        """Write the checkpoint of `step`, and delete all except the newest `keep` and those at `protected` steps."""
         save_checkpoint(self.checkpoints, step, state, files)
         prune(self.checkpoints, keep=keep, protected=protected)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, None where there is none."""
+        """The newest complete checkpoint; None if there is none."""
         found = complete_checkpoints(self.checkpoints)
         return found[-1][1] if found else None
 
-    def whole_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint whose files are what was written, and what is wrong with those that are newer.
-
-        None where there is none.
-        """
+    def intact_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint with intact files, or None, and what is wrong with newer ones."""
         damaged: list[str] = []
         for _, path in reversed(complete_checkpoints(self.checkpoints)):
             cause = damage(path)
             if cause is None:
                 return path, damaged
-            damaged.append(f"{path} is passed over: {cause}")
+            damaged.append(f"{path} is skipped: {cause}")
         return None, damaged
 
     def about(self) -> dict[str, Any]:
-        """What run.json says, {} where there is none that can be read."""
+        """The contents of run.json; {} if it cannot be read."""
         return read_json(self.path / "run.json")
 
 

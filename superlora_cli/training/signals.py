@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the training loop grants between two steps."""
+"""SIGINT and SIGTERM as requests that the training loop handles between two steps."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether somebody asked the run to stop."""
+    """Whether the run was asked to stop."""
 
     asked = False
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second SIGINT interrupts at once."""
+    """Inside, SIGINT and SIGTERM ask to stop; a second SIGINT interrupts immediately."""
     stop, before = Stop(), {}
 
     def ask(number: int, frame: object) -> None:
@@ -26,7 +26,7 @@ def stop_signals() -> Iterator[Stop]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, ask)
-    except ValueError:  # not in the main thread: signals are somebody else's
+    except ValueError:  # not in the main thread, which alone may handle signals
         yield stop
         return
     try:

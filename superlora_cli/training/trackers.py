@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard and Weights & Biases, through Accelerate's trackers, beside metrics.jsonl."""
+"""Metrics for TensorBoard and Weights & Biases, through Accelerate's trackers, in addition to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def start_trackers(
     run_id: str,
     start: int,
 ) -> None:
-    """Have all that `run` records go to `names` too; a run resumed at step `start` goes on where it was.
+    """Send everything that `run` records to `names` too; a run resumed at step `start` continues its curves.
 
     Args:
         config: recipe keys by dotted path.
-        run_id: of this run, the same whenever it is resumed.
+        run_id: identifies this run, also when it is resumed.
 
     Raises:
-        RunError: a tracker does not start, for want of a login say.
+        RunError: a tracker does not start, e.g. without a login.
     """
     arguments: dict[str, dict[str, Any]] = {
         "tensorboard": {"logging_dir": str(run.path / "tensorboard"), "purge_step": start + 1},
@@ -55,14 +55,14 @@ def start_trackers(
     try:
         accelerator.log_with = [LOGGER_TYPE_TO_CLASS[name](PROJECT, **arguments[name]) for name in names]
         accelerator.init_trackers(PROJECT, config=plain)
-    except Exception as error:  # each service has errors of its own
+    except Exception as error:  # each service has its own errors
         cause = str(error).strip().splitlines()[0]
-        hint = "log in, or set WANDB_MODE=offline" if "wandb" in names else "see the message"
+        hint = "log in, or set WANDB_MODE=offline" if "wandb" in names else None
         raise RunError(f"a tracker does not start: {cause}", where="output.trackers", hint=hint) from None
     run.listeners.append(lambda step, figures: accelerator.log(_named(figures), step=step))
 
 
 def _named(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Figures by the names that trackers group by: `train/loss`, `eval/accuracy`."""
+    """Figures under the names by which trackers group them: `train/loss`, `eval/accuracy`."""
     named = {f"train/{name}": value for name, value in figures.items() if not isinstance(value, Mapping)}
     return named | {f"eval/{name}": value for name, value in figures.get("eval", {}).items()}

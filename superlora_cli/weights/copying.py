@@ -1,7 +1,7 @@
-"""Weights written again under their own names, but for what the caller changes: from files, or from a state dict.
+"""Copies of weights, from files or from a state dict, in which the caller changes some.
 
-Both kinds of source say how large the copy is, read rows, and write themselves into a `Draft`. Rows that are to be
-changed are then overwritten, or where the source `leaves` them alone written at the same time.
+Both kinds of source know the size of the copy, read rows, and write themselves to a `Draft`. Changed rows are written
+afterwards, or at the same time if the source `leaves` them out.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ BESIDE = (
     ".txt",
     ".model",
     ".jinja",
-)  # configuration and tokenizer: what loads shards wants them in the folder
-ELEMENTS = 2**20  # cast at once
+)  # configuration and tokenizer, which loaders of shards expect in the folder
+ELEMENTS = 2**20  # cast at a time
 
 Spans = Mapping[str, Sequence[tuple[int, int]]]  # tensor name → rows (start, stop)
 
 
 class FromFiles:
-    """A copy of one file, or of shards with their index.
+    """A copy of a single file, or of shards with their index.
 
     Args:
-        weights: the files, open.
-        dtype: of the copy's floating-point tensors; None keeps theirs, and the bytes of whatever is not replaced.
-        replaced: tensors to take the place of those of the same name; a name that is in no file goes into the last.
+        weights: the open files.
+        dtype: dtype of the floating-point tensors in the copy; None: unchanged, as are the bytes of all tensors that
+            are not replaced.
+        replaced: tensors that replace those of the same name; new names are added to the last file.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class FromFiles:
         return _cast(name, self.weights.tensor(name), self.dtype) if replaced is None else replaced
 
     def lay_out(self, draft: Draft, place: Path) -> None:
-        """Begin the copy in `place`, an empty file or for shards a folder.
+        """Begin the copy in `place`, an empty file, or a folder for shards.
 
         Raises:
             RunError: the disk is full. UsageError: a file cannot be written.
@@ -75,7 +76,7 @@ class FromFiles:
                 self._beside(place, self.weights.index)
 
     def fill(self, draft: Draft, skip: Spans) -> None:
-        """Write all tensors, without the rows in `skip` where the source `leaves` them.
+        """Write all tensors, without the rows in `skip` if the source `leaves` them out.
 
         Raises:
             RunError: the disk is full, or a cast is not finite. UsageError: a file cannot be read or written.
@@ -90,13 +91,13 @@ class FromFiles:
                     self._cast(draft, name, entry)
 
     def _header(self, shard: Shard) -> Header:
-        """The copy's; the shard's own, byte for byte, where nothing gets another dtype or shape."""
+        """The header of the copy; that of the shard, byte for byte, if no dtype or shape changes."""
         own = {name: (entry.dtype, entry.shape) for name, entry in shard.header.entries.items()}
         last = shard is self.weights.shards[-1]
         added = {name for name in self.replaced if name in own or (last and name not in self.weights)}
         new = {name: (self._dtype(dtype), shape) for name, (dtype, shape) in own.items()}
         new |= {n: (header.NAMES[self.replaced[n].dtype], tuple(self.replaced[n].shape)) for n in added}
-        said = {key: text for key, text in shard.header.metadata.items() if key != CHECKSUM}  # which is of other bytes
+        said = {key: text for key, text in shard.header.metadata.items() if key != CHECKSUM}  # it no longer holds
         if new == own and said == shard.header.metadata:
             return shard.header
         return header.build([(name, *about) for name, about in new.items()], said)
@@ -115,7 +116,7 @@ class FromFiles:
             draft.write(name, _cast(name, rows, self.dtype), start)
 
     def _beside(self, folder: Path, index: Path) -> None:
-        """The index, with the sizes and names that have changed, and the small files of its folder."""
+        """Write the index, with changed sizes and names, and copy the small files of its folder."""
         for file in sorted(index.parent.iterdir()):
             if file.is_file() and file.suffix in BESIDE and not file.name.endswith(INDEX):
                 shutil.copyfile(file, folder / file.name)
@@ -130,12 +131,12 @@ class FromFiles:
 
 
 class FromState:
-    """A file of a state dict.
+    """A file with a state dict.
 
     Args:
         state: the tensors.
-        dtype: of the file's floating-point tensors; None keeps theirs.
-        metadata: of the file.
+        dtype: dtype of the floating-point tensors in the file; None: unchanged.
+        metadata: metadata of the file.
     """
 
     folder = leaves = False
@@ -161,10 +162,10 @@ class FromState:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A floating-point tensor in `dtype`, if any; another as it is.
+    """Cast a floating-point tensor to `dtype`, unless that is None; other tensors are unchanged.
 
     Raises:
-        RunError: it is too large for it.
+        RunError: a value is too large for the dtype.
     """
     if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
         return tensor

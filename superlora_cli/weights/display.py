@@ -1,4 +1,4 @@
-"""What one sees of files being written: a bar on a terminal, a line now and then elsewhere, on stderr."""
+"""Progress of writing files: a bar on a terminal, a line now and then elsewhere, on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from superlora_cli.progress import LiveDisplay
 
 
 class WritingDisplay(LiveDisplay):
-    """Progress over `total` bytes of `what`; `advance` is what `Draft` calls."""
+    """Progress over `total` bytes of `what`; `Draft` calls `advance`."""
 
     def __init__(self, console: Console, what: str, total: int) -> None:
         self.console, self.what, self.total = console, what, total
@@ -31,7 +31,7 @@ class WritingDisplay(LiveDisplay):
         self.lock = Lock()
 
     def advance(self, count: int) -> None:
-        """`count` bytes more have been written, by any thread."""
+        """Add `count` bytes, written by any thread."""
         with self.lock:
             self.written += count
         self.progress.update(self.task, completed=self.written)

@@ -1,4 +1,4 @@
-"""Adapters of other programs: what they are, and what merges them."""
+"""Recognises adapters of other programs, and says what merges them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIFFUSERS = (".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.up.", "_
 
 
 def recognise(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, str] | None:
-    """(What a safetensors file is, what to do with it) where another program's adapter is in it, else None.
+    """(What a safetensors file is, what to do with it) if it is another program's adapter, else None.
 
     >>> recognise(["lora_unet_mid_block_to_q.lora_down.weight"], {})[0]
     'a Kohya LoRA file'
@@ -33,7 +33,7 @@ def recognise(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, s
 
 
 def recognise_folder(folder: Path) -> tuple[str, str] | None:
-    """The same for a folder.
+    """As `recognise`, for a folder.
 
     >>> recognise_folder(Path(".")) is None
     True

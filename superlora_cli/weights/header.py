@@ -1,7 +1,7 @@
-"""The header of a safetensors file: eight bytes that say how long it is, and JSON that says where each tensor lies.
+"""The header of a safetensors file: its length in eight bytes, and JSON with the position of each tensor.
 
-The library writes whole files and reads whole tensors. What it does not give is where their bytes are, which copying
-a file piece by piece needs.
+The library writes whole files and reads whole tensors. It does not expose the positions of their bytes, which are
+needed to copy a file piece by piece.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its dtype as the format spells it, its shape, and the bytes `start`..`stop` of the file it fills."""
+    """One tensor: its dtype as spelled in the format, its shape, and its bytes `start`..`stop` in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,23 +36,23 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """How many it fills."""
+        """Its size in bytes."""
         return self.stop - self.start
 
     @property
     def row(self) -> int:
-        """How many bytes one row of the first axis fills."""
+        """The size in bytes of one row of the first axis."""
         return self.bytes // self.shape[0] if self.shape and self.shape[0] else self.bytes
 
 
 @dataclass(frozen=True)
 class Header:
-    """Where everything lies in one file.
+    """The positions of all tensors in one file.
 
     Attributes:
-        raw: the first bytes of the file, up to the first tensor's.
+        raw: the bytes of the file before the first tensor.
         metadata: `__metadata__`.
-        entries: by tensor name, in the order of their bytes.
+        entries: by tensor name, in the order in the file.
     """
 
     raw: bytes
@@ -66,7 +66,7 @@ class Header:
 
 
 def parse(file: RawIOBase) -> Header:
-    """The header of an open file, which the library has found to be whole."""
+    """The header of an open file, which the library has already checked."""
     length = file.read(8) or b""
     text = file.read(struct.unpack("<Q", length)[0]) or b""
     content: dict[str, Any] = json.loads(text)
@@ -81,11 +81,11 @@ def parse(file: RawIOBase) -> Header:
 
 
 def build(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Header:
-    """The header of a file to be written, in a form that depends on its content alone.
+    """The header of a file to be written, in a form that depends on its content only.
 
     Args:
-        tensors: (name, dtype as the format spells it, shape). Wide dtypes come first in the file, as the library
-            has them, so that all are aligned; then by name.
+        tensors: (name, dtype as spelled in the format, shape). In the file they are sorted by width of the dtype,
+            widest first, as in the library, so that all are aligned; then by name.
     """
     content: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     at = 0

@@ -1,10 +1,10 @@
-"""Files of weights in the making: laid out by their headers first, then filled tensor by tensor in any order.
+"""Write files of weights: first their headers, then tensor by tensor in any order.
 
     with replacing(out) as temporary, Draft(out) as draft:
         draft.lay_out(temporary, header.build([("w", "F32", (2, 3))], {}))
         draft.write("w", torch.zeros(2, 3))
 
-So a file of any size needs memory for one tensor, or for some rows of one.
+So a file of any size only needs memory for one tensor, or for some rows of one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from superlora_cli.files import system_errors
 from superlora_cli.weights.header import Entry, Header
 from superlora_cli.weights.reading import Shard
 
-CHUNK = 2**24  # bytes copied at once
-SETTLED = 2**26  # bytes that go to the disk at once, where somebody asks for it
-CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # where the system does not copy by itself
+CHUNK = 2**24  # bytes copied at a time
+SETTLED = 2**26  # bytes synced to the disk at a time
+CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # the system cannot copy these files by itself
 
 
 class Draft:
-    """One or several files that are being written.
+    """One or several files being written.
 
     Args:
         out: the final name, for errors.
-        progress: is told how many bytes have been written.
+        progress: called with the number of bytes written.
 
-    Every method that writes raises RunError where the disk is full, and UsageError where the system refuses.
+    Every method that writes raises RunError if the disk is full, and UsageError if the system refuses.
     """
 
     def __init__(self, out: Path, progress: Callable[[int], object] = lambda count: None) -> None:
@@ -55,23 +55,23 @@ class Draft:
             os.close(handle)
 
     def stop(self) -> None:
-        """What another thread is copying ends soon, unfinished."""
+        """Make a copy in another thread end soon, unfinished."""
         self._stopped = True
 
     @property
     def unsettled(self) -> bool:
-        """Whether enough has been written to `settle` it."""
+        """Whether enough has been written for a `settle`."""
         return self._written - self._settled >= SETTLED
 
     def settle(self) -> None:
-        """What has been written goes to the disk now: another thread's work, so that little is left for the end."""
+        """Sync what has been written, in another thread, so that little is left for the end."""
         self._settled = self._written
         with system_errors(self.out):
             for handle in self._handles:
                 os.fsync(handle)
 
     def lay_out(self, file: Path, header: Header) -> None:
-        """Begin a file: its header is written, its tensors have their places."""
+        """Begin a file by writing its header, which fixes the positions of its tensors."""
         with system_errors(self.out):
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
             self._handles.append(handle)
@@ -79,7 +79,7 @@ class Draft:
         self._home |= {name: (handle, entry) for name, entry in header.entries.items()}
 
     def write(self, name: str, rows: Tensor, first: int = 0) -> None:
-        """A tensor, or from row `first` on some rows of it, of the dtype that the header says."""
+        """Write a tensor, or some rows of it from row `first` on, in the dtype of the header."""
         handle, entry = self._home[name]
         data = rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         with system_errors(self.out):
@@ -87,7 +87,7 @@ class Draft:
         self._advance(len(data))
 
     def copy(self, name: str, shard: Shard, skip: Sequence[tuple[int, int]] = ()) -> None:
-        """A tensor's bytes as they are in another file, but for the rows (start, stop) in `skip`.
+        """Copy the bytes of a tensor from another file, except the rows (start, stop) in `skip`.
 
         Raises:
             UsageError: the other file has become shorter.
@@ -101,7 +101,9 @@ class Draft:
                 with system_errors(self.out):
                     done = _move(shard.file.fileno(), source.start + at, handle, entry.start + at, min(end - at, CHUNK))
                 if not done:
-                    raise UsageError("the file was cut while it was read", where=str(shard.path), hint="copy it again")
+                    raise UsageError(
+                        "the file was truncated while it was read", where=str(shard.path), hint="copy it again"
+                    )
                 self._advance(done)
                 at += done
             at = max(at, stop * entry.row) if stop is not None else at
@@ -118,7 +120,7 @@ def _write(handle: int, data: memoryview, at: int) -> None:
 
 
 def _move(source: int, at: int, target: int, to: int, count: int) -> int:
-    """Copy up to `count` bytes between two open files, inside of the system where it can; how many were copied."""
+    """Copy up to `count` bytes between two open files, by the system if it can; returns how many were copied."""
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source, target, count, at, to)

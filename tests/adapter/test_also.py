@@ -113,7 +113,7 @@ def test_another_base_is_refused(name: str, runs: dict[str, Path], tmp_path: Pat
     save_file(state, tmp_path / "other.safetensors")
     out = ("--out", tmp_path / "merged.safetensors", "--base")
     error = superlora("merge", runs[name], *out, tmp_path / "other.safetensors", code=3)["error"]
-    assert "blocks.3.mlp.fc1 is the first that differs" in error["message"]
+    assert "the first weight that differs is blocks.3.mlp.fc1" in error["message"]
     superlora("merge", runs[name], *out, ASSETS / "glyphs_vit.safetensors")
     model = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=64, depth=6, num_heads=4,
                               num_classes=10)  # fmt: skip
@@ -125,11 +125,11 @@ def test_another_base_is_refused(name: str, runs: dict[str, Path], tmp_path: Pat
     ("words", "said"),
     [
         (("export", "probe", "--to", "delta"), "no weight is adapted"),
-        (("export", "lora and norms", "--to", "peft-lora"), "26 tensors of the base were trained themselves"),
-        (("export", "bitfit", "--to", "diffusers-lora"), "were trained themselves"),
+        (("export", "lora and norms", "--to", "peft-lora"), "26 tensors of the base were trained directly"),
+        (("export", "bitfit", "--to", "diffusers-lora"), "were trained directly"),
         (("combine", "probe", "probe"), "no weight is adapted"),
-        (("merge", "probe", "--unmerge", "--base", "merged"), "a head took the place of the base's"),
-        (("merge", "bitfit", "--unmerge", "--base", "merged"), "38 tensors took the place of the base's"),
+        (("merge", "probe", "--unmerge", "--base", "merged"), "the adapter replaces the head of the base"),
+        (("merge", "bitfit", "--unmerge", "--base", "merged"), "the adapter replaces 38 tensors of the base"),
     ],
 )
 def test_what_has_no_place_for_it_says_so(
@@ -183,10 +183,10 @@ def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["adapter={method: none}"], "nothing is trained"),
-        (["adapter={method: bitfit, also: []}"], "nothing is trained"),
+        (["adapter={method: none}"], "nothing would be trained"),
+        (["adapter={method: bitfit, also: []}"], "nothing would be trained"),
         (["adapter={method: none, groups: 4}"], "groups 4 with method none"),
-        (["adapter=none"], "{method: none} trains the head alone; leave adapter out to train the whole base"),
+        (["adapter=none"], "{method: none} trains only the head; leave adapter out to train the whole base"),
         (["adapter.also=[biases]"], "expected 'bias' or 'norm', got 'biases' (did you mean 'bias'?)"),
         (["adapter.also=[bias,bias]"], "also is ['bias', 'bias']"),
     ],

@@ -118,7 +118,7 @@ def test_keys_under_inner_join_those_of_the_preset() -> None:
 
 def test_factors_from_the_base_are_refused_without_it() -> None:
     shapes = plan(AdapterConfig.from_knobs("lora_xs"), WEIGHTS)
-    with pytest.raises(UsageError, match="come from the base, which is not here"):
+    with pytest.raises(UsageError, match="come from the base, which is not available"):
         Frozen(shapes)
 
 
@@ -140,7 +140,7 @@ def test_what_is_not_refused_starts_with_a_gradient(method: str, projection: str
 
 def test_a_base_of_zeros_has_no_singular_vectors() -> None:
     shapes = plan(AdapterConfig.from_knobs("lora_xs", rank=2), WEIGHTS[:2])
-    with pytest.raises(UsageError, match="group 1 of the base's weights is all zeros"):
+    with pytest.raises(UsageError, match="group 1 of the base's weights is all zero"):
         svd.planes(shapes, [torch.ones(64, 64), torch.zeros(64, 64)])
 
 
@@ -162,8 +162,8 @@ def test_a_copy_keeps_the_factors_from_the_base_when_the_weights_change() -> Non
     [
         ({"inner": {"dims": 3}}, "unknown knob 'dims'"),
         ({"inner": {"per": "weight"}}, "unknown per 'weight'"),
-        ({"freeze": ["core"]}, "there is no factor 'core'"),
-        ({"freeze": ["left"]}, "there is no factor 'left'"),
+        ({"freeze": ["core"]}, "unknown factor 'core'"),
+        ({"freeze": ["left"]}, "unknown factor 'left'"),
         ({"diagonals": [1, 1]}, "a mode twice"),
         ({"order": 1, "diagonals": [1]}, "mode 1 has no factor"),
         (

@@ -100,10 +100,10 @@ CHANGES: dict[str, tuple[Callable[[Net], object], str]] = {
     "complex": (packed(torch.complex64, 8, 8), "is stored as complex64"),
     "bytes in bfloat16": (packed(torch.bfloat16, 16, 1), r"has the shape \[16, 1\] in a layer of 8 × 8"),
     "a class of its own": (packed(torch.bfloat16, 8, 8, kind=Packed), "is stored as Packed of bfloat16"),
-    "normed": (lambda m: weight_norm(m.q), r"q\.weight: is made of other tensors"),
-    "spectrally normed": (lambda m: spectral_norm(m.q), "is made of other tensors"),
-    "pruned": (lambda m: prune.l1_unstructured(m.q, "weight", 0.5), "is made of other tensors"),
-    "parametrised": (lambda m: parametrizations.orthogonal(m.q), "is made of other tensors"),
+    "normed": (lambda m: weight_norm(m.q), r"q\.weight: is computed from other tensors"),
+    "spectrally normed": (lambda m: spectral_norm(m.q), "is computed from other tensors"),
+    "pruned": (lambda m: prune.l1_unstructured(m.q, "weight", 0.5), "is computed from other tensors"),
+    "parametrised": (lambda m: parametrizations.orthogonal(m.q), "is computed from other tensors"),
     "lazy": (lambda m: setattr(m, "q", nn.LazyLinear(8)), "has no shape before the first forward"),
     "on meta": (lambda m: m.to("meta"), "has no values yet"),
     "partly on meta": (lambda m: m.q.to("meta"), "has no values yet"),
@@ -125,7 +125,7 @@ def test_what_cannot_be_adapted_is_refused_and_left_alone(change: Callable[[Net]
 def test_weights_made_in_inference_mode_are_refused() -> None:
     with torch.inference_mode():
         model = net()
-    with pytest.raises(UsageError, match=r"made under torch\.inference_mode"):
+    with pytest.raises(UsageError, match=r"created under torch\.inference_mode"):
         attached(model)
 
 
@@ -141,7 +141,7 @@ def test_attaching_in_inference_mode_makes_factors_that_can_be_trained() -> None
     [(nn.DataParallel, "DataParallel"), (lambda model: torch.compile(model, backend="eager"), "OptimizedModule")],
 )
 def test_a_wrapper_is_named(wrap: Callable[[nn.Module], nn.Module], kind: str) -> None:
-    with pytest.raises(UsageError, match=f"wrapped already, by {kind} .attach to the module in it"):
+    with pytest.raises(UsageError, match=f"already wrapped by {kind} .attach to the module inside"):
         attached(wrap(net()))
 
 
@@ -203,13 +203,13 @@ def test_one_model_inside_another_is_adapted_at_one_of_them() -> None:
         own = {"": "inside.q", "inside": "q"}
         attached(model.get_submodule(first), own[first])
         before = state(model)
-        with pytest.raises(UsageError, match=r"adapted already|adapters of its own"):
+        with pytest.raises(UsageError, match=r"already adapted|its own adapters"):
             attached(model.get_submodule(second), own[second])
         assert state(model) == before
     superlora_cli.activate(model, None)
     attached(model.inside)
     before = state(model)
-    with pytest.raises(UsageError, match=r"inside\.q\.weight: is adapted already"):
+    with pytest.raises(UsageError, match=r"inside\.q\.weight: is already adapted"):
         superlora_cli.activate(model, "default")
     assert state(model) == before
     superlora_cli.detach(model.inside)

@@ -181,7 +181,7 @@ def test_a_backward_pass_after_its_step_and_an_optimizer_inside_are_refused() ->
     optimizer = torch.optim.AdamW(adapter.parameters(), fused=True)
     with adapter.one_step():
         loss = model(X).sum()
-    with pytest.raises(RunError, match=r"backward\(\) belongs inside"):
+    with pytest.raises(RunError, match=r"backward\(\) inside the with"):
         loss.backward()
 
     def step_inside(context: Any) -> None:
@@ -190,7 +190,7 @@ def test_a_backward_pass_after_its_step_and_an_optimizer_inside_are_refused() ->
             optimizer.step()
 
     for context in (adapter.one_step, adapter.kept):
-        with pytest.raises(RunError, match=r"step\(\) belongs after"):
+        with pytest.raises(RunError, match=r"step\(\) after the with"):
             step_inside(context)
     optimizer.step()
 
@@ -207,7 +207,7 @@ def test_a_backward_pass_after_its_step_and_an_optimizer_inside_are_refused() ->
 def test_writing_to_a_shown_weight_warns_once(write: Any) -> None:
     model, _ = adapted()
     output = model(X)
-    with pytest.warns(UserWarning, match="is lost") as told:
+    with pytest.warns(UserWarning, match="writes to it are lost") as told:
         write(model.q)
     assert told[0].filename == __file__ or "init" in told[0].filename
     with warnings.catch_warnings():
@@ -243,7 +243,7 @@ def test_replicas_are_refused() -> None:
 def test_one_graph_is_refused_and_a_first_call_may_be_compiled() -> None:
     torch._dynamo.reset()
     model, _ = adapted("lorta", rank=2, projection="linear", ratio=0.5)
-    with pytest.raises(RunError, match="leave fullgraph out"):
+    with pytest.raises(RunError, match="leave out fullgraph"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(X)
     compiled = torch.compile(model, backend="aot_eager")(X)
     torch.testing.assert_close(compiled, model(X))

@@ -32,4 +32,4 @@ def test_a_resumed_run_with_workers_equals_an_uninterrupted_one_with_or_without(
 def test_mixed_images_are_none_to_draw(cli: Cli) -> None:
     result = cli("train", "digits_unet_lora", "data.mixup=0.2")
     assert result.code == 2
-    assert result.message.startswith("superlora: data.mixup=0.2: means nothing to the task diffusion")
+    assert result.message.startswith("superlora: data.mixup=0.2: does not apply to the task diffusion")

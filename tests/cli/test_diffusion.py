@@ -141,7 +141,7 @@ def test_what_a_run_is_measured_by_goes_where_it_is_told(recipes: Path, cli: Cli
     assert not (recipes / "adapter" / "samples").exists()
     full = cli("eval", recipes / "adapter", *words, "--out", "made", "--seed", 2)
     assert "--force" in full.message
-    assert "the images are there already" in cli("eval", "made", *words[:4], "--num", 3).message
+    assert "does not apply to a folder of images" in cli("eval", "made", *words[:4], "--num", 3).message
     assert "--against digits:test" in cli("eval", recipes / "adapter", "--num", 3).message
     missing = cli("eval", recipes / "adapter", *words[:2], "--num", 24)  # Inception, told before images are made
     assert "--extractor digits" in missing.message
@@ -327,7 +327,10 @@ def test_diffusers_own_unet_is_adapted(recipes: Path, cli: Cli) -> None:
     ("words", "says"),
     [
         (("train", "quickstart", "task=diffusion"), "task: glyphs_vit is a base for classification, not for diffusion"),
-        (("train", "quickstart", "diffusion.steps=10"), "diffusion.steps=10: means nothing to the task classification"),
+        (
+            ("train", "quickstart", "diffusion.steps=10"),
+            "diffusion.steps=10: does not apply to the task classification",
+        ),
         (("train", "ADAPTER", "task=classification"), "task: cfg_unet is a base for diffusion, not for classification"),
         (
             ("train", "ADAPTER", "model={name: cfg_unet, pretrained: false, kwargs: {classes: 9}}"),

@@ -83,7 +83,7 @@ def test_the_estimate_is_what_a_step_takes(words: tuple[str, ...]) -> None:
 def test_a_model_that_refuses_the_images_is_found_before_training(cli: Cli) -> None:
     result = cli("train", "digits_lora", "data.image_size=20", "--dry-run")
     assert result.code == 2
-    assert "data.image_size: the model refuses images of 20 × 20" in result.message
+    assert "data.image_size: the model does not accept images of 20 × 20" in result.message
 
 
 def test_a_refusal_without_words_has_no_empty_place(cli: Cli) -> None:

@@ -45,7 +45,7 @@ def test_factors_from_the_base_need_that_base(cli: Cli, tmp_path: Path) -> None:
     # the singular vectors of merged weights are others
     result = cli("merge", out, "--base", merged, "--out", str(tmp_path / "other.safetensors"), "--allow-base-mismatch")
     assert result.code == 3
-    assert "not the base the adapter was trained on" in result.err
+    assert "not the base that the adapter was trained on" in result.err
     back = str(tmp_path / "base.safetensors")
     assert cli("merge", out, "--base", merged, "--out", back, "--unmerge", "--json").json()["verified"]
     assert relative(load_file(back), load_file(BASE)) < 1e-6

@@ -20,7 +20,7 @@ from tests.conftest import Cli
     [
         (lambda tensors, said: next(iter(tensors.values())).view(-1)[:1].fill_(float("nan")), "holds NaN or Inf"),
         (lambda tensors, said: tensors.update({k: t.long() for k, t in tensors.items()}), "is of torch.int64"),
-        (lambda tensors, said: said.update({"superlora.base": "7"}), "base is 7, and should have keys"),
+        (lambda tensors, said: said.update({"superlora.base": "7"}), "base is 7, but should be an object"),
         (lambda tensors, said: said.update({"superlora.base": '{"name": 1}'}), "damaged metadata: 'sha256'"),
         (lambda tensors, said: said.update({"superlora.classes": "[7]"}), "7 should be text"),
         (lambda tensors, said: said.update({"superlora.config": "[" * 100_000}), "damaged metadata"),
@@ -60,7 +60,7 @@ def test_a_changed_bit_of_a_trained_base_is_found(cli: Cli) -> None:
     file.write_bytes(content)
     result = cli("eval", "run")
     assert result.code == 2
-    assert "run/model.safetensors: the checksum does not match what is in the file" in result.message
+    assert "run/model.safetensors: the checksum does not match the contents of the file" in result.message
 
 
 def test_names_from_a_file_do_not_reach_a_terminal_as_commands(adapter: Path, cli: Cli) -> None:

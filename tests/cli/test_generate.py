@@ -174,7 +174,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(file: Path, cli: Cli) -> None:
     assert "--force" in result.message
     assert contents(Path("out")) == {"mine.txt": b"mine"}
     error = cli("generate", file, "--out", file, *FAST, "--json").json()["error"]
-    assert (error["code"], error["message"]) == (2, "is no folder")
+    assert (error["code"], error["message"]) == (2, "is not a folder")
 
 
 def test_force_replaces_generated_images_and_nothing_else(file: Path, cli: Cli) -> None:
@@ -220,12 +220,12 @@ def test_a_bare_base_generates_too(cli: Cli, monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads(Path("out/manifest.json").read_text())["adapter"] is None
 
 
-def test_classification_generates_nothing(trained: Path, cli: Cli) -> None:
+def test_classification_cannot_generate_images(trained: Path, cli: Cli) -> None:
     for source in (trained, trained / "adapter.safetensors"):
         result = cli("generate", source, "--out", "out")
         assert result.code == 2
-        assert "a classification run generates nothing" in result.message
-    assert "a classification base generates nothing" in cli("generate", "glyphs_vit", "--out", "out").message
+        assert "a classification run cannot generate images" in result.message
+    assert "a classification base cannot generate images" in cli("generate", "glyphs_vit", "--out", "out").message
     assert not Path("out").exists()
 
 
@@ -247,13 +247,13 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--classes", "0,11"), "--classes: the model knows no class '11' (it knows 0, 1, 2, 3, 4, 5, 6, 7, …)"),
-        (("--classes", ""), "--classes: the model knows no class ''"),
+        (("--classes", "0,11"), "--classes: the model has no class '11' (it has 0, 1, 2, 3, 4, 5, 6, 7, …)"),
+        (("--classes", ""), "--classes: the model has no class ''"),
         (("--num", "0"), "--num: 0 images (1 or more)"),
         (("--sampler", "dpm"), "--sampler: unknown sampler 'dpm' (did you mean '"),
-        (("--steps", "1001"), "--steps: 1001 steps of noise that has 1000 (1 to 1000)"),
-        (("--steps", "30"), "--steps: ddim takes equal steps, and 30 does not divide 1000 (25 or 40; dpm++"),
-        (("--guidance", "-2"), "--guidance: guidance -2.0 (0 or more; 0 is none)"),
+        (("--steps", "1001"), "--steps: 1001 sampling steps, but the noise schedule has 1000 (1 to 1000)"),
+        (("--steps", "30"), "--steps: ddim takes equal steps, but 30 does not divide 1000 (25 or 40; dpm++"),
+        (("--guidance", "-2"), "--guidance: guidance -2.0 (0 or more; 0 turns it off)"),
         (("--batch-size", "0"), "--batch-size: batches of 0 images (1 or more)"),
         (("train.device=tpu",), "train.device"),
     ],
@@ -270,13 +270,13 @@ def test_bad_settings_are_one_line_and_nothing_is_written(
 def test_a_source_that_is_none_is_told(cli: Cli) -> None:
     assert "did you mean 'glyphs_vit'?" in cli("generate", "glyph_vit", "--out", "out").message
     Path("other.safetensors").write_bytes(safetensors_bytes({"a": torch.zeros(1)}, {}))
-    assert "no superlora adapter" in cli("generate", "other.safetensors", "--out", "out").message
+    assert "not a superlora adapter" in cli("generate", "other.safetensors", "--out", "out").message
     assert not Path("out").exists()
 
 
 def test_another_base_is_exit_3(file: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise MismatchError("not the base the adapter was trained on")
+        raise MismatchError("not the base that the adapter was trained on")
 
     monkeypatch.setattr(store, "check_base", refuse)
     assert cli("generate", file, "--out", "out", *FAST).code == 3
@@ -301,7 +301,7 @@ def test_an_interrupt_leaves_whole_images_and_says_so(
     words = ("generate", file, "--out", "out", "--num", 40, "--steps", 2, "--batch-size", 16)
     result = cli(*words)
     assert result.code == 130
-    assert f"{16 * when} of 40 images are there" in result.message
+    assert f"{16 * when} of 40 images are written" in result.message
     assert len(pngs("out")) == 16 * when
     for name in pngs("out"):
         assert np.asarray(Image.open(Path("out/images", name))).shape == (8, 8, 3)

@@ -43,7 +43,7 @@ def test_a_dry_run_says_epochs_without_reading_the_data(cli: Cli) -> None:
 
 def test_a_training_ends_after_evaluations_without_a_better_one(cli: Cli) -> None:
     result = cli("train", *QUICK, *TIRED, "--out", "run", "--json")
-    assert "ended at step 3: 2 evaluations without a better one than step 1" in result.err
+    assert "ended at step 3: 2 evaluations without improvement since step 1" in result.err
     found = result.json()
     assert (found["status"], found["steps"], found["ended_early"]) == ("completed", 3, True)
     assert found["metrics"]["best_step"] == 1

@@ -69,7 +69,7 @@ def test_a_run_learns_the_labels_and_is_chosen_by_mean_average_precision(
     rows = run_cli("eval", "run", "--json").json()["per_class"]
     assert [row["class"] for row in rows] == list(COLOURS)
     assert sum(row["average_precision"] for row in rows) / 3 == pytest.approx(found["metrics"]["map"])
-    assert "no classes to confuse" in run_cli("eval", "run", "--plot", "confusion.svg").message
+    assert "no confusion matrix" in run_cli("eval", "run", "--plot", "confusion.svg").message
     assert not Path("run/confusion.csv").exists()
 
 
@@ -123,8 +123,8 @@ def test_the_metric_is_that_of_scikit_learn() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("data.balance=true", "data.balance: images have several labels, no one class"),
-        ("data.name=digits", "data.multi_label: 'digits' is no folder of images"),
+        ("data.balance=true", "data.balance: cannot balance images with several labels"),
+        ("data.name=digits", "data.multi_label: 'digits' is not a folder of images"),
     ],
 )
 def test_what_does_not_go_with_several_labels_is_one_clear_error(

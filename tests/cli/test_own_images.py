@@ -139,7 +139,7 @@ def test_init_refuses_a_size_that_the_model_cannot_have(own: Path, cli: Cli) -> 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--data", "nowhere"), "nowhere: no such folder (a sub-folder of images per class"),
+        (("--data", "nowhere"), "nowhere: no such folder (give a folder with one sub-folder"),
         (("--data", "numbers", "--model", "vit_bsae_patch16_224"), "did you mean 'vit_base_patch16_224'?"),
         (("--data", "numbers", "--out", "no/where.yaml"), "no: no such folder"),
     ],
@@ -177,7 +177,7 @@ def test_the_confusion_matrix_is_a_picture(ending: str, own: Path, cli: Cli) -> 
         assert b"taken for" in content or b"true class" in content or len(content) > 5_000
     refused = cli("eval", own / "run", f"data.name={own / 'numbers'}", "--plot", "confusion.docx")
     assert refused.code == 2
-    assert "cannot write the picture" in refused.message
+    assert "cannot write the plot" in refused.message
 
 
 def test_data_with_fewer_classes_are_labelled_by_name(own: Path, cli: Cli) -> None:
@@ -194,7 +194,7 @@ def test_a_class_that_the_model_does_not_know_is_named(own: Path, cli: Cli) -> N
     (Path("other") / "one").rename(Path("other") / "oen")
     result = cli("eval", own / "run", "data.name=other")
     assert result.code == 2
-    assert "the model knows no class 'oen' (did you mean 'one'?)" in result.message
+    assert "the model has no class 'oen' (did you mean 'one'?)" in result.message
 
 
 def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> None:
@@ -224,8 +224,8 @@ def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> No
         (("--predict", "broken"), "broken: none of 1 images can be read"),
         (("--predict", "broken", "--out", "taken.csv"), "taken.csv: the file exists"),
         (("--predict", "broken", "--out", "no/where.csv"), "no: no such folder"),
-        (("--predict", "broken", "--plot", "x.svg"), "predictions have no true classes"),
-        (("--out", "x.csv"), "--out: is the file of --predict"),
+        (("--predict", "broken", "--plot", "x.svg"), "--predict has no true classes"),
+        (("--out", "x.csv"), "--out: needs --predict or --against"),
         (("--plot", "no/x.svg"), "no: no such folder"),
     ],
 )

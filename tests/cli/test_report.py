@@ -100,7 +100,7 @@ def test_the_best_comes_first_with_how_it_went_and_what_it_mistakes(cli: Cli) ->
     table = page[page.index("<tbody>") : page.index("</tbody>")]
     assert re.findall(r"train.optimizer.lr (0\.\d)</td>", table) == ["0.3", "0.1", "0.2"]
     assert page.count('aria-sort="descending"') == 1
-    assert "LoRA, rank 4 · train.optimizer.lr 0.2 takes for which, 10 test images" in page  # best by validation
+    assert "confusion matrix of LoRA, rank 4 · train.optimizer.lr 0.2, 10 test images" in page  # best by validation
 
 
 def test_names_are_words_and_never_markup(cli: Cli) -> None:
@@ -130,7 +130,7 @@ def test_a_report_is_replaced_and_nothing_else(runs: Path, cli: Cli) -> None:
     before = contents(Path())
     refused = cli("report", runs, "--out", "page.html")
     assert refused.code == 2
-    assert "page.html: the file exists, and is no report (--force overwrites it)" in refused.message
+    assert "page.html: the file exists and is not a report (--force overwrites it)" in refused.message
     Path("new-figures").mkdir()
     Path("new-figures/notes.svg").write_text("somebody's")
     assert "the folder is not empty" in cli("report", runs, "--out", "new.html").message
@@ -153,11 +153,11 @@ def test_one_metric_alone(runs: Path, cli: Cli) -> None:
         (["runs/stopped"], "runs/stopped: no finished run (runs/stopped: interrupted: not finished)"),
         (["runs", "--metric", "acuracy"], "--metric: unknown metric 'acuracy' (did you mean 'accuracy'?)"),
         (["runs", "--metric", "fid"], "--metric: no run has the metric 'fid' (they have accuracy, loss)"),
-        (["runs", "--tolerance", "-1"], "--tolerance: the tolerance is -1.0 (0 or more, as 0.01)"),
-        (["runs", "--tolerance", "nan"], "--tolerance: the tolerance is nan (0 or more, as 0.01)"),
-        (["runs", "--budgets", "1e3"], "--budgets: '1e3' is no number of parameters (as 100,1000)"),
+        (["runs", "--tolerance", "-1"], "--tolerance: the tolerance is -1.0 (0 or more, e.g. 0.01)"),
+        (["runs", "--tolerance", "nan"], "--tolerance: the tolerance is nan (0 or more, e.g. 0.01)"),
+        (["runs", "--budgets", "1e3"], "--budgets: '1e3' is not a number of parameters (e.g. 100,1000)"),
         (["runs", "--budgets", "0"], "--budgets: a budget of 0 parameters (1 or more)"),
-        (["runs", "--out", "nowhere/a.html"], "nowhere: no such folder (make it first)"),
+        (["runs", "--out", "nowhere/a.html"], "nowhere: no such folder (create it first)"),
         (["runs", "--out", "a.pdf"], "a.pdf: cannot write a '.pdf' report (a name that ends in .html)"),
         (
             ["runs", "--against", "runs/stopped/run.json"],
@@ -227,7 +227,7 @@ def test_updates_of_another_base_are_refused(dense: Path, trained: Path, cli: Cl
     before = contents(Path())
     result = cli("report", "runs", "--against", "dense")
     assert result.code == 3
-    assert "blocks.0.attn.qkv[0:64] of its base is not that of dense: updates of different weights" in result.message
+    assert "blocks.0.attn.qkv[0:64] of its base differs from that of dense" in result.message
     assert contents(Path()) == before
 
 
@@ -235,7 +235,7 @@ def test_runs_of_another_section_are_not_compared(dense: Path, cli: Cli) -> None
     make_run(Path("runs/a"), "digits_lora", "data.name=glyphs")
     result = cli("report", "runs", "--against", dense)
     assert result.code == 3
-    assert "no run is a classification of glyphs_vit on digits (runs of one base and data)" in result.message
+    assert "no other run is classification of glyphs_vit on digits (use runs with the same base and" in result.message
 
 
 def test_a_report_without_geometry_does_not_wait_for_torch(runs: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_second_sigint_stops_at_once_and_still_names_the_way_on(cli: Cli, monk
     stop_at(monkeypatch, 5, twice)
     stopped = cli("train", *QUICK, "--out", "run")
     assert stopped.code == 130
-    assert "go on with --resume run" in stopped.message
+    assert "continue with --resume run" in stopped.message
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
 
 

@@ -97,7 +97,7 @@ def test_shards_are_merged_into_the_same_shards_with_the_same_bytes(base: str, d
 @EVERY_DTYPE
 @pytest.mark.parametrize(("base", "merged", "out"), [("base.safetensors", "m.safetensors", "u.safetensors"),
                                                      ("big", "merged", "unmerged")])  # fmt: skip
-def test_unmerging_restores_the_base_within_the_rounding_it_tells(
+def test_unmerging_restores_the_base_within_the_reported_rounding(
     base: str, merged: str, out: str, dtype: torch.dtype, cli: Cli
 ) -> None:
     prepare(dtype)
@@ -117,7 +117,7 @@ def test_unmerging_restores_the_base_within_the_rounding_it_tells(
     assert "at most" in cli("merge", "adapter.safetensors", "--base", merged, "--unmerge", "--out", "again").out
 
 
-def test_unmerging_is_measured_against_a_base_that_is_at_hand(adapter: Path, cli: Cli) -> None:
+def test_unmerging_is_compared_with_the_base_if_available(adapter: Path, cli: Cli) -> None:
     assert cli("merge", adapter, "--out", "m.safetensors").code == 0
     words = ("merge", adapter, "--unmerge", "--out", "u.safetensors")
     done = cli(*words, "--base", "m.safetensors", "--json").json()
@@ -126,11 +126,11 @@ def test_unmerging_is_measured_against_a_base_that_is_at_hand(adapter: Path, cli
     assert done["max_abs_error"] <= done["rounding_bound"] < 1e-6
     result = cli(*words, "--base", GLYPHS, "--force")  # never merged
     assert result.code == 3
-    assert "unmerging leaves the base off by" in result.message
+    assert "the unmerged weights differ from the base by" in result.message
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_dtype_casts_all_that_is_floating_once(dtype: str, cli: Cli) -> None:
+def test_a_dtype_casts_all_floating_point_tensors_once(dtype: str, cli: Cli) -> None:
     prepare()
     words = ("merge", "adapter.safetensors", "--dtype", dtype, "--json")
     assert cli("merge", "adapter.safetensors", "--base", "big", "--out", "exact", "--no-verify").code == 0
@@ -170,7 +170,7 @@ def test_the_recipes_base_from_a_disk_is_merged_like_the_shipped_one(shards: boo
 
 
 @pytest.mark.parametrize("head", ["new", "{select: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]}"])
-def test_a_head_that_is_not_the_bases_is_merged_into_its_file_too(head: str, cli: Cli) -> None:
+def test_a_new_head_is_merged_into_the_file_too(head: str, cli: Cli) -> None:
     assert cli("train", *QUICK, f"model.head={head}", "--out", "run").code == 0
     assert cli("merge", "run", "--out", "shipped.safetensors").code == 0
     done = cli("merge", "run", "--base", GLYPHS, "--out", "merged.safetensors", "--json").json()
@@ -195,7 +195,7 @@ def test_the_base_itself_is_replaced_only_by_force(out: str, force: bool, cli: C
     result = cli("merge", "adapter.safetensors", "--base", base, "--out", out, *["--force"][: int(force)])
     if not force:
         assert result.code == 2
-        assert f"{Path(out)}: that is the base itself" in result.message
+        assert f"{Path(out)}: the output is the base itself" in result.message
         assert contents(Path()) == before
         return
     assert result.code == 0
@@ -212,22 +212,22 @@ def test_force_replaces_no_folder_with_anything_else_in_it(cli: Cli) -> None:
     before = contents(Path())
     result = cli("merge", "adapter.safetensors", "--base", "big", "--out", "mine", "--force")
     assert result.code == 2
-    assert "mine: holds thesis.tex too" in result.message
+    assert "mine: also holds thesis.tex" in result.message
     assert contents(Path()) == before
 
 
 @pytest.mark.parametrize(
     ("base", "out", "says"),
     [
-        ("base.safetensors", "taken", "taken: is a folder, and the base is one file"),
-        ("big", "out.safetensors", "out.safetensors: is a file, and the base is in shards"),
+        ("base.safetensors", "taken", "taken: is a folder, but the base is a single file"),
+        ("big", "out.safetensors", "out.safetensors: is a file, but the base is in shards"),
         ("base.safetensors", "nowhere/out.safetensors", "nowhere: no such folder"),
         ("big/model-00001-of-00003.safetensors", "out.safetensors", "is missing"),
         ("none.safetensors", "out.safetensors", "none.safetensors: no such file"),
-        ("cut.safetensors", "out.safetensors", "cut.safetensors: not a whole safetensors file"),
+        ("cut.safetensors", "out.safetensors", "cut.safetensors: not a valid safetensors file"),
     ],
 )
-def test_what_does_not_fit_is_said_and_nothing_is_written(base: str, out: str, says: str, cli: Cli) -> None:
+def test_mismatches_are_refused_and_nothing_is_written(base: str, out: str, says: str, cli: Cli) -> None:
     prepare()
     Path("taken").mkdir()
     Path("cut.safetensors").write_bytes(Path("base.safetensors").read_bytes()[:-7])
@@ -252,10 +252,13 @@ OTHERS: dict[str, tuple[Alter, str]] = {
         f"{SECOND} is [192, 32] in the file and [192, 64] in the model",
     ),
     "one more": (lambda base: base.update(more=torch.zeros(2)), "more is [2] in the file and missing in the model"),
-    "other bytes": (lambda base: base[SECOND][130].add_(1), "blocks.1.attn.qkv[128:192] is the first that differs"),
+    "other bytes": (
+        lambda base: base[SECOND][130].add_(1),
+        "the first weight that differs is blocks.1.attn.qkv[128:192]",
+    ),
     "another dtype": (
         lambda base: base.update({name: tensor.bfloat16() for name, tensor in base.items()}),
-        "the base is stored as bfloat16, the adapter was trained on float32",
+        "the base is stored as bfloat16, but the adapter was trained on float32",
     ),
 }
 
@@ -290,20 +293,23 @@ def test_another_checkpoint_is_refused_without_a_model_too(kind: str, cli: Cli) 
     words = ("merge", "adapter.safetensors", "--base", "other.safetensors", "--out", "out.safetensors")
     result = cli(*words)
     assert result.code == 3
-    says = {"other names": "target 'q' matches no weight", "other bytes": "not the base the adapter was trained on"}
+    says = {
+        "other names": "target 'q' matches no weight",
+        "other bytes": "not the base that the adapter was trained on",
+    }
     assert says.get(kind, "not the ones it was trained on") in result.message
     assert contents(Path()) == before
     if kind == "other bytes":
         assert cli(*words, "--allow-base-mismatch").code == 0
 
 
-def test_a_quantised_weight_takes_no_update(cli: Cli) -> None:
+def test_a_quantised_weight_cannot_be_updated(cli: Cli) -> None:
     prepare()
     base = load_file("base.safetensors")
     save_file(base | {name: base[name].to(torch.int8) for name in WEIGHTS}, "int8.safetensors")
     result = cli("merge", "adapter.safetensors", "--base", "int8.safetensors", "--out", "out.safetensors")
     assert result.code == 2
-    assert "stored as torch.int8, which takes no update" in result.message
+    assert "stored as torch.int8, to which ΔW cannot be added" in result.message
     assert not Path("out.safetensors").exists()
 
 

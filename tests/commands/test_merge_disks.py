@@ -17,7 +17,7 @@ from tests.weights.checkpoints import prepare
 
 @pytest.mark.parametrize("call", ["pwrite", "copy_file_range", "fsync"])
 @pytest.mark.parametrize("base", ["base.safetensors", "big"])
-def test_a_full_disk_is_said_and_leaves_the_base_and_nothing_else(
+def test_a_full_disk_is_reported_and_leaves_only_the_base(
     call: str, base: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare()
@@ -65,7 +65,7 @@ def test_a_disk_that_is_really_full(base: str, small_disk: Path, cli: Cli, monke
     assert contents(Path()) == before
 
 
-def test_copying_goes_by_hand_where_the_system_cannot(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copying_falls_back_where_the_system_call_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
     words = ("merge", "adapter.safetensors", "--base", "big", "--out")
     assert cli(*words, "one").code == 0

@@ -57,7 +57,7 @@ def test_workers_steps_before_and_draws_outside_change_nothing(augment: str, ima
     assert same(read(images, augment=augment, start=2, **ALL), whole[2:])
 
 
-def test_what_draws_outside_does_not_notice(images: Path) -> None:
+def test_outside_random_draws_are_unaffected(images: Path) -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), np.random.rand(), torch.rand(()).item()
 
@@ -73,7 +73,7 @@ def test_what_draws_outside_does_not_notice(images: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["rand_augment", "random_erasing", "mixup", "cutmix"])
-def test_every_key_changes_images_anew(key: str, images: Path) -> None:
+def test_every_key_changes_images_differently(key: str, images: Path) -> None:
     wanted = {**ALL, "random_erasing": 1.0}[key]
     plain, changed = (torch.cat([x for x, _ in read(images, stop=3, augment="none", **keys)])
                       for keys in ({}, {key: wanted}))  # fmt: skip
@@ -89,7 +89,7 @@ def test_labels_of_mixed_images_are_shares(images: Path) -> None:
     assert any(0 < share < 1 for _, labels in read(images, augment="none", mixup=1.0) for share in labels.flatten())
 
 
-def test_balanced_classes_come_equally_often_and_repeated_images_are_drawn_differently() -> None:
+def test_balanced_classes_are_equally_frequent_and_repeated_images_augmented_differently() -> None:
     classes = [0] * 990 + [1] * 10
     keys = [key for batch in StepSampler(1000, 50, seed=0, start=0, stop=40, classes=classes) for key in batch]
     assert len(set(keys)) == len(keys) == 2000

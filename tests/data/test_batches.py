@@ -57,7 +57,7 @@ def read(images: Images) -> list[int]:
 
 
 def test_a_worker_that_ends_is_one_clear_error() -> None:
-    with pytest.raises(RunError, match=r"data\.workers: a loader worker ended before its time .*fewer"):
+    with pytest.raises(RunError, match=r"data\.workers: a loader worker ended unexpectedly .*fewer"):
         read(Images(deadly=True))
 
 
@@ -69,11 +69,11 @@ def test_a_worker_that_ends_in_the_middle_of_a_batch_is_the_same_error(
         raise error
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
-    with pytest.raises(RunError, match="a loader worker ended before its time"):
+    with pytest.raises(RunError, match="a loader worker ended unexpectedly"):
         read(Images(deadly=False))
 
 
-def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_error(
+def test_a_worker_death_noticed_while_stopping_the_others_is_the_same_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = _MultiProcessingDataLoaderIter._shutdown_workers
@@ -83,7 +83,7 @@ def test_a_worker_whose_end_is_heard_of_while_the_others_are_ended_is_the_same_e
         raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 9.")
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown_workers", interrupted)
-    with pytest.raises(RunError, match="a loader worker ended before its time"):
+    with pytest.raises(RunError, match="a loader worker ended unexpectedly"):
         read(Images(deadly=True))
 
 
@@ -95,7 +95,7 @@ def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None
     assert survivors(process.pid) == []
 
 
-def test_another_error_of_torch_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_torch_errors_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("Too many open files")
 

@@ -49,15 +49,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return files
 
 
-def test_what_cannot_be_read_is_left_out_and_named(pets: Path) -> None:
+def test_unreadable_files_are_left_out_and_named(pets: Path) -> None:
     spoil(pets / "b" / "3.png")
     (pets / "c" / "text.jpg").write_text("no image")
     splits = splits_of(pets, validation=0.25)
     assert sum(sizes(splits)) == 11
     assert [file.path for file in splits.unreadable] == ["pets/b/3.png", "pets/c/text.jpg"]
     (note,) = splits.notes
-    assert note.startswith("left out 2 of 13 images, which cannot be read: pets/b/3.png (")
-    assert "pets/c/text.jpg (an unknown format, or damaged)" in note
+    assert note.startswith("left out 2 of 13 images that cannot be read: pets/b/3.png (")
+    assert "pets/c/text.jpg (unknown format, or damaged)" in note
 
 
 def test_a_note_names_a_few(pets: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_class_that_cannot_be_learnt_is_refused(spoiled: str, says: str, pets:
         splits_of(pets)
 
 
-def test_a_test_folder_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_test_folder_without_readable_images_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test", classes="a", count=1)
     spoil(tmp_path / "test" / "a" / "0.png")
@@ -159,7 +159,7 @@ def test_unchanged_files_are_looked_at_once(pets: Path, decoded: list[str]) -> N
     assert again.fingerprint == first.fingerprint
 
 
-def test_a_changed_file_is_looked_at_again(pets: Path, decoded: list[str]) -> None:
+def test_a_changed_file_is_checked_again(pets: Path, decoded: list[str]) -> None:
     splits_of(pets)
     decoded.clear()
     path = pets / "a" / "1.png"
@@ -167,11 +167,11 @@ def test_a_changed_file_is_looked_at_again(pets: Path, decoded: list[str]) -> No
     path.write_bytes(bytes(before.st_size))  # of the same size
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     picture(5).save(pets / "a" / "new.png")
-    assert splits_of(pets).unreadable == (Unreadable("pets/a/1.png", "an unknown format, or damaged"),)
+    assert splits_of(pets).unreadable == (Unreadable("pets/a/1.png", "unknown format, or damaged"),)
     assert sorted(decoded) == ["1.png", "new.png"]
 
 
-def test_what_an_interrupted_look_found_is_remembered(
+def test_the_results_of_an_interrupted_scan_are_cached(
     pets: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan, "AT_ONCE", 4)
@@ -192,7 +192,7 @@ def test_what_an_interrupted_look_found_is_remembered(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": 3}', "null"])
-def test_a_damaged_memory_is_ignored(content: str, pets: Path, cache: Path, decoded: list[str]) -> None:
+def test_a_damaged_cache_is_ignored(content: str, pets: Path, cache: Path, decoded: list[str]) -> None:
     splits_of(pets)
     (memory,) = cache.glob("superlora/*.json")
     memory.write_text(content)
@@ -201,14 +201,14 @@ def test_a_damaged_memory_is_ignored(content: str, pets: Path, cache: Path, deco
     assert len(memory.read_text()) > 100
 
 
-def test_no_place_for_a_memory_is_no_error(pets: Path, cache: Path, decoded: list[str]) -> None:
+def test_an_unwritable_cache_folder_is_not_an_error(pets: Path, cache: Path, decoded: list[str]) -> None:
     (cache / "superlora").write_text("a file where the folder should be")
     assert sum(sizes(splits_of(pets))) == 12
     splits_of(pets)
     assert len(decoded) == 24
 
 
-def test_without_a_home_nothing_is_remembered(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_nothing_is_cached(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RuntimeError("no home")
 
@@ -218,14 +218,14 @@ def test_without_a_home_nothing_is_remembered(pets: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_long_look_shows_a_bar_on_a_terminal_only(
+def test_a_long_scan_shows_a_bar_only_on_a_terminal(
     terminal: bool, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr(scan, "AT_ONCE", 4)
     monkeypatch.setattr("sys.stderr", screen := Terminal() if terminal else io.StringIO())
     splits_of(pets)
-    assert ("looking at the images" in screen.getvalue()) == terminal
+    assert ("checking the images" in screen.getvalue()) == terminal
     assert terminal or not screen.getvalue()
 
 
@@ -236,7 +236,7 @@ def test_quiet_is_without_that_bar_too(quiet: bool, cli: Cli, monkeypatch: pytes
     write_folder(Path("pets"))
     result = cli("train", "quickstart", "data.name=pets", *QUICK, *(["--quiet"] if quiet else []))
     assert result.code == 0, result.err
-    assert ("looking at the images" in result.err) != quiet
+    assert ("checking the images" in result.err) != quiet
     assert not quiet or not result.err
 
 
@@ -263,7 +263,7 @@ def test_an_image_that_breaks_later_ends_the_run_in_one_line(
     spoil(Path("pets/b/3.png"))
     result: Any = cli("train", "quickstart", "data.name=pets", *QUICK[:-1], f"data.workers={workers}", "train.steps=5")
     assert result.code == 2
-    assert "pets/b/3.png: no image that can be read" in result.message
+    assert "pets/b/3.png: cannot be read as an image" in result.message
     assert result.message.endswith("(replace or remove it)")
 
 
@@ -277,7 +277,7 @@ def test_image_folder_is_a_folder(pets: Path) -> None:
     assert class_count(DataSection(name="torch/image_folder", root="pets")) == 3
 
 
-def test_a_photo_from_a_telephone_is_not_passed_over(pets: Path) -> None:
+def test_a_phone_photo_is_not_left_out(pets: Path) -> None:
     Image.new("RGB", (8, 8)).save(pets / "a" / "photo.png")
     (pets / "a" / "photo.png").rename(pets / "a" / "photo.heic")  # read by content, not by name
     (pets / "a" / "other.HEIC").write_bytes(b"\0\0\0\x18ftypheic")

@@ -35,7 +35,7 @@ def parts_of(images: list[tuple[int, str]], *, parts: int = 2, part: float = 0.1
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("each", [39, 40, 44, 45])
-def test_an_image_that_comes_moves_at_most_one_other_of_its_class_into_a_part(each: int, parts: int) -> None:
+def test_a_new_image_moves_at_most_one_other_of_its_class_to_another_split(each: int, parts: int) -> None:
     images = [(label, content) for label in CLASSES for content in digests(label, each)]
     before = parts_of(images, parts=parts)
     for number in range(200):
@@ -48,7 +48,7 @@ def test_an_image_that_comes_moves_at_most_one_other_of_its_class_into_a_part(ea
             assert sum(before[image] == part for image in moved) <= 1
 
 
-def test_every_class_gives_its_part_and_one_at_least() -> None:
+def test_every_class_gives_its_share_and_at_least_one_image() -> None:
     counts = {0: 40, 1: 40, 2: 3, 3: 5, 4: 2}
     images = [(label, content) for label, count in counts.items() for content in digests(label, count)]
     held = Counter((label, part) for (label, _), part in parts_of(images).items())
@@ -100,7 +100,7 @@ def test_a_recipe_without_a_rule_keeps_the_old_split(tmp_path: Path) -> None:
     assert contents_of(old.test) == contents_of(named.test)
 
 
-def test_few_test_images_of_a_class_are_said(tmp_path: Path) -> None:
+def test_few_test_images_of_a_class_are_noted(tmp_path: Path) -> None:
     write_folder(tmp_path, count=60)
     assert content_splits(tmp_path).notes == ()
     for number in range(20, 60):
@@ -108,14 +108,14 @@ def test_few_test_images_of_a_class_are_said(tmp_path: Path) -> None:
     for number in range(2, 60):
         (tmp_path / "c" / f"{number}.png").unlink()
     (note,) = content_splits(tmp_path).notes
-    assert note == "classes of fewer than 5 test images, whose accuracy says little: b (2), c (0)"
+    assert note == "classes with fewer than 5 test images, too few for a meaningful accuracy: b (2), c (0)"
 
 
-def test_copies_of_training_images_among_test_images_are_said(tmp_path: Path) -> None:
+def test_copies_of_training_images_among_test_images_are_noted(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", count=10)
     write_folder(tmp_path / "test", count=6)  # of which all are in train too
     note = content_splits(tmp_path).notes[0]
-    assert note.endswith("of 18 test images are training images as well")
+    assert note.endswith("of 18 test images are also training images")
     assert 12 < int(note.partition(" ")[0]) <= 18
 
 
@@ -147,25 +147,25 @@ def test_a_line_says_which_images_it_is_of(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("run")
-def test_other_data_than_the_run_was_trained_on_are_said(cli: Cli) -> None:
+def test_other_data_than_the_run_was_trained_on_is_noted(cli: Cli) -> None:
     picture(7, 7).save("pets/a/new.png")
     (note,) = [note for note in cli("eval", "run", "--json").json()["notes"] if "training" in note]
-    assert note.startswith("not the data of the training (")
-    assert "not the data of the training" in cli("eval", "run").out
+    assert note.startswith("the data changed since training (")
+    assert "the data changed since training" in cli("eval", "run").out
 
 
 @pytest.mark.usefixtures("run")
-def test_images_that_were_trained_on_are_not_scored_without_a_word(cli: Cli) -> None:
+def test_scoring_training_images_gives_a_warning(cli: Cli) -> None:
     found = cli("eval", "run", "data.validation=0.4", "--json").json()
-    seen = [note for note in found["notes"] if note.endswith("of 24 test images are training images as well")]
+    seen = [note for note in found["notes"] if note.endswith("of 24 test images are also training images")]
     assert len(seen) == 1
     shutil.copytree("pets", "copies/train")
     shutil.copytree("pets", "copies/test")
     notes = cli("eval", "run", "data.name=copies", "--json").json()["notes"]
-    assert "48 of 60 test images are training images as well" in notes
+    assert "48 of 60 test images are also training images" in notes
 
 
-def test_a_run_of_before_goes_on_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:
+def test_an_old_run_continues_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:
     old = Path("run/recipe.yaml")
     old.write_text(old.read_text().replace("split: content", "split: shuffle"))
     assert cli("train", "quickstart", "data.name=pets", *QUICK, "train.steps=3", "--resume", "run").code == 0
@@ -176,7 +176,7 @@ def test_a_run_of_before_goes_on_with_its_own_split(run: dict[str, Any], cli: Cl
 
 
 @pytest.mark.usefixtures("run")
-def test_resuming_on_other_data_is_said(cli: Cli) -> None:
+def test_resuming_on_other_data_is_noted(cli: Cli) -> None:
     picture(7, 7).save("pets/a/new.png")
     words = [word for word in QUICK if word != "--json"]
     result = cli("train", "quickstart", "data.name=pets", *words, "train.steps=3", "--resume", "run")

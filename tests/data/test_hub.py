@@ -96,7 +96,7 @@ def test_a_folder_of_images() -> None:
 
 
 @pytest.mark.parametrize(("kind", "names"), [("string", ("kind 0", "kind 1")), ("int64", ("0", "1"))])
-def test_classes_that_have_no_feature_of_their_own(kind: str, names: tuple[str, ...]) -> None:
+def test_classes_without_features(kind: str, names: tuple[str, ...]) -> None:
     saved(Path("pets"), {"train": 8, "test": 4}, "parquet", classes=kind)
     splits = splits_of("hfds/pets")
     assert splits.class_names == names
@@ -108,7 +108,7 @@ def test_columns_are_found_by_what_they_hold() -> None:
     assert splits_of("hfds/pets").class_names == ("cat", "dog")
 
 
-def test_images_whose_classes_are_kept_secret_are_not_used() -> None:
+def test_unlabelled_test_images_are_not_used() -> None:
     sets = {name: table(4, start=10 * i) for i, name in enumerate(("train", "validation", "test"))}
     sets["test"] = sets["test"].remove_columns("label").add_column("label", [-1] * 4)
     sets["test"] = sets["test"].cast_column("label", sets["train"].features["label"])
@@ -138,7 +138,7 @@ def test_an_image_that_cannot_be_read_is_named() -> None:
     broken = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
     images = [{"bytes": b"no image", "path": None}] * 4
     datasets.Dataset.from_dict({"image": images, "label": [0] * 4}, broken).save_to_disk("pets")
-    with pytest.raises(UsageError, match=r"^image \d of pets, train: no image that can be read"):
+    with pytest.raises(UsageError, match=r"^image \d of pets, train: cannot be read as an image"):
         splits_of("hfds/pets").train[0]
 
 
@@ -175,7 +175,7 @@ def test_a_configuration_is_chosen_by_name() -> None:
 
 
 @pytest.mark.parametrize(("config", "says"), [(None, "Config name is missing"), ("birds", "'birds' not found")])
-def test_a_set_of_several_configurations_says_which_there_are(config: str | None, says: str) -> None:
+def test_a_set_with_several_configurations_lists_them(config: str | None, says: str) -> None:
     with_configurations(Path("pets"))
     with pytest.raises(UsageError, match=says) as caught:
         splits_of("hfds/pets", config=config)
@@ -224,20 +224,20 @@ def test_a_pinned_set_is_that_commit_in_the_cache_and_on_the_hub(monkeypatch: py
     assert [(name[0], how["revision"]) for name, how in asked] == [("meadow/beans", "c" * 40)] * 2
 
 
-def test_what_is_not_there_is_said_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sets_are_reported_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     with pytest.raises(UsageError) as caught:
         splits_of("hfds/beans")
     assert str(caught.value) == (
         "data.name: no folder 'beans', and no such Hugging Face data set in the cache "
-        "(the name of a folder, or data.download=true where there is a network)"
+        "(give a folder, or set data.download=true (needs a network))"
     )
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     with pytest.raises(UsageError) as caught:
         splits_of("hfds/beans", download=True)
     assert str(caught.value) == (
         "data: cannot read data set 'hfds/beans': Name or service not known "
-        "(name a folder that holds it, or see to the network)"
+        "(give a folder that holds it, or check the network)"
     )
     assert time.monotonic() - started < 10
 

@@ -52,7 +52,7 @@ def seen(image: Image.Image, path: Path, **how: Any) -> tuple[Any, Any]:
         ("CMYK", "tif", (0, 255, 255, 0), (0, 0, 0, 255), ((255, 0, 0), (0, 0, 0))),
     ],
 )
-def test_every_mode_is_read_as_it_looks(
+def test_every_mode_is_read_as_displayed(
     mode: str, suffix: str, left: Any, right: Any, expected: Any, tmp_path: Path
 ) -> None:
     image = two_halves("I;16" if mode == "I;16B" else mode, left, right)
@@ -86,7 +86,7 @@ def test_a_palette_with_shades_of_transparency(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_of_an_animation_the_first_frame(suffix: str, tmp_path: Path) -> None:
+def test_an_animation_is_read_as_its_first_frame(suffix: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black", "black")]
     how = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"moving.{suffix}", save_all=True, append_images=frames[1:], duration=50, **how)
@@ -94,7 +94,7 @@ def test_of_an_animation_the_first_frame(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("orientation", "turn"), [(1, None), (3, 180), (6, 270), (8, 90)])
-def test_a_photo_is_turned_as_the_camera_was(orientation: int, turn: int | None, tmp_path: Path) -> None:
+def test_a_photo_is_rotated_by_its_orientation(orientation: int, turn: int | None, tmp_path: Path) -> None:
     image, exif = picture(0), Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / "photo.png", exif=exif)
@@ -115,7 +115,7 @@ def broken(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "truncated", "flipped"])
-def test_what_is_broken_says_so_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_broken_images_are_one_line_errors(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.jpg"
     path.write_bytes(broken(kind))
     cause = why_unreadable(path)
@@ -123,18 +123,18 @@ def test_what_is_broken_says_so_in_one_line(kind: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in cause
     with pytest.raises(UsageError) as caught:
         open_rgb(path)
-    assert str(caught.value) == f"{path}: no image that can be read: {cause} (replace or remove it)"
+    assert str(caught.value) == f"{path}: cannot be read as an image: {cause} (replace or remove it)"
 
 
-def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_not_an_image_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert why_unreadable(tmp_path / "pipe.png") == "a folder, a pipe or a device"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     assert why_unreadable(tmp_path / "none.png") == "No such file or directory"
 
 
-def test_bytes_are_called_by_the_name_given() -> None:
-    with pytest.raises(UsageError, match=r"^image 3 of cats: no image"):
+def test_errors_about_bytes_use_the_given_name() -> None:
+    with pytest.raises(UsageError, match=r"^image 3 of cats: cannot be read as an image"):
         open_rgb(io.BytesIO(b"no image"), name="image 3 of cats")

@@ -52,7 +52,7 @@ def test_kinds_of_data_are_listed_and_counted_without_torch() -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_kind_from_outside_is_trained_on_and_evaluated(cli: Cli) -> None:
+def test_a_registered_kind_is_trained_on_and_evaluated(cli: Cli) -> None:
     result = cli("train", "quickstart", "data.name=toy", *QUICK)
     assert result.code == 0, result.err
     assert result.json()["images"] == {"train": 21, "validation": 3, "test": 6}
@@ -82,14 +82,14 @@ def test_a_sweep_and_its_workers_find_what_an_installed_package_adds(tmp_path: P
 
 
 @pytest.mark.usefixtures("toy")
-def test_what_it_does_not_take_and_what_is_near_it_are_told() -> None:
+def test_unsupported_names_are_refused_with_the_closest() -> None:
     assert splits_of("toy").class_names == COLOURS
     assert parse_reference("toy:train") == ("toy", "train")
     with pytest.raises(UsageError, match=r"data\.config: 'toy' has no configurations"):
         splits_of("toy", config="small")
     with pytest.raises(UsageError, match=r"unknown data set 'toi' \(did you mean 'toy'\?\)"):
         splits_of("toi")
-    with pytest.raises(UsageError, match=r"a name like torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
+    with pytest.raises(UsageError, match=r"a name such as torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
         splits_of("0/0")
     with pytest.raises(UsageError, match="there is a kind of data 'toy' already"):
         SOURCES.add("toy", Toy())

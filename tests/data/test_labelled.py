@@ -43,7 +43,7 @@ def test_an_image_has_the_labels_of_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["beside", "beside with its folder", "in parts", "parts in one"])
-def test_a_table_may_stand_beside_the_images_or_in_their_parts(how: str, tmp_path: Path) -> None:
+def test_a_table_may_be_next_to_the_images_or_in_their_splits(how: str, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     if how == "beside":
         write(photos, LINES, tmp_path / "labels.csv")
@@ -96,13 +96,13 @@ def test_a_label_of_no_image_that_can_be_read_is_an_error(tmp_path: Path) -> Non
         ("file,labels\n1.png,cat\n\n7.png,cat", ":4", "no such image '7.png'"),
         ("file,labels\n,cat", ":2", "no such image ''"),
         ("file,labels\n1.png,cat,dog", ":2", "3 values in 2 columns"),
-        ("file,labels\n1.png,cat\n1.png,dog", ":3", "is there already"),
+        ("file,labels\n1.png,cat\n1.png,dog", ":3", "is listed twice"),
         ("file,labels\n1.png,\n2.png,", "", "no training image has a label"),
-        ("file,labels\n", "", "names no training images"),
+        ("file,labels\n", "", "lists no training images"),
         ("file,labels\n1.png,cat\ntest/8.png,cow", ":3", "label 'cow' has no training images"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_named_by_its_line(table: str, where: str, message: str, tmp_path: Path) -> None:
+def test_mistakes_in_a_table_are_named_by_line(table: str, where: str, message: str, tmp_path: Path) -> None:
     photos = write(tmp_path / "photos", [*LINES, "test/8.png,"])
     (photos / "labels.csv").write_text(table)
     with pytest.raises(UsageError) as caught:

@@ -116,22 +116,25 @@ def spoil_tar(pets: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda pets: (pets / "classes.txt").unlink(), "data.num_classes: the number of classes is not known"),
-        (lambda pets: (pets / "classes.txt").write_text("cat\ndog\n"), r"000000.tar: sample0002: class 2 of 2"),
-        (lambda pets: write_shard(pets / "train/0.tar", [(7, None)]), "0.tar: sample0007: an image without class"),
-        (lambda pets: write_shard(pets / "train/0.tar", [(7, "x")]), "0.tar: sample0007: no class: b'x'"),
-        (lambda pets: (pets / "train/0.tar").write_text("no tar" * 200), "0.tar: no shard that can be read"),
-        (spoil_tar, "000001.tar: no shard that can be read: unexpected end of data"),
-        (lambda pets: (pets / "_info.json").write_text("[1"), "_info.json: no JSON object"),
+        (lambda pets: (pets / "classes.txt").unlink(), "data.num_classes: the number of classes is unknown"),
+        (
+            lambda pets: (pets / "classes.txt").write_text("cat\ndog\n"),
+            r"000000.tar: sample0002: class 2, but there are 2 classes",
+        ),
+        (lambda pets: write_shard(pets / "train/0.tar", [(7, None)]), "0.tar: sample0007: the image has no class"),
+        (lambda pets: write_shard(pets / "train/0.tar", [(7, "x")]), "0.tar: sample0007: not a class: b'x'"),
+        (lambda pets: (pets / "train/0.tar").write_text("no tar" * 200), "0.tar: cannot be read"),
+        (spoil_tar, "000001.tar: cannot be read: unexpected end of data"),
+        (lambda pets: (pets / "_info.json").write_text("[1"), "_info.json: not a JSON object"),
         (
             lambda pets: (pets / "_info.json").write_text('{"splits": {"train": {"filenames": ["no.tar"]}}}'),
-            "no.tar: no shard that can be read",
+            "no.tar: cannot be read",
         ),
-        (lambda pets: (pets / "train").rename(pets / "other"), "holds no shards for training"),
+        (lambda pets: (pets / "train").rename(pets / "other"), "holds no training shards"),
         (lambda pets: pets.rename("cats"), "no such folder of shards"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(spoil: Any, says: str, pets: Path) -> None:
+def test_mistakes_are_one_line_errors(spoil: Any, says: str, pets: Path) -> None:
     spoil(pets)
     with pytest.raises(UsageError, match=says) as caught:
         splits_of("wds/pets")
@@ -143,7 +146,7 @@ def test_an_image_that_cannot_be_read_is_named_by_shard_and_key(pets: Path) -> N
     content = bytearray(path.read_bytes())
     content[512:1024] = bytes(512)
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"^pets/test/000000.tar: sample0100: no image that can be read"):
+    with pytest.raises(UsageError, match=r"^pets/test/000000.tar: sample0100: cannot be read as an image"):
         splits_of("wds/pets").test[0]
 
 

@@ -96,7 +96,7 @@ def test_fewer_images_than_batches_a_step_are_refused(passes: int, processes: in
     if length >= passes * processes:
         assert deal().batch_size == min(8, length // (passes * processes))
         return
-    with pytest.raises(UsageError, match=f"{length} training images for {passes * processes} batches a step"):
+    with pytest.raises(UsageError, match=f"{length} training images for {passes * processes} batches per step"):
         deal()
 
 
@@ -132,7 +132,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(workers: int) -> No
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-def test_reading_data_leaves_the_models_random_numbers_alone(keyed: bool) -> None:
+def test_reading_data_does_not_change_the_models_random_numbers(keyed: bool) -> None:
     splits = load_splits(DataSection(name="digits"), LOOK, seed=0)
     torch.manual_seed(7)
     random.seed(7)
@@ -185,7 +185,7 @@ def test_splits_of_glyphs_share_no_image() -> None:
     assert len(torch.cat(parts).unique(dim=0)) == 60
 
 
-def test_images_are_normalised_as_the_model_wants_them() -> None:
+def test_images_are_normalised_for_the_model() -> None:
     splits = load_splits(DataSection(name="digits"), Look(16, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)), seed=0)
     raw, labels = load_digits_split("test", 16)
     image, label = splits.test[3]
@@ -260,11 +260,11 @@ def test_a_class_keeps_its_number_where_another_is_missing_from_the_test_images(
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda root: write_images(root / "test"), "holds test, but no train"),
+        (lambda root: write_images(root / "test"), "holds test but no train"),
         (lambda root: None, "holds no images"),
         (
             lambda root: (write_images(root), (root / "a" / "0.png").rename(root / "x.png")),
-            "1 images outside of a class",
+            "1 images outside class folders",
         ),
         (
             lambda root: (write_images(root / "train"), write_images(root / "val", classes="abd")),

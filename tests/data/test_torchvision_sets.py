@@ -176,13 +176,13 @@ def test_training_on_cifar100(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("torch/")])
-def test_what_is_missing_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_missing_parts_are_one_line_errors(name: str, tmp_path: Path) -> None:
     assert class_count(DataSection(name=name)) == CLASSES[name]
     with pytest.raises(UsageError) as caught:
         splits_of(name, root=str(tmp_path))
     line = str(caught.value)
     assert line.startswith(f"data: cannot read data set '{name}': ")
-    assert line.endswith(f"(put the data under '{tmp_path}', or set data.download=true where there is a network)")
+    assert line.endswith(f"(put the data under '{tmp_path}', or set data.download=true (needs a network))")
     assert "\n" not in line
     assert "download=True" not in line
 
@@ -204,7 +204,7 @@ def test_without_a_network_a_download_ends_in_one_line(
     assert time.monotonic() - started < 10
     assert set(limits) == {15}
     assert socket.getdefaulttimeout() is None
-    assert str(caught.value).endswith(f"(put the data under '{tmp_path}', or see to the network)")
+    assert str(caught.value).endswith(f"(put the data under '{tmp_path}', or check the network)")
     assert "\n" not in str(caught.value)
 
 

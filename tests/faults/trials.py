@@ -53,7 +53,7 @@ def complaint(done: Done, *, lines: int | None = 1) -> str | None:
     if not said[1].replace("\n", "").isprintable():
         return f"characters that a terminal obeys: {said[1]!r}"
     if "--debug" in said[1]:
-        return f"nobody foresaw: {said[1].strip()}"
+        return f"unexpected error: {said[1].strip()}"
     return None
 
 

@@ -43,7 +43,7 @@ def toy() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_format_from_outside_is_exported_to(cli: Cli) -> None:
+def test_a_registered_format_can_be_exported_to(cli: Cli) -> None:
     file = write_adapter("lora.safetensors", "digits_lora")
     done = cli("export", file, "--to", "toy", "--out", "norms.txt", "--json").json()
     assert done == {"to": "toy", "output": "norms.txt", "bytes": done["bytes"], "load": "open('norms.txt').read()"}
@@ -51,7 +51,9 @@ def test_a_format_from_outside_is_exported_to(cli: Cli) -> None:
     assert norms == {name: f"{delta.norm():.3g}" for name, delta in deltas_of(file).items()}
     assert "the file exists" in cli("export", file, "--to", "toy", "--out", "norms.txt").message
     assert cli("export", file, "--to", "toy", "--out", "norms.txt", "--force").code == 0
-    assert "toy holds the update whole" in cli("export", file, "--to", "toy", "--rank", "2", "--out", "new").message
+    assert (
+        "toy is exact and takes no limit" in cli("export", file, "--to", "toy", "--rank", "2", "--out", "new").message
+    )
     Path("taken").mkdir()
     assert "toy is a file" in cli("export", file, "--to", "toy", "--out", "taken").message
     assert "did you mean 'toy'?" in cli("export", file, "--to", "toys", "--out", "new").message
@@ -77,6 +79,6 @@ def test_the_formats_are_described_without_torch() -> None:
 def test_a_module_whose_name_ends_like_the_heads_is_refused_for_peft() -> None:
     lora = Lora(torch.zeros(2, 4), torch.zeros(4, 2))
     head = {"classifier.weight": torch.zeros(2, 4)}
-    with pytest.raises(UsageError, match=r"pre_classifier: PEFT takes it for the head as well \(classifier\)"):
+    with pytest.raises(UsageError, match=r"pre_classifier: PEFT would mistake it for the head \(classifier\)"):
         peft_files({"in_conv": lora}, modules=["in_conv", "pre_classifier", "classifier"], base="lowformer_b0",
                    head=head, errors={"in_conv": 0.0})  # fmt: skip

@@ -36,7 +36,7 @@ def test_fid_is_the_distance_of_two_gaussians() -> None:
     assert fid(one, other) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_set_is_at_no_distance_from_itself() -> None:
+def test_a_set_has_distance_zero_from_itself() -> None:
     one = random_features(64, 1)
     found, _ = measure(one, one, QUICK)
     assert found["fid"] == pytest.approx(0, abs=1e-6)
@@ -98,13 +98,13 @@ def test_equal_images_have_no_msid_and_finite_other_metrics() -> None:
     assert None not in [value for name, value in found.items() if not name.startswith("msid")]
 
 
-def test_knobs_are_told_as_they_were_used() -> None:
+def test_the_knobs_used_are_reported() -> None:
     one, other = random_features(50, 1), random_features(70, 2)
     found, used = measure(one, other, QUICK)
     assert {"seed": 2020, "k": 3, "kid_subset_size": 50, "kid_subsets": 100, "msid_images": 50}.items() <= used.items()
     said = notes(one, other, used, QUICK)
-    assert any("50 images, all of them" in line for line in said)
-    assert any("IS of 50 and 70" in line for line in said)
+    assert any("all 50 images" in line for line in said)
+    assert any("IS compares 50 with 70 images" in line for line in said)
     few = measure(random_features(30, 1), other, Knobs(msid_seeds=1, kid_subset_size=20))[1]
     assert few["kid_subset_size"] == 20
     assert found.keys() == {
@@ -113,7 +113,7 @@ def test_knobs_are_told_as_they_were_used() -> None:
     }
 
 
-def test_too_few_images_are_told_with_the_least_number() -> None:
+def test_too_few_images_are_refused_with_the_minimum() -> None:
     few, real = random_features(20, 1), random_features(60, 2)
     with pytest.raises(UsageError, match=r"20 generated images are too few \(at least 24, for MSID\)"):
         measure(few, real, QUICK)
@@ -207,14 +207,14 @@ def test_the_command_measures_a_folder(cli: Cli, made: Path) -> None:
         ((), "--against digits:test"),
     ],
 )
-def test_bad_words_are_told_in_one_line(cli: Cli, made: Path, words: tuple[str, ...], expected: str) -> None:
+def test_bad_arguments_are_one_line_errors(cli: Cli, made: Path, words: tuple[str, ...], expected: str) -> None:
     Path("empty").mkdir()
     result = cli("eval", made, *words)
     assert result.code == 2
     assert expected in result.message
 
 
-def test_bad_folders_are_told_in_one_line(cli: Cli, made: Path, folder: Folder) -> None:
+def test_bad_folders_are_one_line_errors(cli: Cli, made: Path, folder: Folder) -> None:
     against = ("--against", "digits", "--extractor", "digits")
     Path("empty").mkdir()
     assert "holds no images" in cli("eval", "empty", *against).message
@@ -233,10 +233,10 @@ def test_bad_folders_are_told_in_one_line(cli: Cli, made: Path, folder: Folder) 
     assert "00099_1.png: 24×24" in message
 
 
-def test_a_device_that_is_not_there_is_told(cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_refused(cli: Cli, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = cli("eval", made, "--against", made, "--extractor", "digits", "train.device=cuda")
-    assert "train.device: there is no GPU here" in result.message
+    assert "train.device: there is no GPU" in result.message
 
 
 def test_a_data_section_and_a_split_can_be_the_reference(made: Path) -> None:

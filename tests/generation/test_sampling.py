@@ -150,7 +150,7 @@ def test_progress_counts_every_image_and_step(sampler: Sampler) -> None:
     assert done == [16] * 10 + [4] * 10
 
 
-def test_batches_come_one_after_the_other() -> None:
+def test_batches_come_in_order() -> None:
     batches = sample_batches(stand_in(), [0] * 40, image_size=SIZE, schedule=SHORT, steps=2, batch_size=16)
     assert [len(batch) for batch in batches] == [16, 16, 8]
     assert sample(stand_in(), [], image_size=SIZE).shape == (0, 3, SIZE, SIZE)

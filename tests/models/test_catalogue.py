@@ -88,7 +88,7 @@ def test_a_shipped_base_is_what_its_recipe_builds(name: str) -> None:
     same_parameters(name, model)
 
 
-def test_a_tag_may_have_another_head() -> None:
+def test_a_tag_may_have_a_different_head() -> None:
     assert catalogue.find("vit_base_patch16_224").params == 86_567_656
     assert catalogue.find("vit_base_patch16_224.orig_in21k").params == 85_798_656  # none
     assert catalogue.find("vit_base_patch16_224.augreg_in21k").params == 85_798_656 + 21_843 * 769
@@ -189,7 +189,7 @@ def test_projections_are_known_inside_of_a_layer_around_them(name: str, end: str
     assert any(target.module.endswith(end) for target in q)
 
 
-def test_fused_query_and_key_are_told_apart() -> None:
+def test_fused_query_and_key_are_distinguished() -> None:
     convit = build("convit_tiny")
     (q, *_), (k, *_) = expand(convit, ["q"]), expand(convit, ["k"])
     assert (q.module, q.start, k.start) == ("blocks.0.attn.qk", 0, q.stop)

@@ -80,7 +80,7 @@ def test_the_embedded_one_is_small() -> None:
     [{}, {"multipliers": (1,)}, {"multipliers": (1, 2, 3), "blocks": 2}, {"channels": 9, "groups": 3}, {"classes": 1}],
     ids=str,
 )
-def test_any_size_gives_images_of_the_size_of_its_own(sizes: dict[str, Any]) -> None:
+def test_any_model_size_gives_images_of_its_size(sizes: dict[str, Any]) -> None:
     model = tiny(**sizes)
     images, steps, _ = inputs(count=2)
     noise = model(images, steps, torch.tensor([0, 1]))
@@ -89,7 +89,7 @@ def test_any_size_gives_images_of_the_size_of_its_own(sizes: dict[str, Any]) -> 
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_null_class_is_a_label_of_its_own_beside_every_class() -> None:
+def test_the_null_class_has_its_own_label() -> None:
     model = tiny()
     images, steps, _ = inputs(count=1)
     noises = [model(images, steps, torch.tensor([label])) for label in range(4)]
@@ -116,7 +116,7 @@ def test_images_time_steps_and_labels_of_a_batch_do_not_mix() -> None:
     assert not torch.allclose(model(images, steps + 1, labels), together)
 
 
-def test_a_time_step_is_a_vector_of_its_own() -> None:
+def test_every_time_step_has_its_own_vector() -> None:
     vectors = sinusoids(torch.arange(1000), 64)
     assert vectors.shape == (1000, 64)
     assert torch.cdist(vectors, vectors).fill_diagonal_(1).min() > 1e-3
@@ -153,21 +153,21 @@ def test_recomputed_activations_give_the_same_gradients(dropout: float) -> None:
         ("cfg_unet", {"channels": 20}, r"refuses its arguments: num_channels \(20\) must be divisible by num_groups"),
         ("cfg_unet", {"channels": "wide"}, "refuses its arguments"),
         ("cfg_unet", {"blocks": 0}, "sizes must be at least 1"),
-        ("cfg_unet", {"image_size": 28}, "4 levels halve images of 28 to a fraction of a pixel"),
+        ("cfg_unet", {"image_size": 28}, "4 levels cannot halve images of 28 pixels evenly"),
         ("glyphs_unet", {"depth": 6}, "has no argument 'depth'"),
         ("diffusers", {"channels": 8}, "has no argument 'channels'"),
         ("diffusers", {"path": "nowhere"}, "holds no config.json"),
         ("diffusers", {"in_channels": 1}, "1 channels in, 3 out"),
     ],
 )
-def test_arguments_that_cannot_be_are_one_clear_error(name: str, kwargs: dict[str, Any], says: str) -> None:
+def test_impossible_arguments_are_one_clear_error(name: str, kwargs: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         unet(name, weights=False, **kwargs)
     assert str(caught.value.where).startswith("model.kwargs")
 
 
-def test_without_weights_of_its_own_it_does_not_pretend() -> None:
-    with pytest.raises(UsageError, match="no weights of its own") as caught:
+def test_missing_weights_are_an_error() -> None:
+    with pytest.raises(UsageError, match="no pretrained weights") as caught:
         build(ModelSection(name="cfg_unet"), classes=None)
     assert "model.checkpoint=FILE" in str(caught.value.hint)
 

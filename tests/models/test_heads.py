@@ -70,7 +70,7 @@ def test_rows_are_selected_of_all_heads() -> None:
 
 
 def test_a_model_without_a_classifier_is_refused() -> None:
-    with pytest.raises(UsageError, match="deepseek_vit_412m_enc has no classifier that could be trained anew"):
+    with pytest.raises(UsageError, match="deepseek_vit_412m_enc has no classifier to replace by a new head"):
         build(ModelSection(name="deepseek_vit_412m_enc", pretrained=False), classes=3, weights=False)
 
 
@@ -89,8 +89,8 @@ def recipe(name: str, targets: list[str]) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "within"), [("efficientvit_b0", "head.classifier.4"), ("levit_128", "head.linear"), ("resnet18", "fc")]
 )
-def test_a_new_head_is_no_target(name: str, within: str) -> None:
-    with pytest.raises(UsageError, match=f"{re.escape(within)} is a new head, trained whole"):
+def test_a_new_head_is_not_a_target(name: str, within: str) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(within)} is a new head, which is trained fully"):
         build_for_training(recipe(name, [within]), weights=False)
     if name != "resnet18":  # which has no other linear layer
         built = build_for_training(recipe(name, ["all-linear"]), weights=False)

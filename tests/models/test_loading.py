@@ -53,7 +53,7 @@ def test_position_embeddings_are_resampled_as_timm_does(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_that_fits_is_taken_without_a_word(tmp_path: Path) -> None:
+def test_a_matching_file_is_accepted_silently(tmp_path: Path) -> None:
     model = made(img_size=16)
     save_file(model.state_dict(), tmp_path / "base.safetensors")
     kwargs = {**SMALL, "num_classes": 5, "img_size": 16}
@@ -102,7 +102,7 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [16, 32])
-def test_what_people_have_is_taken_and_said(form: str, size: int, tmp_path: Path) -> None:
+def test_common_checkpoint_layouts_are_accepted_and_reported(form: str, size: int, tmp_path: Path) -> None:
     wrap, says = FORMS[form]
     model = made(img_size=size)
     torch.save(wrap(model.state_dict()), tmp_path / "base.pth")
@@ -147,7 +147,7 @@ def test_a_frozen_head_has_to_be_in_the_file(tmp_path: Path) -> None:
         build(section, classes=None)
 
 
-def test_dinov2s_own_names_are_timms_to_know(tmp_path: Path) -> None:
+def test_dinov2_names_are_left_to_timm(tmp_path: Path) -> None:
     name, changes = "vit_small_patch14_reg4_dinov2", {"img_size": 16}
     model = made(name, 0, **changes)
     state = dict(model.state_dict())
@@ -158,7 +158,7 @@ def test_dinov2s_own_names_are_timms_to_know(tmp_path: Path) -> None:
     assert torch.equal(base.model.eval().forward_features(IMAGES), model.forward_features(IMAGES))  # type: ignore[operator]
 
 
-def test_a_run_says_what_it_made_of_the_file_and_is_evaluated_and_merged(cli: Cli) -> None:
+def test_a_run_reports_how_it_read_the_file_and_is_evaluated_and_merged(cli: Cli) -> None:
     torch.save({"model": made(depth=1).state_dict()}, "base.pth")
     kwargs = {**SMALL, "depth": 1, "img_size": 16}
     words = (f"model.name={VIT}", f"model.kwargs={kwargs}", "model.checkpoint=base.pth", "model.head=new",

@@ -101,7 +101,7 @@ def test_the_line_that_is_printed_loads_it(own: bool, cli: Cli) -> None:
 
 @pytest.mark.parametrize("words", [["--rank", "5"], ["--energy", "0.9"], []])
 @pytest.mark.parametrize("recipe", ["quickstart", "digits_2d", "digits_lokr", "digits_nonlinear"])
-def test_other_updates_have_in_peft_the_error_that_is_told(recipe: str, words: list[str], cli: Cli) -> None:
+def test_other_updates_have_the_reported_error_in_peft(recipe: str, words: list[str], cli: Cli) -> None:
     file = write_adapter("a.safetensors", recipe)
     done = cli("export", file, "--to", "peft-lora", "--out", "lora", *words, "--json").json()
     found, wanted = peft_delta(peft.PeftModel.from_pretrained(vit(), "lora")), wanted_delta(file, cli)
@@ -127,7 +127,7 @@ def test_the_1x1_convolutions_of_the_unet_are_exact_in_peft(cli: Cli) -> None:
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-def test_3x3_convolutions_have_in_peft_the_error_that_is_told(cli: Cli) -> None:
+def test_3x3_convolutions_have_the_reported_error_in_peft(cli: Cli) -> None:
     target = "adapter.targets=['middle.0.conv1','down.0.1']"
     file = write_adapter("a.safetensors", "digits_unet_lora", target, "adapter.rank=3")
     done = cli("export", file, "--to", "peft-lora", "--out", "lora", "--json").json()
@@ -163,7 +163,7 @@ def test_the_update_of_a_half_precision_base_is_exact_in_peft(dtype: torch.dtype
     assert relative(peft_delta(theirs), wanted_delta(file, cli)) < 1e-5
 
 
-def test_a_name_that_ends_like_a_target_stays_as_it_was(cli: Cli) -> None:
+def test_a_name_with_the_same_ending_as_a_target_is_unchanged(cli: Cli) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()

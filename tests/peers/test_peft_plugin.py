@@ -89,7 +89,7 @@ def test_trained_saved_loaded_and_merged(name: str, tmp_path: Path) -> None:
     "knobs",
     [{"method": "unilora", "inner": {"dim": 16}}, {"method": "vera"}, {"method": "lora_xs", "freeze": ["A1", "A2"]}],
 )
-def test_what_is_frozen_is_made_again(knobs: dict[str, object], tmp_path: Path) -> None:
+def test_frozen_tensors_are_recreated(knobs: dict[str, object], tmp_path: Path) -> None:
     before = logits(build("llama"))
     model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q_proj", "v_proj"], **knobs))
     train(model, steps=2)
@@ -211,7 +211,7 @@ def classifier() -> nn.Module:
         (classifier, ["q_proj", "score"], None),
     ],
 )
-def test_words_mean_the_modules_that_they_mean_to_peft(
+def test_target_names_select_the_same_modules_as_in_peft(
     model: Callable[[], nn.Module], targets: list[str] | str, task: TaskType | None
 ) -> None:
     peft = get_peft_model(model(), LoraConfig(target_modules=targets, task_type=task))
@@ -231,7 +231,7 @@ def test_the_config_has_every_knob() -> None:
     assert own == {field.name for field in fields(AdapterConfig)} | {"method", "target_modules", "modules_to_save"}
 
 
-def test_copies_and_pickles_are_models_of_their_own() -> None:
+def test_copies_and_pickles_are_independent_models() -> None:
     model = get_peft_model(build("llama"), config())
     train(model, steps=2)
     adapted, stream = logits(model), io.BytesIO()
@@ -257,11 +257,11 @@ def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pyt
     exec(compile(code, "docs/python.md", "exec"), {})
 
 
-def test_where_it_stops_is_said(tmp_path: Path) -> None:
+def test_the_limits_of_the_plugin_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rank 2 with order 1"):
         SuperLoraConfig(target_modules=["q"], order=1, rank=2)
     for method, also in (("none", None), ("bitfit", None), ("lora", ["norm"])):
-        with pytest.raises(UsageError, match="PEFT saves factors and whole modules"):
+        with pytest.raises(UsageError, match="PEFT only saves factors and whole modules"):
             SuperLoraConfig(target_modules=["q"], method=method, also=also)
     with pytest.raises(UsageError, match="matches no weight"):
         get_peft_model(build("llama"), SuperLoraConfig(target_modules=["nowhere"]))
@@ -269,14 +269,14 @@ def test_where_it_stops_is_said(tmp_path: Path) -> None:
         get_peft_model(build("llama"), SuperLoraConfig())
     model = get_peft_model(build("llama"), config())
     model.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="low_cpu_mem_usage: not with superlora"):
+    with pytest.raises(UsageError, match="low_cpu_mem_usage: not supported by superlora"):
         PeftModel.from_pretrained(build("llama"), tmp_path, low_cpu_mem_usage=True)
     model.add_adapter("other", config("lora"))
     with pytest.raises(UsageError, match="2 adapters at once"):
         model.base_model.set_adapter(["default", "other"])
     with pytest.raises(UsageError, match="2 adapters to merge"):
         model.merge_and_unload(adapter_names=["default", "other"])
-    with pytest.raises(UsageError, match="no merging in place"):
+    with pytest.raises(UsageError, match="cannot merge in place"):
         model.merge_adapter()
     with pytest.raises(ValueError, match=r"one PEFT type|same type|(?i:combine)"):
         model.add_adapter("lora", LoraConfig(target_modules=["q_proj"]))

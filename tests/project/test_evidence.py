@@ -32,7 +32,9 @@ def real_base(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("budget", [512, 4_096, 20_000])
-def test_a_recommendation_was_measured_and_none_of_ours_is_clearly_better(budget: int, real_base: ModuleType) -> None:
+def test_a_recommendation_was_measured_and_no_other_setting_is_clearly_better(
+    budget: int, real_base: ModuleType
+) -> None:
     from evidence import Difference
     from few_shot import RECORDS, share
 

@@ -43,7 +43,7 @@ def extended() -> Iterator[None]:
 
 @pytest.mark.usefixtures("extended")
 @pytest.mark.parametrize("knobs", [{"order": 3, "rank": 2}, {"method": "lora", "rank": 2}, {"order": 2, "rank": 3}])
-def test_a_core_from_outside_is_what_its_definition_says(knobs: dict[str, Any]) -> None:
+def test_a_registered_core_follows_its_definition(knobs: dict[str, Any]) -> None:
     config = AdapterConfig.from_knobs(knobs.get("method"), core="one_number",
                                       **{key: value for key, value in knobs.items() if key != "method"})  # fmt: skip
     shapes = plan(config, [TargetShape(f"w{i}", 6, 4) for i in range(2)])

@@ -15,7 +15,7 @@ FILLING += ["rates", "real_base", "report", "speed", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)
-def test_a_page_says_what_is_on_record(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_agrees_with_the_records(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import pages
 
@@ -25,7 +25,7 @@ def test_a_page_says_what_is_on_record(benchmark: str, monkeypatch: pytest.Monke
         assert pages.read(page, name) == text, f"{page.name}, {name}"
 
 
-def test_a_place_is_filled_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generated_place_is_filled_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import pages
 

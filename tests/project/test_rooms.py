@@ -80,7 +80,7 @@ def test_imports_point_one_way(room: str) -> None:
     assert not wrong
 
 
-def test_no_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     graph = {module: {other for other in imports(module, inside=False) if other} - {module} for module in MODULES}
     try:
         TopologicalSorter(graph).prepare()
@@ -98,7 +98,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("what", NAMES)
-def test_a_name_is_compared_in_its_own_room_only(what: str) -> None:
+def test_a_name_is_compared_only_within_its_folder(what: str) -> None:
     words, home = NAMES[what]
     quoted = rf'["\'](?:{words})["\']'
     subject = {"cores": r"core(?:_kind)?", "tasks": "task", "formats": r"(?:to|format)", "projections": "projection",

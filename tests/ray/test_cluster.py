@@ -42,7 +42,7 @@ def nodes_at_work(folder: Path) -> set[str]:
     return begun - {path.parent.name for path in folder.glob("runs/*/adapter.safetensors")}
 
 
-def test_every_run_is_there_once_after_a_node_is_lost(cluster: Any, write: Write) -> None:  # noqa: F811
+def test_every_run_exists_once_after_a_node_is_lost(cluster: Any, write: Write) -> None:  # noqa: F811
     path, out = write(LONG), Path("out")
     lost: list[set[str]] = []
 
@@ -70,7 +70,7 @@ def test_without_a_cluster_there_is_one_line(write: Write) -> None:  # noqa: F81
     assert json.loads(result.out)["error"]["where"] == "--ray 127.0.0.1:1"
 
 
-def test_a_run_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:  # noqa: F811
+def test_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:  # noqa: F811
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     from ray.cluster_utils import Cluster

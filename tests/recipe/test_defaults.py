@@ -29,7 +29,7 @@ def run(cli: Cli, tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD / "run", tmp_path / "run"))
 
 
-def test_an_old_run_is_resumed_as_it_was_begun(cli: Cli, run: Path) -> None:
+def test_an_old_run_is_resumed_with_its_old_defaults(cli: Cli, run: Path) -> None:
     uninterrupted = load_file(run / "adapter.safetensors")
     (run / "adapter.safetensors").unlink()
     assert cli("train", OLD / "recipe.yaml", "--resume", run, "--quiet").code == 0
@@ -76,7 +76,7 @@ def test_the_version_can_be_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("knob", ["alpha=4", "scaling=rslora", "init=lora", "method=lora_xs", "method=unilora"])
-def test_a_scale_of_ones_own_is_left_alone(tmp_path: Path, knob: str) -> None:
+def test_an_explicit_scale_is_left_alone(tmp_path: Path, knob: str) -> None:
     assert made(tmp_path, ADAPTED, f"adapter.{knob}")["adapter"].get("scaling") != "weights"  # type: ignore[attr-defined]
 
 

@@ -107,14 +107,14 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("steps: 5000", "steps: true", "8: train.steps: expected a whole number ≥ 1, got true"),
         ("steps: 5000", "steps: '5'", "8: train.steps: expected a whole number ≥ 1, got '5' (write 5, without quotes)"),
         ("steps: 5000", "steps: 5e3", "8: train.steps: expected a whole number ≥ 1, got 5000.0 (write 5000)"),
-        ("steps: 5000", "steps:", "8: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
-        ("steps: 5000", "steps: 5000\n  epochs: 2", "9: train.epochs: does not go with train.steps"
+        ("steps: 5000", "steps:", "8: train.steps: missing, and so is train.epochs (set steps: 1000 or epochs: 20)"),
+        ("steps: 5000", "steps: 5000\n  epochs: 2", "9: train.epochs: cannot be combined with train.steps"
          " (leave out one of the two; train.steps=null unsets it)"),
         ("keep: 2\neval: {every: 500, ", "patience: 2\neval: {",
-         "14: train.patience: counts evaluations, of which there is one"
-         " (eval.every: 100, the steps between evaluations)"),
+         "14: train.patience: needs more than one evaluation"
+         " (set eval.every, the number of steps between evaluations)"),
         ("steps: 5000", "stepz: 5", "8: train.stepz: unknown key 'stepz' (did you mean 'steps'?)"),
-        ("  steps: 5000\n", "", "7: train.steps: missing, and so is train.epochs (steps: 1000, or epochs: 20)"),
+        ("  steps: 5000\n", "", "7: train.steps: missing, and so is train.epochs (set steps: 1000 or epochs: 20)"),
         ("keep: 2", "lr: 2", "14: train.lr: unknown key 'lr' (belongs under train.optimizer:)"),
         ("seed: 0", "steps: 0", "3: steps: unknown key 'steps' (belongs under train: or under diffusion:)"),
         ("seed: 0", "zzzz: 0", "3: zzzz: unknown key 'zzzz'"),
@@ -181,7 +181,7 @@ def test_an_override_sets_its_key(write: Write, override: str, path: str, value:
     assert data == value
 
 
-def test_overrides_create_what_is_missing_and_the_last_one_counts(write: Write) -> None:
+def test_overrides_create_missing_keys_and_the_last_one_wins(write: Write) -> None:
     recipe = load_recipe(write(MINIMAL), ["adapter.rank=2", "eval.every=5", "seed=1", "seed=2"])
     assert recipe.adapter is not None
     assert (recipe.adapter.rank, recipe.adapter.targets, recipe.eval.every, recipe.seed) == (2, ["q", "v"], 5, 2)
@@ -198,11 +198,12 @@ def test_overrides_create_what_is_missing_and_the_last_one_counts(write: Write) 
         ("batch_size=3", "unknown key 'batch_size' (belongs under train: or under eval:)"),
         ("batchsize=3", "unknown key 'batchsize' (did you mean 'train.batch_size'?)"),
         ("train.steps=many", "expected a whole number ≥ 1, got 'many'"),
-        ("train.optimizer={name: SGD}", "train.optimizer.lr: missing, expected a number ≥ 0 (SGD has no default rate)"),
-        ("train.steps", "expected KEY=VALUE (as in adapter.rank=2)"),
-        ("a..b=1", "expected KEY=VALUE (as in adapter.rank=2)"),
-        ("adapter.targets.5=q", "index 5 of adapter.targets, which has 2 items"),
-        ("adapter.targets.-1=q", "adapter.targets is a list: '-1' is no index of it"),
+        ("train.optimizer={name: SGD}", "train.optimizer.lr: missing, expected a number ≥ 0 (SGD has no default "
+         "learning rate)"),
+        ("train.steps", "expected KEY=VALUE (e.g. adapter.rank=2)"),
+        ("a..b=1", "expected KEY=VALUE (e.g. adapter.rank=2)"),
+        ("adapter.targets.5=q", "index 5 is out of range: adapter.targets has 2 items"),
+        ("adapter.targets.-1=q", "adapter.targets is a list, and '-1' is not an index"),
         ("model.head.select=[1]", "model.head is 'new', which has no keys (model.head={select: …})"),
         ("seed=[1", "expected ',' or ']', but got '<stream end>', while parsing a flow sequence"),
         ("adapter.targets=[*.qkv]",

@@ -113,7 +113,7 @@ def test_an_error_names_line_column_and_fact(text: str, where: str, part: str) -
         ("targets: [re:blocks.*[qv]_proj]", "re:blocks.*[qv]_proj"),
     ],
 )
-def test_an_unquoted_pattern_is_told_to_be_quoted(text: str, pattern: str) -> None:
+def test_an_unquoted_pattern_gets_a_hint_to_quote_it(text: str, pattern: str) -> None:
     assert failure(text).hint == f'quote patterns: "{pattern}"'
 
 
@@ -197,7 +197,7 @@ plain = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(plain)
-def test_what_is_dumped_is_read_back(data: Any) -> None:
+def test_dumped_values_are_read_back(data: Any) -> None:
     assert repr(parse_yaml(dump_yaml(data)).data) == repr(data)
 
 

@@ -65,7 +65,7 @@ def test_a_common_rotation_of_either_side_changes_nothing(one: int, other: int) 
 
 @settings(deadline=None)
 @given(SEEDS, SEEDS, st.floats(0.1, 10))
-def test_subspaces_know_no_size_and_change_sides_with_the_weight(one: int, other: int, factor: float) -> None:
+def test_subspaces_ignore_scale_and_swap_sides_with_the_weight(one: int, other: int, factor: float) -> None:
     a, b = update(one, IN), update(other, IN)
     plain, scaled = compare(Spectrum.of(a), Spectrum.of(b)), compare(Spectrum.of(a), Spectrum.of(-factor * b))
     assert scaled[:2] == pytest.approx(plain[:2], abs=1e-9)
@@ -73,7 +73,7 @@ def test_subspaces_know_no_size_and_change_sides_with_the_weight(one: int, other
     assert (turned.right, turned.left) == pytest.approx(plain[:2], abs=1e-9)
 
 
-def test_the_spectral_norm_would_not_tell_half_a_subspace() -> None:
+def test_the_spectral_norm_would_not_detect_half_a_subspace() -> None:
     """Of five common dimensions two: √(2/5), where the largest singular value alone would be 1/√5 at any number."""
     identity = torch.eye(10, dtype=torch.float64)
     one, other = identity[:, :5], identity[:, 3:8]

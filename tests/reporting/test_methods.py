@@ -52,7 +52,7 @@ def test_the_name_of_knobs(method: str | None, knobs: dict[str, Any], name: str)
     assert method_name(AdapterConfig.from_knobs(method, **knobs)) == name
 
 
-def test_everything_that_there_is_has_a_name() -> None:
+def test_every_kind_has_a_name() -> None:
     for recipe in shipped_recipes():
         section = load_recipe(recipe).adapter
         assert method_name(section.config() if section else None)

@@ -32,6 +32,6 @@ def test_the_front_is_the_points_that_none_dominates(points: list[tuple[float, f
     assert found == sorted(found, key=lambda index: (costs[index], index))
 
 
-def test_nothing_has_an_empty_front() -> None:
+def test_no_points_have_an_empty_front() -> None:
     assert front([], [], higher=True) == []
     assert front([1.0], [math.nan], higher=True) == []

@@ -93,7 +93,7 @@ def test_a_metric_against_parameters(section: Section, drawn: Drawn) -> None:
         assert all(shows(inside, colour) for colour in colours_of(section))
 
 
-def test_how_the_trainings_went(section: Section, drawn: Drawn) -> None:
+def test_learning_curves(section: Section, drawn: Drawn) -> None:
     for inside in drawn(curves_plot, section):
         assert is_coloured(inside)
 

@@ -38,7 +38,7 @@ def test_seeds_of_a_setting_are_a_row(tmp_path: Path) -> None:
     assert section.measures[0].before == 0.5
 
 
-def test_what_is_called_the_same_is_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_rows_of_the_same_name_are_distinguished_by_their_differences(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "digits_lora", "train.steps=100")
     make_run(tmp_path / "b", "digits_lora", "train.steps=200", "adapter.alpha=3")
     names = {row.name for row in only(tmp_path).rows}
@@ -47,7 +47,7 @@ def test_what_is_called_the_same_is_told_apart_by_what_differs(tmp_path: Path) -
     assert any("alpha 3" in name and "train.steps 200" in name for name in names)
 
 
-def test_a_repetition_is_told_and_counted_once(tmp_path: Path) -> None:
+def test_a_repetition_is_noted_and_counted_once(tmp_path: Path) -> None:
     make_run(tmp_path / "a", accuracy=0.5)
     make_run(tmp_path / "b", accuracy=0.9)
     (section,), notes = sections(collect([tmp_path])[0])
@@ -55,7 +55,7 @@ def test_a_repetition_is_told_and_counted_once(tmp_path: Path) -> None:
     assert notes == [f"{tmp_path / 'b'} repeats {tmp_path / 'a'}, seed included: left out"]
 
 
-def test_a_run_is_found_once_however_it_is_named(tmp_path: Path) -> None:
+def test_a_run_is_found_once_by_any_path(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "abc" / "run")
     found, skipped = collect([tmp_path, tmp_path / "runs", tmp_path / "runs" / "abc" / "run"])
     assert len(found) == 1
@@ -87,7 +87,7 @@ def test_metrics_of_different_extractors_never_share_a_plot(tmp_path: Path) -> N
     assert means == [[1.0, 2.0], [300.0]]
 
 
-def test_images_made_in_several_ways_are_told(tmp_path: Path) -> None:
+def test_differing_sampling_settings_are_noted(tmp_path: Path) -> None:
     for number, made in enumerate(({"num": 100, "sampler": "ddim"}, {"num": 1000, "sampler": "ddim"})):
         run = make_run(tmp_path / str(number), "digits_unet_lora", f"seed={number}", samples=IMAGES)
         file = run / "samples" / "metrics.json"
@@ -96,7 +96,7 @@ def test_images_made_in_several_ways_are_told(tmp_path: Path) -> None:
     assert notes == ["the images of diffusion: glyphs_unet on digits differ in num: 100 and 1000"]
 
 
-def test_a_metric_that_is_no_number_is_told_and_left_out(tmp_path: Path) -> None:
+def test_a_metric_that_is_not_a_number_is_noted_and_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "a", accuracy=math.nan)
     make_run(tmp_path / "b", "digits_lora", "seed=1", accuracy=0.9)
     make_run(tmp_path / "c", "digits_unet_lora", samples={"fid": None, "recall": 0.5})  # type: ignore[dict-item]
@@ -141,7 +141,7 @@ def test_the_best_order_and_rank_of_a_budget(tmp_path: Path) -> None:
     assert [(one.budget, one.row.params) for one in given] == [(46, 46)]
 
 
-def test_findings_choose_by_validation_and_tell_the_test_split(tmp_path: Path) -> None:
+def test_findings_choose_by_validation_and_report_the_test_split(tmp_path: Path) -> None:
     for ratio, accuracy, validation in ((0.5, 0.95, 0.93), (0.1, 0.90, 0.94), (0.05, 0.96, 0.80)):
         run = tmp_path / f"{ratio}"
         make_run(run, "digits_linear_v2", f"adapter.ratio={ratio}", accuracy=accuracy, validation=validation,
@@ -149,8 +149,8 @@ def test_findings_choose_by_validation_and_tell_the_test_split(tmp_path: Path) -
     section = only(tmp_path)
     (ratio, _), (budget, _) = smallest_ratios(section, 0.01), best_within(section, [1000])
     assert in_words([ratio], [budget]) == [
-        "2D reshaped, linear_v2, G 1 · rank 2 · ρ 0.5: ρ 0.1 is the smallest of 3 that holds validation accuracy "
-        "within 0.01, test accuracy 0.900 with 100 parameters for 0.950 with 500 parameters",
+        "2D reshaped, linear_v2, G 1 · rank 2 · ρ 0.5: ρ 0.1 is the smallest of 3 that keeps validation accuracy "
+        "within 0.01, test accuracy 0.900 with 100 parameters, compared with 0.950 with 500 parameters",
         "best by validation accuracy, test accuracy: within 1,000 parameters M 2, r 2 (2D reshaped, linear_v2, "
         "0.900 with 100)",
     ]

@@ -56,7 +56,7 @@ def test_without_gpus_the_variable_is_left_alone(folder: SweepFolder, monkeypatc
 
 
 @pytest.mark.parametrize(("named", "workers"), [(None, 3), ("4,7", 2), ("1,-1,2", 1)])
-def test_there_is_one_worker_per_gpu_by_default(
+def test_by_default_there_is_one_worker_per_gpu(
     named: str | None, workers: int, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if named is not None:

@@ -38,7 +38,7 @@ def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("keeping")
-def test_what_was_last_used_is_kept() -> None:
+def test_the_most_recently_used_is_kept() -> None:
     made: list[str] = []
 
     def make(key: str) -> str:
@@ -51,7 +51,7 @@ def test_what_was_last_used_is_kept() -> None:
     assert once("others", "a", lambda: "of another kind", most=2) == "of another kind"
 
 
-def test_a_process_of_one_run_keeps_nothing() -> None:
+def test_a_process_with_a_single_run_caches_nothing() -> None:
     assert [once("words", "a", partial(str, text), most=2) for text in "xy"] == ["x", "y"]
     assert not STORE.kinds
 
@@ -96,7 +96,7 @@ BASES: dict[str, Any] = {
 @pytest.mark.usefixtures("keeping")
 @pytest.mark.parametrize("classes", [4, 7])
 @pytest.mark.parametrize("kind", BASES)
-def test_a_base_is_read_once_and_is_for_every_seed_what_it_is_alone(
+def test_a_base_is_read_once_and_gives_every_seed_the_same_result_as_alone(
     kind: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)  # a file may hold what a run's seed draws

@@ -57,7 +57,7 @@ def test_a_run_is_the_recipe_with_the_overrides_on_one_thread(write: Write) -> N
     assert {run.recipe.train.threads for run in more.runs} == {3}
 
 
-def test_an_id_says_what_is_special_and_does_not_depend_on_the_other_runs(write: Write) -> None:
+def test_an_id_names_the_settings_and_does_not_depend_on_other_runs(write: Write) -> None:
     before = load_plan(write(TINY))
     assert [name.rpartition("-")[0] for name in ids(before)] == [
         "quickstart-rank1-s0", "quickstart-rank1-s1", "quickstart-rank2-s0", "quickstart-rank2-s1"
@@ -67,12 +67,12 @@ def test_an_id_says_what_is_special_and_does_not_depend_on_the_other_runs(write:
     assert not set(ids(before)) & set(ids(load_plan(write(TINY.replace("steps: 6", "steps: 7")))))
 
 
-def test_a_run_that_is_come_by_twice_is_one(write: Write) -> None:
+def test_a_run_found_twice_counts_once(write: Write) -> None:
     text = TINY + "runs: [{adapter.rank: 2}, {grid: {adapter.rank: [1, 4]}}]\n"
     assert [run.overrides["adapter.rank"] for run in load_plan(write(text)).runs] == [1, 1, 2, 2, 4, 4]
 
 
-def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_path: Path) -> None:
+def test_a_recipe_is_a_path_relative_to_the_file_or_a_shipped_name(write: Write, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine.yaml").write_text("model: {name: glyphs_vit}\ndata: {name: digits}\n"
                                                  "train: {steps: 1, optimizer: {lr: 0.1}}\n")  # fmt: skip
@@ -97,14 +97,14 @@ def test_a_recipe_is_a_path_beside_the_file_or_a_shipped_name(write: Write, tmp_
         ("recipe: quickstart\nruns:\n  - {adapter.rank: 1}\n  - {steps: 1}\n",
          "sweep.yaml:4: steps: unknown key 'steps' (belongs under train: or under diffusion:)"),
         ("recipe: quickstart\nset: {seed: 1}\nseeds: [0]\n", "sweep.yaml:2: seed: the seed is set twice"),
-        ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep says where"),
+        ("recipe: quickstart\ngrid: {output.dir: [a, b]}\n", "sweep.yaml:2: output.dir: the sweep sets the folders"),
         ("recipe: quickstart\nmeasure: {against: \"digits:test\"}\n", "sweep.yaml:2: measure: only diffusion runs"),
         ("recipe: digits_unet_lora\nmeasure:\n  against: digits:test\n  num: 23\n",
          "sweep.yaml:4: measure.num: expected a whole number ≥ 24, got 23"),
         ("recipe: quickstart\nset: {model.name: glyphs_vti}\n", "glyphs_vti"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_by_line(write: Write, text: str, said: str) -> None:
+def test_mistakes_are_named_by_line(write: Write, text: str, said: str) -> None:
     assert said in error(write, text)
 
 
@@ -112,11 +112,11 @@ def test_impossible_runs_are_refused_or_left_out(write: Write) -> None:
     text = "recipe: digits_lora\ngrid: {adapter.rank: [64, 65, 66]}\n"
     plan = load_plan(write(text))
     assert [run.impossible is None for run in plan.runs] == [True, False, False]
-    with pytest.raises(UsageError, match=r"2 of 3 runs cannot be:\ndigits_lora-rank65-s0") as caught:
+    with pytest.raises(UsageError, match=r"2 of 3 runs are impossible:\ndigits_lora-rank65-s0") as caught:
         plan.checked()
     assert "skip_impossible: true" in str(caught.value.hint)
     assert len(load_plan(write(text + "skip_impossible: true\n")).checked()) == 1
-    with pytest.raises(UsageError, match="no run of it can be"):
+    with pytest.raises(UsageError, match="all of its runs are impossible"):
         load_plan(write("recipe: digits_lora\nset: {adapter.rank: 65}\nskip_impossible: true\n")).checked()
 
 

@@ -62,7 +62,7 @@ def test_every_shipped_sweep_is_planned(name: str) -> None:
         assert (plan.measure is not None) == (runs[0].recipe.task == "diffusion")
 
 
-def test_they_are_listed(cli: Cli) -> None:
+def test_registered_names_are_listed(cli: Cli) -> None:
     rows = {row["name"]: row for row in cli("ls", "sweeps", "--json").json()["sweeps"]}
     assert list(rows) == list(shipped_sweeps())
     told = re.findall(r"`superlora sweep (\w+)` \| (\d+) \|", PAGE)

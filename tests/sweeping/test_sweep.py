@@ -74,7 +74,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_every_run_is_in_the_results_once_and_is_a_run_like_any_other(whole: Path, cli: Cli) -> None:
+def test_every_run_is_in_the_results_once_and_is_an_ordinary_run(whole: Path, cli: Cli) -> None:
     rows = results(whole)
     assert [(row["adapter.rank"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
     assert {row["status"] for row in rows} == {"completed"}
@@ -105,7 +105,7 @@ def test_one_by_one_by_index_is_the_same_sweep(whole: Path, write: Write) -> Non
     assert (result.code, "the sweep has 4 runs" in result.message) == (2, True)
 
 
-def test_what_is_done_is_kept_and_what_is_broken_is_done_again(whole: Path, write: Write) -> None:
+def test_finished_runs_are_kept_and_broken_ones_repeated(whole: Path, write: Write) -> None:
     path = write(TINY)
     sweep(path, "--out", "out")
     before, (first, second, *_) = finished("out"), sorted(Path("out/runs").iterdir())
@@ -117,7 +117,7 @@ def test_what_is_done_is_kept_and_what_is_broken_is_done_again(whole: Path, writ
     assert bytes_of("out") == bytes_of(whole)
 
 
-def test_a_failed_run_is_told_stops_no_other_and_is_tried_again(write: Write) -> None:
+def test_a_failed_run_is_reported_and_retried_and_stops_no_other(write: Write) -> None:
     path = write(FAILING)
     for _ in range(2):
         result = run_cli("sweep", path, "--out", "out", "--json")
@@ -146,7 +146,7 @@ def test_a_worker_that_is_killed_takes_one_run_with_it(whole: Path, write: Write
     assert sweep(path, "--out", "out")["completed"] == 3
 
 
-def test_a_sweep_that_is_killed_whole_goes_on_and_repeats_no_finished_run(write: Write) -> None:
+def test_a_killed_sweep_continues_and_repeats_no_finished_run(write: Write) -> None:
     path = write(LONG)
     process = start("sweep", path, "--out", "out", "--workers", "2", two=False, start_new_session=True)
     wait_for(lambda: len(finished("out")) >= 1, process)
@@ -169,7 +169,7 @@ def test_a_signal_stops_the_workers_which_save(number: signal.Signals, write: Wr
     result = ended(process)
     assert result.code == 130, result.err
     (line,) = spoken(result)
-    assert "of 3 runs done (the same command goes on)" in line
+    assert "of 3 runs done (the same command continues it)" in line
     assert "Traceback" not in result.err
     assert survivors(process.pid) == []
     states = [json.loads(path.read_text()) for path in Path("out/runs").glob("*/run.json")]

@@ -47,21 +47,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_resumed(
     spoil(newest)
     result = cli("train", *QUICK, "--resume", "run", "--quiet")
     assert result.code == 0, result.err
-    assert "run/checkpoints/step-000006 is passed over: " in result.err
-    assert "step-000006 is passed over: " in (run / "log.txt").read_text()
+    assert "run/checkpoints/step-000006 is skipped: " in result.err
+    assert "step-000006 is skipped: " in (run / "log.txt").read_text()
     assert (run / "adapter.safetensors").read_bytes() == (trained / "adapter.safetensors").read_bytes()
     assert damage(newest) is None  # written anew
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(run: Path, cli: Cli) -> None:
+def test_if_all_checkpoints_are_damaged_training_does_not_restart(run: Path, cli: Cli) -> None:
     for checkpoint in run.glob("checkpoints/step-*"):
         flipped(checkpoint / "state.pt")
     result = cli("train", *QUICK, "--resume", "auto", "--out", "run")
     assert result.code == 2
-    assert "run: holds no whole checkpoint (run/checkpoints/step-000006 is passed over: state.pt is" in result.message
+    assert "run: holds no intact checkpoint (run/checkpoints/step-000006 is skipped: state.pt has" in result.message
 
 
-def test_checkpoints_from_before_there_were_sums_are_resumed(run: Path, trained: Path, cli: Cli) -> None:
+def test_old_checkpoints_without_checksums_are_resumed(run: Path, trained: Path, cli: Cli) -> None:
     (run / "checkpoints/step-000006/COMPLETE").write_text("6\n")
     assert cli("train", *QUICK, "--resume", "run").code == 0
     assert (run / "adapter.safetensors").read_bytes() == (trained / "adapter.safetensors").read_bytes()
@@ -73,7 +73,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("state", [Hostile(), {"progress": Hostile()}, {}, [], {"progress": {}, "random": []}])
-def test_a_state_runs_no_code_and_lacks_nothing(state: object, cli: Cli) -> None:
+def test_loading_a_state_runs_no_code_and_restores_everything(state: object, cli: Cli) -> None:
     torch.save(state, "state.pt")
     with pytest.raises(UsageError, match=r"state\.pt: (unreadable|holds no)"):
         load_state(Path())

@@ -112,7 +112,7 @@ def test_the_average_and_not_the_last_weights_are_scored_and_kept(cli: Cli, monk
     assert not torch.equal(*(next(iter(one.values())) for one in (kept, tensors(cli, "plain"))))
 
 
-def test_a_checkpoint_holds_the_weights_beside_their_average(cli: Cli) -> None:
+def test_a_checkpoint_has_the_weights_and_their_average(cli: Cli) -> None:
     tensors(cli, "run", *EMA)
     state = load_state(Path("run/checkpoints/step-000003"))
     assert any(not torch.equal(state["tensors"][name], value) for name, value in state["average"].items())

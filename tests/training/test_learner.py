@@ -169,7 +169,7 @@ def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
         ({"optimizer": {"name": "AdmW", "lr": 0.1}}, "unknown optimizer 'AdmW'"),
         ({"optimizer": {"name": "SGD", "lr": 0.1, "betas": [0.9, 0.9]}}, "SGD refuses its arguments"),
         ({"scheduler": {"name": "StepLR"}}, "StepLR refuses its arguments"),
-        ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR warms up itself"),
+        ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR has its own warm-up"),
     ],
 )
 def test_what_this_loop_cannot_run_is_refused_with_the_reason(keys: dict[str, Any], why: str) -> None:
@@ -185,7 +185,7 @@ def test_a_schedule_that_no_recipe_can_describe_is_refused_before_training(abstr
 
 def test_a_state_of_another_optimizer_is_refused() -> None:
     state = Problem(section()).steps(0, 2).learner.state()
-    with pytest.raises(UsageError, match="the checkpoint holds the state of SGD"):
+    with pytest.raises(UsageError, match="the checkpoint has the state of SGD"):
         Problem(section(optimizer={"name": "Adam", "lr": 0.1}), start=2, state=state)
 
 

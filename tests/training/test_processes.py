@@ -186,7 +186,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_with_all_saved(
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_taken_is_refused_once_although_two_processes_ask(cli: Cli, trained: Path) -> None:
+def test_an_occupied_folder_is_refused_once_by_two_processes(cli: Cli, trained: Path) -> None:
     shutil.copytree(trained, "run")
     before = contents(Path("run"))
     result = together("train", *HALF, "--out", "run")
@@ -196,9 +196,7 @@ def test_a_folder_that_is_taken_is_refused_once_although_two_processes_ask(cli: 
     assert contents(Path("run")) == before
 
 
-def test_a_process_that_says_nothing_lets_the_other_say_what_both_have_found(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_both_processes_is_reported_by_one(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(app.time, "sleep", waited.append)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -211,17 +209,17 @@ def test_a_process_that_says_nothing_lets_the_other_say_what_both_have_found(
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_processes_find_is_said_once(cli: Cli) -> None:
+def test_an_error_in_all_processes_is_reported_once(cli: Cli) -> None:
     result = together("train", *HALF, "model.name=no_such_model", "--out", "run")
     assert result.code == 1
     assert len(spoken(result)) == 1
     assert not Path("run").exists()
 
 
-def test_one_process_has_nobody_to_share_its_base_with(cli: Cli) -> None:
+def test_sharding_the_base_needs_several_processes(cli: Cli) -> None:
     result = cli("train", *QUICK, "train.shard_base=true")
     assert result.code == 2
-    assert result.message.startswith("superlora: train.shard_base: one process")
+    assert result.message.startswith("superlora: train.shard_base: needs several processes")
     assert not Path("runs/quickstart").exists()
 
 
@@ -231,5 +229,5 @@ def test_a_base_that_is_trained_itself_is_not_spread(cli: Cli) -> None:
     result = together("train", *words, "train.shard_base=true", "--out", "run")
     assert result.code == 1
     (line,) = spoken(result)
-    assert "without an adapter there is no frozen base" in line
+    assert "without one there is no frozen base" in line
     assert not Path("run").exists()

@@ -73,12 +73,12 @@ def test_the_rate_follows_the_curvature_and_is_stable(curvature: float, keys: di
     assert lowest < 0.5 * test.curve[0][1] < test.curve[-1][1]
 
 
-def test_adam_is_asked_for_a_rate_of_its_own() -> None:
+def test_adam_needs_an_explicit_rate() -> None:
     sgd, adam = (found(Valley(300.0), optimizer={"name": name}) for name in ("SGD", "AdamW"))
     assert adam.proposed > 10 * sgd.proposed  # its steps do not grow with the gradient
 
 
-def test_a_head_with_a_rate_of_its_own_keeps_it_and_any_other_follows() -> None:
+def test_a_head_with_its_own_rate_keeps_it_and_any_other_follows() -> None:
     own, follows = Valley(1.0, head=True), Valley(1.0, head=True)
     found(own, optimizer={"head_lr": 0.0})
     found(follows)
@@ -102,7 +102,7 @@ def test_a_head_with_a_rate_of_its_own_warms_up_to_it() -> None:
     assert max(moves) == pytest.approx(0.1, rel=0.1)
 
 
-def test_a_loss_that_is_no_number_ends_the_test_and_is_left_out_of_the_curve() -> None:
+def test_a_nan_loss_ends_the_test_and_is_left_out_of_the_curve() -> None:
     test = RangeTest()
     for rate, loss in ((0.1, 1.0), (0.2, 0.5), (0.4, math.nan)):
         test.add(rate, loss, 1.0)
@@ -118,6 +118,6 @@ def test_batches_that_differ_do_not_end_it() -> None:
         assert not test.blown_up
 
 
-def test_where_nothing_depends_on_the_rate_none_is_proposed() -> None:
-    with pytest.raises(RunError, match="has not risen up to a learning rate of 237"):
+def test_no_rate_is_suggested_if_nothing_depends_on_it() -> None:
+    with pytest.raises(RunError, match="did not rise up to a learning rate of 237"):
         found(Valley(0.0))

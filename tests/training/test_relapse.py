@@ -34,7 +34,7 @@ def recorded(*losses: float, apart: int = 10) -> list[tuple[int, float]]:
         (0.04, 0.03, 0.05, 0.02, 0.03),
     ],
 )
-def test_a_loss_that_stays_down_is_no_relapse(losses: tuple[float, ...]) -> None:
+def test_a_loss_that_stays_low_is_not_a_relapse(losses: tuple[float, ...]) -> None:
     assert relapse(recorded(*losses), GUESSING) is None
 
 
@@ -47,7 +47,7 @@ def test_a_loss_that_stays_down_is_no_relapse(losses: tuple[float, ...]) -> None
         ((2.82, 2.74, 2.55, 2.31, 2.28), "ends at 2.28, no better than guessing (2.3)"),
     ],
 )
-def test_a_loss_that_rose_half_of_the_way_to_guessing_is_one(losses: tuple[float, ...], says: str) -> None:
+def test_a_loss_halfway_back_to_guessing_is_a_relapse(losses: tuple[float, ...], says: str) -> None:
     assert says in (relapse(recorded(*losses), GUESSING) or "")
 
 
@@ -59,7 +59,7 @@ def test_single_batches_are_averaged_over_ten_steps_and_a_twentieth_of_the_run()
     assert relapse(recorded(*[0.5] * 950, *[2.5] * 50, apart=1), GUESSING)
 
 
-def test_a_rate_that_diverges_without_nan_is_warned_of_everywhere(cli: Cli) -> None:
+def test_a_divergence_without_nan_gives_a_warning_everywhere(cli: Cli) -> None:
     result = cli("train", *DIVERGING, "--out", "run", "--json")
     (warning,) = result.json()["warnings"]
     assert "learning rate 0.3 is too high" in warning
@@ -72,7 +72,7 @@ def test_a_rate_that_diverges_without_nan_is_warned_of_everywhere(cli: Cli) -> N
     assert again.err == ""
 
 
-def test_a_stopped_run_that_diverged_says_so_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_reports_divergence_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(monkeypatch, 35, send(signal.SIGTERM))
     assert cli("train", *DIVERGING, "--out", "run").code == 130
     about = json.loads(Path("run/run.json").read_text())
@@ -80,7 +80,7 @@ def test_a_stopped_run_that_diverged_says_so_too(cli: Cli, monkeypatch: pytest.M
     assert len(about["warnings"]) == 1
 
 
-def test_a_good_rate_is_not_warned_of(cli: Cli) -> None:
+def test_a_good_rate_gives_no_warning(cli: Cli) -> None:
     result = cli("train", *DIVERGING, "train.optimizer.lr=0.01", "--out", "run", "--json")
     assert "warnings" not in result.json()
     assert "warnings" not in json.loads(Path("run/run.json").read_text())

@@ -48,7 +48,7 @@ def test_every_line_of_training_metrics_says_what_it_cost(cli: Cli) -> None:
         assert line["memory"] > 1_000_000
 
 
-def test_run_json_says_where_what_and_at_what_cost(trained: Path) -> None:
+def test_run_json_records_place_settings_and_cost(trained: Path) -> None:
     said = about(trained)
     assert said["environment"].keys() >= {
         "device", "processes", "threads", "superlora", "python", "torch", "timm", "platform", "processors", "git"
@@ -63,7 +63,7 @@ def test_run_json_says_where_what_and_at_what_cost(trained: Path) -> None:
     assert len(said["id"]) == 32
 
 
-def test_a_resumed_run_keeps_its_id_and_a_fresh_one_has_another(trained: Path, cli: Cli) -> None:
+def test_a_resumed_run_keeps_its_id_and_a_new_one_gets_another(trained: Path, cli: Cli) -> None:
     shutil.copytree(trained, "run")
     before = about(Path("run"))["id"]
     assert cli("train", *QUICK, "--resume", "run").code == 0
@@ -145,7 +145,7 @@ def test_wandb_has_the_run_under_its_own_id_also_when_resumed(cli: Cli, monkeypa
     assert list(Path("run/wandb").rglob("*.wandb"))
 
 
-def test_a_forced_start_removes_what_trackers_and_profiler_left(cli: Cli) -> None:
+def test_a_forced_start_removes_the_files_of_trackers_and_profiler(cli: Cli) -> None:
     assert cli("train", *TENSORBOARD, "train.profile=true", "--out", "run").code == 0
     Path("run/wandb/offline-run-1").mkdir(parents=True)
     Path("run/wandb/offline-run-1/x.wandb").write_bytes(b"")
@@ -155,7 +155,7 @@ def test_a_forced_start_removes_what_trackers_and_profiler_left(cli: Cli) -> Non
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it(
+def test_a_missing_tracker_is_named_with_its_install_command(
     name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda wanted: None)
@@ -166,7 +166,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_way_to_get_it(
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_tracker_that_does_not_start_is_one_line_and_no_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_fails_to_start_is_one_line_and_leaves_no_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("no API key\nconfigured")
 
@@ -198,7 +198,7 @@ def test_a_terminal_shows_step_loss_rate_throughput_waiting_and_memory() -> None
 
 
 @pytest.mark.parametrize(("width", "left_out"), [(100, []), (80, ["data", "GiB"]), (60, ["lr", "data", "GiB"])])
-def test_a_narrow_terminal_shows_what_matters_whole(width: int, left_out: list[str]) -> None:
+def test_a_narrow_terminal_shows_the_important_columns_in_full(width: int, left_out: list[str]) -> None:
     words = shown(terminal=True, steps=4000, at=400, width=width)
     assert "400/4000" in words
     assert "loss 1.2345" in words
@@ -208,7 +208,7 @@ def test_a_narrow_terminal_shows_what_matters_whole(width: int, left_out: list[s
     assert all(line.count("━") + line.count("╸") >= BAR for line in bars)
 
 
-def test_elsewhere_there_is_a_line_at_the_end_and_no_bar() -> None:
+def test_without_a_terminal_there_is_a_final_line_and_no_bar() -> None:
     assert "4/10" not in shown(terminal=False)
     line = shown(terminal=False, at=10)
     assert line.startswith("step 10/10  loss 1.2345  lr 5.00e-02  321 images/s  data 7%  1.5 GiB\n")

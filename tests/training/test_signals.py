@@ -105,7 +105,7 @@ def test_an_error_in_a_loader_worker_ends_the_command_and_its_workers(cli: Cli) 
     process = start("train", "quickstart", *words, two=False, start_new_session=True)
     result = ended(process)
     assert result.code == 2
-    assert "no image that can be read" in one_line(result)
+    assert "cannot be read as an image" in one_line(result)
     assert survivors(process.pid) == []
 
 

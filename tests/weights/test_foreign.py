@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str]] = {
     ),
     "diffusers": (("unet.down_blocks.0.attn.to_q.lora_A.weight",), {}, "a diffusers LoRA file", "fuse_lora"),
     "diffusers, older": (("unet.mid.processor.to_q_lora.down.weight",), {}, "a diffusers LoRA file", "fuse_lora"),
-    "weights": (("blocks.0.attn.qkv.weight",), {"format": "pt"}, "no superlora adapter", "superlora train wrote"),
+    "weights": (("blocks.0.attn.qkv.weight",), {"format": "pt"}, "not a superlora adapter", "superlora train wrote"),
 }  # fmt: skip
 
 
@@ -60,4 +60,4 @@ def test_a_folder_of_peft_is_named_too(command: str, cli: Cli) -> None:
     save_file({KINDS["PEFT"][0][0]: torch.zeros(2, 2)}, "peft/adapter_model.safetensors")
     result = cli(command, "peft", *(("--out", "out.safetensors") if command == "merge" else ()))
     assert result.code == 2
-    assert "peft: a PEFT adapter, no superlora adapter (PeftModel" in result.message
+    assert "peft: a PEFT adapter, not a superlora adapter (PeftModel" in result.message

@@ -51,7 +51,7 @@ def test_tensors_in_any_memory_layout_are_written_as_they_read(tmp_path: Path) -
 def test_a_truncated_safetensors_file_is_refused_with_its_name(length: int, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors_bytes(TENSORS, {"format": "pt"})[:length])
-    with pytest.raises(UsageError, match=r"x\.safetensors: not a whole safetensors file"):
+    with pytest.raises(UsageError, match=r"x\.safetensors: not a valid safetensors file"):
         read_safetensors(path)
 
 

@@ -41,7 +41,7 @@ def test_a_file_filled_in_any_order_is_what_the_library_reads(tmp_path: Path) ->
     assert (tmp_path / "made").read_bytes()[-data:] == (tmp_path / "library").read_bytes()[-data:]
 
 
-def test_a_copy_leaves_the_rows_out_that_it_is_told_to(tmp_path: Path) -> None:
+def test_a_copy_leaves_out_the_given_rows(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "source", {"x": "y"})
     with open_weights(tmp_path / "source") as source, Draft(tmp_path / "final") as draft:
         draft.lay_out(tmp_path / "made", source.shards[0].header)
@@ -55,15 +55,15 @@ def test_a_copy_leaves_the_rows_out_that_it_is_told_to(tmp_path: Path) -> None:
     assert torch.equal(found["c"], TENSORS["c"])
 
 
-def test_a_source_that_is_cut_meanwhile_is_said(tmp_path: Path) -> None:
+def test_a_source_truncated_while_it_is_read_is_reported(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "source")
     with open_weights(tmp_path / "source") as source, Draft(tmp_path / "final") as draft:
         shard = source.shards[0]
         (tmp_path / "source").write_bytes(shard.header.raw)
         draft.lay_out(tmp_path / "made", shard.header)
-        with pytest.raises(UsageError, match="the file was cut while it was read"):
+        with pytest.raises(UsageError, match="the file was truncated while it was read"):
             draft.copy("b", shard)
-        with pytest.raises(UsageError, match="the file was cut while it was read"):
+        with pytest.raises(UsageError, match="the file was truncated while it was read"):
             source.tensor("b")
 
 

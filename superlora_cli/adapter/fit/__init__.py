@@ -1,5 +1,5 @@
-"""An adapter of any variant that makes a wanted ΔW as nearly as it can.
+"""Fit an adapter of any variant to a given ΔW.
 
-`start` solves each unit in closed form where there is one, `solve` goes on from there by gradient through `delta`, the
-one place where parameters become ΔW, so that padding, truncation, scale and F are what they are in training.
+`start` solves each unit in closed form where there is one; `solve` continues by gradient descent through `delta`, so
+that padding, truncation, scale and F are the same as in training.
 """

@@ -1,4 +1,4 @@
-"""From a start to the nearest ΔW there is: least squares on all trained tensors at once, by L-BFGS through `delta`."""
+"""Refine a start to the closest ΔW: least squares over all trained tensors at once, by L-BFGS through `delta`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.errors import RunError
 
 STEPS = 200
-ENOUGH = 1e-7  # a relative error that float32 factors cannot better
+ENOUGH = 1e-7  # a relative error that float32 factors cannot improve
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Trained tensors whose ΔW comes near to a wanted one.
+    """Trained tensors whose ΔW approximates the wanted one.
 
     Attributes:
         tensors: name → float32 tensor, as `plan.tensors` has them.
-        errors: of every target, ‖ΔW − wanted‖ / ‖wanted‖; ‖ΔW‖ itself where the wanted one is 0.
-        error: of all targets together.
-        start_error: of all, before the first step.
-        steps: of L-BFGS that were taken.
+        errors: of every target, ‖ΔW − wanted‖ / ‖wanted‖; ‖ΔW‖ if the wanted one is 0.
+        error: over all targets.
+        start_error: over all targets, before the first step.
+        steps: number of L-BFGS steps taken.
     """
 
     tensors: dict[str, Tensor]
@@ -40,13 +40,13 @@ class Fit:
 
 
 def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: Mapping[str, Tensor] | None = None) -> Fit:
-    """The adapter of `plan` whose ΔW is nearest to `wanted`, in float64.
+    """Fit the adapter of `plan` to `wanted`, in float64.
 
     Args:
         plan: the adapter's shapes.
         wanted: ΔW of every target, (rows, columns) each.
-        steps: of L-BFGS at most; 0 stays with the closed form.
-        base: the frozen factors that come from the base, as `svd.planes` gives them.
+        steps: of L-BFGS, at most; 0 uses only the closed form.
+        base: the frozen factors taken from the base, as returned by `svd.planes`.
 
     Raises:
         RunError: a wanted ΔW is not finite.

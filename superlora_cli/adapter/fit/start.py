@@ -1,4 +1,4 @@
-"""Where a fit starts: the wanted ΔW taken back through scale, F and folding, and each group solved by itself."""
+"""The start of a fit: scale, F and folding are inverted on the wanted ΔW, and each group is solved separately."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ CONJUGATE_STEPS = 30
 def start(plan: Plan, wanted: Sequence[Tensor], frozen: Frozen) -> dict[str, Tensor]:
     """Start values for every trained tensor: name → (groups, terms, ...), in the dtype of `wanted`.
 
-    Elements that a folded group has beyond its own are taken as 0. Where there is no closed form (products element by
-    element, a nonlinear F, an F_in, frozen factors or diagonals) these are the values that training starts from, at
-    which ΔW = 0.
+    The padding elements of a folded group are taken as 0. Where there is no closed form (elementwise products, a
+    nonlinear F, an F_in, frozen factors or diagonals), these are the initial values of training, where ΔW = 0.
     """
     vector = torch.cat([delta.flatten() for delta in wanted])
     values = {name: tensor.to(vector) for name, tensor in initial(plan).items()}
@@ -41,21 +40,21 @@ def start(plan: Plan, wanted: Sequence[Tensor], frozen: Frozen) -> dict[str, Ten
 
 
 def _piece(vector: Tensor, first: int, size: int) -> Tensor:
-    """`size` elements from `first` on, filled up with zeros behind the end."""
+    """`size` elements from `first` on, padded with zeros."""
     piece = vector[first : first + size]
     return torch.nn.functional.pad(piece, (0, size - len(piece)))
 
 
 def _fold(bucket: Bucket, x: Tensor) -> Tensor:
-    """(n_in,) as the tensor that the group's units make, the elements beyond n_in as 0."""
+    """(n_in,) as the tensor that the group's units form, with elements beyond n_in as 0."""
     extent = bucket.shape.extent
     return _piece(x, 0, math.prod(extent)).reshape(extent)
 
 
 def _unproject(bucket: Bucket, y: Tensor, frozen: Frozen) -> Tensor:
-    """The x whose F(x) is nearest to y, (groups, n_out) → (groups, n_in): conjugate gradients on FᵀF x = Fᵀy (CGLS).
+    """The x whose F(x) is closest to y, (groups, n_out) → (groups, n_in): conjugate gradients on FᵀF x = Fᵀy (CGLS).
 
-    Fᵀ is the backward of F, which is linear here; one step is enough where F is the identity or a shuffle.
+    Fᵀ is the backward pass of F, which is linear here; one step suffices if F is the identity or a shuffle.
     """
     shape = bucket.shape
     x = torch.zeros(len(y), shape.n_in, dtype=y.dtype, device=y.device)

@@ -1,4 +1,4 @@
-"""Factors of one unit, or of one Kronecker product of units, nearest to a tensor, in closed form."""
+"""Best factors of one unit, or of a Kronecker product of units, for a tensor, in closed form."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Tensors = dict[str, Tensor]
 def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
     """`core` and `A1` ... `AM` of one unit for a tensor (d_1, ..., d_M).
 
-    A dense unit is the tensor. With a dense core Tucker by HOOI (De Lathauwer et al., 2000), with a superdiagonal one
-    the SVD where M = 2, else CP by alternating least squares; all but the SVD by tensorly.
+    A dense unit is the tensor itself. A dense core uses Tucker by HOOI (De Lathauwer et al., 2000); a superdiagonal one
+    uses the SVD for M = 2, else CP by alternating least squares. All except the SVD come from tensorly.
 
     Raises:
-        UsageError: a core that has no closed form, or tensorly is not installed.
+        UsageError: the core has no closed form, or tensorly is not installed.
     """
     if unit.is_dense:
         return {"core": wanted.clone()}
@@ -33,7 +33,7 @@ def fit_unit(unit: UnitShape, wanted: Tensor) -> Tensors:
         return _nothing(unit, wanted)
     core = CORES[unit.core]
     if core.closed_form is None:
-        raise UsageError(f"no decomposition is known for a core '{unit.core}'", where="adapter.core", hint="dense")
+        raise UsageError(f"core '{unit.core}' has no known decomposition", where="adapter.core", hint="dense")
     if core.closed_form == "tucker":
         return _tucker(unit, wanted)
     if len(unit.sides) == 2:
@@ -57,21 +57,23 @@ def _tensorly() -> Any:
         import tensorly.decomposition
     except ImportError:
         hint = "pip install 'superlora-cli[extract]'"
-        raise UsageError("tensorly, which finds the factors, is not installed", where="extract", hint=hint) from None
+        raise UsageError("tensorly, which computes the factors, is not installed", where="extract", hint=hint) from None
     return tensorly
 
 
 def _tucker(unit: UnitShape, wanted: Tensor) -> Tensors:
     tensorly, modes = _tensorly(), [m for m, rank in enumerate(unit.ranks) if rank]
     with tensorly.backend_context("pytorch", local_threadsafe=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Trying to compute SVD")  # of a mode with a rank above the others' product
+        warnings.filterwarnings(
+            "ignore", "Trying to compute SVD"
+        )  # for a mode whose rank exceeds the product of the others
         ranks = [unit.ranks[m] for m in modes]
         (core, planes), _ = tensorly.decomposition.partial_tucker(wanted, rank=ranks, modes=modes, random_state=0)
     return {"core": core} | {f"A{m + 1}": plane for m, plane in zip(modes, planes, strict=True)}
 
 
 def _nothing(unit: UnitShape, like: Tensor) -> Tensors:
-    """Factors of the zero tensor, from which a gradient can still lead away: only the first one is zero."""
+    """Factors of the zero tensor with nonzero gradients: only the first one is zero."""
     tensors = {name: torch.ones(shape, dtype=like.dtype, device=like.device) for name, shape in unit.tensors.items()}
     first = next(name for name in unit.tensors if name != "core")
     return tensors | {first: torch.zeros_like(tensors[first])}
@@ -81,7 +83,7 @@ def fit_kronecker(units: Sequence[UnitShape], wanted: Tensor, terms: int) -> lis
     """Σ over terms of products of K units, left first, for a tensor of any sides that the product covers.
 
     The nearest Kronecker product is the SVD of the rearranged tensor, blocks as rows (Van Loan and Pitsianis, 1993);
-    for K > 2 its right factor is taken apart in the same way; low-rank units approximate their factor after that.
+    for K > 2 its right factor is split in the same way; low-rank units then approximate their factor.
 
     Returns:
         [term][k] → tensors of unit k.

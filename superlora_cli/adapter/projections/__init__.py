@@ -1,13 +1,13 @@
 """F: fixed projections from the N_in elements of a folded group to its N_out elements (Eq. 4, A.6).
 
-Some of them are F_in too, from the trained numbers to the entries of the factors (`adapter.inner`).
+Some of them also serve as F_in, from the trained numbers to the entries of the factors (`adapter.inner`).
 
-One projection is one file here, named as it is in recipes, with a function
+Each projection is one file here, with the same name as in recipes and a function
 
     def build(size: Size, draw: Draw, place: Place) -> Project
 
-that draws what is frozen and returns the map (groups, N_in) → (groups, N_out). `docs/projections.md` adds one.
-Nothing of a projection is stored in an adapter but the seed it is drawn from.
+that draws the frozen tensors and returns the map (groups, N_in) → (groups, N_out). `docs/projections.md` shows how to
+add one. An adapter stores only the seed of its projection.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Draw = Callable[[str], "np.random.RandomState"]  # role → the generator of that role
-Place = Callable[[Any], "Tensor"]  # array → tensor where the parameters are, in their dtype if floating
+Place = Callable[[Any], "Tensor"]  # array → tensor on the device of the parameters, in their dtype if floating
 Project = Callable[["Tensor"], "Tensor"]  # (groups, N_in) → (groups, N_out)
 
 
 @dataclass(frozen=True)
 class Size:
-    """N_in and N_out of one projection, and whether the shrinkage of F is undone (`rescale`).
+    """N_in and N_out of one projection, and whether F is rescaled to keep the norm (`rescale`).
 
-    `grid` is (rows, columns) of the matrix whose first N_out elements a spectral projection makes.
+    `grid` is the shape (rows, columns) of the matrix whose first N_out elements a spectral projection returns.
     """
 
     n_in: int
@@ -55,7 +55,7 @@ class Size:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """`grid`, or the smallest square that holds N_out elements where there is none.
+        """`grid`, or by default the smallest square with at least N_out elements.
 
         >>> Size(3, 50).matrix, Size(3, 50, grid=(10, 5)).matrix
         ((8, 8), (10, 5))
@@ -65,12 +65,12 @@ class Size:
 
 
 class Projection:
-    """What every projection says of itself: a file's names, or an object's attributes; `build` is all it must have.
+    """The interface of a projection, as names in a file or attributes of an object; only `build` is required.
 
     Attributes:
-        FULL_SIZE: it has N_in = N_out, so that there is no ratio.
-        SPECTRAL: it sees a group as a matrix, `Size.grid`.
-        NONLINEAR: its slope vanishes where it does, so that ΔW is taken as F(x) − F(x₀).
+        FULL_SIZE: it has N_in = N_out, so there is no ratio.
+        SPECTRAL: it treats a group as a matrix, `Size.grid`.
+        NONLINEAR: its slope vanishes at its zero, so ΔW is F(x) − F(x₀).
     """
 
     FULL_SIZE = False
@@ -78,16 +78,16 @@ class Projection:
     NONLINEAR = False
 
     def held(self, size: Size) -> int:
-        """Elements of the largest tensor that it is made of; by default N_out."""
+        """Elements of its largest frozen tensor; by default N_out."""
         return size.n_out
 
     def build(self, size: Size, draw: Draw, place: Place) -> Project:
-        """Draw what is frozen, and return the map (groups, N_in) → (groups, N_out)."""
+        """Draw the frozen tensors, and return the map (groups, N_in) → (groups, N_out)."""
         raise NotImplementedError
 
 
 class _File(Projection):
-    """A projection that is a file of this package."""
+    """A projection in a file of this package."""
 
     def __init__(self, module: Any) -> None:
         own = {name: value for name, value in vars(module).items() if name in vars(Projection)}
@@ -95,7 +95,7 @@ class _File(Projection):
 
 
 def files() -> dict[str, Later[Projection]]:
-    """The projections that are files of this package, by name; each is imported when it is first looked up."""
+    """The projections in files of this package, by name; each is imported on first use."""
 
     def load(name: str) -> Projection:
         return _File(importlib.import_module(f"{__name__}.{name}"))
@@ -108,7 +108,7 @@ PROJECTIONS: Table[Projection] = Table("projection", files())
 
 
 def held(name: str, size: Size) -> int:
-    """Elements of the largest tensor that a projection is made of.
+    """Elements of the largest frozen tensor of a projection.
 
     >>> held("dense", Size(10, 1000)), held("linear", Size(10, 1000)), held("identity", Size(1000, 1000))
     (10000, 1024, 0)
@@ -136,5 +136,5 @@ def build(
 
 
 def is_nonlinear(name: str) -> bool:
-    """Whether ΔW must be taken as F(x) − F(x₀), because F's slope vanishes where F does."""
+    """Whether ΔW must be F(x) − F(x₀), because the slope of F vanishes at its zero."""
     return PROJECTIONS[name].NONLINEAR

@@ -1,11 +1,11 @@
 """The fastfood projection F(x) = x H' diag(G) Π H diag(B) and its adjoint (Eq. 4), which four projections share.
 
-Row-vector convention, so applied left to right: zero-pad x (N_in) to 2^N, transform, multiply by G, permute,
+Row vectors, so the factors apply from left to right: zero-pad x (N_in) to 2^N, transform, multiply by G, permute,
 transform, keep the first N_out, multiply by B.
 
-The transform of a zero-padded vector repeats the transform of the short one, so the first transform is made at the
-smallest power of two that holds N_in, and the permutation gathers from it (index modulo its length). Only one
-transform of full length remains.
+The transform of a zero-padded vector repeats the transform of the short one, so the first transform has
+the smallest power of two ≥ N_in as its length, and the permutation gathers from it (index modulo its length). Only
+one transform of full length remains.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from superlora_cli.adapter.projections import Draw, Place, Project, Size
 
 @dataclass(frozen=True)
 class Fastfood:
-    """What is frozen of one F.
+    """The frozen tensors of one F.
 
     Attributes:
-        source: int32 (2^N,): position in the short transform, length 2^S, that output j of Π comes from.
-        home: int32 (2^N,): where Π sends position i; Π's inverse as a gather.
+        source: int32 (2^N,): position in the short transform (length 2^S) of output j of Π.
+        home: int32 (2^N,): the position to which Π moves i; the inverse of Π as a gather.
         gauss: (2^N,): G after Π, times the constants of the transforms and of `rescale`.
         last: (N_out,): B, or the Gaussian G' of the v2 variants.
     """
@@ -57,7 +57,7 @@ class Fastfood:
 
 
 class _Apply(torch.autograd.Function):
-    """F without its activation or, with `adjoint`, its adjoint; each is the other's backward."""
+    """F without its activation or, with `adjoint`, its adjoint; each is the backward of the other."""
 
     generate_vmap_rule = True
 
@@ -79,7 +79,7 @@ class _Apply(torch.autograd.Function):
 
 
 def draw_fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool) -> Fastfood:
-    """Draw Π, G and B (Rademacher), or with `gaussian` G' in the place of B."""
+    """Draw Π, G and B (Rademacher), or with `gaussian` G' instead of B."""
     full = 2**size.bits
     short = 2 ** (size.n_in - 1).bit_length()
     order = draw("permutation").permutation(full)  # element j of xΠ is element order[j] of x
@@ -94,7 +94,7 @@ def draw_fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool) -> Fa
 
 
 def fastfood(size: Size, draw: Draw, place: Place, *, gaussian: bool, nonlinear: bool) -> Project:
-    """One of the four projections that are built on fastfood."""
+    """One of the four projections based on fastfood."""
     frozen = draw_fastfood(size, draw, place, gaussian=gaussian)
 
     def project(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Permute(torch.autograd.Function):
-    """Elements in another order; backward by the inverse permutation, where autograd's own would scatter."""
+    """Reorders elements; the backward is a gather by the inverse permutation, where autograd would scatter."""
 
     generate_vmap_rule = True
 

@@ -19,7 +19,7 @@ def held(size: Size) -> int:
 
 
 def build(size: Size, draw: Draw, place: Place) -> Project:
-    """Drawn from the role `frequencies`. Plain it is the orthonormal inverse of the DCT-II."""
+    """Drawn from the role `frequencies`. Without `rescale` it is the orthonormal inverse of the DCT-II."""
     from superlora_cli.adapter.projections._spectral import spectral
 
     rows, columns = size.matrix

@@ -1,4 +1,4 @@
-"""F(x) = x P, P an N_in × N_out matrix of normal entries, which is held in memory (NOLA, TinyLoRA)."""
+"""F(x) = x P, P an N_in × N_out matrix of normal entries, held in memory (NOLA, TinyLoRA)."""
 
 from __future__ import annotations
 

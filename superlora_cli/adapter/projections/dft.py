@@ -19,7 +19,7 @@ def held(size: Size) -> int:
 
 
 def build(size: Size, draw: Draw, place: Place) -> Project:
-    """Drawn from the role `frequencies`. Plain it is torch's `ifft2`: Σ x cos(…) / (rows · columns)."""
+    """Drawn from the role `frequencies`. Without `rescale` it is torch's `ifft2`: Σ x cos(…) / (rows · columns)."""
     from superlora_cli.adapter.projections._spectral import spectral
 
     rows, columns = size.matrix

@@ -8,7 +8,7 @@ from superlora_cli.adapter.projections import Draw, Place, Project, Size
 
 
 def held(size: Size) -> int:
-    """A place and a scale for every element that is made."""
+    """An index and a scale for every output element."""
     return size.n_out
 
 

@@ -1,4 +1,4 @@
-"""Image classification: one class an image, or any number of labels."""
+"""Image classification: one class per image, or any number of labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ClassificationKind(TaskKind):
-    """A model says which classes an image has."""
+    """A model predicts the classes of an image."""
 
     tells_classes = True
 

@@ -1,4 +1,4 @@
-"""Which classes a model takes for which."""
+"""Which classes a model confuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts (classes, classes) int64 of images of true class (row) that are taken for a class (column).
+    """Counts (classes, classes) int64 of images, by true class (row) and predicted class (column).
 
     >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
     tensor([[1, 1],
@@ -20,7 +20,7 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def per_class(matrix: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Name, number of images, accuracy and the class most often mistaken for, of every class that has images."""
+    """For every class that has images: its name, number of images, accuracy, and most frequent wrong prediction."""
     found = []
     for index, row in enumerate(matrix):
         images = int(row.sum())

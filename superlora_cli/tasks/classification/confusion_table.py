@@ -1,4 +1,4 @@
-"""The confusion matrix as a file that a run's folder keeps, and as a picture. Knows no torch."""
+"""The confusion matrix as a file in a run folder, and as a plot. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("true", "taken_for", "images")
-NAMED = 50  # classes, at most, that are named along the picture's sides
-NUMBERED = 15  # classes, at most, whose counts are written into its cells
+NAMED = 50  # most classes whose names are written along the axes
+NUMBERED = 15  # most classes whose counts are written into the cells
 
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Counts (classes, classes) int64 of images of a true class (row) that were taken for a class (column)."""
+    """Counts (classes, classes) int64 of images, by true class (row) and predicted class (column)."""
 
     names: tuple[str, ...]
     counts: NDArray[np.int64]
 
     @classmethod
     def of_seen(cls, names: Sequence[str], counts: NDArray[np.int64]) -> ConfusionTable:
-        """Without the classes that have no image and are no answer: of a head of 1,000 there may be 990."""
+        """Without classes that have no images and are never predicted, such as most of a head with 1,000 classes."""
         seen = np.flatnonzero(counts.any(0) | counts.any(1)).tolist()
         return cls(tuple(names[index] for index in seen), counts[np.ix_(seen, seen)])
 
     def to_csv(self) -> str:
-        """A line for every pair that occurs, and for every class with itself, in the order of the classes.
+        """A line for every pair of classes that occurs, and for every class with itself, in class order.
 
         >>> print(ConfusionTable(("cat", "dog"), np.array([[3, 1], [0, 0]])).to_csv(), end="")
         true,taken_for,images
@@ -52,10 +52,10 @@ class ConfusionTable:
 
     @classmethod
     def from_csv(cls, text: str) -> ConfusionTable:
-        """What `to_csv` wrote.
+        """Read what `to_csv` wrote.
 
         Raises:
-            ValueError, KeyError: something else.
+            ValueError, KeyError: it is something else.
         """
         lines = [(line["true"], line["taken_for"], int(line["images"])) for line in csv.DictReader(io.StringIO(text))]
         names = tuple(dict.fromkeys(name for name, _, _ in lines))
@@ -65,12 +65,12 @@ class ConfusionTable:
         return cls(names, counts)
 
     def paint(self, figure: Figure) -> None:
-        """The table in an empty figure, each row in parts of its class's images."""
+        """Draw the matrix on an empty figure, each row as shares of the images of its class."""
         classes = len(self.names)
         parts = self.counts / self.counts.sum(1, keepdims=True).clip(min=1)
         side = min(12.0, 3.5 + 0.3 * min(classes, NAMED))  # inches
         figure.set_size_inches(side + 1, side)
-        figure.set_layout_engine("compressed")  # the constrained one lets names stick out beside squares
+        figure.set_layout_engine("compressed")  # the constrained engine lets names stick out next to square axes
         axes = figure.add_subplot(xlabel="taken for", ylabel="true class")
         axes.grid(visible=False)
         image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

@@ -19,7 +19,7 @@ from superlora_cli.tasks.images import Judgement, Prediction
 
 
 class MultiLabel(Classification):
-    """The task as the training loop sees it, and its evaluation; every output says yes or no by itself."""
+    """The task as the training loop sees it, and its evaluation; every output is a separate yes or no."""
 
     measure = "map"
     confuses = False
@@ -30,7 +30,7 @@ class MultiLabel(Classification):
         """Mean binary cross-entropy over images and outputs, with the recipe's label smoothing.
 
         Args:
-            batch: images, and labels (B, classes) in [0, 1]; outputs beyond the classes are to say no.
+            batch: images, and labels (B, classes) in [0, 1]; the target of outputs beyond the classes is 0.
         """
         images, labels = batch
         logits = model(images).float()
@@ -40,7 +40,7 @@ class MultiLabel(Classification):
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:
-        """Shares of every class."""
+        """A share of every class."""
         return torch.empty(count, outputs)
 
     @staticmethod
@@ -54,15 +54,15 @@ class MultiLabel(Classification):
 
     @property
     def guessing(self) -> float:
-        """Yes is as likely as no."""
+        """The loss if yes and no are equally likely."""
         return math.log(2)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher mean average precision; between equal ones, lower loss."""
+        """Higher mean average precision, or on a tie lower loss."""
         return (new["map"], -new["loss"]) > (old["map"], -old["loss"])
 
     def numbers(self, labels: Tensor) -> Tensor:
-        """Labels of the data (n, classes) → of the model (n, outputs)."""
+        """Labels of the data (n, classes) → those of the model (n, outputs)."""
         columns = torch.arange(labels.shape[1]) if self._relabel is None else self._relabel
         made = labels.new_zeros(len(labels), self.outputs)
         made[:, columns.to(labels.device)] = labels
@@ -87,6 +87,6 @@ class MultiLabel(Classification):
 
     def _precisions(self, logits: Tensor, labels: Tensor) -> list[float | None]:
         if not labels.any():
-            hint = "hold more images out"
-            raise UsageError("no image to be judged by has a label", where="data.validation", hint=hint)
+            hint = "hold out more images"
+            raise UsageError("none of the held-out images has a label", where="data.validation", hint=hint)
         return average_precisions(logits, labels)

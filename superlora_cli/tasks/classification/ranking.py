@@ -1,4 +1,4 @@
-"""How well scores put the images of a class before all others."""
+"""How well scores rank the images of a class above all others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def average_precisions(scores: Tensor, labels: Tensor) -> list[float | None]:
-    """The average precision of every class, None where it has no image.
+    """The average precision of every class; None if it has no images.
 
     Args:
-        scores: (n, classes), higher for images that rather have the label.
-        labels: (n, classes), 1 where an image has it, else 0.
+        scores: (n, classes), higher where the label is more likely.
+        labels: (n, classes), 1 where an image has the label, else 0.
 
     >>> import torch
     >>> average_precisions(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), torch.tensor([[1, 0], [0, 0], [1, 0]]))

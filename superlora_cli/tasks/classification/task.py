@@ -18,7 +18,7 @@ from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.tasks.images import ImageTask, Judgement, Prediction, names_of, size_refused
 from superlora_cli.training.run import CONFUSION_FILE
 
-LIKELIEST = 5  # classes of an image among which top-5 accuracy finds the right one
+LIKELIEST = 5  # classes among which top-5 accuracy looks for the right one
 
 
 class Classification(ImageTask):
@@ -43,23 +43,23 @@ class Classification(ImageTask):
 
     @property
     def guessing(self) -> float:
-        """Every class is as likely as any other."""
+        """The loss if all classes are equally likely."""
         return math.log(self.splits.classes)
 
     @property
     def output_names(self) -> list[str]:
-        """A name for every output of the model: numbers beyond the known classes."""
+        """A name for every output of the model: its number if it has no known class."""
         return names_of(self.class_names, self.outputs)
 
     def check_classes(self) -> None:
-        """Every class needs an output of the model."""
+        """Check that the model has an output for every class."""
         if self.splits.classes > self.outputs:
-            hint = "model.head: new, or rows of the pretrained one for every class"
-            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {self.outputs} outputs of the model"
+            hint = "set model.head: new, or select a row of the pretrained head for every class"
+            message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {self.outputs} outputs"
             raise UsageError(message, where="model.head", hint=hint)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher accuracy; between equal ones, lower loss."""
+        """Higher accuracy, or on a tie lower loss."""
         return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
 
     def evaluate(self, split: str) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Classification(ImageTask):
         return self.metrics(*self.predict(split))
 
     def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
-        """The metrics of `judge`, and the confusion matrix for the run's folder."""
+        """The metrics of `judge`, and the confusion matrix for the run folder."""
         found = self.judge(split)
         if found.confusion is None:
             return found.metrics, {}
@@ -75,8 +75,8 @@ class Classification(ImageTask):
         return found.metrics, {CONFUSION_FILE: seen.to_csv()}
 
     def judge(self, split: str) -> Judgement:
-        """The metrics of `evaluate` and `top5`, where it says something, the accuracy of every class, and who is taken
-        for whom."""
+        """The metrics of `evaluate`, top-5 accuracy if there are more than five classes, the accuracy of every class,
+        and the confusion matrix."""
         logits, labels = self.predict(split)
         metrics = self.metrics(logits, labels)
         if logits.shape[1] > LIKELIEST:
@@ -87,7 +87,7 @@ class Classification(ImageTask):
         return Judgement(metrics, per_class(matrix, names), ConfusionTable(tuple(names), matrix.numpy()))
 
     def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Of all images together, from what `predict` gives."""
+        """Metrics over all images, from the results of `predict`."""
         return {
             "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
             "loss": functional.cross_entropy(logits, labels).item(),
@@ -98,7 +98,7 @@ class Classification(ImageTask):
         """Logits (n, classes) float32 and labels (n,) of a whole split, on the CPU; every process does its share.
 
         Raises:
-            UsageError: the split has no image. RunError: the model gives NaN or Inf.
+            UsageError: the split has no images. RunError: the model gives NaN or Inf.
         """
         found = []
         with self.built.kept():

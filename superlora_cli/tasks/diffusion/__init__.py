@@ -1,4 +1,4 @@
-"""Images from noise. diffusers, which takes seconds to import, is imported for this task alone."""
+"""Image generation from noise. Only this task imports diffusers, which takes seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DiffusionKind(TaskKind):
         return Diffusion
 
     def inputs(self, model: nn.Module, recipe: Recipe, images: Tensor) -> tuple[Tensor, ...]:
-        """At time steps and for classes all over their range."""
+        """Images with time steps and classes spread over their range."""
         import torch
 
         from superlora_cli.tasks.diffusion.section import settings_of

@@ -17,8 +17,8 @@ from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.diffusion.section import DiffusionSection, settings_of
 from superlora_cli.tasks.images import ImageTask
 
-DRAWS, MOST = 1000, 10  # of noise and time step: in a whole split at least, or its mean says little; per image at most
-GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill [0, 1) evenly however many there are
+DRAWS, MOST = 1000, 10  # of noise and time step: at least this many per split, for a stable mean; at most per image
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however many there are
 
 
 def noise_schedule(recipe: Recipe) -> DDPMScheduler:
@@ -44,10 +44,10 @@ class Diffusion(ImageTask):
 
     @staticmethod
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
-        """Mean squared error of the predicted noise, at time steps and with noise that are drawn here.
+        """Mean squared error of the predicted noise, at random time steps and with random noise.
 
-        All is drawn on the CPU from torch's own generator, whose state a checkpoint holds: a resumed run goes on with
-        the same draws, whatever the device and the number of loader processes.
+        Both are drawn on the CPU from torch's own generator, whose state is in every checkpoint. So a resumed run
+        continues with the same draws, whatever the device and the number of loader processes.
 
         Args:
             batch: images (B, 3, S, S) in [−1, 1] and classes (B,), on the model's device.
@@ -56,30 +56,30 @@ class Diffusion(ImageTask):
         settings = settings_of(recipe)
         steps = torch.randint(settings.steps, (len(images),))
         noise = torch.randn(images.shape)
-        named = (torch.rand(len(images)) >= settings.class_dropout).long()  # 0: the class is not told
+        named = (torch.rand(len(images)) >= settings.class_dropout).long()  # 0: without the class
         steps, noise, named = (drawn.to(images.device, non_blocking=True) for drawn in (steps, noise, named))
         return _errors(model, recipe, images, (classes + 1) * named, steps, noise).mean()
 
     @property
     def guessing(self) -> float:
-        """Of no noise at all: the noise's own variance."""
+        """The loss of predicting zero: the variance of the noise."""
         return 1.0
 
     @staticmethod
     def data(recipe: Recipe) -> DataSection:
-        """Images as they are: cut or mirrored ones would be drawn so."""
+        """No augmentation by default: the model would learn to generate cropped and mirrored images."""
         section = recipe.data
         return section.model_copy(update={"augment": section.augment or "none"})
 
     def check_classes(self) -> None:
-        """Every class needs a label that the model knows, unless it knows none; an image has one."""
+        """Check that every image has one class, and that a conditional model has all classes."""
         if has_several_labels(self.recipe.data):
             hint = "data.multi_label: false, and a folder per class"
-            raise UsageError("an image with several labels has no one class", where="data.multi_label", hint=hint)
+            raise UsageError("diffusion needs exactly one class per image", where="data.multi_label", hint=hint)
         known: int | None = self.model.classes  # type: ignore[assignment]
         if known is not None and self.splits.classes > known:
-            message = f"{self.splits.classes} classes in '{self.recipe.data.name}', {known} of the model"
-            raise UsageError(message, where="model.kwargs.classes", hint="data with no more, or a base of one's own")
+            message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {known}"
+            raise UsageError(message, where="model.kwargs.classes", hint="use data with fewer classes, or another base")
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Lower loss."""
@@ -87,9 +87,9 @@ class Diffusion(ImageTask):
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
-        """The loss on a whole split, every image with its class, at noise and time steps that are always the same.
+        """The loss on a whole split, every image with its class, always with the same noise and time steps.
 
-        So it is one number that compares runs, settings and bases on the same data, however large the batches are.
+        So runs, settings and bases can be compared on the same data, whatever the batch size.
         """
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         own, seen, found = self.processes.share(count), 0, []
@@ -108,7 +108,7 @@ class Diffusion(ImageTask):
         return {"loss": errors.double().mean().item()}
 
     def _draws(self, keys: Sequence[int], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Time steps (B,) int64 and noise, shaped as `images`, that depend on each image's key alone."""
+        """Time steps (B,) int64 and noise, of the shape of `images`, that depend only on each image's key."""
         total = noise_schedule(self.recipe).config["num_train_timesteps"]
         steps = torch.tensor([int(total * ((key + 0.5) * GOLDEN % 1)) for key in keys])
         noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(key)) for key in keys]
