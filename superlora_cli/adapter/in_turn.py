@@ -13,7 +13,6 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import group_deltas
 from superlora_cli.adapter.factors import folded
 from superlora_cli.adapter.frozen import Frozen
-from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.shapes import Bucket, Plan
 
 ELEMENTS = 2**20  # of ΔW made at once
@@ -28,6 +27,7 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     Kronecker product, which mix all elements of a group, ΔW of one group. `base` is as `Frozen` takes it.
 
     >>> from superlora_cli.adapter.config import AdapterConfig
+    >>> from superlora_cli.adapter.initial import initial
     >>> from superlora_cli.adapter.layout import TargetShape, plan
     >>> layout = plan(AdapterConfig(order=3, rank=2), [TargetShape("w", 5, 4)])
     >>> take = in_turn(layout, initial(layout))
@@ -56,9 +56,8 @@ def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     """The vector of all ΔW, in consecutive pieces: about `ELEMENTS` long, or where they are mixed whole groups."""
     one = next(iter(trained.values()))
     frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
-    factors, start = frozen.factors(plan, trained), {}
-    if frozen.relative:
-        start = frozen.factors(plan, {name: tensor.to(one) for name, tensor in initial(plan).items()})
+    factors = frozen.factors(plan, trained)
+    start = frozen.start_factors(plan) if frozen.relative else {}
     config = plan.config
     mixed = config.projection != "identity" or (config.splits > 1 and config.combine != "hadamard")
     places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]

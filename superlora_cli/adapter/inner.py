@@ -1,7 +1,7 @@
-"""{C, A} = F_in(θ): the factors of Eq. 2 from what is trained, here and nowhere else.
+"""{C, A} = F_in(Q_b(θ)): the factors of Eq. 2 from what is trained, here and nowhere else.
 
-What is trained is the factors themselves, or θ, from which F_in makes them. Frozen factors join them, and diagonals
-are multiplied in, so that everything behind knows cores and planes alone.
+What is trained is the factors themselves, or θ, from which F_in makes them; either is quantised where `bits` asks for
+it. Frozen factors join them, and diagonals are multiplied in, so that everything behind knows cores and planes alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from superlora_cli.adapter import projections
 from superlora_cli.adapter.initial import start, start_scale
 from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.quantized import quantized
 from superlora_cli.adapter.shapes import THETA, Plan
 from superlora_cli.errors import UsageError
 
@@ -65,7 +66,8 @@ def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[
         params: its trained tensors, as named and shaped by `plan.tensors`.
         inner: F_in and the frozen factors, on the device and in the dtype of `params`.
     """
-    made = inner.project(plan, params[THETA]) if inner.maps else dict(params)
+    params = quantized(plan, params)
+    made = inner.project(plan, params[THETA]) if inner.maps else params
     made |= inner.fixed
     for unit in plan.units:
         for m in unit.shape.diagonals:

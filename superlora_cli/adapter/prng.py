@@ -1,7 +1,7 @@
 """Frozen randomness: the same seed and role give the same numbers on any machine, for ever.
 
 numpy freezes the stream of `RandomState` by contract. Draws are keyed by seed and role, never by the order
-in which modules happen to be visited, so an adapter stores a seed and this generator's name, nothing else.
+in which modules happen to be visited, so an adapter stores a seed, and `header` the generator's name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-GENERATOR = "numpy.RandomState/sha256"
 _undrawn = ContextVar("undrawn", default=False)
 
 
