@@ -65,7 +65,7 @@ class Header:
             TARGETS: _without(targets, {"patterns": _patterns_of(self.recipe)}),
             BASE: _without(base, {"name": _base_of(self.recipe), "dtype": "float32"}),
             RECIPE: differences(self.recipe) if self.recipe else {},
-            METRICS: self.metrics,
+            METRICS: {name: _rounded(value) for name, value in self.metrics.items()},
             SHAPES: self.shapes,
         }
         return {ADAPTER_MARK: SLIM, **{name: _json(content) for name, content in said.items() if content}}
@@ -144,6 +144,10 @@ def _plain(config: AdapterConfig) -> dict[str, Any]:
 
 def _without(whole: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if key not in known or value != known[key]}
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _shorter(digest: str) -> str:

@@ -14,7 +14,6 @@ from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import is_nonlinear
 from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
 
-
 EVEN = math.sqrt(3)  # numbers spread evenly within ± this are of unit scale
 
 

@@ -21,7 +21,7 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.header import FORMAT_VERSIONS, Header
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
-from superlora_cli.adapter.shapes import Plan
+from superlora_cli.adapter.shapes import Plan, number_bytes
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import write_atomic
@@ -99,6 +99,12 @@ class StoredAdapter:
     def beside(self) -> dict[str, Tensor]:
         """All tensors that take the place of the base's, by their name in the model: the head's and those of `also`."""
         return {**self.head, **self.also}
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of the factors' numbers, and of their scales where the file has some."""
+        numbers = sum(number_bytes(tuple(tensor.shape), self.config.bits) for tensor in self.factors.values())
+        return numbers + 4 * len(self.config.scales)
 
     def to_bytes(self) -> bytes:
         """The file, canonical."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.store import BaseDigest, StoredAdapter, digest_targets
+from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target
 
 METADATA = {"format": "pt", "author": "somebody"}
