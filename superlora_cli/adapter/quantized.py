@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.initial import start_scale
 from superlora_cli.adapter.shapes import Plan
 
 BFLOAT = 16
+TRIED = 200  # spacings, for a finished adapter
 SPACING = {
     1: 1.596,
     2: 0.9957,
@@ -59,6 +62,22 @@ def quantized(plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
             nearest = levels(numbers(values, spacing[name], bits), spacing[name], bits, values.dtype)
         made[name] = nearest + (tensor - values)  # + 0, exactly
     return made
+
+
+def quantised_after(plan: Plan, trained: Mapping[str, Tensor], bits: int) -> AdapterConfig:
+    """The knobs of a finished float32 adapter in numbers of `bits` bits, its levels where the numbers are."""
+    if bits == BFLOAT:
+        return replace(plan.config, bits=bits)
+    return replace(plan.config, bits=bits, scales=tuple(_nearest_scale(trained[name], bits) for name in plan.tensors))
+
+
+def _nearest_scale(values: Tensor, bits: int) -> float:
+    """Of many spacings the one whose levels miss the values least, in the mean square; of three digits."""
+    values = values.detach().double().flatten()
+    widest = float(values.abs().max()) / (2 ** (bits - 1) - 0.5) or 1e-6  # the outermost level is the largest value
+    tried = [float(f"{widest * share / TRIED:.3g}") for share in range(1, TRIED + 1)]
+    missed = [float((levels(numbers(values, s, bits), s, bits, values.dtype) - values).square().sum()) for s in tried]
+    return tried[missed.index(min(missed))]
 
 
 def as_stored(plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

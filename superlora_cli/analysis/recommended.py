@@ -62,7 +62,7 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
 
 
 def recommended_of_bits(targets: Sequence[TargetShape], size: int, bits: int) -> Recommendation | None:
-    """What to train with numbers of `bits` bits that have `size` bytes; None where there would be as many as weights."""
+    """What to train with `size` bytes of numbers of `bits` bits; None where there would be as many as weights."""
     dim = 8 * size // bits
     offer = None if dim >= sum(target.elements for target in targets) else _shared(targets, dim, bits=bits)
     return None if offer is None else Recommendation(offer, RATE_OF_BITS)

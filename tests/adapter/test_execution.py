@@ -21,7 +21,8 @@ FACTORED = {
     "2D, not folded", "lokr", "lokr, low-rank left", "lokr, 3 terms", "krona",
     "lotr", "lotr by layer", "lotr, 2 groups", "stack, Tucker", "stack, CP", "fact_tk", "cara",
     "vera", "nola", "lora, A frozen", "lokr, left frozen", "lokr, right frozen", "lokr, right core only",
-    "lora_xs", "tinylora", "tinylora, one θ", "lora, A from the base", "fact_tk on singular vectors", "lora of bfloat16",
+    "lora_xs", "tinylora", "tinylora, one θ", "lora, A from the base", "fact_tk on singular vectors",
+    "lora of bfloat16",
 }  # fmt: skip
 
 
