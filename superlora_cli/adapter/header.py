@@ -15,7 +15,7 @@ from typing import Any
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.standard import completed, differences
 from superlora_cli.errors import UsageError
-from superlora_cli.kinds import ADAPTER_MARK
+from superlora_cli.kinds import ADAPTER_MARK, CHECKSUM
 
 FORMAT_VERSIONS = ("1", "2", "3")  # 2: without factors, or with tensors of the base that are trained also
 GENERATOR = "numpy.RandomState/sha256"  # of `prng`
@@ -98,6 +98,20 @@ class Header:
             origin=_said(metadata, ORIGIN),
             shapes={name: tuple(map(int, shape)) for name, shape in _said(metadata, SHAPES).items()},
         )
+
+
+def sealed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata with their checksum as the format writes it."""
+    slim = metadata[ADAPTER_MARK] == SLIM
+    return {**metadata, CHECKSUM: _shorter(metadata[CHECKSUM])} if slim else dict(metadata)
+
+
+def unsealed(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What was `sealed`; one that never was is left as it is, to be refused."""
+    try:
+        return {**metadata, CHECKSUM: _longer(metadata[CHECKSUM])} if metadata[ADAPTER_MARK] == SLIM else {**metadata}
+    except (KeyError, ValueError):
+        return dict(metadata)
 
 
 def classes_metadata(names: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.header import FORMAT_VERSIONS, Header
+from superlora_cli.adapter.header import FORMAT_VERSIONS, Header, sealed, unsealed
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
 from superlora_cli.adapter.shapes import Plan, number_bytes
@@ -127,7 +127,7 @@ class StoredAdapter:
             self.origin,
             shapes,
         ).written()
-        return safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
+        return safetensors_bytes(tensors, sealed(checksum.with_checksum(tensors, metadata)))
 
     def save(self, path: Path, *, force: bool = True) -> None:
         """Write the file whole or not at all; raises as `write_atomic`."""
@@ -150,7 +150,7 @@ def load(path: Path) -> StoredAdapter:
         version = metadata[ADAPTER_MARK]
         raise UsageError(f"adapter format {version}, this version reads {' and '.join(FORMAT_VERSIONS)}",
                          where=str(path), hint="update superlora")  # fmt: skip
-    checksum.check(tensors, metadata, path)
+    checksum.check(tensors, unsealed(metadata), path)
     try:
         said = Header.read(metadata)
         factors = {name: tensor for name, tensor in tensors.items() if not name.startswith((HEAD, ALSO))}

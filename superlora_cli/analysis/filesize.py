@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from superlora_cli.adapter.header import Header
+from superlora_cli.adapter.header import Header, sealed
 from superlora_cli.adapter.shapes import Plan, number_bytes
+from superlora_cli.kinds import CHECKSUM
 
 SHA256 = "0" * 64
 ORDER = ("F32", "BF16", "U8")  # in which safetensors lays out tensors, those of one dtype by their names
@@ -42,7 +43,7 @@ def stored_bytes(
         recipe or {},
         shapes=plan.tensors if packed else {},
     ).written()
-    header: dict[str, Any] = {"__metadata__": {**metadata, "superlora.checksum": SHA256}}
+    header: dict[str, Any] = {"__metadata__": sealed({**metadata, CHECKSUM: SHA256})}
     whole = {f"head.{name}": shape for name, shape in (head or {}).items()}
     whole |= {f"also.{name}": shape for name, shape in (also or {}).items()}
     kind = "U8" if packed else "F32" if config.bits is None else "BF16"

@@ -95,7 +95,7 @@ def _small(whole: StoredAdapter, like: SuperLora, factors: Mapping[str, Tensor] 
 def _judged(built: Built) -> dict[str, float]:
     processes = join(built.recipe.train)
     try:
-        return task_of(built.recipe)(built, processes).evaluate("test")
+        return task_of(built.recipe)(built, processes).judge("test").metrics
     finally:
         processes.end()
 

@@ -94,8 +94,8 @@ def test_other_bits_are_refused(knobs: dict[str, object], message: str) -> None:
 
 
 def test_numbers_that_are_not_the_bytes_they_should_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[4\] bytes for 9 numbers of 3 bits"):
-        unpack(torch.zeros(4, dtype=torch.uint8), 3, (9,))
+    with pytest.raises(ValueError, match=r"\[5\] bytes for 9 numbers of 3 bits"):
+        unpack(torch.zeros(5, dtype=torch.uint8), 3, (9,))
 
 
 def stored(recipe: dict[str, object], **knobs: object) -> store.StoredAdapter:
@@ -107,7 +107,7 @@ def stored(recipe: dict[str, object], **knobs: object) -> store.StoredAdapter:
     base = ("small", *store.digest_base(model, [target]))
     return store.StoredAdapter.of(
         adapter.config, [target], dict(adapter.factors.items()), patterns=["0"], base=base, recipe=recipe,
-        metrics={"accuracy": 0.5}, classes=["cat", "dog"], origin={"made": "here"},
+        metrics={"accuracy": 0.5}, classes=("cat", "dog"), origin={"made": "here"},
     )  # fmt: skip
 
 
@@ -135,24 +135,24 @@ def test_the_header_leaves_out_what_the_rest_gives_and_gives_it_back(
 
 
 GOLDEN = (
-    "KAUAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJzdXBlcmxvcmEuYmFzZSI6IntcInNoYTI1NlwiOlwiTWV4RmpJcG1NeGY1ZUl3dnJ0"
-    "YlVlOHZpY3VBTU1pZXFRTm1tM3hPYVdVZ1wifSIsInN1cGVybG9yYS5jaGVja3N1bSI6IjlmOWNlODA2NjQwZjFlNDE2YjYyNmEy"
-    "ODkwNWFiNDIzNWFmYTUxNjBhODYwNjY3NjUwZmFlNmM2M2ExYzQ3ZDkiLCJzdXBlcmxvcmEuY2xhc3NlcyI6IltcImNhdFwiLCBc"
-    "ImRvZ1wiXSIsInN1cGVybG9yYS5mb3JtYXRfdmVyc2lvbiI6IjMiLCJzdXBlcmxvcmEubWV0cmljcyI6IntcImFjY3VyYWN5XCI6"
-    "MC41fSIsInN1cGVybG9yYS5vcmlnaW4iOiJ7XCJtYWRlXCI6XCJoZXJlXCJ9Iiwic3VwZXJsb3JhLnJlY2lwZSI6IntcIi1cIjpb"
-    "XCJkYXRhXCIsXCJkZWZhdWx0c1wiLFwiZXZhbFwiLFwib3V0cHV0XCIsXCJ0YXNrXCJdLFwiYWRhcHRlclwiOntcImJpdHNcIjoz"
-    "LFwibWV0aG9kXCI6XCJsb3J0YVwiLFwicmFua1wiOjIsXCJ0YXJnZXRzXCI6W1wiMFwiXX0sXCJtb2RlbFwiOntcImhlYWRcIjpc"
-    "ImZyb3plblwiLFwia3dhcmdzXCI6e1wiLVwiOjEsXCJub3RoaW5nXCI6bnVsbH0sXCJuYW1lXCI6XCJzbWFsbFwifSxcInNlZWRc"
-    "Ijo3LFwidHJhaW5cIjp7XCItXCI6W1wiYWNjdW11bGF0ZVwiLFwiYmF0Y2hfc2l6ZVwiLFwiZGV2aWNlXCIsXCJncmFkaWVudF9j"
-    "aGVja3BvaW50aW5nXCIsXCJrZWVwXCIsXCJsYWJlbF9zbW9vdGhpbmdcIixcImxvZ19ldmVyeVwiLFwicHJlY2lzaW9uXCIsXCJz"
-    "Y2hlZHVsZXJcIl0sXCJjaGVja3BvaW50X2F0XCI6WzNdLFwib3B0aW1pemVyXCI6e1wiLVwiOltcIndlaWdodF9kZWNheVwiXSxc"
-    "ImZvcmVhY2hcIjpudWxsLFwibHJcIjowLjEsXCJuYW1lXCI6XCJTR0RcIn0sXCJzdGVwc1wiOjN9fSIsInN1cGVybG9yYS5zaGFw"
-    "ZXMiOiJ7XCJiMF9rMV9BMVwiOlsxLDEsNCwyXSxcImIwX2sxX0EyXCI6WzEsMSw0LDJdLFwiYjBfazFfQTNcIjpbMSwxLDQsMl0s"
-    "XCJiMF9rMV9jb3JlXCI6WzEsMSwyLDIsMl19Iiwic3VwZXJsb3JhLnRhcmdldHMiOiJ7XCJzaGEyNTZcIjpcIkNDTitleEdXaDcv"
-    "NERVQVphUWZIUnI2Y3AybmtBcjlKbzc1M3ZRVlJNOUVcIn0ifSwiYjBfazFfQTEiOnsiZGF0YV9vZmZzZXRzIjpbMCwzXSwiZHR5"
-    "cGUiOiJVOCIsInNoYXBlIjpbM119LCJiMF9rMV9BMiI6eyJkYXRhX29mZnNldHMiOlszLDZdLCJkdHlwZSI6IlU4Iiwic2hhcGUi"
-    "OlszXX0sImIwX2sxX0EzIjp7ImRhdGFfb2Zmc2V0cyI6WzYsOV0sImR0eXBlIjoiVTgiLCJzaGFwZSI6WzNdfSwiYjBfazFfY29y"
-    "ZSI6eyJkYXRhX29mZnNldHMiOls5LDEyXSwiZHR5cGUiOiJVOCIsInNoYXBlIjpbM119fSArR7lZZxIYM1EzLfc="
+    "GAUAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJzdXBlcmxvcmEuYmFzZSI6IntcInNoYTI1NlwiOlwiTWV4RmpJcG1NeGY1ZUl3dnJ0"
+    "YlVlOHZpY3VBTU1pZXFRTm1tM3hPYVdVZ1wifSIsInN1cGVybG9yYS5jaGVja3N1bSI6Im41em9CbVFQSGtGclltb29rRnEwSTFy"
+    "NlVXQ29ZR1oyVVBybXhqb2NSOWsiLCJzdXBlcmxvcmEuY2xhc3NlcyI6IltcImNhdFwiLCBcImRvZ1wiXSIsInN1cGVybG9yYS5m"
+    "b3JtYXRfdmVyc2lvbiI6IjMiLCJzdXBlcmxvcmEubWV0cmljcyI6IntcImFjY3VyYWN5XCI6MC41fSIsInN1cGVybG9yYS5vcmln"
+    "aW4iOiJ7XCJtYWRlXCI6XCJoZXJlXCJ9Iiwic3VwZXJsb3JhLnJlY2lwZSI6IntcIi1cIjpbXCJkYXRhXCIsXCJkZWZhdWx0c1wi"
+    "LFwiZXZhbFwiLFwib3V0cHV0XCIsXCJ0YXNrXCJdLFwiYWRhcHRlclwiOntcImJpdHNcIjozLFwibWV0aG9kXCI6XCJsb3J0YVwi"
+    "LFwicmFua1wiOjIsXCJ0YXJnZXRzXCI6W1wiMFwiXX0sXCJtb2RlbFwiOntcImhlYWRcIjpcImZyb3plblwiLFwia3dhcmdzXCI6"
+    "e1wiLVwiOjEsXCJub3RoaW5nXCI6bnVsbH0sXCJuYW1lXCI6XCJzbWFsbFwifSxcInNlZWRcIjo3LFwidHJhaW5cIjp7XCItXCI6"
+    "W1wiYWNjdW11bGF0ZVwiLFwiYmF0Y2hfc2l6ZVwiLFwiZGV2aWNlXCIsXCJncmFkaWVudF9jaGVja3BvaW50aW5nXCIsXCJrZWVw"
+    "XCIsXCJsYWJlbF9zbW9vdGhpbmdcIixcImxvZ19ldmVyeVwiLFwicHJlY2lzaW9uXCIsXCJzY2hlZHVsZXJcIl0sXCJjaGVja3Bv"
+    "aW50X2F0XCI6WzNdLFwib3B0aW1pemVyXCI6e1wiLVwiOltcIndlaWdodF9kZWNheVwiXSxcImZvcmVhY2hcIjpudWxsLFwibHJc"
+    "IjowLjEsXCJuYW1lXCI6XCJTR0RcIn0sXCJzdGVwc1wiOjN9fSIsInN1cGVybG9yYS5zaGFwZXMiOiJ7XCJiMF9rMV9BMVwiOlsx"
+    "LDEsNCwyXSxcImIwX2sxX0EyXCI6WzEsMSw0LDJdLFwiYjBfazFfQTNcIjpbMSwxLDQsMl0sXCJiMF9rMV9jb3JlXCI6WzEsMSwy"
+    "LDIsMl19Iiwic3VwZXJsb3JhLnRhcmdldHMiOiJ7XCJzaGEyNTZcIjpcIkNDTitleEdXaDcvNERVQVphUWZIUnI2Y3AybmtBcjlK"
+    "bzc1M3ZRVlJNOUVcIn0ifSwiYjBfazFfQTEiOnsiZGF0YV9vZmZzZXRzIjpbMCwzXSwiZHR5cGUiOiJVOCIsInNoYXBlIjpbM119"
+    "LCJiMF9rMV9BMiI6eyJkYXRhX29mZnNldHMiOlszLDZdLCJkdHlwZSI6IlU4Iiwic2hhcGUiOlszXX0sImIwX2sxX0EzIjp7ImRh"
+    "dGFfb2Zmc2V0cyI6WzYsOV0sImR0eXBlIjoiVTgiLCJzaGFwZSI6WzNdfSwiYjBfazFfY29yZSI6eyJkYXRhX29mZnNldHMiOls5"
+    "LDEyXSwiZHR5cGUiOiJVOCIsInNoYXBlIjpbM119fSAgICAgICtHuVlnEhgzUTMt9w=="
 )
 
 
