@@ -148,8 +148,9 @@ def load(path: Path) -> StoredAdapter:
         raise UsageError(message, where=str(path), hint=hint)
     if metadata[ADAPTER_MARK] not in FORMAT_VERSIONS:
         version = metadata[ADAPTER_MARK]
-        raise UsageError(f"adapter format {version}, this version reads {' and '.join(FORMAT_VERSIONS)}",
-                         where=str(path), hint="update superlora")  # fmt: skip
+        known = f"{', '.join(FORMAT_VERSIONS[:-1])} and {FORMAT_VERSIONS[-1]}"
+        message = f"adapter format {version}, this version reads {known}"
+        raise UsageError(message, where=str(path), hint="update superlora")
     checksum.check(tensors, unsealed(metadata), path)
     try:
         said = Header.read(metadata)
@@ -244,6 +245,9 @@ def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
     if shapes != plan.tensors:
         wrong = sorted(set(shapes.items()) ^ set(plan.tensors.items()))[0]
         raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
+    if plan.config.scales and len(plan.config.scales) != len(shapes):
+        message = f"{len(plan.config.scales)} scales for {len(shapes)} tensors"
+        raise MismatchError(message, where=where, hint="copy or train it again")
 
 
 def digest_targets(targets: Sequence[Target]) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.header import BASE, CONFIG, SHAPES, sealed
+from superlora_cli.weights.checksum import with_checksum
+from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 from tests.conftest import Cli
 from tests.makers import write_adapter
 
@@ -92,3 +97,40 @@ def test_a_budget_is_of_bytes_or_of_numbers(cli: Cli) -> None:
     assert both.code == 2
     assert "--bytes" in both.message
     assert "no setting has at most 9 bytes" in cli("count-params", "--method", "lora", "--bytes", "9").message
+
+
+@pytest.mark.parametrize("command", [("eval",), ("merge", "--out", "m.safetensors")])
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (lambda tensors, said: said.update({CONFIG: '{"bits":4,"scales":[0.1]}'}), 3, "1 scales for 2 tensors"),
+        (lambda tensors, said: said.update({CONFIG: '{"bits":4,"scales":[0.1,-1.0]}'}), 2, "scales [0.1, -1.0]"),
+        (lambda tensors, said: said.update({CONFIG: '{"bits":12}'}), 2, "bits is 12"),
+        (lambda tensors, said: said.update({SHAPES: '{"b0_k1_A1":[3],"b0_k1_A2":[3]}'}), 2, "bytes for 3 numbers"),
+        (lambda tensors, said: said.pop(SHAPES), 2, "damaged metadata"),
+        (lambda tensors, said: said.update({BASE: '{"sha256":"no digest"}'}), 2, "damaged metadata"),
+    ],
+)
+def test_a_forged_file_of_few_bits_is_refused_for_what_it_says(
+    command: tuple[str, ...], change: Any, code: int, says: str, cli: Cli
+) -> None:
+    whole = store.load(write_adapter("whole.safetensors", "digits_lora"))
+    small = replace(whole.config, bits=4, scales=(0.1, 0.1))
+    factors = {name: torch.zeros(tensor.shape, dtype=torch.uint8) for name, tensor in whole.factors.items()}
+    replace(whole, config=small, factors=factors).save(Path("small.safetensors"))
+    assert cli("inspect", "small.safetensors").code == 0
+    tensors, said = read_safetensors(Path("small.safetensors"))
+    change(tensors, said)
+    sealed_again = sealed(with_checksum(tensors, said))
+    Path("forged.safetensors").write_bytes(safetensors_bytes(tensors, sealed_again))
+    result = cli(command[0], "forged.safetensors", *command[1:])
+    assert result.code == code, result.err
+    assert says in result.message
+
+
+def test_a_changed_bit_is_found(cli: Cli) -> None:
+    assert cli("compress", write_adapter("whole.safetensors", "digits_lora"), "--out", "small.safetensors").code == 0
+    content = bytearray(Path("small.safetensors").read_bytes())
+    content[-9] ^= 1
+    Path("small.safetensors").write_bytes(content)
+    assert "the checksum does not match" in cli("eval", "small.safetensors").message
