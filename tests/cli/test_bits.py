@@ -29,7 +29,7 @@ def test_sixty_four_numbers_of_four_bits_are_a_file_of_a_kilobyte_that_is_enough
     alone = Path("alone.safetensors")
     alone.write_bytes(Path("run/adapter.safetensors").read_bytes())
     about = cli("inspect", alone, "--json", "--delta", "delta.safetensors").json()
-    assert (about["params"]["bits"], about["params"]["bytes"]) == (4, 32)
+    assert about["numbers"] == {"bits": 4, "bytes": 32}
     assert about["recipe"]["train"]["steps"] == 4
     assert "of 4 bits, 32 bytes" in cli("inspect", alone).out
     assert cli("eval", alone, "--json").json()["metrics"]["accuracy"] == done["metrics"]["accuracy"]
@@ -82,7 +82,7 @@ def test_an_extracted_adapter_may_have_few_bits(cli: Cli) -> None:
     words = ("--base", "glyphs_vit", "--tuned", "tuned.safetensors", "--method", "lora", "--rank", "4", "--bits", "8")
     done = cli("extract", *words, "--out", "found.safetensors", "--json").json()
     assert 1e-4 < done["error"] < 0.05
-    assert cli("inspect", "found.safetensors", "--json").json()["params"]["bits"] == 8
+    assert cli("inspect", "found.safetensors", "--json").json()["numbers"]["bits"] == 8
 
 
 def test_a_budget_is_of_bytes_or_of_numbers(cli: Cli) -> None:
