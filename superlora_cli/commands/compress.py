@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -61,13 +62,10 @@ def compress(
     wanted, before = [delta.detach() for delta in built.adapter.compute()], _judged(built)
     config = quantised_after(built.adapter.plan, stored.factors, bits)
     small = _small(replace(stored, config=config), built.adapter)
-    small.save(out)
     if tune:
-        again = build_from_file(out, overrides)
         share = 1.0 if any(words.startswith(f"{RATE}=") for words in overrides) else SHARE
-        small = _tuned(small, stored.factors, again, tune, share)
-        small.save(out)
-    found = build_from_file(out, overrides)
+        small = _tuned(small, stored.factors, _built(small, overrides), tune, share)
+    found = _built(small, overrides)
     assert found.adapter is not None
     metrics = _judged(found)
     small = replace(small, metrics={**stored.metrics, **metrics})
@@ -90,6 +88,14 @@ def _small(whole: StoredAdapter, like: SuperLora, factors: Mapping[str, Tensor] 
     """The adapter with its numbers, or other ones, as its `bits` have them."""
     shapes = plan(whole.config, [target.flat for target in like.targets])
     return replace(whole, factors=as_stored(shapes, whole.factors if factors is None else factors))
+
+
+def _built(small: StoredAdapter, overrides: Sequence[str]) -> Built:
+    """Its base with the adapter on it, as from the file that it will be."""
+    with TemporaryDirectory(prefix="superlora-") as folder:
+        draft = Path(folder) / "adapter.safetensors"
+        small.save(draft)
+        return build_from_file(draft, overrides)
 
 
 def _judged(built: Built) -> dict[str, float]:

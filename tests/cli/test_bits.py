@@ -26,6 +26,7 @@ def test_sixty_four_numbers_of_four_bits_are_a_file_of_a_kilobyte_that_is_enough
     assert done["bytes"] == Path("run/adapter.safetensors").stat().st_size <= 1024
     counted = cli("count-params", *SMALL, *BITS, "--json").json()
     assert (counted["adapter"], counted["bytes"]) == (64, 32)
+    assert "bits: 64 numbers of 4 bits, 32 bytes" in cli("count-params", *SMALL, *BITS, "--explain").out
     alone = Path("alone.safetensors")
     alone.write_bytes(Path("run/adapter.safetensors").read_bytes())
     about = cli("inspect", alone, "--json", "--delta", "delta.safetensors").json()
