@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.store import StoredAdapter, digest_base, digest_targets
+from superlora_cli.adapter.store import StoredAdapter, digest_base
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.source import Look
 from superlora_cli.data.splits import load_splits
@@ -200,9 +200,9 @@ def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, 
     config = AdapterConfig.from_knobs(knobs.pop("method", None), seed=seed, **knobs)
     sha256, dtype = digest_base(model, targets)
     adapter = attach(model, targets, config)
-    about = {"name": "glyphs_vit", "sha256": sha256, "dtype": dtype}
     factors = dict(adapter.factors.items())
-    return model, len(StoredAdapter(adapter.config, ROLES, digest_targets(targets), about, {}, {}, factors).to_bytes())
+    base = ("glyphs_vit", sha256, dtype)
+    return model, len(StoredAdapter.of(adapter.config, targets, factors, patterns=ROLES, base=base).to_bytes())
 
 
 def _peft(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:

@@ -15,6 +15,7 @@ CHILDREN = 200  # most entries read of a folder
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 ADAPTER_MARK, MODEL_MARK = "superlora.format_version", "superlora.model_recipe"  # in a safetensors header
+CHECKSUM = "superlora.checksum"
 RECIPE_KEYS = {"model", "train", "task", "data", "adapter"}
 SWEEP_KEYS = {"recipe", "grid", "runs", "seeds", "set", "measure", "skip_impossible"}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 import torch
@@ -86,14 +86,15 @@ class SuperLoraConfig(PeftConfig):
     frozen: str | None = None
     diagonals: list[int] | None = None
     also: list[str] | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType(NAME.upper())
         if isinstance(self.target_modules, set | tuple):
             self.target_modules = sorted(self.target_modules)
-        for knob in fields(AdapterConfig):
-            setattr(self, knob.name, plain(getattr(self, knob.name)))
+        for knob in AdapterConfig.knobs():
+            setattr(self, knob, plain(getattr(self, knob)))
         self.adapter_config()
 
     def adapter_config(self) -> AdapterConfig:
@@ -102,7 +103,7 @@ class SuperLoraConfig(PeftConfig):
         Raises:
             UsageError: they contradict each other, or PEFT would not save what they train.
         """
-        knobs = {knob.name: getattr(self, knob.name) for knob in fields(AdapterConfig)}
+        knobs = {knob: getattr(self, knob) for knob in AdapterConfig.knobs()}
         unset = self.scaling == DEFAULT
         knobs |= {"scaling": None} if unset else {}
         config = AdapterConfig.from_knobs(self.method, defaults=NEWEST if unset else 1, **knobs)

@@ -38,14 +38,13 @@ def write_adapter(path: Path | str, recipe: str, *overrides: str, scale: float =
             factor.mul_(scale * (base / now) ** 0.5)
     head = {name: tensor + 0.01 for name, tensor in built.head.items()}
     sha256, dtype = built.base_digest
-    store.StoredAdapter(
-        config=built.adapter.config,
-        patterns=tuple(loaded.adapter.targets),
-        targets_digest=store.digest_targets(built.adapter.targets),
-        base={"name": loaded.model.name, "sha256": sha256, "dtype": dtype},
+    store.StoredAdapter.of(
+        built.adapter.config,
+        built.adapter.targets,
+        dict(built.adapter.factors.items()),
+        patterns=loaded.adapter.targets,
+        base=(loaded.model.name, sha256, dtype),
         recipe=loaded.to_dict(),
-        metrics={},
-        factors=dict(built.adapter.factors.items()),
         head=head,
     ).save(Path(path))
     return Path(path)

@@ -38,6 +38,8 @@ CHOICES: dict[str, Collection[str]] = {
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
 NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights by default
 LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
+FITTED = {**LATER, "fitted": True}  # not a knob, but given to a finished adapter
+BITS = (*range(1, 9), 16)
 DEFAULT_RANK = 4
 
 
@@ -59,6 +61,10 @@ class AdapterConfig:
     `groups: none` adapts no weight: there are no factors, and the other knobs of ΔW are ignored. `also` selects tensors
     of the base that are trained directly, in addition to the factors: every `bias`, or the parameters of normalisation
     layers (`norm`).
+
+    `bits` is how many bits each trained number has (`adapter.quantized`). `scales` is for adapters that were quantised
+    when they were finished: the spacing of the levels of each trained tensor. Their ΔW is what it is without bits; else
+    it is relative to what the quantised start gives, since no level is zero.
 
     Raises:
         UsageError: a value or a combination of values that Eq. 2 does not allow.
@@ -91,6 +97,13 @@ class AdapterConfig:
     frozen: FrozenFrom = field(default="random", metadata=LATER)
     diagonals: tuple[int, ...] = field(default=(), metadata=LATER)
     also: tuple[Also, ...] = field(default=(), metadata=LATER)
+    bits: int | None = field(default=None, metadata=LATER)
+    scales: tuple[float, ...] = field(default=(), metadata=FITTED)
+
+    @classmethod
+    def knobs(cls) -> list[str]:
+        """The names of all that can be asked for."""
+        return [each.name for each in fields(cls) if not each.metadata.get("fitted")]
 
     @classmethod
     def from_knobs(cls, method: str | None = None, /, *, defaults: int = 1, **knobs: Any) -> AdapterConfig:
@@ -103,7 +116,7 @@ class AdapterConfig:
         if method is not None and not (isinstance(method, str) and method in PRESETS):
             hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
             raise UsageError(f"unknown method '{method}'", where="adapter.method", hint=hint)
-        known = {field.name for field in fields(cls)}
+        known = set(cls.knobs())
         for name in knobs:
             if name not in known:
                 raise UsageError(f"unknown knob '{name}'", where="adapter", hint=did_you_mean(name, known))
@@ -126,7 +139,10 @@ class AdapterConfig:
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:
         """The configuration that `to_json` wrote."""
-        return cls.from_knobs(None, **json.loads(text))
+        knobs = json.loads(text)
+        scales = plain(knobs.pop("scales", ()))
+        made = cls.from_knobs(None, **knobs)
+        return replace(made, scales=scales) if scales else made
 
     def to_json(self) -> str:
         """The knobs as JSON with sorted keys: the `superlora.config` entry of an adapter file."""
@@ -144,8 +160,20 @@ class AdapterConfig:
         return self.projection != "identity"
 
     @property
+    def has_levels(self) -> bool:
+        """Whether trained numbers are some of a few levels, none of them zero."""
+        return self.bits is not None and self.bits <= 8
+
+    @property
+    def trained_on_levels(self) -> bool:
+        """Whether they were so in training already, and not only when it was over."""
+        return self.has_levels and not self.scales
+
+    @property
     def format_version(self) -> str:
         """The oldest version of the adapter file format that supports these knobs."""
+        if self.bits is not None:
+            return "3"
         return "1" if self.adapts and not self.also else "2"
 
     @property
@@ -202,6 +230,10 @@ class AdapterConfig:
             raise refuse("also", f"also is {list(self.also)}", "bias, norm or both")
         if self.alpha is not None and not 0 < abs(self.alpha) < float("inf"):
             raise refuse("alpha", f"alpha is {self.alpha}", "a finite number other than 0")
+        if self.bits is not None and self.bits not in BITS:
+            raise refuse("bits", f"bits is {self.bits}", "1 to 8, or 16")
+        if self.scales and not (self.has_levels and all(0 < scale < float("inf") for scale in self.scales)):
+            raise refuse("scales", f"scales {list(self.scales)} with bits {self.bits}", "numbers > 0, and bits 1 to 8")
         self._check_rank()
         self._check_splits()
         self._check_fold()

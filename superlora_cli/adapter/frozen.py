@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Frozen:
                 )
         self.starts: dict[int, Tensor] = {}  # by number of the bucket
         if self.relative and start:
-            values = self.factors(plan, {name: tensor.to(device, dtype) for name, tensor in initial(plan).items()})
+            values = self.start_factors(plan)
             with torch.no_grad():
                 for bucket in plan.buckets:
                     self.starts[bucket.number] = self.project(bucket.shape, folded(bucket, values, plan.config))
@@ -56,6 +57,12 @@ class Frozen:
     def factors(self, plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{C, A} by name from the trained tensors, with F_in, frozen factors and diagonals; as `inner.factors`."""
         return factors(plan, trained, self.inner)
+
+    def start_factors(self, plan: Plan) -> dict[str, Tensor]:
+        """{C, A} that the start makes: quantised where training was, not of what was quantised when it was finished."""
+        config = plan.config
+        begun = replace(plan, config=replace(config, bits=None, scales=())) if config.scales else plan
+        return self.factors(begun, {name: value.to(self.device, self.dtype) for name, value in initial(plan).items()})
 
     def project(self, shape: GroupShape, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""

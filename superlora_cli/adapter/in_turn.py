@@ -13,7 +13,6 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import group_deltas
 from superlora_cli.adapter.factors import folded
 from superlora_cli.adapter.frozen import Frozen
-from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.shapes import Bucket, Plan
 
 ELEMENTS = 2**20  # of ΔW computed at once
@@ -28,6 +27,7 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     under a projection or a Kronecker product, which mix all elements of a group. `base` is as in `Frozen`.
 
     >>> from superlora_cli.adapter.config import AdapterConfig
+    >>> from superlora_cli.adapter.initial import initial
     >>> from superlora_cli.adapter.layout import TargetShape, plan
     >>> layout = plan(AdapterConfig(order=3, rank=2), [TargetShape("w", 5, 4)])
     >>> take = in_turn(layout, initial(layout))
@@ -56,9 +56,8 @@ def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     """All ΔW, concatenated, in consecutive pieces: about `ELEMENTS` long, or whole groups where elements are mixed."""
     one = next(iter(trained.values()))
     frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
-    factors, start = frozen.factors(plan, trained), {}
-    if frozen.relative:
-        start = frozen.factors(plan, {name: tensor.to(one) for name, tensor in initial(plan).items()})
+    factors = frozen.factors(plan, trained)
+    start = frozen.start_factors(plan) if frozen.relative else {}
     config = plan.config
     mixed = config.projects or (config.splits > 1 and config.combine != "hadamard")
     places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]

@@ -14,6 +14,8 @@ from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import is_nonlinear
 from superlora_cli.adapter.shapes import THETA, Plan, UnitShape
 
+EVEN = math.sqrt(3)  # numbers spread evenly within ± this are of unit scale
+
 
 def initial(plan: Plan) -> dict[str, Tensor]:
     """Initial values of the trained tensors: name → float32 tensor, such that ΔW = 0 exactly.
@@ -22,7 +24,7 @@ def initial(plan: Plan) -> dict[str, Tensor]:
     `lora`: planes uniform within the bound of PEFT's LoRA (Kaiming). One tensor of each group starts at zero
     (`GroupShape.zeroed`: for Kronecker the right unit's first plane); `relative` says where that is not possible.
     θ of an F_in starts normal, so that entries have the same scale as without F_in; with `lora` it is uniform within
-    ±0.02, as in PEFT's Uni-LoRA.
+    ±0.02, as in PEFT's Uni-LoRA. With `bits` of 1 to 8 it is spread evenly over the levels.
     """
     if plan.config.inner is not None:
         return {THETA: _initial_theta(plan)}
@@ -45,9 +47,10 @@ def initial(plan: Plan) -> dict[str, Tensor]:
 def relative(plan: Plan) -> bool:
     """Whether ΔW is taken relative to its start, because no factor can be zero there.
 
-    Under a nonlinear F, whose slope vanishes at zero, and where one θ makes several factors, which would all be zero.
+    Under a nonlinear F, whose slope vanishes at zero; with quantised numbers, of which none is zero; and where one θ
+    makes several factors, which would all be zero.
     """
-    if is_nonlinear(plan.config.projection):
+    if is_nonlinear(plan.config.projection) or plan.config.trained_on_levels:
         return True
     makes_several = any(len(bucket.tensors) > 1 for bucket in plan.buckets)
     return plan.config.inner is not None and plan.config.inner.per != "factor" and makes_several
@@ -55,7 +58,9 @@ def relative(plan: Plan) -> bool:
 
 def _initial_theta(plan: Plan) -> Tensor:
     draw, shape = random_state(plan.config.seed, "init", THETA), plan.tensors[THETA]
-    values = draw.uniform(-0.02, 0.02, shape) if plan.config.init == "lora" else draw.standard_normal(shape)
+    spread = 0.02 if plan.config.init == "lora" else EVEN
+    even = plan.config.init == "lora" or plan.config.trained_on_levels
+    values = draw.uniform(-spread, spread, shape) if even else draw.standard_normal(shape)
     theta = torch.from_numpy(values).float()
     if not relative(plan):
         zeroed = {bucket.zeroed for bucket in plan.buckets}

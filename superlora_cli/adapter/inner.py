@@ -1,7 +1,7 @@
-"""{C, A} = F_in(θ): the one place where the trained tensors become the factors of Eq. 2.
+"""{C, A} = F_in(Q_b(θ)): the one place where the trained tensors become the factors of Eq. 2.
 
-Either the factors themselves are trained, or θ, from which F_in makes them. Frozen factors are added and diagonals
-multiplied in, so that later steps deal with cores and planes only.
+Either the factors themselves are trained, or θ, from which F_in makes them; both are quantised if `bits` is set. Frozen
+factors are added and diagonals multiplied in, so that later steps deal with cores and planes only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from superlora_cli.adapter import projections
 from superlora_cli.adapter.initial import start, start_scale
 from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.quantized import quantized
 from superlora_cli.adapter.shapes import THETA, Plan
 from superlora_cli.errors import UsageError
 
@@ -65,7 +66,8 @@ def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[
         params: its trained tensors, as named and shaped by `plan.tensors`.
         inner: F_in and the frozen factors, on the device and in the dtype of `params`.
     """
-    made = inner.project(plan, params[THETA]) if inner.maps else dict(params)
+    params = quantized(plan, params)
+    made = inner.project(plan, params[THETA]) if inner.maps else params
     made |= inner.fixed
     for unit in plan.units:
         for m in unit.shape.diagonals:

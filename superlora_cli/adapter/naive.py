@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from string import ascii_lowercase, ascii_uppercase
 
 import torch
@@ -16,6 +17,7 @@ from superlora_cli.adapter.initial import initial, relative, start, start_scale
 from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import Size
+from superlora_cli.adapter.quantized import scales
 from superlora_cli.adapter.shapes import GroupShape, Plan, UnitShape
 
 
@@ -138,8 +140,25 @@ def permutation(order: Tensor) -> Tensor:
     return matrix
 
 
+def quantized(plan: Plan, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Every number replaced by the nearest of its tensor's levels, of which there is a list; or by a bfloat16."""
+    bits, nearest = plan.config.bits, {}
+    if bits is None:
+        return params
+    for name, tensor in params.items():
+        values = tensor.detach()
+        if bits == 16:
+            found = values.bfloat16().to(values.dtype)
+        else:
+            all_levels = (torch.arange(2**bits) - 2 ** (bits - 1) + 0.5).to(values.dtype) * scales(plan)[name]
+            found = all_levels[(values[..., None] - all_levels).abs().argmin(-1)]
+        nearest[name] = tensor + (found - tensor).detach()  # straight-through
+    return nearest
+
+
 def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """{C, A} = F_in(θ), by an explicit matrix; frozen factors and diagonals as in the equation."""
+    params = quantized(plan, params)
     made, config = dict(params), plan.config
     if config.inner is not None:
         made, name = {}, MAPS[config.inner.projection]
@@ -173,7 +192,8 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] 
     """Eq. 2 for every group, written into one vector of N elements, cut into the targets."""
     vector = torch.zeros(plan.elements, dtype=_dtype(params))
     start_params = {name: tensor.to(_dtype(params)) for name, tensor in initial(plan).items()}
-    params, start_params = factors(plan, params, base), factors(plan, start_params, base)
+    begun = replace(plan, config=replace(plan.config, bits=None, scales=())) if plan.config.scales else plan
+    params, start_params = factors(plan, params, base), factors(begun, start_params, base)
     for index, bucket in enumerate(plan.buckets):
         size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale, bucket.shape.grid)
         for row, group in enumerate(bucket.members):

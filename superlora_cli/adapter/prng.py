@@ -1,7 +1,7 @@
 """Frozen randomness: the same seed and role give the same numbers on any machine, permanently.
 
 numpy guarantees that the stream of `RandomState` never changes. Draws are keyed by seed and role, never by the order
-in which modules are visited, so an adapter stores only a seed and the name of this generator.
+in which modules are visited, so an adapter stores only a seed, and `header` the name of this generator.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-GENERATOR = "numpy.RandomState/sha256"
 _undrawn = ContextVar("undrawn", default=False)
 
 

@@ -244,3 +244,18 @@ class Plan:
     def params(self) -> int:
         """Trained parameters of the adapter, including cores, excluding the head."""
         return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of these numbers in a file, and of their scales where it has some."""
+        numbers = sum(number_bytes(shape, self.config.bits) for shape in self.tensors.values())
+        return numbers + 4 * len(self.config.scales)
+
+
+def number_bytes(shape: tuple[int, ...], bits: int | None) -> int:
+    """Bytes of a tensor whose numbers have `bits` bits each, in float32 where that is None.
+
+    >>> number_bytes((5, 3), 4), number_bytes((5, 3), None)
+    (8, 60)
+    """
+    return -(-math.prod(shape) * (bits or 32) // 8)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.prng import GENERATOR
-from superlora_cli.adapter.shapes import Plan
+from superlora_cli.adapter.header import FORMAT_VERSIONS, Header, sealed, unsealed
+from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
+from superlora_cli.adapter.shapes import Plan, number_bytes
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import write_atomic
@@ -28,7 +30,6 @@ from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import recognise
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-FORMAT_VERSIONS = ("1", "2")  # 2: no factors, or `also` tensors
 HEAD, ALSO = "head.", "also."
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -44,7 +45,7 @@ class StoredAdapter:
         base: `name`, `sha256` and `dtype` of the base's target slices.
         recipe: the whole recipe, as plain data.
         metrics: final metrics of the run.
-        factors: the trained tensors by name.
+        factors: the trained tensors by name, as `quantized.as_stored`: where they have levels, the levels' numbers.
         head: trained tensors outside the adapter, by their name in the model.
         also: the same for the tensors that the knob `also` trains.
         classes: names of the model's output classes, in order; () if they are just numbered.
@@ -90,7 +91,7 @@ class StoredAdapter:
             named,
             recipe or {},
             metrics or {},
-            dict(factors),
+            as_stored(plan(config, [target.flat for target in targets]), factors),
             **beside,
         )
 
@@ -99,24 +100,34 @@ class StoredAdapter:
         """All tensors that replace those of the base, by their name in the model: the head and `also`."""
         return {**self.head, **self.also}
 
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of the factors' numbers, and of their scales where the file has some."""
+        numbers = sum(number_bytes(tuple(tensor.shape), self.config.bits) for tensor in self.factors.values())
+        return numbers + 4 * len(self.config.scales)
+
     def to_bytes(self) -> bytes:
         """The file in canonical form."""
         tensors = {name: tensor.detach().cpu() for name, tensor in self.factors.items()}
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.config.has_levels:
+            assert self.config.bits is not None
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+            tensors = {name: pack(tensor, self.config.bits) for name, tensor in tensors.items()}
         for prefix, own in ((HEAD, self.head), (ALSO, self.also)):
             tensors |= {prefix + name: tensor.detach().cpu() for name, tensor in own.items()}
-        metadata = {
-            "format": "pt",
-            ADAPTER_MARK: self.config.format_version,
-            "superlora.config": self.config.to_json(),
-            "superlora.targets": _json({"patterns": list(self.patterns), "sha256": self.targets_digest}),
-            "superlora.base": _json(self.base),
-            "superlora.prng": GENERATOR,
-            "superlora.recipe": _json(self.recipe),
-            "superlora.metrics": _json(self.metrics),
-            **classes_metadata(self.classes),
-            **({"superlora.origin": _json(self.origin)} if self.origin else {}),
-        }
-        return safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
+        metadata = Header(
+            self.config,
+            self.patterns,
+            self.targets_digest,
+            self.base,
+            self.recipe,
+            self.metrics,
+            self.classes,
+            self.origin,
+            shapes,
+        ).written()
+        return safetensors_bytes(tensors, sealed(checksum.with_checksum(tensors, metadata)))
 
     def save(self, path: Path, *, force: bool = True) -> None:
         """Write the file completely or not at all; raises as `write_atomic`."""
@@ -137,41 +148,34 @@ def load(path: Path) -> StoredAdapter:
         raise UsageError(message, where=str(path), hint=hint)
     if metadata[ADAPTER_MARK] not in FORMAT_VERSIONS:
         version = metadata[ADAPTER_MARK]
-        raise UsageError(f"adapter format {version}, but this version reads {' and '.join(FORMAT_VERSIONS)}",
-                         where=str(path), hint="update superlora")  # fmt: skip
-    checksum.check(tensors, metadata, path)
-    for name, tensor in tensors.items():
-        _check_numbers(name, tensor, path)
+        known = f"{', '.join(FORMAT_VERSIONS[:-1])} and {FORMAT_VERSIONS[-1]}"
+        message = f"adapter format {version}, but this version reads {known}"
+        raise UsageError(message, where=str(path), hint="update superlora")
+    checksum.check(tensors, unsealed(metadata), path)
     try:
-        targets, base = _said(metadata, "targets"), _said(metadata, "base")
+        said = Header.read(metadata)
+        factors = {name: tensor for name, tensor in tensors.items() if not name.startswith((HEAD, ALSO))}
+        if said.config.has_levels:
+            assert said.config.bits is not None
+            factors = {name: unpack(t, said.config.bits, said.shapes[name]) for name, t in factors.items()}
+        for name, tensor in tensors.items():
+            if not (said.config.has_levels and name in factors):
+                _check_numbers(name, tensor, path)
         return StoredAdapter(
-            config=AdapterConfig.from_json(metadata["superlora.config"]),
-            patterns=tuple(_text(pattern) for pattern in targets["patterns"]),
-            targets_digest=_text(targets["sha256"]),
-            base={"name": base["name"], **{key: _text(base[key]) for key in ("sha256", "dtype")}},
-            recipe=_said(metadata, "recipe"),
-            metrics=_said(metadata, "metrics"),
-            factors={name: t for name, t in tensors.items() if not name.startswith((HEAD, ALSO))},
+            config=said.config,
+            patterns=said.patterns,
+            targets_digest=said.targets_digest,
+            base=said.base,
+            recipe=said.recipe,
+            metrics=said.metrics,
+            factors=factors,
             head={name.removeprefix(HEAD): t for name, t in tensors.items() if name.startswith(HEAD)},
             also={name.removeprefix(ALSO): t for name, t in tensors.items() if name.startswith(ALSO)},
-            classes=read_classes(metadata),
-            origin=_said({"superlora.origin": "{}", **metadata}, "origin"),
+            classes=tuple(said.classes),
+            origin=said.origin,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
-
-
-def _said(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
-    found = json.loads(metadata[f"superlora.{name}"])
-    if not isinstance(found, dict):
-        raise TypeError(f"{name} is {found!r:.40}, but should be an object")
-    return found
-
-
-def _text(found: Any) -> str:
-    if not isinstance(found, str):
-        raise TypeError(f"{found!r:.40} should be text")
-    return found
 
 
 def _check_numbers(name: str, tensor: Tensor, path: Path) -> None:
@@ -184,21 +188,6 @@ def _check_numbers(name: str, tensor: Tensor, path: Path) -> None:
         raise UsageError(f"tensor {name} holds NaN or Inf", where=str(path), hint="train again at a lower rate")
 
 
-def classes_metadata(names: Sequence[str]) -> dict[str, str]:
-    """The header entry for class names, {} if they are just the numbers 0, 1, …"""
-    numbered = list(names) == [str(number) for number in range(len(names))]
-    return {} if numbered else {"superlora.classes": json.dumps(list(names), ensure_ascii=False)}
-
-
-def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names from a header, () if it has none.
-
-    Raises:
-        ValueError, TypeError: the entry is not a list of strings.
-    """
-    return tuple(_text(name) for name in json.loads(metadata.get("superlora.classes", "[]")))
-
-
 def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     """Copy stored factors into an attached adapter.
 
@@ -208,7 +197,7 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     check_targets(adapter.targets, stored, where=where)
     check_factors(adapter.plan, stored, where=where)
     with torch.no_grad():
-        for name, tensor in stored.factors.items():
+        for name, tensor in as_trained(adapter.plan, stored.factors).items():
             adapter.factors[name].copy_(tensor)
 
 
@@ -250,6 +239,9 @@ def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
     if shapes != plan.tensors:
         wrong = sorted(set(shapes.items()) ^ set(plan.tensors.items()))[0]
         raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
+    if plan.config.scales and len(plan.config.scales) != len(shapes):
+        message = f"{len(plan.config.scales)} scales for {len(shapes)} tensors"
+        raise MismatchError(message, where=where, hint="copy or train it again")
 
 
 def digest_targets(targets: Sequence[Target]) -> str:

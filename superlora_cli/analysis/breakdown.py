@@ -100,6 +100,8 @@ def steps(plan: Plan) -> Iterator[str]:
         )
         each = f"{count} θ of {config.inner.dim} numbers, one for {whose[config.inner.per]}"
         yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
+    if config.bits is not None:
+        yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"
 
 
 def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iterator[str]:

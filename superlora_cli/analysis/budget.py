@@ -14,6 +14,7 @@ from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 
 Knobs = dict[str, Any]
+Size = Callable[[Plan], int]
 
 
 def _grid(method: str | None = None, /, **choices: Iterable[Any]) -> list[Knobs]:
@@ -91,8 +92,20 @@ def flag(knob: str, value: Any) -> str:
     return f"--{knob.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]) -> list[Offer]:
-    """The largest setting of every family with at most `budget` parameters, most parameters first.
+def params(plan: Plan) -> int:
+    """What a budget of numbers limits."""
+    return plan.params
+
+
+def number_bytes(plan: Plan) -> int:
+    """What a budget of bytes limits: those of the numbers and their scales."""
+    return plan.bytes
+
+
+def offers(
+    targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any], *, size: Size = params
+) -> list[Offer]:
+    """The largest setting of every family whose `size` is at most `budget`, most parameters first.
 
     No setting has more parameters than dense fine-tuning. Knobs in `given` are fixed; families of another method or
     order and incompatible knobs are left out.
@@ -101,31 +114,39 @@ def offers(targets: Sequence[TargetShape], budget: int, given: Mapping[str, Any]
         UsageError: no setting fits; the hint names the smallest one tried, or the last error.
     """
     refused: list[Offer | UsageError] = []
-    limit = min(budget, sum(target.elements for target in targets))
     found = []
     for family, grid in FAMILIES.items():
         candidates = [
             offer
             for knobs in grid
             if all(given.get(name, knobs.get(name)) == knobs.get(name) for name in ("method", "order") if name in given)
-            for offer in largest(family, {**knobs, **given}, targets, limit, refused)
+            for offer in largest(family, {**knobs, **given}, targets, budget, refused, size=size)
         ]
         if candidates:
             found.append(
                 max(candidates, key=lambda offer: offer.plan.params)
             )  # the first of equal ones has the fewest groups
     if not found:
-        raise UsageError(f"no setting has at most {budget:,} parameters", where="--budget", hint=_why(refused))
+        what, where = ("bytes", "--bytes") if size is number_bytes else ("parameters", "--budget")
+        raise UsageError(f"no setting has at most {budget:,} {what}", where=where, hint=_why(refused, size))
     return sorted(found, key=lambda offer: -offer.plan.params)
 
 
 def largest(
-    family: str, knobs: Knobs, targets: Sequence[TargetShape], limit: int, refused: list[Offer | UsageError]
+    family: str,
+    knobs: Knobs,
+    targets: Sequence[TargetShape],
+    limit: int,
+    refused: list[Offer | UsageError],
+    *,
+    size: Size = params,
 ) -> Iterator[Offer]:
-    """The setting with the highest rank within the limit, if any: parameters grow with the rank.
+    """The setting with the highest rank whose `size` is within the limit, if any: it grows with the rank.
 
-    With an F_in they grow with `dim` instead.
+    With an F_in it grows with `dim` instead.
     """
+
+    elements = sum(target.elements for target in targets)
 
     def at(**rank: Any) -> Offer | None:
         try:
@@ -133,7 +154,7 @@ def largest(
         except UsageError as error:
             refused.append(error)
             return None
-        if made.plan.params > limit:
+        if size(made.plan) > limit or made.plan.params > elements:
             refused.append(made)
             return None
         return made
@@ -163,10 +184,10 @@ def _last(at: Callable[[int], Offer | None]) -> Offer | None:
     return best
 
 
-def _why(refused: Sequence[Offer | UsageError]) -> str:
+def _why(refused: Sequence[Offer | UsageError], size: Size) -> str:
     """Why nothing could be offered."""
     larger = [offer for offer in refused if isinstance(offer, Offer)]
     if larger:
-        smallest = min(larger, key=lambda offer: offer.plan.params)
-        return f"the smallest, {smallest.flags}, has {smallest.plan.params:,}"
+        smallest = min(larger, key=lambda offer: size(offer.plan))
+        return f"the smallest, {smallest.flags}, has {size(smallest.plan):,}"
     return str(refused[-1]) if refused else "no method has this order"

@@ -1,4 +1,4 @@
-"""The recommended setting for a number of parameters, by the evidence in docs/real-base.md."""
+"""The recommended setting for a number of parameters or bytes, by docs/real-base.md and docs/bytes.md."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from superlora_cli.errors import UsageError
 MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
 MOST = 16384  # parameters there; larger budgets gained nothing
 SHARED: Knobs = {"order": 2, "rank": 8}
+BITS, RATE_OF_BITS = 3, 0.26  # what is good in docs/bytes.md
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Recommendation:
 
     offer: Offer
     lr: float
-    like: int
+    like: int | None = None
 
     @property
     def adapter(self) -> str:
@@ -31,7 +32,16 @@ class Recommendation:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"adapter": self.offer.knobs, "params": self.offer.plan.params, "lr": self.lr, "like": self.like}
+        like = {} if self.like is None else {"like": self.like}
+        return {"adapter": self.offer.knobs, "params": self.offer.plan.params, "lr": self.lr, **like}
+
+    @property
+    def why(self) -> str:
+        """Where it was measured, and how it is trained."""
+        if self.like is None:
+            return f"by docs/bytes.md, on 12 weights of 64×64; train it with AdamW at {self.lr:g}"
+        where = "by docs/real-base.md, whose weights are 24 of 384×384"
+        return f"{where}: there it is like {self.like:,} parameters; train it with AdamW at {self.lr:g}, the default"
 
 
 def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
@@ -48,9 +58,16 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
     return None if offer is None else Recommendation(offer, RATE, round(offer.plan.params * scale))
 
 
-def _shared(targets: Sequence[TargetShape], dim: int) -> Offer | None:
+def recommended_of_bits(targets: Sequence[TargetShape], size: int, bits: int) -> Recommendation | None:
+    """What to train with `size` bytes of numbers of `bits` bits; None where there would be as many as weights."""
+    dim = 8 * size // bits
+    offer = None if dim >= sum(target.elements for target in targets) else _shared(targets, dim, bits=bits)
+    return None if offer is None else Recommendation(offer, RATE_OF_BITS)
+
+
+def _shared(targets: Sequence[TargetShape], dim: int, **more: Any) -> Offer | None:
     try:
-        return Offer.of("recommended", SHARED | {"inner": {"projection": "onehot", "dim": dim}}, targets)
+        return Offer.of("recommended", SHARED | {"inner": {"projection": "onehot", "dim": dim}, **more}, targets)
     except UsageError:
         return None
 

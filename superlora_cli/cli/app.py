@@ -31,7 +31,7 @@ app = typer.Typer(
 
 COMMANDS = (  # in the order of work
     *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
-    *("merge", "export", "combine", "extract", "sweep", "report", "schema"),
+    *("merge", "export", "compress", "combine", "extract", "sweep", "report", "schema"),
 )
 
 for name in COMMANDS:

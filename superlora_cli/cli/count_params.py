@@ -47,6 +47,10 @@ def command(
     budget: Annotated[
         int | None, typer.Option(min=1, help="For every method, find the largest setting within this many parameters.")
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--bytes", min=1, help="The same for this many bytes of numbers, of --bits each (default 3)."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Plot parameters against rank and width (Fig. 2 of the paper) to this SVG file.")
     ] = None,
@@ -61,8 +65,10 @@ def command(
     targets = options.pop("targets")
     flags = knobs.given(**options)
     subject = _subject(recipe, overrides or [], model, targets, flags)
-    if budget is not None:
-        _show_budget(subject, budget, flags, as_json=as_json)
+    if budget is not None and size is not None:
+        raise UsageError("a budget of numbers and one of bytes", where="--bytes", hint="one of --budget and --bytes")
+    if budget is not None or size is not None:
+        _show_budget(subject, budget, size, flags, as_json=as_json)
         return
     with located(flags, recipe):
         chosen = dict(subject.knobs)
@@ -153,6 +159,7 @@ def _result(subject: Subject, counted: Count, also: Shapes) -> dict[str, Any]:
         **({"also": _numbers(also)} if also else {}),
         **({"entries": counted.entries} if counted.plan.config.inner else {}),
         "core": counted.core,
+        "bytes": counted.plan.bytes,
         "head": subject.head_params,
         "base": subject.base.params,
         "targets": {"weights": counted.weights, "elements": counted.elements},
@@ -190,6 +197,7 @@ def _show(subject: Subject, counted: Count, also: Shapes) -> None:
     rows = {
         "parameters": f"[bold]{params:,}[/]" + (f" = {' + '.join(terms)}" if terms else ""),
         "of these in cores": f"{counted.core:,}",
+        "numbers": f"of {config.bits or 32} bits, {counted.plan.bytes:,} bytes",
         "trained head": head,
         "base": f"{subject.base.name}, {subject.base.params:,} parameters: "
         f"the adapter has {100 * params / subject.base.params:.3g} % of that",
@@ -200,7 +208,7 @@ def _show(subject: Subject, counted: Count, also: Shapes) -> None:
         "adapter file": f"{subject.stored_bytes(counted.plan, also):,} bytes",
     }
     if not config.adapts:
-        for name in ("of these in cores", "targets", "units", "LoRA, same rank"):
+        for name in ("of these in cores", "numbers", "targets", "units", "LoRA, same rank"):
             del rows[name]
     for row in rows.items():
         table.add_row(*row)
@@ -222,18 +230,26 @@ def _show_explanation(counted: Count, also: Shapes) -> None:
     print_table(table)
 
 
-def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_json: bool) -> None:
-    from superlora_cli.analysis.budget import offers
-    from superlora_cli.analysis.recommended import recommended
+def _show_budget(
+    subject: Subject, budget: int | None, size: int | None, flags: Mapping[str, Any], *, as_json: bool
+) -> None:
+    from superlora_cli.analysis import budget as plans
+    from superlora_cli.analysis.recommended import BITS, recommended, recommended_of_bits
 
     with located(flags, None):
-        found = offers(subject.targets, budget, flags)
-    best = None if flags else recommended(subject.targets, budget)
+        if size is not None:
+            found = plans.offers(subject.targets, size, {"bits": BITS, **flags}, size=plans.number_bytes)
+            best = None if {*flags} - {"bits"} else recommended_of_bits(subject.targets, size, flags.get("bits", BITS))
+        else:
+            assert budget is not None
+            found = plans.offers(subject.targets, budget, flags)
+            best = None if flags else recommended(subject.targets, budget)
     rows = [
         {
             "name": offer.family,
             "flags": offer.flags,
             "adapter": offer.plan.params,
+            "bytes": offer.plan.bytes,
             "sides": [unit.sides for _, unit in kinds(offer.plan)],
             "rank": offer.plan.config.scale_rank,
             "stored_bytes": subject.stored_bytes(offer.plan),
@@ -241,24 +257,24 @@ def _show_budget(subject: Subject, budget: int, flags: Mapping[str, Any], *, as_
         for offer in found
     ]
     if as_json:
-        print_json({"budget": budget, "offers": rows, "recommended": best and best.as_dict()})
+        asked = {"budget": budget} if size is None else {"bytes": size}
+        print_json({**asked, "offers": rows, "recommended": best and best.as_dict()})
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("parameters", "file bytes", "rank"):
+    for heading in ("parameters", "bytes", "file bytes", "rank"):
         table.add_column(heading, justify="right")
     for heading in ("method", "units", "options"):
         table.add_column(heading)
     for offer, row in zip(found, rows, strict=True):
         units = [f"{n} of {'×'.join(map(str, unit.sides))}" for n, unit in kinds(offer.plan)]
-        numbers = [f"{row[key]:,}" for key in ("adapter", "stored_bytes", "rank")]
+        numbers = [f"{row[key]:,}" for key in ("adapter", "bytes", "stored_bytes", "rank")]
         table.add_row(*numbers, offer.family, " + ".join([*units[:2], "…"][: len(units)]), offer.flags)
     print_table(table)
     if best is not None:
         print(f"\nrecommended, with {best.offer.plan.params:,} parameters: {best.adapter}")
-        print(f"(docs/real-base.md measured 24 weights of 384×384, where this corresponds to {best.like:,} parameters;"
-              f" train it with AdamW at lr {best.lr:g}, the default)")  # fmt: skip
+        print(best.why)
 
 
 def _draw(path: Path, counted: Count) -> None:

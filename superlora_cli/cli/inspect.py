@@ -41,6 +41,7 @@ def command(
             "adapter": sum(tensor.numel() for tensor in (*stored.factors.values(), *stored.also.values())),
             "head": sum(tensor.numel() for tensor in stored.head.values()),
         },
+        "numbers": {"bits": stored.config.bits or 32, "bytes": stored.number_bytes},
         "config": json.loads(stored.config.to_json()),
         "targets": list(stored.patterns),
         "base": dict(stored.base),
@@ -65,6 +66,7 @@ def command(
     metrics = stored.metrics.items()
     rows = [
         ("parameters", f"{about['params']['adapter']:,} adapter, {about['params']['head']:,} head"),
+        ("numbers", f"of {about['numbers']['bits']} bits, {about['numbers']['bytes']:,} bytes"),
         ("base", f"{stored.base['name']}  sha256 {stored.base['sha256'][:16]}…  {stored.base['dtype']}"),
         ("targets", ", ".join(stored.patterns) or "none"),
         *([("classes", _few(stored.classes))] if stored.classes else []),

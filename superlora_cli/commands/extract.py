@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from superlora_cli.adapter import svd
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.fit.solve import fit
+from superlora_cli.adapter.fit.solve import fit, measured
 from superlora_cli.adapter.inner_config import on_top
 from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.quantized import as_stored, as_trained, quantised_after
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.splits import class_count
@@ -110,7 +111,8 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     patterns = tuple(
         wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
     )
-    config = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
+    asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
+    config = replace(asked, bits=None)  # numbers are fitted first, and quantised after
     if config.also or not config.adapts:
         where, what = (
             ("adapter.also", "that trains other tensors") if config.also else ("adapter.method", "without factors")
@@ -138,10 +140,13 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         raise UsageError("its target weights equal the base's: nothing to extract", where=str(wanted.tuned),
                          hint="choose other weights with --targets")  # fmt: skip
     found = fit(made, goal, steps=steps, base=planes)
+    if asked.bits is not None:
+        made = replace(made, config=quantised_after(made, found.tensors, asked.bits))
+        found = measured(made, as_trained(made, as_stored(made, found.tensors)), goal, found, base=planes)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
     StoredAdapter.of(
-        config,
+        made.config,
         targets,
         found.tensors,
         patterns=patterns,

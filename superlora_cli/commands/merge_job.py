@@ -15,6 +15,7 @@ from superlora_cli.adapter import store, svd
 from superlora_cli.adapter.in_turn import Take, in_turn
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import plain_state
+from superlora_cli.adapter.quantized import as_trained
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
@@ -61,7 +62,7 @@ class Job:
         """A function that returns the next elements of the concatenated ΔW, from the first on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
-        return in_turn(layout, self.stored.factors, self._planes)
+        return in_turn(layout, as_trained(layout, self.stored.factors), self._planes)
 
     @cached_property
     def _planes(self) -> dict[str, Tensor] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from superlora_cli.adapter.store import classes_metadata, read_classes
+from superlora_cli.adapter.header import classes_metadata, read_classes
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import MODEL_MARK
 from superlora_cli.recipe.schema import Recipe

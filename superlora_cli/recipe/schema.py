@@ -244,6 +244,11 @@ class AdapterSection(Section):
         description="Tensors of the base to train directly: every `bias` outside the head, or all parameters of "
         "normalisation layers (`norm`). Works with any method; `bitfit` is `none` with `[bias]`.",
     )
+    bits: int | None = Field(
+        None,
+        description="Bits of each trained number: `1` to `8`, in training already (straight-through rounding to evenly "
+        "spaced levels) and in the file, or `16` (bfloat16); default: float32.",
+    )
 
     @property
     def patterns(self) -> tuple[str, ...]:

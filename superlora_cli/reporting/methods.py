@@ -59,7 +59,8 @@ def method_name(config: AdapterConfig | None) -> str:
         parts = [_preset(plain)[1] or _described(config), *_trained(config)]
     if config.projects and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
         parts.append(config.projection)
-    return ", ".join([*parts, *(ALSO[kind] for kind in config.also)])
+    bits = [f"{config.bits} bits"] if config.bits else []
+    return ", ".join([*parts, *bits, *(ALSO[kind] for kind in config.also)])
 
 
 def _preset(config: AdapterConfig) -> tuple[str, str]:

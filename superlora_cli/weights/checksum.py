@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
-
-CHECKSUM = "superlora.checksum"
+from superlora_cli.kinds import CHECKSUM
 
 
 def with_checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -241,14 +241,13 @@ def test_stored_and_restored_outputs_are_equal(name: str, tmp_path: Path) -> Non
     output = model(INPUT)
     fresh = small_model()
     sha256, dtype = store.digest_base(fresh, TARGETS)
-    stored = store.StoredAdapter(
-        config=adapter.config,
+    stored = store.StoredAdapter.of(
+        adapter.config,
+        TARGETS,
+        dict(adapter.factors.items()),
         patterns=("*.qkv[q]", "*.qkv[v]"),
-        targets_digest=store.digest_targets(TARGETS),
-        base={"name": "small", "sha256": sha256, "dtype": dtype},
-        recipe={},
+        base=("small", sha256, dtype),
         metrics={"accuracy": 0.5},
-        factors=dict(adapter.factors.items()),
     )
     file = tmp_path / "adapter.safetensors"
     stored.save(file)

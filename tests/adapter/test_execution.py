@@ -22,6 +22,7 @@ FACTORED = {
     "lotr", "lotr by layer", "lotr, 2 groups", "stack, Tucker", "stack, CP", "fact_tk", "cara",
     "vera", "nola", "lora, A frozen", "lokr, left frozen", "lokr, right frozen", "lokr, right core only",
     "lora_xs", "tinylora", "tinylora, one θ", "lora, A from the base", "fact_tk on singular vectors",
+    "lora of bfloat16",
 }  # fmt: skip
 
 

@@ -111,6 +111,7 @@ STACKED: dict[str, dict[str, Any]] = {
     "lotr, 2 groups": {"method": "lotr", "rank": 2, "groups": 2},
     "stack, Tucker": {"method": "lotr", "rank": [2, 3, 2]},
     "stack, CP": {"method": "lotr", "rank": [2, 2, 2], "core": "diagonal"},
+    "lotr of 3 bits": {"method": "lotr", "rank": 2, "bits": 3},
 }
 
 PROJECTED: dict[str, dict[str, Any]] = {
@@ -142,7 +143,20 @@ SPECTRAL: dict[str, dict[str, Any]] = {
     "dct by weight": {"method": "fourierft", "ratio": 0.1, "projection": "dct"},
     "dft of 2D not folded": {"rank": 2, "fold": "none", "projection": "dft", "ratio": 0.5},
 }
-SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL}
+QUANTISED: dict[str, dict[str, Any]] = {
+    "lora of 4 bits": {"method": "lora", "rank": 2, "bits": 4},
+    "lora of bfloat16": {"method": "lora", "rank": 2, "bits": 16},
+    "2D of one-hot, 3 bits": {"rank": 3, "bits": 3, "inner": {"dim": 7}},
+    "unilora of 2 bits": {"method": "unilora", "rank": 2, "inner": {"dim": 9}, "bits": 2},
+    "lorta 3D of 1 bit, 2 groups": {"method": "lorta", "rank": 2, "groups": 2, "bits": 1},
+    "lokr of 8 bits": {"method": "lokr", "rank": 1, "split_dim": 2, "bits": 8},
+    "loha of 5 bits": {"method": "loha", "rank": 2, "bits": 5},
+    "vera of 4 bits": {"method": "vera", "rank": 3, "bits": 4},
+    "tinylora of 6 bits": {"method": "tinylora", "inner": {"dim": 3}, "bits": 6},
+    "nonlinear of dense, 7 bits": {"order": 1, "projection": "nonlinear", "ratio": 0.3, "bits": 7},
+    "fourierft of 4 bits": {"method": "fourierft", "ratio": 0.1, "bits": 4},
+}
+SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL, **QUANTISED}
 VARIANTS = {
     **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},
     **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**SINGLE, **STACKED}.items()},

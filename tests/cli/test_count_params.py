@@ -81,6 +81,7 @@ def test_json_has_the_documented_keys(run: Ran) -> None:
     assert run.json("--groups", "4", "--order", "5") == {
         "adapter": 5776,
         "core": 4096,
+        "bytes": 23_104,
         "head": 0,
         "base": 86_567_656,
         "targets": {"weights": 24, "elements": 14_155_776},

@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("README.md", "DEVELOPERS.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-WIDE = ("rates.md", "real-base.md")  # to be wrapped with their next measurement
-DOCS = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in WIDE]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*(ROOT / name for name in NAMES), ROOT / "benchmarks" / "README.md", *DOCS]
 WIDTH = 120
 

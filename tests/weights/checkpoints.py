@@ -13,7 +13,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.store import BaseDigest, StoredAdapter, digest_targets
+from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target
 
 METADATA = {"format": "pt", "author": "somebody"}
@@ -49,8 +49,7 @@ def adapter(base: Mapping[str, Tensor], **knobs: Any) -> StoredAdapter:
     for target in TARGETS:
         digest.add(target, 0, base[f"{target.module}.weight"])
     sha256, dtype = digest.found
-    about = {"name": "small", "sha256": sha256, "dtype": dtype}
-    return StoredAdapter(config, ROLES, digest_targets(TARGETS), about, {}, {}, factors)
+    return StoredAdapter.of(config, TARGETS, factors, patterns=ROLES, base=("small", sha256, dtype))
 
 
 def save_shards(folder: Path, shards: Sequence[Mapping[str, Tensor]], metadata: Mapping[str, str]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,6 +66,21 @@ def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: Mappi
     tensors = {name: value.float() for name, value in values.items()}
     found = _errors(plan, {name: value.double() for name, value in tensors.items()}, goal, frozen)
     return Fit(tensors, tuple(error for _, error in found), _error(found), start_error, taken)
+
+
+def measured(
+    plan: Plan,
+    tensors: dict[str, Tensor],
+    wanted: Sequence[Tensor],
+    found: Fit,
+    *,
+    base: Mapping[str, Tensor] | None = None,
+) -> Fit:
+    """What was `found`, with other tensors, such as its own in fewer bits, and their errors."""
+    goal = [delta.detach().double() for delta in wanted]
+    frozen = Frozen(plan, device=goal[0].device, dtype=torch.float64, base=base)
+    errors = _errors(plan, {name: value.double() for name, value in tensors.items()}, goal, frozen)
+    return replace(found, tensors=tensors, errors=tuple(error for _, error in errors), error=_error(errors))
 
 
 def _polish(

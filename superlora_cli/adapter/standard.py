@@ -1,0 +1,68 @@
+"""What format 3 of adapter files leaves out of a recipe: the values that most recipes have.
+
+Files of this format are read by this table, so it never changes: other values need another version of the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LEFT_OUT = "-"  # within a section that the table knows: the keys of it that the recipe does not have
+
+STANDARD: dict[str, Any] = {
+    "task": "classification",
+    "defaults": 2,
+    "seed": 0,
+    "adapter": {"targets": ["q", "v"]},
+    "model": {"pretrained": True, "head": "new", "kwargs": {}},
+    "data": {"root": "data", "validation": 0.1, "download": False, "workers": 0},
+    "train": {
+        "batch_size": 64,
+        "precision": "fp32",
+        "device": "auto",
+        "accumulate": 1,
+        "gradient_checkpointing": False,
+        "label_smoothing": 0.0,
+        "optimizer": {"name": "AdamW", "weight_decay": 0.0},
+        "scheduler": {"name": "OneCycleLR", "pct_start": 0.1, "warmup": 0},
+        "keep": 2,
+        "checkpoint_at": [],
+        "log_every": 10,
+    },
+    "eval": {"batch_size": 256, "select": "validation"},
+    "output": {"trackers": ["jsonl"]},
+}
+
+
+def differences(whole: Mapping[str, Any], standard: Mapping[str, Any] = STANDARD) -> dict[str, Any]:
+    """What `whole` has otherwise than the standard; a section that the standard knows key by key.
+
+    >>> differences({"seed": 1, "output": {"dir": "here"}}, {"seed": 0, "task": "t", "output": {"trackers": []}})
+    {'seed': 1, 'output': {'dir': 'here', '-': ['trackers']}, '-': ['task']}
+    """
+    found: dict[str, Any] = {}
+    for key, value in whole.items():
+        if key not in standard:
+            found[key] = value
+        elif value != standard[key] or type(value) is not type(standard[key]):
+            known = isinstance(value, Mapping) and isinstance(standard[key], Mapping) and standard[key]
+            found[key] = differences(value, standard[key]) if known else value
+    if missing := sorted(key for key in standard if key not in whole):
+        found[LEFT_OUT] = missing
+    return found
+
+
+def completed(found: Mapping[str, Any], standard: Mapping[str, Any] = STANDARD) -> dict[str, Any]:
+    """The whole of which `found` are the `differences`.
+
+    >>> completed({"seed": 1, "-": ["task"]}, {"seed": 0, "task": "t", "output": {"trackers": []}})
+    {'seed': 1, 'output': {'trackers': []}}
+    """
+    left_out = found.get(LEFT_OUT, [])
+    whole = {key: value for key, value in standard.items() if key not in left_out}
+    for key, value in found.items():
+        known = isinstance(value, Mapping) and isinstance(standard.get(key), Mapping) and standard[key]
+        if key != LEFT_OUT:
+            whole[key] = completed(value, standard[key]) if known else value
+    return whole
