@@ -62,9 +62,9 @@ class AdapterConfig:
     of the base that are trained directly, in addition to the factors: every `bias`, or the parameters of normalisation
     layers (`norm`).
 
-    `bits` is how many bits each trained number has (`adapter.quantized`). `scales` is for adapters that were quantised
-    when they were finished: the spacing of the levels of each trained tensor. Their ΔW is what it is without bits; else
-    it is relative to what the quantised start gives, since no level is zero.
+    `bits` is the number of bits of each trained number (`adapter.quantized`). No level is zero, so ΔW is relative to
+    that of the quantised start. An adapter quantised after training has `scales`, the spacing of the levels of each
+    trained tensor; its ΔW is not relative to anything.
 
     Raises:
         UsageError: a value or a combination of values that Eq. 2 does not allow.

@@ -1,7 +1,7 @@
-"""The words in an adapter file's header: strings only, the same for the same adapter. No torch.
+"""The metadata in the header of an adapter file: strings only, equal for equal adapters. Does not need torch.
 
-Format 3 says nothing that the rest gives: knobs that the recipe's `adapter` section has, target patterns and the base's
-name that are the recipe's, what a recipe has in common with `standard`; and it writes hashes in base 64.
+Format 3 leaves out what can be derived: knobs, target patterns and base name that are also in the recipe, and recipe
+values equal to those of `standard`. It writes hashes in base 64.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from superlora_cli.adapter.standard import completed, differences
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import ADAPTER_MARK, CHECKSUM
 
-FORMAT_VERSIONS = ("1", "2", "3")  # 2: without factors, or with tensors of the base that are trained also
+FORMAT_VERSIONS = ("1", "2", "3")  # 2: no factors, or `also` tensors
 GENERATOR = "numpy.RandomState/sha256"  # of `prng`
-SLIM = "3"  # numbers of a few bits, in bytes without gaps
+SLIM = "3"  # packed numbers of a few bits
 CONFIG, TARGETS, BASE, RECIPE, METRICS, ORIGIN, CLASSES, SHAPES = (
     f"superlora.{name}" for name in ("config", "targets", "base", "recipe", "metrics", "origin", "classes", "shapes")
 )
@@ -27,7 +27,7 @@ CONFIG, TARGETS, BASE, RECIPE, METRICS, ORIGIN, CLASSES, SHAPES = (
 
 @dataclass(frozen=True)
 class Header:
-    """What the words say. `shapes` are those of the tensors whose numbers lie in bytes without gaps."""
+    """The content of a header. `shapes` are those of tensors stored as packed bits."""
 
     config: AdapterConfig
     patterns: tuple[str, ...]
@@ -40,7 +40,7 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def written(self) -> dict[str, str]:
-        """As the metadata of a safetensors file, all but the checksum."""
+        """The metadata of a safetensors file, without the checksum."""
         beside = {**classes_metadata(self.classes), **({ORIGIN: _json(self.origin)} if self.origin else {})}
         if self.config.format_version == SLIM:
             return self._slim() | beside
@@ -72,10 +72,10 @@ class Header:
 
     @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Header:
-        """What `written` wrote.
+        """The inverse of `written`.
 
         Raises:
-            KeyError, TypeError, ValueError, RecursionError, UsageError: it is not that.
+            KeyError, TypeError, ValueError, RecursionError, UsageError: the metadata are malformed.
         """
         slim = metadata[ADAPTER_MARK] == SLIM
         absent = dict.fromkeys((CONFIG, RECIPE, METRICS, SHAPES) if slim else (), "{}")
@@ -101,13 +101,13 @@ class Header:
 
 
 def sealed(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata with their checksum as the format writes it."""
+    """The metadata with the checksum as written in its format."""
     slim = metadata[ADAPTER_MARK] == SLIM
     return {**metadata, CHECKSUM: _shorter(metadata[CHECKSUM])} if slim else dict(metadata)
 
 
 def unsealed(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What was `sealed`; one that never was is left as it is, to be refused."""
+    """The inverse of `sealed`; malformed metadata are returned unchanged, and refused later."""
     try:
         return {**metadata, CHECKSUM: _longer(metadata[CHECKSUM])} if metadata[ADAPTER_MARK] == SLIM else {**metadata}
     except (KeyError, ValueError):
@@ -115,22 +115,22 @@ def unsealed(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def classes_metadata(names: Sequence[str]) -> dict[str, str]:
-    """The header's entry for class names, {} where they are just the numbers 0, 1, …"""
+    """The header entry for class names, {} if they are just the numbers 0, 1, …"""
     numbered = list(names) == [str(number) for number in range(len(names))]
     return {} if numbered else {CLASSES: json.dumps(list(names), ensure_ascii=False)}
 
 
 def read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Class names from a header, () where it has none.
+    """Class names from a header, () if it has none.
 
     Raises:
-        ValueError, TypeError: no list.
+        ValueError, TypeError: the entry is not a list of strings.
     """
     return tuple(_text(name) for name in json.loads(metadata.get(CLASSES, "[]")))
 
 
 def _config_of(recipe: Mapping[str, Any]) -> AdapterConfig:
-    """The knobs that a recipe's section gives, those of no section where it gives none."""
+    """The knobs in a recipe's `adapter` section; the defaults if it has none or a wrong one."""
     section = recipe.get("adapter")
     knobs = dict(section) if isinstance(section, Mapping) else {}
     knobs = {"seed": recipe.get("seed"), **{name: value for name, value in knobs.items() if name != "targets"}}
@@ -151,7 +151,7 @@ def _base_of(recipe: Mapping[str, Any]) -> Any:
 
 
 def _plain(config: AdapterConfig) -> dict[str, Any]:
-    """All knobs as JSON has them."""
+    """All knobs as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return found
 
@@ -175,7 +175,7 @@ def _longer(digest: Any) -> str:
 def _said(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     found = json.loads(metadata[name])
     if not isinstance(found, dict):
-        raise TypeError(f"{name.removeprefix('superlora.')} is {found!r:.40}, and should have keys")
+        raise TypeError(f"{name.removeprefix('superlora.')} is {found!r:.40}, but should be an object")
     return found
 
 

@@ -1,7 +1,7 @@
-"""Q_b: what is trained as numbers of a few bits, {C, A} = F_in(Q_b(θ)).
+"""Q_b: trained numbers quantised to a few bits, {C, A} = F_in(Q_b(θ)).
 
-The 2^b levels of a tensor are s · (k + ½) for k = −2^(b−1) … 2^(b−1) − 1: evenly spaced by its scale s, with none at
-zero. With 16 bits a number is a bfloat16, which needs no scale.
+The 2^b levels of a tensor are s · (k + ½) for k = −2^(b−1) … 2^(b−1) − 1: evenly spaced by its scale s, none of
+them zero. With 16 bits a number is a bfloat16, which needs no scale.
 """
 
 from __future__ import annotations
@@ -19,24 +19,16 @@ from superlora_cli.adapter.initial import start_scale
 from superlora_cli.adapter.shapes import Plan
 
 BFLOAT = 16
-TRIED = 200  # spacings, for a finished adapter
-SPACING = {
-    1: 1.596,
-    2: 0.9957,
-    3: 0.5860,
-    4: 0.3352,
-    5: 0.1881,
-    6: 0.1041,
-    7: 0.0569,
-    8: 0.0308,
-}  # bits → of the levels
-# that are nearest to normal numbers of scale 1, J. Max, Quantizing for minimum distortion, 1960
+TRIED = 200  # spacings to choose from when a finished adapter is quantised
+# bits → spacing with the smallest mean square error for standard normal numbers: J. Max, Quantizing for minimum
+# distortion, 1960
+SPACING = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 
 
 def scales(plan: Plan) -> dict[str, float]:
-    """Name of a trained tensor → s, the distance between two of its levels; {} where there are no levels.
+    """Name of a trained tensor → s, the distance between neighbouring levels; {} without levels.
 
-    What a finished adapter was given (`config.scales`), else by the scale that its numbers have with `init: unit`.
+    From `config.scales` if the adapter was quantised after training, else from the scale of `init: unit`.
     """
     config = plan.config
     if not config.has_levels:
@@ -65,14 +57,14 @@ def quantized(plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def quantised_after(plan: Plan, trained: Mapping[str, Tensor], bits: int) -> AdapterConfig:
-    """The knobs of a finished float32 adapter in numbers of `bits` bits, its levels where the numbers are."""
+    """The knobs of a finished float32 adapter with `bits` bits per number, with scales fitted to its numbers."""
     if bits == BFLOAT:
         return replace(plan.config, bits=bits)
     return replace(plan.config, bits=bits, scales=tuple(_nearest_scale(trained[name], bits) for name in plan.tensors))
 
 
 def _nearest_scale(values: Tensor, bits: int) -> float:
-    """Of many spacings the one whose levels miss the values least, in the mean square; of three digits."""
+    """The spacing, to three digits, with the smallest mean square error of the levels from the values."""
     values = values.detach().double().flatten()
     widest = float(values.abs().max()) / (2 ** (bits - 1) - 0.5) or 1e-6  # the outermost level is the largest value
     tried = [float(f"{widest * share / TRIED:.3g}") for share in range(1, TRIED + 1)]
@@ -81,7 +73,7 @@ def _nearest_scale(values: Tensor, bits: int) -> float:
 
 
 def as_stored(plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained tensors as a file has them: the numbers of their levels (uint8), bfloat16, or as they are."""
+    """Trained tensors as stored in a file: level indices (uint8), bfloat16, or unchanged."""
     bits, spacing = plan.config.bits, scales(plan)
     if bits is None:
         return dict(trained)
@@ -91,7 +83,7 @@ def as_stored(plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_trained(plan: Plan, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Trained tensors from what a file has: float32, of which `quantized` makes themselves."""
+    """Trained tensors from those stored in a file: float32 values that `quantized` leaves unchanged."""
     bits, spacing = plan.config.bits, scales(plan)
     if bits is None:
         return dict(stored)
@@ -99,7 +91,7 @@ def as_trained(plan: Plan, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def numbers(values: Tensor, scale: float, bits: int) -> Tensor:
-    """The number of the nearest level, from 0 on, of every value: uint8.
+    """The index of the nearest level of every value, from 0: uint8.
 
     >>> numbers(torch.tensor([-9.0, -0.1, 0.0, 0.6, 9.0]), 0.5, 2)
     tensor([0, 1, 2, 3, 3], dtype=torch.uint8)
@@ -109,7 +101,7 @@ def numbers(values: Tensor, scale: float, bits: int) -> Tensor:
 
 
 def levels(numbered: Tensor, scale: float, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The levels of these numbers.
+    """The level values of these indices.
 
     >>> levels(torch.tensor([0, 1, 2, 3], dtype=torch.uint8), 0.5, 2)
     tensor([-0.7500, -0.2500,  0.2500,  0.7500])
@@ -118,7 +110,7 @@ def levels(numbered: Tensor, scale: float, bits: int, dtype: torch.dtype = torch
 
 
 def pack(numbered: Tensor, bits: int) -> Tensor:
-    """Numbers of `bits` bits each, one behind the other in bytes, the lowest bit first: (⌈n · bits / 8⌉,) uint8.
+    """Indices of `bits` bits each, packed without gaps, lowest bit first: (⌈n · bits / 8⌉,) uint8.
 
     >>> pack(torch.tensor([1, 2, 3], dtype=torch.uint8), 4)
     tensor([33,  3], dtype=torch.uint8)
@@ -128,10 +120,10 @@ def pack(numbered: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """What `pack` packed.
+    """The inverse of `pack`.
 
     Raises:
-        ValueError: not as many bytes as these numbers have.
+        ValueError: the number of bytes does not match `shape`.
     """
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.shape != (-(-count * bits // 8),):

@@ -1,6 +1,6 @@
-"""What format 3 of adapter files leaves out of a recipe: the values that most recipes have.
+"""The usual values of a recipe, which format 3 of adapter files leaves out.
 
-Files of this format are read by this table, so it never changes: other values need another version of the format.
+Files of this format are read with this table, so it must never change: other values need a new format version.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LEFT_OUT = "-"  # within a section that the table knows: the keys of it that the recipe does not have
+LEFT_OUT = "-"  # key for the list of keys in the table that the recipe does not have
 
 STANDARD: dict[str, Any] = {
     "task": "classification",
@@ -36,7 +36,7 @@ STANDARD: dict[str, Any] = {
 
 
 def differences(whole: Mapping[str, Any], standard: Mapping[str, Any] = STANDARD) -> dict[str, Any]:
-    """What `whole` has otherwise than the standard; a section that the standard knows key by key.
+    """The values of `whole` that differ from the standard; known sections are compared key by key.
 
     >>> differences({"seed": 1, "output": {"dir": "here"}}, {"seed": 0, "task": "t", "output": {"trackers": []}})
     {'seed': 1, 'output': {'dir': 'here', '-': ['trackers']}, '-': ['task']}
@@ -54,7 +54,7 @@ def differences(whole: Mapping[str, Any], standard: Mapping[str, Any] = STANDARD
 
 
 def completed(found: Mapping[str, Any], standard: Mapping[str, Any] = STANDARD) -> dict[str, Any]:
-    """The whole of which `found` are the `differences`.
+    """The inverse of `differences`.
 
     >>> completed({"seed": 1, "-": ["task"]}, {"seed": 0, "task": "t", "output": {"trackers": []}})
     {'seed': 1, 'output': {'trackers': []}}

@@ -37,11 +37,13 @@ class Recommendation:
 
     @property
     def why(self) -> str:
-        """Where it was measured, and how it is trained."""
+        """Where it was measured, and how to train it."""
         if self.like is None:
-            return f"by docs/bytes.md, on 12 weights of 64×64; train it with AdamW at {self.lr:g}"
-        where = "by docs/real-base.md, whose weights are 24 of 384×384"
-        return f"{where}: there it is like {self.like:,} parameters; train it with AdamW at {self.lr:g}, the default"
+            return f"(docs/bytes.md measured 12 weights of 64×64; train it with AdamW at lr {self.lr:g})"
+        measured = (
+            f"docs/real-base.md measured 24 weights of 384×384, where this corresponds to {self.like:,} parameters"
+        )
+        return f"({measured}; train it with AdamW at lr {self.lr:g}, the default)"
 
 
 def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation | None:
@@ -59,7 +61,7 @@ def recommended(targets: Sequence[TargetShape], budget: int) -> Recommendation |
 
 
 def recommended_of_bits(targets: Sequence[TargetShape], size: int, bits: int) -> Recommendation | None:
-    """What to train with `size` bytes of numbers of `bits` bits; None where there would be as many as weights."""
+    """What to train with `size` bytes of numbers of `bits` bits; None if dense training fits, too."""
     dim = 8 * size // bits
     offer = None if dim >= sum(target.elements for target in targets) else _shared(targets, dim, bits=bits)
     return None if offer is None else Recommendation(offer, RATE_OF_BITS)

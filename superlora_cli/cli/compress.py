@@ -1,4 +1,4 @@
-"""`superlora compress`: a float32 adapter in numbers of a few bits."""
+"""`superlora compress`: quantise a float32 adapter."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from superlora_cli.cli.console import loading, print_errors, print_json, print_p
 def command(
     result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run's folder or an adapter file.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of its recipe to change, as data.root.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of its recipe to change, such as data.root.")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of each number: 1 to 8, or 16.")] = 4,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")] = ...,  # type: ignore[assignment]
     tune: Annotated[
-        int, typer.Option(metavar="STEPS", min=0, help="Steps of training behind it, on the recipe's data.")
+        int, typer.Option(metavar="STEPS", min=0, help="Training steps after quantising, on the recipe's data.")
     ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write an adapter again with numbers of a few bits.
+    """Quantise a finished adapter to a few bits per number.
 
-    The error of every ΔW is told, and the metrics before and after.
+    Reports the error of every ΔW, and the metrics before and after.
     """
     with loading():
         from superlora_cli.commands.compress import compress

@@ -1,4 +1,4 @@
-"""An adapter that was trained in float32, in numbers of a few bits; with some steps of training to mend it."""
+"""Quantise an adapter that was trained in float32, optionally with a few training steps to recover accuracy."""
 
 from __future__ import annotations
 
@@ -28,34 +28,38 @@ from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import join
 
 RATE = "train.optimizer.lr"
-SHARE = 0.1  # of the rate that the adapter was trained at
+SHARE = 0.1  # of the learning rate that the adapter was trained with
 
 
 def compress(
     path: Path, out: Path, overrides: Sequence[str] = (), *, bits: int, tune: int = 0, force: bool = False
 ) -> dict[str, Any]:
-    """Write an adapter again, its numbers of `bits` bits each.
+    """Write a quantised copy of an adapter, with `bits` bits per number.
 
     Args:
         path: a run, or an adapter file of float32 numbers.
-        overrides: KEY=VALUE on the recipe stored in it: where the data are, the rate of `tune`.
-        tune: steps of training behind it, on the recipe's data, by its optimizer and schedule, and at `SHARE` of its
-            rate unless `overrides` say another.
+        overrides: KEY=VALUE for the stored recipe, such as the place of the data, or the learning rate of `tune`.
+        tune: training steps after quantising, with the recipe's data, optimizer and schedule, and `SHARE` of its
+            learning rate unless `overrides` set one.
         force: overwrite `out`.
 
     Returns:
         output, bytes (of the file), params, numbers (bits and bytes), weights (name and relative error of ΔW), error
-        (of all), metrics_before and metrics (on the test split).
+        (of all together), metrics_before and metrics (on the test split).
 
     Raises:
-        UsageError: it has numbers of a few bits already, or no ΔW; an output that exists; or as `build_from_file`.
+        UsageError: the adapter is already quantised or has no ΔW; the output exists; or as `build_from_file`.
     """
     file = resolve_result(path)
     stored = load(file)
     if stored.config.bits is not None:
-        raise UsageError(f"its numbers have {stored.config.bits} bits", where=str(file), hint="one trained in float32")
+        raise UsageError(
+            f"already has {stored.config.bits} bits per number",
+            where=str(file),
+            hint="use an adapter trained in float32",
+        )
     if not stored.config.adapts:
-        raise UsageError("no weight is adapted: there is no ΔW", where=str(file), hint="an adapter with factors")
+        raise UsageError("no weight is adapted, so there is no ΔW", where=str(file), hint="use an adapter with factors")
     check_output(out, force=force)
     built = build_from_file(file, overrides)
     assert built.adapter is not None
@@ -85,13 +89,13 @@ def compress(
 
 
 def _small(whole: StoredAdapter, like: SuperLora, factors: Mapping[str, Tensor] | None = None) -> StoredAdapter:
-    """The adapter with its numbers, or other ones, as its `bits` have them."""
+    """The adapter with its factors, or the given ones, quantised."""
     shapes = plan(whole.config, [target.flat for target in like.targets])
     return replace(whole, factors=as_stored(shapes, whole.factors if factors is None else factors))
 
 
 def _built(small: StoredAdapter, overrides: Sequence[str]) -> Built:
-    """Its base with the adapter on it, as from the file that it will be."""
+    """The base with the adapter attached, as if loaded from the file to be written."""
     with TemporaryDirectory(prefix="superlora-") as folder:
         draft = Path(folder) / "adapter.safetensors"
         small.save(draft)
@@ -109,7 +113,7 @@ def _judged(built: Built) -> dict[str, float]:
 def _tuned(
     small: StoredAdapter, factors: Mapping[str, Tensor], built: Built, steps: int, share: float
 ) -> StoredAdapter:
-    """The adapter after some steps of training, which begin at the numbers before they were quantised."""
+    """The adapter after some training steps, which start from the numbers before quantising."""
     train = built.recipe.train
     assert train.optimizer.lr is not None
     optimizer = train.optimizer.model_copy(update={"lr": share * train.optimizer.lr})

@@ -246,8 +246,8 @@ class AdapterSection(Section):
     )
     bits: int | None = Field(
         None,
-        description="Bits of each trained number: `1` to `8`, in training already (straight-through rounding to evenly "
-        "spaced levels) and in the file, or `16` (bfloat16); default: float32.",
+        description="Bits of each trained number, during training and in the file: `1` to `8` (straight-through rounding "
+        "to evenly spaced levels) or `16` (bfloat16); default: float32.",
     )
 
     @property

@@ -70,7 +70,7 @@ def test_a_finished_adapter_is_compressed_and_tuned(cli: Cli) -> None:
     assert errors[2] > errors[8] > errors[16] > 0
     again = cli("compress", "small.safetensors", "--out", "less.safetensors")
     assert again.code == 2
-    assert "its numbers have 16 bits" in again.message
+    assert "already has 16 bits per number" in again.message
     words = ("--bits", "2", "--tune", "3", "--out", "tuned.safetensors", "--json")
     tuned = cli("compress", whole, *words, "train.batch_size=16").json()
     assert tuned["error"] != errors[2]
