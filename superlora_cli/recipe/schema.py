@@ -246,7 +246,7 @@ class AdapterSection(Section):
     )
     bits: int | None = Field(
         None,
-        description="Bits of each trained number, during training and in the file: `1` to `8` (straight-through rounding "
+        description="Bits per trained number, in training and in the file: `1` to `8` (straight-through rounding "
         "to evenly spaced levels) or `16` (bfloat16); default: float32.",
     )
 
