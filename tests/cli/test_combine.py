@@ -123,13 +123,13 @@ def test_adapters_of_different_bases_are_refused(targets: str, three: list[Path]
 
 REFUSED = [
     (["--weights", "1"], "1 weights for 2 adapters"),
-    (["--weights", "1,x"], "'x' is no number"),
+    (["--weights", "1,x"], "'x' is not a number"),
     (["--weights", "nan,1"], "not finite"),
     (["--weights", "0,0"], "all weights are 0"),
     (["--rank", "0"], "rank is 0"),
     (["--energy", "2"], "energy is 2.0"),
     (["--to", "peft"], "unknown form 'peft'"),
-    (["--to", "delta", "--rank", "2"], "whole"),
+    (["--to", "delta", "--rank", "2"], "is exact"),
     (["--out", "lora.safetensors"], "the file exists"),
 ]
 

@@ -19,7 +19,7 @@ from tests.conftest import Cli
     ("change", "says"),
     [
         (lambda tensors, said: next(iter(tensors.values())).view(-1)[:1].fill_(float("nan")), "holds NaN or Inf"),
-        (lambda tensors, said: tensors.update({k: t.long() for k, t in tensors.items()}), "is of torch.int64"),
+        (lambda tensors, said: tensors.update({k: t.long() for k, t in tensors.items()}), "has dtype torch.int64"),
         (lambda tensors, said: said.update({"superlora.base": "7"}), "base is 7, but should be an object"),
         (lambda tensors, said: said.update({"superlora.base": '{"name": 1}'}), "damaged metadata: 'sha256'"),
         (lambda tensors, said: said.update({"superlora.classes": "[7]"}), "7 should be text"),

@@ -91,7 +91,7 @@ def test_unsupported_names_are_refused_with_the_closest() -> None:
         splits_of("toi")
     with pytest.raises(UsageError, match=r"a name such as torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
         splits_of("0/0")
-    with pytest.raises(UsageError, match="there is a kind of data 'toy' already"):
+    with pytest.raises(UsageError, match="there already is a kind of data 'toy'"):
         SOURCES.add("toy", Toy())
 
 
