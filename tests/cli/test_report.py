@@ -190,7 +190,7 @@ def test_damaged_runs_are_named_and_skipped(runs: Path, cli: Cli) -> None:
     assert done["runs"] == 1
     why = {Path(one["run"]).name: one["why"] for one in done["skipped"]}
     assert why["rho-0.5"] == "has no eval.json"
-    assert why["rho-0.1"] == "has no adapter.safetensors and no model.safetensors"
+    assert why["rho-0.1"] == "has no adapter.safetensors or model.safetensors"
     assert why["lorta-0"] == "eval.json is not a JSON object"
     assert why["lora-1"] == "damaged: KeyError 'recipe'"
     assert "run.json cannot be read" in why["lora-0"]
