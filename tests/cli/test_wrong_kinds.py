@@ -116,6 +116,14 @@ def test_a_wrong_thing_is_named(command: str, things: None, cli: Cli) -> None:
     assert contents(Path()) == before
 
 
+@pytest.mark.parametrize("command", ["inspect", "merge", "export", "combine"])
+def test_a_model_is_no_adapter(command: str, things: None, cli: Cli) -> None:
+    result = cli(*(word.format("base.safetensors") for word in COMMANDS[command][0]))
+    assert result.code == 2
+    assert "base.safetensors" in result.message
+    assert str(Kind.MODEL) in result.message
+
+
 def test_the_input_is_looked_at_before_the_output(things: None, cli: Cli) -> None:
     for words in (
         ("merge", "missing", "--out", "runs"),
