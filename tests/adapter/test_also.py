@@ -165,6 +165,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert file.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path) -> None:
     file = tmp_path / "few.yaml"
     file.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -161,6 +162,34 @@ VARIANTS = {
     **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},
     **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**SINGLE, **STACKED}.items()},
 }
+
+
+def values_of(knobs: dict[str, Any], prefix: str = "") -> set[str]:
+    """What a row sets, as words: of numbers only that they are set, but for those that choose another path."""
+    found: set[str] = set()
+    for knob, value in knobs.items():
+        name = prefix + knob
+        if isinstance(value, dict):
+            found |= values_of(value, f"{name}.")
+        elif isinstance(value, bool | str) or name in {"order", "groups", "freeze", "diagonals", "combine"}:
+            found.add(f"{name}={value}")
+        else:
+            found.add(f"{name}<1" if name == "ratio" and value < 1 else name)
+    return found - {"seed"}
+
+
+def covering(rows: dict[str, dict[str, Any]], together: int) -> list[str]:
+    """A few of the rows that hold all that occurs in any: every `together` values that one row sets at once."""
+    held = {
+        name: {group for size in range(1, together + 1) for group in combinations(sorted(values_of(knobs)), size)}
+        for name, knobs in rows.items()
+    }
+    left, taken = set().union(*held.values()), []
+    while left:
+        name = max(held, key=lambda row: len(held[row] & left))
+        taken.append(name)
+        left -= held[name]
+    return taken
 
 
 def config_of(knobs: dict[str, Any]) -> AdapterConfig:

@@ -160,27 +160,30 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("words", "code", "mentions"), CASES.values(), ids=CASES)
-@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_bad_input_is_one_clear_line_and_changes_nothing(
-    words: tuple[str, ...], code: int, mentions: tuple[str, ...], as_json: bool, work: Path, cli: Cli
+    words: tuple[str, ...], code: int, mentions: tuple[str, ...], work: Path, cli: Cli
 ) -> None:
     before = contents(work)
-    result = cli(*words, "--json") if as_json else cli(*words)
-    assert result.code == code
-    if as_json:
+    result = cli(*words)
+    assert (result.code, result.out) == (code, "")
+    assert result.err == result.message + "\n"
+    for mention in mentions:
+        assert mention in result.message
+    assert contents(work) == before
+    assert not list(Path("runs").glob("*"))
+
+
+def test_bad_input_under_json_is_one_object_for_every_command_and_code(work: Path, cli: Cli) -> None:
+    before = contents(work)
+    for words, code, mentions in {(case[0][0], case[1]): case for case in CASES.values()}.values():
+        result = cli(*words, "--json")
+        assert (result.code, result.err) == (code, "")
         error = result.json()["error"]
         assert error.keys() == {"code", "message", "where", "hint"}
         assert error["code"] == code
-        said = "{where}: {message} ({hint})".format(**error)
-        assert result.err == ""
-    else:
-        assert result.out == ""
-        said = result.message
-        assert result.err == said + "\n"
-    for mention in mentions:
-        assert mention in said
+        for mention in mentions:
+            assert mention in "{where}: {message} ({hint})".format(**error)
     assert contents(work) == before
-    assert not list(Path("runs").glob("*"))
 
 
 RECIPES = {

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Cli, contents
+from tests.conftest import Cli, contents, run_cli
 from tests.makers import BASE, deltas_of, relative, write_adapter, write_base
 
 QUICK = ("--steps", "20")
 
 
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the base with a LoRA of rank 4 merged in, beside its adapter; read only."""
+    folder = tmp_path_factory.mktemp("merged")
+    with contextlib.chdir(folder):
+        write_adapter("lora.safetensors", "digits_lora", scale=0.5)
+        assert run_cli("merge", "lora.safetensors", "--out", "tuned.safetensors", "--no-verify").code == 0
+    return folder
+
+
 @pytest.fixture
-def tuned(cli: Cli) -> Path:
-    """The base with a LoRA of rank 4 merged in, beside its adapter."""
-    write_adapter("lora.safetensors", "digits_lora", scale=0.5)
-    assert cli("merge", "lora.safetensors", "--out", "tuned.safetensors", "--no-verify").code == 0
+def tuned(merged: Path, cli: Cli) -> Path:
+    """A copy of the two in the test's own folder."""
+    shutil.copytree(merged, ".", dirs_exist_ok=True)
     return Path("tuned.safetensors")
 
 

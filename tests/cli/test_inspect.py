@@ -56,6 +56,7 @@ def test_the_delta_is_the_one_that_is_exported(cli: Cli) -> None:
     assert cli("inspect", file, "--delta", "one.safetensors", "--force").code == 0
 
 
+@pytest.mark.slow
 def test_looking_at_a_file_needs_no_model_library(cli: Cli) -> None:
     file = write_adapter("a.safetensors", "digits_lora").resolve()
     program = (

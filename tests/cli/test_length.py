@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from superlora_cli.recipe.load import load_recipe
-from tests.cli.test_train import lose_power, steps_of, stop_at, uninterrupted
+from tests.cli.test_train import lose_power, reference_of, steps_of, stop_at, uninterrupted
 from tests.conftest import QUICK, Cli, metrics
 
 FEW = ("data={name: glyphs, train_images: 50, eval_images: 20}",)
@@ -65,7 +65,7 @@ def test_a_resumed_run_waits_as_long_as_an_uninterrupted_one(
         stop_at(monkeypatch, 3, lose_power)
         assert cli("train", *QUICK, *TIRED, "--out", "run").code != 0
         assert cli("train", *QUICK, *TIRED, "--out", "run", "--resume", "auto").code == 0
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "reference")
+    assert metrics(tmp_path / "run") == metrics(reference_of(*TIRED))
 
 
 def test_a_sweep_of_epochs_says_that_its_steps_are_not_known_yet(cli: Cli) -> None:

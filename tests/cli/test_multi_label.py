@@ -137,6 +137,7 @@ def test_what_does_not_go_with_several_labels_is_one_clear_error(
     assert not Path("other").exists()
 
 
+@pytest.mark.slow
 def test_the_recipe_that_init_writes_a_dry_run_a_preview_and_a_report_take_labels(place: Path, cli: Cli) -> None:
     write_colours(Path("photos"), 20)
     assert cli("init", "--model", "glyphs_vit", "--data", "photos", "--out", "mine.yaml").code == 0

@@ -24,8 +24,7 @@ def write_alike(root: Path, *, classes: str = "ab", count: int = 30, value: int 
                 Image.new("RGB", (16, 16), (value,) * 3).save(folder / f"{index}.png")
 
 
-@pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("words", [(), ("data.augment=crop_flip",)])
+@pytest.mark.parametrize(("value", "words"), [(0, ()), (255, ("data.augment=crop_flip",))])
 def test_images_that_are_all_alike_can_be_trained_on(value: int, words: tuple[str, ...], cli: Cli) -> None:
     write_alike(Path("grey"), value=value)
     result = cli("train", "quickstart", "data.name=grey", *TRAIN, *words, "--out", "run", "--json").json()

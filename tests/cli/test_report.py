@@ -22,10 +22,10 @@ from tests.reporting.folders import make_run
 SHORT = ("train.steps=6", "eval.every=6", "train.threads=1", "--quiet")
 
 
-@pytest.fixture
-def runs(cli: Cli) -> Path:
-    """Six runs of three methods, and one that was interrupted."""
-    folder = Path("runs")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six runs of three methods, and one that was interrupted; read only."""
+    folder = tmp_path_factory.mktemp("finished")
     for seed in (0, 1):
         make_run(folder / f"lora-{seed}", "digits_lora", f"seed={seed}", accuracy=0.9 + seed / 100, params=6144)
         make_run(folder / f"lorta-{seed}", "digits_lorta3d", f"seed={seed}", accuracy=0.8 + seed / 100, params=508)
@@ -35,6 +35,12 @@ def runs(cli: Cli) -> Path:
         )
     make_run(folder / "stopped", "digits_dense", status="interrupted")
     return folder
+
+
+@pytest.fixture
+def runs(finished: Path, cli: Cli) -> Path:
+    """A copy of them in the test's own folder."""
+    return Path(shutil.copytree(finished, "runs"))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,7 @@ def test_damaged_runs_are_named_and_skipped(runs: Path, cli: Cli) -> None:
     assert "run.json cannot be read" in why["lora-0"]
 
 
+@pytest.mark.slow
 def test_an_update_compared_with_itself_and_with_another(dense: Path, trained: Path, cli: Cli) -> None:
     for name, run in {"same": dense, "other": trained}.items():
         shutil.copytree(run, Path("runs") / name)
@@ -238,6 +245,7 @@ def test_runs_of_another_section_are_not_compared(dense: Path, cli: Cli) -> None
     assert "no other run is classification of glyphs_vit on digits (use runs with the same base and" in result.message
 
 
+@pytest.mark.slow
 def test_a_report_without_geometry_does_not_wait_for_torch(runs: Path) -> None:
     code = (
         "import sys; sys.argv = ['superlora', 'report', 'runs', '--json']\n"
