@@ -3,15 +3,18 @@
     python benchmarks/bytes.py              # runs what is missing, most important first; fills docs/bytes.md
     python benchmarks/bytes.py --list       # what is missing
     python benchmarks/bytes.py --workers 2
+    python benchmarks/bytes.py --base vits14.safetensors --data data     # the runs on the real base, too
 
 Settings of ours are trained as in head_to_head.py, whose records the other methods' lines are from, at 4 bytes a
-number. The rate is the one of the page's ablation. Results are kept in records/bytes.jsonl, one run a line.
+number. The rate is the one of the page's ablation. Results are kept in records/bytes.jsonl, one run a line; those on
+the real base are trained as in real_base.py, and kept in records/few_shot.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import few_shot
 import head_to_head
 import pages
 import torch
@@ -31,6 +35,7 @@ from torch import Tensor, nn
 from superlora_cli.adapter import initial, inner, quantized
 from superlora_cli.adapter.shapes import number_bytes
 
+BI_LORA = {"method": "lora", "rank": 1, "scaling": "weights", "alpha": 2.0, "bits": 1}
 RESULTS = Path(__file__).parent / "records" / "bytes.jsonl"
 PAGE, PICTURE = pages.DOCS / "bytes.md", pages.DOCS / "bytes.svg"
 RATE, SEEDS, MANY = 0.26, (0, 1, 2), tuple(range(10))
@@ -39,6 +44,18 @@ NORMAL = "normal start"
 SPREAD = "spacing"  # times the one of `quantized.SPACING`
 TRAINED = "trained spacing"
 PATCHES = (NORMAL, SPREAD, TRAINED)  # what is tried and is no knob
+
+
+REAL = [  # on the real base: numbers, alpha with `scaling: weights`, rate, seeds
+    (4096, 0.5, 0.1, (0, 1)),
+    (4096, 2.0, 0.1, (0,)),
+    (4096, 1.0, 0.1, (0,)),
+    (4096, 0.25, 0.1, (0,)),
+    (4096, 0.5, 0.03, (0,)),
+    (4096, 2.0, 0.26, (0,)),
+    (4096, 0.25, 0.26, (0,)),
+    (1365, 0.5, 0.1, (0,)),
+]
 
 
 class Run(NamedTuple):
@@ -72,7 +89,7 @@ COMPARED = [
     (onehot(1024, 4), RATE),
     (onehot(612, 2), RATE),
     (onehot(1224, 1), RATE),
-    (Method(OURS, "LoRA, as Bi-LoRA of 1 bit", {"method": "lora", "rank": 1, "scaling": "weights", "bits": 1}), RATE),
+    (Method(OURS, "LoRA, as Bi-LoRA of 1 bit", BI_LORA), RATE),
     (LARGER, RATE),
     (onehot(128, 4), RATE),
 ]
@@ -260,6 +277,33 @@ def _change(method: Method, rate: float) -> str:
     return ", ".join(words.get(name) or f"`{Method(OURS, '', {name: value}).knobs}`" for name, value in other.items())
 
 
+def on_the_real_base() -> list[list[few_shot.Run]]:
+    """The runs of `REAL`, 3 bits a number."""
+    found = []
+    for dim, alpha, rate, seeds in REAL:
+        knobs = {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, "scaling": "weights", "alpha": alpha}
+        method = Method(OURS, "one-hot", {**knobs, "bits": 3})
+        found.append([few_shot.Run("vit_s", method, rate, seed) for seed in seeds])
+    return found
+
+
+def real_table() -> str:
+    """What came of them."""
+    have = few_shot.RECORDS.known()
+    lines = ["| numbers | bytes of numbers | alpha | rate | seeds | validation | test accuracy |"]
+    lines.append("|---:|---:|---:|---:|---|---:|---:|")
+    for runs in on_the_real_base():
+        rows = [have[run.key] for run in runs if run.key in have]
+        if rows:
+            settings = runs[0].method.settings
+            numbers = number_bytes((rows[0]["parameters"],), settings["bits"])
+            shares = [statistics.mean(few_shot.share(row[split]) for row in rows) for split in ("validation", "test")]
+            cells = [f"{rows[0]['parameters']:,}", f"{numbers:,}", f"{settings['alpha']:g}", f"{runs[0].rate:g}"]
+            cells += [str(len(rows)), *(f"{share:.3f}" for share in shares)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw() -> None:
     """Accuracy against bytes, ours a line a number of bits."""
     import matplotlib as mpl
@@ -289,13 +333,14 @@ def draw() -> None:
 
 def places() -> pages.Places:
     """What the page shows."""
-    return {(PAGE, "claim"): claim(), (PAGE, "results"): table(), (PAGE, "ablation"): ablation()}
+    found = {"claim": claim(), "results": table(), "ablation": ablation(), "real": real_table()}
+    return {(PAGE, place): text for place, text in found.items()}
 
 
 def main() -> None:
     """Make what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each (default 1)")
+    few_shot.options(parser)
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     options = parser.parse_args()
     missing = [run for run in wanted() if run.key not in known()]
@@ -308,6 +353,8 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(row["run"], row["numbers"], row["validation"], flush=True)
+        if options.base:
+            few_shot.RECORDS.make([run for runs in on_the_real_base() for run in runs], few_shot.where(options), pool)
     draw()
     pages.fill(places())
     print(*places().values(), sep="\n\n")

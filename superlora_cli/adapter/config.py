@@ -36,6 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
     "frozen": get_args(FrozenFrom),
 }
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
+RATE_ON_LEVELS = 0.1  # the same with `bits` of 1 to 8 (docs/bytes.md)
 NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights by default
 LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
 FITTED = {**LATER, "fitted": True}  # not a knob, but given to a finished adapter

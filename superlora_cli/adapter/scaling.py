@@ -13,12 +13,14 @@ from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target
 
 ALPHA = 2.0  # by default
+ALPHA_ON_LEVELS = 0.5  # with `bits` of 1 to 8: a number moves by whole levels, so larger updates are too coarse
 
 
 def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Tensor]) -> AdapterConfig:
     """The same knobs with `scaling: weights` replaced by the equivalent `alpha` on this base.
 
-    With every factor at unit scale, the root mean square of ΔW is then `alpha` times that of the target weights. So a
+    With every factor at unit scale, the root mean square of ΔW is then `alpha` (2, or 0.5 with `bits` of 1 to 8) times
+    that of the target weights. So a
     step at a given learning rate changes ΔW by the same share of the base, whatever width, order, rank and projection.
     Other scalings are left unchanged, and so are weights without values (meta).
 
@@ -33,7 +35,8 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
     """
     if config.scaling != "weights" or any(weight.is_meta for weight in base):
         return config
-    alpha = (ALPHA if config.alpha is None else config.alpha) * _size(base)
+    usual = ALPHA_ON_LEVELS if config.trained_on_levels else ALPHA
+    alpha = (usual if config.alpha is None else config.alpha) * _size(base)
     terms = max(bucket.shape.terms for bucket in plan(config, [target.flat for target in targets]).buckets)
     alpha /= math.sqrt(terms * config.scale_rank ** _low_rank_units(config))
     return replace(config, scaling="alpha", alpha=float(f"{alpha:.3g}"))  # rounded: the same number on every machine

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from superlora_cli.adapter.config import RATE
+from superlora_cli.adapter.config import RATE, RATE_ON_LEVELS
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.budget import Knobs, Offer
 from superlora_cli.errors import UsageError
@@ -14,7 +14,7 @@ from superlora_cli.errors import UsageError
 MEASURED = [TargetShape(str(number), 384, 384) for number in range(24)]  # what docs/real-base.md adapts
 MOST = 16384  # parameters there; larger budgets gained nothing
 SHARED: Knobs = {"order": 2, "rank": 8}
-BITS, RATE_OF_BITS = 3, 0.26  # what is good in docs/bytes.md
+BITS = 3  # what is good in docs/bytes.md
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def recommended_of_bits(targets: Sequence[TargetShape], size: int, bits: int) ->
     """What to train with `size` bytes of numbers of `bits` bits; None if dense training fits, too."""
     dim = 8 * size // bits
     offer = None if dim >= sum(target.elements for target in targets) else _shared(targets, dim, bits=bits)
-    return None if offer is None else Recommendation(offer, RATE_OF_BITS)
+    return None if offer is None else Recommendation(offer, RATE_ON_LEVELS)
 
 
 def _shared(targets: Sequence[TargetShape], dim: int, **more: Any) -> Offer | None:
