@@ -168,14 +168,20 @@ def first(found: list[Rows]) -> str:
     """The claim in one sentence, for README."""
     beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
     lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
-    few = [rows for rows in found if lora and rows.method.ours and rows.parameters <= lora.parameters / 10]
-    if not (lora and probe and few):
+    if not (lora and probe):
         return ""
-    best = max(few, key=lambda rows: rows.validation)
+    best = []
+    for fraction in (4, 10):
+        few = [rows for rows in found if rows.method.ours and rows.parameters <= lora.parameters / fraction]
+        if not few:
+            return ""
+        best.append(max(few, key=lambda rows: rows.validation))
+    more, fewer = best
     return (
-        f"On a DINOv2 ViT-S with 1,000 images, {best.parameters:,} trained numbers ({best.method.name}) give a test "
-        f"accuracy of {best.accuracy:.3f}; PEFT's LoRA of rank 1 gives {lora.accuracy:.3f} with {lora.parameters:,}, "
-        f"the head alone {probe.accuracy:.3f} (means of five seeds; [docs/real-base.md](docs/real-base.md))."
+        f"On a DINOv2 ViT-S with 1,000 images, {more.parameters:,} trained numbers ({more.method.name}) give a test "
+        f"accuracy of {more.accuracy:.3f} and {fewer.parameters:,} ({fewer.method.name}) {fewer.accuracy:.3f}; PEFT's "
+        f"LoRA of rank 1 gives {lora.accuracy:.3f} with {lora.parameters:,}, the head alone {probe.accuracy:.3f} "
+        "(means of five seeds; [docs/real-base.md](docs/real-base.md))."
     )
 
 
