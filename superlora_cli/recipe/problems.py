@@ -46,7 +46,7 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     recipe = check(recipe_model(), data, places)
     for name, kind in TASKS.items():
         if name != recipe.task and kind.section() and getattr(recipe, name) is not None:
-            raise UsageError(f"means nothing to the task {recipe.task}", where=places.where(name), hint="leave it out")
+            raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(name), hint="leave it out")
     train = recipe.train
     if train.steps is None and train.epochs is None:
         hint = "set steps: 1000 or epochs: 20"

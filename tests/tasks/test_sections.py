@@ -72,4 +72,4 @@ def test_the_section_of_a_task_from_outside_is_read(cli: Cli) -> None:
     assert "focal.gamma" in cli("schema", "--markdown").out
     for words in (("task=focal", "focal.gama=1"), ("task=focal", "focal.gamma=-1"), ("focal.gamma=1",)):
         assert cli("validate", "quickstart", *words).code == 2, words
-    assert "means nothing to the task classification" in cli("validate", "quickstart", "focal.gamma=1").message
+    assert "does not apply to the task classification" in cli("validate", "quickstart", "focal.gamma=1").message

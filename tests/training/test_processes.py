@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from superlora_cli.adapter.store import load
 from superlora_cli.cli import app
 from superlora_cli.training.processes import Processes
 from tests.cli.test_train import DROPOUT
@@ -103,6 +104,20 @@ def test_a_base_spread_over_two_processes_trains_the_same_adapter(cli: Cli, trai
     assert contents(Path("run")).keys() == contents(trained).keys()
     found, wanted = (json.loads((path / "eval.json").read_text()) for path in (Path("run"), trained))
     assert found["metrics"]["accuracy"] == wanted["metrics"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_numbers_of_a_few_bits(cli: Cli) -> None:
+    knobs = ["adapter.bits=4", "train.steps=40", "eval.every=40", "--quiet"]
+    assert cli("train", *QUICK, *knobs, "--out", "one").code == 0
+    result = together("train", *HALF, *knobs, "--out", "two")
+    assert result.code == 0, result.err
+    one, two = (load(Path(run, "adapter.safetensors")).factors for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, numbers in one.items():
+        moved = (numbers.int() - two[name].int()).abs()
+        assert moved.max() <= 1  # a number halfway between two levels falls to either, by a rounding
+        assert moved.float().mean() <= 0.1
 
 
 HELD = """
