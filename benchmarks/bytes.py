@@ -39,7 +39,7 @@ BI_LORA = {"method": "lora", "rank": 1, "scaling": "weights", "alpha": 2.0, "bit
 RESULTS = Path(__file__).parent / "records" / "bytes.jsonl"
 PAGE, PICTURE = pages.DOCS / "bytes.md", pages.DOCS / "bytes.svg"
 RATE, SEEDS, MANY = 0.26, (0, 1, 2), tuple(range(10))
-RATES = (RATE, 0.15)  # that the claim's setting has many seeds at
+RATES = (RATE, 0.15, 0.1)  # that the setting of the claim has many seeds at
 NORMAL = "normal start"
 SPREAD = "spacing"  # times the one of `quantized.SPACING`
 TRAINED = "trained spacing"
@@ -111,7 +111,7 @@ def wanted() -> list[Run]:
     runs = [Run(CLAIM, RATE, seed) for seed in SEEDS]
     runs += [Run(method, rate, seed) for method, rate in COMPARED[1:6] for seed in SEEDS]
     runs += [Run(CLAIM, rate, seed) for rate in RATES for seed in MANY]
-    runs += [Run(LARGER, RATE, seed) for seed in MANY]
+    runs += [Run(LARGER, rate, seed) for rate in (RATE, 0.1) for seed in MANY]
     changed = [setting for settings in ABLATED.values() for setting in settings]
     runs += [Run(method, rate, seed) for method, rate in [*COMPARED, *changed] for seed in SEEDS]
     return list({run.key: run for run in runs}.values())
