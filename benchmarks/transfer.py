@@ -25,8 +25,6 @@ from superlora_cli.adapter.config import RATE
 RATES = (0.01, 0.03, 0.05, 0.1, 0.3)
 PAGE = pages.DOCS / "rates.md"
 SCALED = {"scaling": "weights"}
-
-
 VARIANTS = [
     Method(OURS, "LoRA", {"method": "lora", "rank": 4, **SCALED}),
     Method(OURS, "LoKr", {"method": "lokr", "rank": 2, **SCALED}),

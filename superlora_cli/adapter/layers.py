@@ -79,6 +79,7 @@ class AdaptedLinear(Adapted):
         for start, update in found:
             if isinstance(update, Kronecker):
                 made = update.to(weight.dtype)(as_rows(input))
+                # `output[...] += …` also assigns the slice back, which torch 2.11 refuses if it is the whole of a leaf
                 output.narrow(-1, start, update.rows).add_(made.view(*input.shape[:-1], update.rows))
         return output
 
