@@ -47,6 +47,15 @@ DEFAULT_RANK = 4
 LIMITS = {"order": 64, "splits": 64, "split_dim": 2**20, "terms": 2**20, "align": 2**20}  # far above any useful value
 
 
+def _levels(bits: int | None) -> bool:
+    return bits is not None and bits <= 8
+
+
+def usual_rate(bits: int | None) -> float:
+    """The default learning rate of AdamW, for numbers of `bits` bits or float32."""
+    return RATE_ON_LEVELS if _levels(bits) else RATE
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """Every knob of an adapter; equal configurations on equal targets are equal adapters.
@@ -163,7 +172,7 @@ class AdapterConfig:
     @property
     def has_levels(self) -> bool:
         """Whether trained numbers are some of a few levels, none of them zero."""
-        return self.bits is not None and self.bits <= 8
+        return _levels(self.bits)
 
     @property
     def trained_on_levels(self) -> bool:

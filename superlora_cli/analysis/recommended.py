@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from superlora_cli.adapter.config import RATE, RATE_ON_LEVELS
+from superlora_cli.adapter.config import RATE, usual_rate
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.budget import Knobs, Offer
 from superlora_cli.errors import UsageError
@@ -39,7 +39,7 @@ class Recommendation:
     def why(self) -> str:
         """Where it was measured, and how to train it."""
         if self.like is None:
-            return f"(docs/bytes.md measured 12 weights of 64×64; train it with AdamW at lr {self.lr:g})"
+            return f"(by docs/bytes.md; train it with AdamW at lr {self.lr:g}, the default)"
         measured = (
             f"docs/real-base.md measured 24 weights of 384×384, where this corresponds to {self.like:,} parameters"
         )
@@ -64,7 +64,7 @@ def recommended_of_bits(targets: Sequence[TargetShape], size: int, bits: int) ->
     """What to train with `size` bytes of numbers of `bits` bits; None if dense training fits, too."""
     dim = 8 * size // bits
     offer = None if dim >= sum(target.elements for target in targets) else _shared(targets, dim, bits=bits)
-    return None if offer is None else Recommendation(offer, RATE_ON_LEVELS)
+    return None if offer is None else Recommendation(offer, usual_rate(bits))
 
 
 def _shared(targets: Sequence[TargetShape], dim: int, **more: Any) -> Offer | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.adapter.config import NEWEST, RATE, RATE_ON_LEVELS
+from superlora_cli.adapter.config import NEWEST, usual_rate
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import AdapterSection, OptimizerSection, Recipe, SchedulerSection
@@ -56,7 +56,7 @@ def _rate(recipe: Recipe, version: int, places: Places) -> float:
     own = recipe.train.optimizer.name
     what = "training the whole base" if recipe.adapter is None else own
     if version > 1 and recipe.adapter and own == OptimizerSection().name:
-        return RATE_ON_LEVELS if (recipe.adapter.bits or 16) <= 8 else RATE
+        return usual_rate(recipe.adapter.bits)
     where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
     raise UsageError(message, where=where, hint=f"{what} has no default learning rate")
 

@@ -280,7 +280,7 @@ class OptimizerSection(Section):
         None,
         ge=0,
         description="Learning rate of the adapter (of the base if there is no adapter). Default: 0.03 for an adapter "
-        "with AdamW; required otherwise.",
+        "with AdamW, 0.1 with `bits` of 1 to 8; required otherwise.",
     )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
 

@@ -74,6 +74,12 @@ def test_another_scale_is_left_as_it_is(knobs: dict[str, Any]) -> None:
     assert adapter.config.scaling == knobs.get("scaling", "alpha_over_rank")
 
 
+@pytest.mark.parametrize(("bits", "times"), [(3, 0.5), (16, 2)])
+def test_numbers_of_a_few_bits_make_smaller_updates(bits: int, times: float) -> None:
+    config, target = AdapterConfig(rank=4, scaling="weights", bits=bits), Target("a", 0, 16, (16, 16), True)
+    assert settled(config, [target], [torch.full((16, 16), 0.02)]).alpha == pytest.approx(times * 0.02 / 2)
+
+
 def test_alpha_says_how_many_times_the_weights() -> None:
     one, three = (superlora_cli.attach(model(), ["0"], rank=4, scaling="weights", alpha=a).config for a in (1.0, 3.0))
     assert three.alpha == pytest.approx(3 * (one.alpha or 0), rel=0.01)

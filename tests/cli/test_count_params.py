@@ -207,6 +207,12 @@ def test_a_budget_s_recommendation_can_be_trained_and_fits(run: Ran, model: str,
     assert yaml.safe_load(section) == {"adapter": found["adapter"]}
 
 
+@pytest.mark.parametrize(("bits", "rate"), [(4, 0.1), (16, 0.03)])
+def test_a_budget_of_bytes_is_recommended_with_the_default_rate(run: Ran, bits: int, rate: float) -> None:
+    found = run.json("--model", "glyphs_vit", "--bytes", "100", "--bits", str(bits))["recommended"]
+    assert (found["params"], found["lr"]) == (8 * 100 // bits, rate)
+
+
 def test_where_something_is_asked_for_or_everything_fits_nothing_is_recommended(run: Ran) -> None:
     assert run.json("--budget", "80000", "--method", "lora")["recommended"] is None
     assert run.json("--model", "glyphs_vit", "--budget", "49152")["recommended"] is None

@@ -69,6 +69,12 @@ def test_a_recipe_needs_no_rate_for_an_adapter(tmp_path: Path) -> None:
     assert recipe_from_dict(recipe, "a run").to_dict() == recipe
 
 
+@pytest.mark.parametrize(("bits", "rate"), [(1, 0.1), (8, 0.1), (16, RATE)])
+def test_numbers_of_a_few_bits_have_a_rate_of_their_own(tmp_path: Path, bits: int, rate: float) -> None:
+    recipe = made(tmp_path, ADAPTED, f"adapter.bits={bits}")
+    assert recipe["train"]["optimizer"]["lr"] == rate  # type: ignore[index]
+
+
 def test_the_version_can_be_asked_for(tmp_path: Path) -> None:
     recipe = made(tmp_path, ADAPTED, "defaults=1", "train.optimizer.lr=0.1")
     assert "scaling" not in recipe["adapter"]  # type: ignore[operator]
