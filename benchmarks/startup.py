@@ -1,6 +1,6 @@
 """How long the command line takes to start, against Python with typer and rich: `python benchmarks/startup.py`.
 
-The goal is a ratio of at most 3. Runs are interleaved, so that a busy machine slows all of them alike, and use
+The goal is a ratio of at most 2.5. Runs are interleaved, so that a busy machine slows all of them alike, and use
 compiled modules, as an installed package does, whatever the environment says: the first, uncounted run compiles.
 """
 

@@ -5,11 +5,14 @@ Neither this file nor the top of any command's file imports torch, timm or numpy
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -21,22 +24,28 @@ from superlora_cli.launch import speaks
 
 PATIENCE = 15  # seconds that the main process has to report an error all processes share
 
-app = typer.Typer(
-    name="superlora",
-    help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 COMMANDS = (  # in the order of work
     *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
     *("merge", "export", "compress", "combine", "extract", "sweep", "report", "schema"),
 )
 
-for name in COMMANDS:
-    module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")
-    app.command(name)(module.command)
+atexit.register(gc.freeze)  # Python would else search all objects for cycles when it exits: 20 ms of a short command
+
+
+def parser(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with the subcommands `names`; every one costs an import and the reading of its options."""
+    app = typer.Typer(
+        name="superlora",
+        help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    for name in names:
+        module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")
+        app.command(name)(module.command)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -45,7 +54,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -67,6 +75,7 @@ def main() -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: clean up and say so
     try:
+        app = parser(words[:1]) if words[0] in COMMANDS else parser()
         code = app(words, prog_name="superlora", standalone_mode=False) or 0
         if code == InterruptedRunError.code:  # the parser returns this on Ctrl-C, without printing anything
             raise KeyboardInterrupt

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,14 @@ def test_a_placeholder_is_not_the_options_own_name_in_capitals(cli: Cli, name: s
     """Typer 0.27 takes such a placeholder for the option's name, which then is not found."""
     options = re.findall(r"^ *(?:-\w, )?--([\w-]+) +([A-Z]+)\b", cli(name, "--help").out, flags=re.MULTILINE)
     assert [option for option, placeholder in options if option.upper().replace("-", "_") == placeholder] == []
+
+
+def test_a_command_imports_no_other_command() -> None:
+    script = (
+        "import atexit, sys; from superlora_cli.cli.app import main; sys.argv = ['superlora', 'count-params'];"
+        "atexit.register(lambda: print(*(name for name in sys.modules if name.startswith('superlora_cli.cli.'))));"
+        "main()"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    imported = {name.rpartition(".")[2].replace("_", "-") for name in shown.splitlines()[-1].split()}
+    assert imported & set(COMMANDS) == {"count-params"}
