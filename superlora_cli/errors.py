@@ -75,6 +75,10 @@ class InterruptedRunError(SuperLoraError):
     code = 130
 
 
+class PausedRunError(InterruptedRunError):
+    """Stopped after saving at the step up to which it was to train."""
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
     """The hint for a misspelt name; None if no known name is similar.
 

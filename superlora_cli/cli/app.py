@@ -26,10 +26,20 @@ PATIENCE = 15  # seconds that the main process has to report an error all proces
 
 COMMANDS = (  # in the order of work
     *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
-    *("merge", "export", "compress", "combine", "extract", "sweep", "report", "schema"),
+    *("merge", "export", "compress", "combine", "extract", "sweep", "tune", "report", "schema"),
 )
 
-atexit.register(gc.freeze)  # Python would else search all objects for cycles when it exits: 20 ms of a short command
+
+def _exit_at_once() -> None:
+    """Let Python search no object for cycles when it exits, which takes 20 ms of a short command.
+
+    Libraries that torch loads need the search, to release what they count.
+    """
+    if "torch" not in sys.modules:
+        gc.freeze()
+
+
+atexit.register(_exit_at_once)
 
 
 def parser(names: Iterable[str] = COMMANDS) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""`superlora schema`: the keys of recipes and sweeps, for editors and for people."""
+"""`superlora schema`: the keys of recipes, sweeps and search spaces, for editors and for people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class Kind(StrEnum):
 
     recipe = "recipe"
     sweep = "sweep"
+    space = "space"
 
 
 def command(
@@ -22,12 +23,13 @@ def command(
         bool, typer.Option("--markdown", help="Print a readable table instead of JSON Schema.")
     ] = False,
 ) -> None:
-    """Print the JSON Schema of recipes or of sweeps.
+    """Print the JSON Schema of a recipe, sweep or space.
 
     Editors use it to complete and check keys.
     """
     from superlora_cli.recipe.describe import json_schema, markdown_table
     from superlora_cli.sweeping.schema import Sweep
+    from superlora_cli.tuning.schema import Space
 
-    of = None if kind == Kind.recipe else Sweep
+    of = {Kind.recipe: None, Kind.sweep: Sweep, Kind.space: Space}[kind]
     typer.echo(markdown_table(of) if markdown else json.dumps(json_schema(of), indent=2, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from superlora_cli.reporting.plots import (
     summary_plot,
     to_file,
 )
-from superlora_cli.reporting.runs import collect
+from superlora_cli.reporting.runs import STOPPED, Skipped, collect
 from superlora_cli.reporting.sections import Row, Section, sections
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
@@ -77,8 +77,7 @@ def report(
         views.append(_view(section, in_words(ratios, budgeted), near, prefix))
         told.append(facts(section, ratios, budgeted, near))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    skips = [f"{one.path}: {one.why}" for one in skipped]
-    text = page(title, views, [*(f"Skipped {line}" for line in skips), *notes])
+    text = page(title, views, [*_in_lines(skipped), *notes])
     plots = [plot for view in views for plot in (*view.plots, *view.geometry)]
     written = place.write(out, text, {plot.file: to_file(plot.svg) for plot in plots})
     return {
@@ -89,6 +88,15 @@ def report(
         "notes": notes,
         "sections": told,
     }
+
+
+def _in_lines(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """A line per skipped run; a single one for runs that `superlora tune` stopped, which may be many."""
+    for one in skipped:
+        if one.why != STOPPED:
+            yield f"Skipped {one.path}: {one.why}"
+    if stopped := sum(one.why == STOPPED for one in skipped):
+        yield f"Skipped {stopped} runs that were {STOPPED}"
 
 
 def _nearnesses(made: Sequence[Section], against: Path, say: Callable[[str], None]) -> dict[str, Nearness]:

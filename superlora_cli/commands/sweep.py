@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from superlora_cli.commands.train import train_run
-from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
+from superlora_cli.errors import InterruptedRunError, PausedRunError, RunError, SuperLoraError, UsageError
 from superlora_cli.files import read_json, write_json
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.progress import hushed
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
+from superlora_cli.training.checkpoints import step_of
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import FolderInUseError, RunFolder
 
@@ -41,7 +42,7 @@ def carry_out(job: Job, console: Console | None = None) -> Outcome:
             try:
                 with run.opened(), hushed(quiet):
                     if not _trained(run):
-                        _train(recipe, run, console, quiet=quiet)
+                        _train(recipe, run, console, until=job.until, quiet=quiet)
                     if job.measure is not None:
                         _measure(job, run, console)
                 return Outcome("completed")
@@ -49,6 +50,8 @@ def carry_out(job: Job, console: Console | None = None) -> Outcome:
                 if time.monotonic() > deadline:
                     return Outcome("busy", str(error))
                 time.sleep(1)
+    except PausedRunError:
+        return Outcome("paused")
     except (InterruptedRunError, KeyboardInterrupt) as error:
         return Outcome("interrupted", str(error) or "interrupted")
     except Exception as error:
@@ -62,16 +65,22 @@ def _trained(run: RunFolder) -> bool:
         return False
 
 
-def _train(recipe: Recipe, run: RunFolder, console: Console, *, quiet: bool) -> None:
-    """Train from the newest usable checkpoint, or from the start if there is none."""
+def _train(recipe: Recipe, run: RunFolder, console: Console, *, until: int | None, quiet: bool) -> None:
+    """Train from the newest usable checkpoint, or from the start if there is none.
+
+    Raises:
+        PausedRunError: the step `until` is reached, now or before.
+    """
     checkpoint = run.intact_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    if until is not None and checkpoint is not None and step_of(checkpoint) >= until:
+        raise PausedRunError(f"is at step {until} already", where=str(run.path))
     try:
         try:
-            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, quiet=quiet)
+            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, until=until, quiet=quiet)
         except UsageError:
             if checkpoint is None:
                 raise
-            train_run(recipe, run, console, join(recipe.train), quiet=quiet)
+            train_run(recipe, run, console, join(recipe.train), until=until, quiet=quiet)
     except InterruptedRunError:
         raise
     except Exception as error:

@@ -92,11 +92,15 @@ def train_run(
     processes: Processes,
     *,
     resume: Path | None = None,
+    until: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or from scratch in a cleared folder.
 
     The folder is not touched before model, data, optimizer and checkpoint are checked.
+
+    Args:
+        until: pause after this step, if it is not the last one.
 
     Returns:
         status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (per
@@ -109,7 +113,7 @@ def train_run(
     about: dict[str, Any] = {}
     try:
         with hushed(quiet):
-            result = _train(recipe, run, console, processes, about, resume, quiet)
+            result = _train(recipe, run, console, processes, about, resume, until, quiet)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
             hint = f"continue with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
@@ -133,6 +137,7 @@ def _train(
     processes: Processes,
     about: dict[str, Any],
     resume: Path | None,
+    until: int | None,
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
@@ -169,7 +174,7 @@ def _train(
     for line in filter(None, (title, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
-    meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display)
+    meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)
     with doing(console, "testing the best step", quiet=quiet):
         test, beside = task.judged("test")
     metrics: dict[str, Any] = dict(test)

@@ -18,6 +18,7 @@ from superlora_cli.reporting.history import History
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.training.run import CONFUSION_FILE
 
+STOPPED = "stopped early by superlora tune"
 RESULTS = ("adapter.safetensors", "model.safetensors")
 # Keys of a recipe that do not affect results, or that only make another repetition of the same setting.
 INCIDENTAL = ("seed", "output", "adapter.seed", "data.root", "data.workers", "data.download", "eval.batch_size",
@@ -128,6 +129,8 @@ def read_run(path: Path) -> Run:
     """The run in a folder."""
     about = _json(path / "run.json")
     status = about.get("status")
+    if status == "stopped":
+        raise _UnfitError(STOPPED)
     if status != "completed":
         raise _UnfitError(f"{status}: not finished" if isinstance(status, str) else "run.json has no status")
     result = next((path / name for name in RESULTS if (path / name).is_file()), None)

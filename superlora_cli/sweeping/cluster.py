@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
@@ -29,9 +29,11 @@ PATIENCE = 120.0  # seconds that runs have to save when they are stopped
 
 
 def each_on_cluster(
-    jobs: Sequence[Job], work: str, address: str, *, limit: int | None = None
+    jobs: deque[Job], work: str, address: str, *, limit: int | None = None
 ) -> Generator[Event, None, None]:
     """Execute jobs on the cluster at `address` (`auto`, `local`, `HOST:PORT`, `ray://…`).
+
+    Jobs are taken from the left of `jobs`; more can be added at each event, the last one included.
 
     A job takes its number of threads as CPUs and, if the cluster has GPUs and the recipe wants one, a GPU. As many jobs
     are submitted at a time as the cluster has room for, or `limit`.
@@ -43,17 +45,17 @@ def each_on_cluster(
         yield from _each(_connected(address), jobs, work, limit)
 
 
-def _each(ray: Any, jobs: Sequence[Job], work: str, limit: int | None) -> Generator[Event, None, None]:
+def _each(ray: Any, jobs: deque[Job], work: str, limit: int | None) -> Generator[Event, None, None]:
     carry_out = ray.remote(max_retries=RETRIES)(_carry_out)
-    waiting, place = deque(replace(job, wait=WAIT) for job in jobs), os.getcwd()
+    place = os.getcwd()
     running: dict[Any, Job] = {}
     try:
-        while waiting or running:
+        while jobs or running:
             resources = ray.cluster_resources()
-            gpus = {job.id: int(_wants_gpu(job) and resources.get("GPU", 0) > 0) for job in waiting}
-            while waiting and len(running) < (limit or _room(waiting[0], gpus[waiting[0].id], resources)):
-                job = waiting.popleft()
-                asked = carry_out.options(num_cpus=job.threads, num_gpus=gpus[job.id], name=job.id)
+            has_gpus = resources.get("GPU", 0) > 0
+            while jobs and len(running) < (limit or _room(jobs[0], int(_wants_gpu(jobs[0]) and has_gpus), resources)):
+                job = replace(jobs.popleft(), wait=WAIT)
+                asked = carry_out.options(num_cpus=job.threads, num_gpus=int(_wants_gpu(job) and has_gpus), name=job.id)
                 running[asked.remote(job, work, place)] = job
                 yield Event(job)
             for reference in ray.wait(list(running), timeout=LOOK)[0]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
@@ -58,13 +60,13 @@ def conduct(
         runs = runs[index : index + 1]
     folder.prepare()
     begun = _Session(folder, runs)
-    jobs = [folder.job(run) for run in runs if not begun.done(run)]
+    jobs = deque(folder.job(run) for run in runs if not begun.done(run))
     if index is not None:
         begun.alone(jobs, None if quiet else console)
     elif jobs:
-        count = workers or _usual_workers(jobs)
+        count = min(workers or usual_workers(jobs), len(jobs))
         board = Board(folder, runs, begun.rows, console, workers=count, quiet=quiet)
-        with board, closing(_events(folder, jobs, count, workers, ray)) as events:
+        with board, closing(events_of(jobs, count, workers, ray, folder.path)) as events:
             try:
                 for event in events:
                     begun.note(event)
@@ -111,7 +113,7 @@ class _Session:
             self.folder.note_failure(self.runs[name], outcome.error or "failed")
         self._look()
 
-    def alone(self, jobs: Sequence[Job], console: Console | None) -> None:
+    def alone(self, jobs: Iterable[Job], console: Console | None) -> None:
         """Execute a single job, of a job array, in this process."""
         module, _, name = WORK.partition(":")
         for job in jobs:
@@ -157,14 +159,15 @@ def _completed(row: Row) -> bool:
     return bool(row["status"] == "completed")
 
 
-def _events(
-    folder: SweepFolder, jobs: Sequence[Job], count: int, asked: int | None, ray: str | None
+def events_of(
+    jobs: deque[Job], count: int, asked: int | None, ray: str | None, folder: Path
 ) -> Generator[Event, None, None]:
+    """Execute jobs here, `count` at a time, or on a Ray cluster, as many as `asked` for or it has room for."""
     if ray is not None:
         from superlora_cli.sweeping.cluster import each_on_cluster
 
         return each_on_cluster(jobs, WORK, ray, limit=asked)
-    return each(jobs, WORK, workers=count, devices=_devices(), log=folder.path / "workers.log")
+    return each(jobs, WORK, workers=count, devices=_devices(), log=folder / "workers.log")
 
 
 def _devices() -> list[str]:
@@ -177,7 +180,8 @@ def _devices() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _usual_workers(jobs: Sequence[Job]) -> int:
+def usual_workers(jobs: Collection[Job]) -> int:
+    """The number of runs at a time: one per GPU, else one per CPU core, as far as memory allows."""
     if devices := _devices():
         return min(len(devices), len(jobs))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,9 +23,11 @@ PATIENCE = 120  # seconds that a worker has to save when it is stopped
 
 
 def each(
-    jobs: Sequence[Job], work: str, *, workers: int, devices: Sequence[str], log: Path
+    jobs: deque[Job], work: str, *, workers: int, devices: Sequence[str], log: Path
 ) -> Generator[Event, None, None]:
     """Execute jobs, `workers` at a time, in processes that are reused from job to job.
+
+    Jobs are taken from the left of `jobs`; more can be added at each event, the last one included.
 
     If a worker dies, only its own job fails. Closing the iterator, or an interrupt, stops the workers as a signal stops
     training: their progress is saved.
@@ -35,13 +37,12 @@ def each(
         devices: values for CUDA_VISIBLE_DEVICES, which the workers take in turn; () does not set it.
         log: the file for the workers' stdout and stderr.
     """
-    waiting = deque(jobs)
-    team = [Worker(work, devices[i % len(devices)] if devices else None, log) for i in range(min(workers, len(jobs)))]
+    team = [Worker(work, devices[i % len(devices)] if devices else None, log) for i in range(workers)]
     try:
-        while waiting or any(worker.job for worker in team):
+        while jobs or any(worker.job for worker in team):
             for worker in team:
-                if worker.job is None and waiting:
-                    worker.begin(waiting.popleft())
+                if worker.job is None and jobs:
+                    worker.begin(jobs.popleft())
                     assert worker.job is not None
                     yield Event(worker.job)
             busy = {way: worker for worker in team if worker.job for way in (worker.pipe, worker.process.sentinel)}

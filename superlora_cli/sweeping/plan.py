@@ -111,7 +111,7 @@ def load_plan(name_or_path: str | Path) -> Plan:
     sweep = check(Sweep, document.data, places)
     runs: dict[tuple[str, ...], Run] = {}
     for recipe, settings in _points(sweep, document, file):
-        run = _run(recipe, settings)
+        run = run_of(recipe, settings)
         if sweep.measure and not TASKS[run.recipe.task].generates:
             hint = f"{run.name} is for {run.recipe.task}; its metrics are in the results anyway"
             raise UsageError("only diffusion runs generate images", where=places.where("measure"), hint=hint)
@@ -120,7 +120,7 @@ def load_plan(name_or_path: str | Path) -> Plan:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """Settings of all runs, of one block of the file, and of one point of its grid; later ones override."""
 
     common: Sequence[Setting]
@@ -131,7 +131,7 @@ class _Settings:
         return iter((*self.common, *self.fixed, *self.chosen))
 
 
-def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path, _Settings]]:
+def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path, Settings]]:
     """The recipe file and the settings of every run, in order: the grid, then `runs`; seeds vary fastest."""
 
     def placed(above: str, values: Mapping[str, Any]) -> list[Setting]:
@@ -150,7 +150,7 @@ def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path
         path = _recipe_file(name, file, _line(document, f"{above}recipe".rpartition(".")[0], "recipe"))
         axes = [[(key, value, f"{file}:{_line(document, f'{above}grid', key)}") for value in grid[key]] for key in grid]
         for chosen in product(*axes):
-            settings = _Settings(common, fixed, chosen)
+            settings = Settings(common, fixed, chosen)
             for key, _, where in settings:
                 if sweep.seeds and key == "seed":
                     raise UsageError("the seed is set twice", where=f"{where}: seed", hint="use either seed or seeds")
@@ -162,7 +162,7 @@ def _points(sweep: Sweep, document: Document, file: Path) -> Iterator[tuple[Path
                 yield path, settings
             for seed in sweep.seeds or ():
                 seeded = [*common, ("seed", seed, f"{file}:{_line(document, '', 'seeds')}")]
-                yield path, _Settings(seeded, fixed, chosen)
+                yield path, Settings(seeded, fixed, chosen)
 
 
 def _line(document: Document, above: str, key: str) -> int:
@@ -191,7 +191,7 @@ def _read(path: Path, changed: float) -> Document:
     return read_yaml(path)
 
 
-def _run(path: Path, settings: _Settings) -> Run:
+def run_of(path: Path, settings: Settings) -> Run:
     """The run of a recipe with settings on top.
 
     Raises:

@@ -19,6 +19,7 @@ class Job:
         recipe: as plain data.
         measure: the sweep's `measure` section, with its seed; None to measure nothing.
         threads: number of CPU threads.
+        until: pause after this step; None: train to the end.
         wait: seconds to wait for another process that uses the folder.
     """
 
@@ -27,14 +28,18 @@ class Job:
     recipe: Mapping[str, Any]
     measure: Mapping[str, Any] | None
     threads: int
+    until: int | None = None
     wait: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: `busy` if another process does it. `error` is one line, None for a completed run."""
+    """How a job ended: `paused` at its step `until`, `busy` if another process does it.
 
-    status: Literal["completed", "failed", "interrupted", "busy"]
+    `error` is one line, None for a completed or paused run.
+    """
+
+    status: Literal["completed", "paused", "failed", "interrupted", "busy"]
     error: str | None = None
 
 

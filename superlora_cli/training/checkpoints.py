@@ -54,10 +54,18 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of every complete checkpoint, oldest first."""
     found = []
     for path in folder.glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and (path / COMPLETE).is_file():
-            found.append((int(match[1]), path))
+        if re.fullmatch(r"step-\d+", path.name) and (path / COMPLETE).is_file():
+            found.append((step_of(path), path))
     return sorted(found)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name.
+
+    >>> step_of(Path("run/checkpoints/step-000500"))
+    500
+    """
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def damage(path: Path) -> str | None:
@@ -67,7 +75,7 @@ def damage(path: Path) -> str | None:
     """
     try:
         step, *sums = (path / COMPLETE).read_text().splitlines()
-        if int(step) != int(path.name.removeprefix("step-")):
+        if int(step) != step_of(path):
             return f"{COMPLETE} belongs to step {int(step)}"
         for line in sums:
             digest, name = line.split("  ")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from superlora_cli.errors import InterruptedRunError, RunError, UsageError
+from superlora_cli.errors import InterruptedRunError, PausedRunError, RunError, UsageError
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.display import Display
 from superlora_cli.training.learner import Learner
@@ -109,6 +109,8 @@ def fit(
     learner: Learner,
     at: Progress,
     display: Display,
+    *,
+    until: int | None = None,
 ) -> Meter:
     """Train for `train.steps`, and leave the weights of the best step, by the task's score, in the model.
 
@@ -117,9 +119,11 @@ def fit(
 
     Args:
         learner, at: from `ready`; `at` is updated.
+        until: pause after this step, if it is not the last one.
 
     Raises:
         RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when everything is saved.
+        PausedRunError: after the step `until`, likewise.
     """
     meter = Meter(processes)
     run.truncate_metrics(at.step)
@@ -160,7 +164,8 @@ def fit(
             logs = last or at.step % train.log_every == 0
             scores = last or bool(evaluation.every and at.step % evaluation.every == 0)
             due = bool(train.checkpoint_every and at.step % train.checkpoint_every == 0)
-            saves = last or stop or due or at.step in train.checkpoint_at
+            pauses = at.step == until
+            saves = last or stop or pauses or due or at.step in train.checkpoint_at
             if not (logs or scores or saves):
                 continue
             if scores or saves:
@@ -183,10 +188,11 @@ def fit(
             ends = last or out_of_patience()
             if saves or ends:
                 save()
-            if stop and not ends:
+            if (stop or pauses) and not ends:
                 warn()
                 hint = f"continue with --resume {run.path}"
-                raise InterruptedRunError(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
+                error = InterruptedRunError if stop else PausedRunError
+                raise error(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
         if out_of_patience() and at.step < train.length:
             line = f"ended at step {at.step}: {at.waited} evaluations without improvement since step {at.best_step}"

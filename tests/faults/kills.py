@@ -64,6 +64,27 @@ VICTIMS = {
         ("m.safetensors",),
         kills=1,
     ),
+    "tune": Victim(
+        (
+            "tune",
+            "quickstart",
+            *STEPS[1:],
+            "train.steps=8",
+            "--budget",
+            "64",
+            "--trials",
+            "4",
+            "--seeds",
+            "2",
+            "--out",
+            "tune",
+            "--workers",
+            "1",
+            "--quiet",
+        ),
+        ("tune/results.csv", "tune/tune.json", "tune/best.yaml", "tune/runs/*/*.safetensors", "tune/runs/*/eval.json"),
+        group=True,
+    ),
     "train, accumulate 2": Victim((*TRAIN, "train.accumulate=2"), ("run/adapter.safetensors", "run/eval.json")),
     "train without adapter": Victim(
         (*TRAIN, "adapter=null", "train.optimizer.lr=0.001"), ("run/model.safetensors", "run/eval.json")

@@ -16,6 +16,7 @@ ROOMS = (  # from top to bottom; those in a line do not import each other
     ("__init__", "__main__"),
     ("cli",),
     ("commands",),
+    ("tuning",),
     ("sweeping", "reporting", "api", "peft_plugin"),
     ("formats",),
     ("tasks",),

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from superlora_cli.sweeping.plan import load_plan
 from tests.conftest import run_cli
 from tests.sweeping.conftest import TINY, Write, write  # noqa: F401
 from tests.sweeping.test_sweep import LONG, bytes_of, results, sweep
+from tests.tuning.test_tune import WORDS as SEARCH
+from tests.tuning.test_tune import bytes_of as found_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +73,16 @@ def test_without_a_cluster_there_is_one_line(write: Write) -> None:  # noqa: F81
     assert json.loads(result.out)["error"]["where"] == "--ray 127.0.0.1:1"
 
 
+def test_a_search_on_a_cluster_finds_the_same(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word if word != "9" else "4" for word in SEARCH]
+    for out, how in (("alone", ("--workers", "1")), ("cluster", ("--ray", cluster.address))):
+        found = run_cli(*words, "--out", out, *how, "--quiet")
+        assert found.code == 0, found.err
+    ours, theirs = (found_bytes(Path(out)) for out in ("alone", "cluster"))
+    assert {name: data.replace(b"cluster/", b"alone/") for name, data in theirs.items()} == ours
+
+
 def test_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:  # noqa: F811
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -79,7 +92,7 @@ def test_a_run_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, write: Write) ->
     try:
         folder = SweepFolder(Path("out"), load_plan(write(TINY + "runs: [{train.device: cpu}]\n")))
         jobs = [folder.job(run) for run in folder.plan.checked()]
-        events = list(each_on_cluster(jobs, "tests.sweeping.placing:carry_out", made.address))
+        events = list(each_on_cluster(deque(jobs), "tests.sweeping.placing:carry_out", made.address))
     finally:
         made.shutdown()
     seen = {event.job.id: event.outcome.error for event in events if event.outcome}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -25,8 +27,8 @@ def folder(write: Write, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
 
 def seen(folder: SweepFolder, workers: int | None = None) -> dict[str, str | None]:
     """Run → the GPUs that its worker saw, with a worker for every run unless `workers` says otherwise."""
-    jobs = [folder.job(run) for run in folder.plan.checked()]
-    events = conduct._events(folder, jobs, workers or len(jobs), workers, None)
+    jobs = deque(folder.job(run) for run in folder.plan.checked())
+    events = conduct.events_of(jobs, workers or len(jobs), workers, None, folder.path)
     return {event.job.id: event.outcome.error for event in events if event.outcome}
 
 
@@ -62,12 +64,12 @@ def test_by_default_there_is_one_worker_per_gpu(
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     jobs = [folder.job(run) for run in folder.plan.runs]
-    assert conduct._usual_workers(jobs) == workers
+    assert conduct.usual_workers(jobs) == workers
 
 
 def test_hidden_gpus_do_not_make_it_one_worker(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [folder.job(run) for run in folder.plan.runs]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    without = conduct._usual_workers(jobs)
+    without = conduct.usual_workers(jobs)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert conduct._usual_workers(jobs) == without
+    assert conduct.usual_workers(jobs) == without

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_a_worker_reads_base_and_data_once_and_trains_the_bytes_of_single_runs(w
     folder = SweepFolder(Path("out"), load_plan(write(SWEEP)))
     folder.prepare()
     jobs = [folder.job(run) for run in folder.plan.checked()]
-    events = each(jobs, "tests.sweeping.counting:carry_out", workers=1, devices=(), log=Path("out/workers.log"))
+    events = each(deque(jobs), "tests.sweeping.counting:carry_out", workers=1, devices=(), log=Path("out/workers.log"))
     ended = [event.outcome for event in events if event.outcome]
     assert [outcome.status for outcome in ended] == ["completed"] * 4, ended
     assert sorted(Path("reads.txt").read_text().split()) == ["base", "images"]
