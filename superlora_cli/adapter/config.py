@@ -37,7 +37,9 @@ CHOICES: dict[str, Collection[str]] = {
 }
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
 RATE_ON_LEVELS = 0.1  # the same with `bits` of 1 to 8 (docs/bytes.md)
-NEWEST = 2  # version of the defaults: since 2, ΔW is scaled by the base's weights by default
+NEWEST = 3  # version of the defaults: since 2, ΔW is scaled by the base's weights, since 3 more so under an F of ρ < 1
+ALPHA = 2.0  # with `scaling: weights`
+ALPHA_ON_LEVELS = 0.5  # the same with `bits` of 1 to 8: numbers move by whole levels, and larger updates are too coarse
 LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
 FITTED = {**LATER, "fitted": True}  # not a knob, but given to a finished adapter
 BITS = (*range(1, 9), 16)
@@ -121,7 +123,8 @@ class AdapterConfig:
 
         Args:
             defaults: the version of the defaults for knobs not given. From 2 on, `scaling` is `weights` if neither it
-                nor `alpha` is given and the factors start at unit scale.
+                nor `alpha` is given and the factors start at unit scale. From 3 on, `alpha` is then 2/ρ^¼ under an F
+                with ρ < 1, whose numbers follow the gradient in ρ of all directions only (docs/rates.md).
         """
         if method is not None and not (isinstance(method, str) and method in PRESETS):
             hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
@@ -144,7 +147,11 @@ class AdapterConfig:
         made = cls(**merged)
         unit = made.adapts and made.init == "unit" and made.frozen != "svd"
         own = not {"alpha", "scaling"}.isdisjoint(merged)
-        return replace(made, scaling="weights") if defaults >= 2 and unit and not own else made
+        made = replace(made, scaling="weights") if defaults >= 2 and unit and not own else made
+        projected = defaults >= 3 and made.scaling == "weights" and made.projects and made.ratio < 1
+        if projected and made.alpha is None and not made.has_levels:
+            made = replace(made, alpha=float(f"{ALPHA / made.ratio**0.25:.2g}"))
+        return made
 
     @classmethod
     def from_json(cls, text: str) -> AdapterConfig:

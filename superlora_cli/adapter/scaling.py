@@ -8,20 +8,17 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.config import ALPHA, ALPHA_ON_LEVELS, AdapterConfig
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target
-
-ALPHA = 2.0  # by default
-ALPHA_ON_LEVELS = 0.5  # with `bits` of 1 to 8: a number moves by whole levels, so larger updates are too coarse
 
 
 def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Tensor]) -> AdapterConfig:
     """The same knobs with `scaling: weights` replaced by the equivalent `alpha` on this base.
 
     With every factor at unit scale, the root mean square of ΔW is then `alpha` (2, or 0.5 with `bits` of 1 to 8) times
-    that of the target weights. So a
-    step at a given learning rate changes ΔW by the same share of the base, whatever width, order, rank and projection.
+    that of the target weights. So a step at a given learning rate changes ΔW by the same share of the base, whatever
+    width, order, rank and projection.
     Other scalings are left unchanged, and so are weights without values (meta).
 
     Args:

@@ -1,8 +1,8 @@
 """Defaults of unset keys, by version: a run keeps the defaults that it was trained with.
 
 Version 1 applies to runs that record no version. Version 2 scales ΔW by the base's weights, and has a default learning
-rate and schedule. The values filled in are written to the recipe of the run, with the version, so its readers need no
-table of defaults.
+rate and schedule. Version 3 has a larger `alpha` under an F with ρ < 1. The values filled in are written to the recipe
+of the run, with the version, so its readers need no table of defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
     if optimizer.lr is None:
         optimizer = optimizer.model_copy(update={"lr": _rate(recipe, version, places)})
     adapter = recipe.adapter
-    if adapter and adapter.scaling is None and optimizer.name not in BY_GRADIENT:
+    if adapter and adapter.alpha is None and optimizer.name not in BY_GRADIENT:
         adapter = _scaled(adapter, version)
     filled: dict[str, Any] = {
         "adapter": adapter,
@@ -46,10 +46,11 @@ def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
 
 def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
     try:
-        scaling = adapter.config(defaults=version).scaling
+        config = adapter.config(defaults=version)
     except UsageError:  # the knobs contradict each other, which is reported elsewhere
         return adapter
-    return adapter.model_copy(update={"scaling": scaling}) if scaling == "weights" else adapter
+    scale = {"scaling": config.scaling, **({} if config.alpha is None else {"alpha": config.alpha})}
+    return adapter.model_copy(update=scale) if config.scaling == "weights" else adapter
 
 
 def _rate(recipe: Recipe, version: int, places: Places) -> float:

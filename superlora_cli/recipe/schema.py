@@ -210,7 +210,8 @@ class AdapterSection(Section):
     rescale: bool | None = Field(None, description="Multiply F by √(2^N/N_in), so that ρ does not shrink the steps.")
     alpha: float | None = Field(
         None,
-        description="Scale of ΔW, used as `scaling` says; default: the rank, or 2 with `weights` (0.5 up to 8 bits).",
+        description="Scale of ΔW, used as `scaling` says; default: the rank, or 2 with `weights` "
+        "(2/ρ^¼ with a ratio ρ, 0.5 up to 8 bits).",
     )
     scaling: Scaling | None = Field(
         None,

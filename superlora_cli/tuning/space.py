@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from superlora_cli.adapter.config import usual_rate
+from superlora_cli.adapter.config import ALPHA, ALPHA_ON_LEVELS, usual_rate
 from superlora_cli.adapter.inner_config import on_top
-from superlora_cli.adapter.scaling import ALPHA, ALPHA_ON_LEVELS
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.analysis.budget import Knobs, Offer, Size, largest, number_bytes, params
 from superlora_cli.analysis.recommended import BITS, recommended, recommended_of_bits

@@ -1,7 +1,8 @@
 """What unset keys mean is a matter of the version of the defaults, which a run keeps.
 
 `version1` was written by the last release before defaults had versions: a recipe without alpha and schedule, and its
-run with the checkpoint of step 20 of 40.
+run with the checkpoint of step 20 of 40. `version2` was written before version 3: a recipe with a projection and
+without alpha, and its run with the checkpoint of step 4 of 8.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.load import load_recipe, recipe_from_dict
 from tests.conftest import Cli
 
-OLD = Path(__file__).parent / "version1"
+OLD, SECOND = (Path(__file__).parent / name for name in ("version1", "version2"))
 ADAPTED = "model: {name: glyphs_vit}\ndata: {name: digits}\nadapter: {method: lorta}\ntrain: {steps: 1}\n"
 
 
@@ -45,6 +46,27 @@ def test_an_old_adapter_is_evaluated_as_before(cli: Cli, run: Path) -> None:
     found = cli("eval", run, "--json").json()
     assert found["metrics"]["accuracy"] == pytest.approx(before["metrics"]["accuracy"], abs=0.004)
     assert found["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=1e-3)
+
+
+def test_a_run_of_version_2_keeps_its_alpha(cli: Cli, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(SECOND / "run", tmp_path / "second"))
+    uninterrupted = load_file(run / "adapter.safetensors")
+    (run / "adapter.safetensors").unlink()
+    assert cli("train", SECOND / "recipe.yaml", "--resume", run, "--quiet").code == 0
+    for name, tensor in load_file(run / "adapter.safetensors").items():
+        assert torch.allclose(tensor, uninterrupted[name], atol=1e-4), name
+    assert "→" not in (run / "log.txt").read_text()
+
+
+def test_under_a_projection_alpha_grows_as_rho_falls() -> None:
+    for recipe, alpha, version in ((SECOND / "recipe.yaml", 3.6, 3), (SECOND / "run/recipe.yaml", None, 2)):
+        loaded = load_recipe(recipe)
+        assert loaded.adapter
+        assert (loaded.adapter.scaling, loaded.adapter.alpha, loaded.defaults) == ("weights", alpha, version)
+    few = load_recipe(SECOND / "recipe.yaml", ["adapter.ratio=0.01"]).adapter
+    own = load_recipe(SECOND / "recipe.yaml", ["adapter.scaling=weights", "adapter.alpha=1"]).adapter
+    bits = load_recipe(SECOND / "recipe.yaml", ["adapter.bits=3"]).adapter
+    assert [section and section.alpha for section in (few, own, bits)] == [6.3, 1, None]
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "run/recipe.yaml"])
