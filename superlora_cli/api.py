@@ -34,6 +34,7 @@ from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.attached import attach_stored
+from superlora_cli.opening.hub import local
 from superlora_cli.recipe.describe import phrase, schema_at
 from superlora_cli.recipe.schema import AdapterSection
 
@@ -162,7 +163,7 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     """Attach a saved adapter to `model`, active and trainable; the file is from `save` or from `superlora train`.
 
     Args:
-        path: an adapter file or a run folder.
+        path: an adapter file, a run folder, or `hf-hub:USER/NAME[@REVISION]`.
         name: the adapter's name on this model.
         allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
             frozen factors come from them.
@@ -171,7 +172,7 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
         UsageError: it is not an adapter file, the base cannot be adapted, or the name is taken. MismatchError: adapter
             and base do not belong together. In either case nothing has changed.
     """
-    path = Path(path)
+    path = local(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
     return attach_stored(
         model, store.load(file), where=str(file), name=name, allow_mismatch=allow_base_mismatch, other_classes=True
