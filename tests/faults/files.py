@@ -22,6 +22,7 @@ READERS = (
     ("eval", ADAPTER),
     ("merge", ADAPTER, "--out", OUT, "--no-verify"),
     ("export", ADAPTER, "--to", "delta", "--out", OUT),
+    ("compress", ADAPTER, "--bits", "3", "--out", OUT),
     ("inspect", ADAPTER, "--norms"),
     ("export", ADAPTER, "--to", "peft-lora", "--out", "peft"),
 )

@@ -51,6 +51,11 @@ VICTIMS = {
         ("images/**/*",),
     ),
     "export": Victim(("export", "ADAPTER", "--to", "peft-lora", "--out", "peft", "--force"), ("peft/*",), kills=1),
+    "compress": Victim(
+        ("compress", "ADAPTER", "--bits", "3", "--out", "c.safetensors", "--tune", "2", "--force"),
+        ("c.safetensors",),
+        kills=1,
+    ),
     "sweep": Victim(
         ("sweep", "sweep.yaml", "--out", "sweep", "--workers", "1", "--quiet"),
         ("sweep/results.csv", "sweep/runs/*/*.safetensors", "sweep/runs/*/eval.json"),

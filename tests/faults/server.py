@@ -16,7 +16,7 @@ import sys
 import traceback
 from typing import Any
 
-COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "report")
+COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "compress", "generate", "combine", "extract", "report")
 MODULES = (
     *("superlora_cli.cli.app", *(f"superlora_cli.commands.{name}" for name in COMMANDS)),
     *("torch._dynamo", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets", "multiprocessing.pool"),
