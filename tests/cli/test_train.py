@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,9 @@ from superlora_cli.recipe.load import shipped_recipes
 from superlora_cli.recipe.yaml import read_yaml
 from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.training.checkpoints import load_state
-from tests.conftest import QUICK, Cli, contents, environment, metrics, run_cli
+from tests.conftest import QUICK, Cli, contents, metrics, run_cli
+from tests.forking.commands import Commands
+from tests.training.launching import wait_for
 
 DROPOUT = ("model.kwargs.drop_rate=0.2", "model.kwargs.proj_drop_rate=0.2")  # draws from the model's random numbers
 DRAWING = (*DROPOUT, "data.augment=crop_flip")
@@ -328,22 +328,17 @@ def test_the_best_step_is_kept_not_the_last(cli: Cli, monkeypatch: pytest.Monkey
     "extra", [(), ("train.accumulate=2", "train.batch_size=32", "data.workers=2")], ids=["plain", "accumulated"]
 )
 def test_killed_at_random_moments_and_resumed_a_run_ends_with_the_same_bytes(
-    extra: tuple[str, ...], cli: Cli, tmp_path: Path
+    extra: tuple[str, ...], commands: Commands, cli: Cli, tmp_path: Path
 ) -> None:
     words = ("train.steps=60", "eval.every=10", "train.checkpoint_every=5", *extra)
-    command = [sys.executable, "-m", "superlora_cli", "train", *QUICK, *words, "--out", "run", "--resume", "auto"]
+    command = ("train", *QUICK, *words, "--out", "run", "--resume", "auto")
     draw = random.Random(0)
     with uninterrupted(tmp_path / "run", *words):
         for kill in range(3):
-            # to a file: loader workers outlive the command by seconds, and would hold a pipe open
-            with Path("err.txt").open("w") as err:
-                process = subprocess.Popen(command, env=environment(), stdout=err, stderr=err)
-            deadline = time.monotonic() + 120
-            while not Path("run/recipe.yaml").exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
+            running = commands.start(*command, cwd=tmp_path)
+            wait_for(Path("run/recipe.yaml").exists, running)
             # the first kill comes as soon as training has begun, the others at a moment of it
             time.sleep(draw.uniform(0, 0.2) if kill == 0 else draw.uniform(0, 1.5))
-            process.kill()
-            assert process.wait() in (-signal.SIGKILL, 0), Path("err.txt").read_text()
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
-        assert done.returncode == 0, done.stderr
+            running.kill(signal.SIGKILL)
+            assert running.done.code in (-signal.SIGKILL, 0), running.done.err
+        commands.right(*command, cwd=tmp_path)

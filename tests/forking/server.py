@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks a child for each command: python -m tests.faults.server
+"""A process that has imported everything and forks a child for each command: python -m tests.forking.server
 
 It reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}` the child's id, for
 `{"wait": id}` how it ended. A child leads a process group of its own.
@@ -43,11 +43,13 @@ def serve() -> None:
 
 
 def _carry_out(
-    words: list[str], cwd: str, out: str, err: str, limit: int, memory: int | None, setup: list[str]
-) -> None:
+    words: list[str], cwd: str, env: dict[str, str], out: str, err: str, limit: int, memory: int | None,
+    setup: list[str],
+) -> None:  # fmt: skip
     """Be the command, and end with its exit code.
 
     Args:
+        env: environment variables beside those of the server.
         out, err: files for what it says.
         limit: seconds; then SIGALRM ends it.
         memory: bytes of address space that it may take beyond what importing took.
@@ -64,6 +66,7 @@ def _carry_out(
     code: Any = 70
     try:
         os.chdir(cwd)
+        os.environ.update(env)
         for place in setup:
             module, function, *arguments = place.split(":")
             getattr(importlib.import_module(module), function)(*arguments)
