@@ -25,6 +25,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds for a command, on a machine that has other things to do
+FORKED = ("tests.forking.workers:forked",)  # setup of a sweep whose workers are forked
 MEMORY = 2**30  # bytes that a command may take beyond what importing took
 
 
@@ -122,9 +123,9 @@ class Commands:
         """The same, to its end, in bounded memory."""
         return self.start(*words, cwd=cwd, limit=limit, memory=memory).done
 
-    def right(self, *words: str | Path, cwd: Path, limit: int = PATIENCE) -> Done:
+    def right(self, *words: str | Path, cwd: Path, setup: tuple[str, ...] = ()) -> Done:
         """The same where nothing is spoiled: it must succeed."""
-        done = self.start(*words, cwd=cwd, limit=limit).done
+        done = self.start(*words, cwd=cwd, setup=setup).done
         if done.code:
             raise AssertionError(f"superlora {' '.join(map(str, words))}: exit code {done.code}\n{done.err}")
         return done

@@ -15,16 +15,18 @@ import pytest
 
 from superlora_cli.files import read_json
 from tests.conftest import Cli, contents, run_cli
-from tests.forking.commands import Commands
+from tests.forking.commands import FORKED, Commands
 from tests.sweeping.conftest import TINY, Write
 from tests.training.launching import spoken, wait_for
 from tests.training.test_signals import survivors
 
 pytestmark = pytest.mark.slow
 
+Sweep = Callable[..., dict[str, Any]]
+
 LONG = """\
 recipe: quickstart
-set: {train.steps: 100, eval.every: 50, train.checkpoint_every: 10}
+set: {train.steps: 60, eval.every: 60, train.checkpoint_every: 10, train.batch_size: 16}
 grid: {adapter.rank: [1, 2, 3]}
 """
 FAILING = """\
@@ -37,10 +39,6 @@ recipe: digits_unet_lorta5d
 set: {train.steps: 2, eval.every: 2, train.checkpoint_every: 2, eval.batch_size: 64}
 measure: {against: "digits:test", extractor: digits, num: 24, sampler: dpm++, steps: 2}
 """
-
-
-Sweep = Callable[..., dict[str, Any]]
-FORKED = ("tests.forking.workers:forked",)
 
 
 @pytest.fixture
@@ -184,7 +182,8 @@ def test_a_killed_sweep_continues_and_repeats_no_finished_run(
 def test_a_signal_stops_the_workers_which_save(
     number: signal.Signals, write: Write, commands: Commands, tmp_path: Path
 ) -> None:
-    process = commands.start("sweep", write(LONG), "--out", "out", "--workers", "2", cwd=tmp_path, setup=FORKED)
+    setup = () if number == signal.SIGINT else FORKED  # an interrupt reaches workers, who begin in a way of their own
+    process = commands.start("sweep", write(LONG), "--out", "out", "--workers", "2", cwd=tmp_path, setup=setup)
     wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
     process.kill(number, group=number == signal.SIGINT)
     result = process.done
