@@ -117,6 +117,9 @@ def test_every_shipped_recipe_dry_runs_without_network_or_data(name: str, cli: C
     assert plan["steps"] > 0
     recipe = read_yaml(shipped_recipes()[name]).data
     assert (plan["params"]["adapter"] + plan["params"]["head"] > 0) == ("adapter" in recipe)
+    if "adapter" in recipe:
+        counted = cli("count-params", name, "--json").json()
+        assert all(counted[kind] == plan["params"][kind] for kind in ("adapter", "head"))
     assert not list(tmp_path.iterdir())
 
 
