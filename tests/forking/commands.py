@@ -87,6 +87,8 @@ class Commands:
                        "XDG_CACHE_HOME": f"{self._folder.name}/cache", "COLUMNS": "200"}  # fmt: skip
         self._server = subprocess.Popen([sys.executable, "-m", "tests.forking.server"], cwd=ROOT, env=environment,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
         return self
 
     def __exit__(

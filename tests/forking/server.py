@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a child for each command: python -m tests.forking.server
 
-It reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}` the child's id, for
-`{"wait": id}` how it ended. A child leads a process group of its own.
+It says that it is ready. Then it reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}`
+the child's id, for `{"wait": id}` how it ended. A child leads a process group of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:

@@ -51,7 +51,7 @@ def test_every_figure_has_one_sweep(embedded: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_sweeps())
 def test_every_shipped_sweep_is_planned(name: str) -> None:
-    found = planned(name)
+    found = planned(shipped_sweeps()[name])
     runs = found.checked()
     counts = [run.params["adapter"] or 0 for run in runs]
     least, most = EXTREMES.get(name, (None, None))
