@@ -1,7 +1,7 @@
-"""A process that has imported everything and forks a child for each command: python -m tests.faults.server
+"""A process that has imported everything and forks a child for each command: python -m tests.forking.server
 
-It reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}` the child's id, for
-`{"wait": id}` how it ended. A child leads a process group of its own.
+It says that it is ready. Then it reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}`
+the child's id, for `{"wait": id}` how it ended. A child leads a process group of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -43,11 +44,13 @@ def serve() -> None:
 
 
 def _carry_out(
-    words: list[str], cwd: str, out: str, err: str, limit: int, memory: int | None, setup: list[str]
-) -> None:
+    words: list[str], cwd: str, env: dict[str, str], out: str, err: str, limit: int, memory: int | None,
+    setup: list[str],
+) -> None:  # fmt: skip
     """Be the command, and end with its exit code.
 
     Args:
+        env: environment variables beside those of the server.
         out, err: files for what it says.
         limit: seconds; then SIGALRM ends it.
         memory: bytes of address space that it may take beyond what importing took.
@@ -64,6 +67,7 @@ def _carry_out(
     code: Any = 70
     try:
         os.chdir(cwd)
+        os.environ.update(env)
         for place in setup:
             module, function, *arguments = place.split(":")
             getattr(importlib.import_module(module), function)(*arguments)
