@@ -19,7 +19,14 @@ from typing import Any
 COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "compress", "generate", "combine", "extract", "report")
 MODULES = (
     *("superlora_cli.cli.app", *(f"superlora_cli.commands.{name}" for name in COMMANDS)),
-    *("torch._dynamo", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets", "multiprocessing.pool"),
+    *(
+        "optuna",
+        "superlora_cli.tuning.prepare",
+        "torch._dynamo",
+        "diffusers.schedulers.scheduling_ddim",
+        "sklearn.datasets",
+        "multiprocessing.pool",
+    ),
 )  # what commands import on their way
 
 
