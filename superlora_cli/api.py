@@ -54,13 +54,14 @@ def attach(
     The whole model is frozen, including its head; name the head in `head` to train it. The trained parameters are
     those that require a gradient, `[p for p in model.parameters() if p.requires_grad]`.
 
-    >>> import torch, superlora_cli
-    >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
-    >>> adapter = superlora_cli.attach(model, ["0"], "lorta", order=3, rank=4, head="1")
-    >>> adapter.plan.buckets[0].shape.sides, adapter.plan.params  # 84³ ≥ 768², 3 · 84 · 4 + 4³
-    ((84, 84, 84), 1072)
-    >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # and the head's 7,690
-    8762
+    Examples:
+        >>> import torch, superlora_cli
+        >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
+        >>> adapter = superlora_cli.attach(model, ["0"], "lorta", order=3, rank=4, head="1")
+        >>> adapter.plan.buckets[0].shape.sides, adapter.plan.params  # 84³ ≥ 768², 3 · 84 · 4 + 4³
+        ((84, 84, 84), 1072)
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # and the head's 7,690
+        8762
 
     Args:
         model: the module that is called in training; its forward computes ΔW once.
