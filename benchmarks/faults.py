@@ -26,9 +26,9 @@ import pages
 sys.path.insert(0, str(pages.ROOT))
 
 from tests.faults.areas import AREAS
-from tests.faults.commands import Commands
 from tests.faults.material import Material
 from tests.faults.trials import Trial, summary
+from tests.forking.commands import Commands
 
 RESULTS, PAGE = Path(__file__).parent / "records" / "faults.jsonl", pages.DOCS / "reliability.md"
 

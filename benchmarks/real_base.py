@@ -21,7 +21,7 @@ import pages
 from evidence import Difference, Rows
 from few_shot import RECORDS, SEEDS, Run, share
 from rivals import OURS, Method
-from transfer import SCALED, VARIANTS
+from transfer import SCALED, VARIANTS, projected
 
 GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 START = (0.01, 0.03)  # where the search for a rate begins
@@ -53,11 +53,12 @@ def methods() -> list[Method]:
         *(Method(OURS, "LoRTA 5D", {"method": "lorta", "order": 5, "rank": rank, **SCALED}) for rank in (1, 5)),
         Method(OURS, "2D", {"rank": 1, **SCALED}),
         Method(OURS, "2D, not folded", {"rank": 4, "fold": "none", **SCALED}),
-        Method(OURS, "2D, projected", {"rank": 4, "projection": "linear_v2", "ratio": 0.01, **SCALED}),
+        *(projected(ratio, alpha=2.0) for ratio in (0.1, 0.01)),
         Method(OURS, "LoRA", {"method": "lora", "rank": 1, **SCALED}),
         Method(OURS, "LoNKr", {"method": "lonkr", "rank": 4, **SCALED}),
     ]
-    return [PROBE, LORA, *VARIANTS, *(method for method in (*peers, *ours) if method not in VARIANTS)]
+    variants = [variant for variant in VARIANTS if "ratio" not in variant.settings]  # `ours` has those of this page
+    return [PROBE, LORA, *variants, *(method for method in (*peers, *ours) if method not in variants)]
 
 
 def _onehot(dim: int) -> Method:

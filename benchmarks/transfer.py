@@ -25,11 +25,20 @@ from superlora_cli.adapter.config import RATE
 RATES = (0.01, 0.03, 0.05, 0.1, 0.3)
 PAGE = pages.DOCS / "rates.md"
 SCALED = {"scaling": "weights"}
+
+
+def projected(ratio: float, *, alpha: float) -> Method:
+    """2D through a projection."""
+    return Method(
+        OURS, "2D, projected", {"rank": 4, "projection": "linear_v2", "ratio": ratio, "alpha": alpha, **SCALED}
+    )
+
+
 VARIANTS = [
     Method(OURS, "LoRA", {"method": "lora", "rank": 4, **SCALED}),
     Method(OURS, "LoKr", {"method": "lokr", "rank": 2, **SCALED}),
     Method(OURS, "2D", {"rank": 4, **SCALED}),
-    Method(OURS, "2D, projected", {"rank": 4, "projection": "linear_v2", "ratio": 0.1, **SCALED}),
+    projected(0.1, alpha=3.6),  # 2/ρ^¼, the default
     Method(OURS, "LoRTA 3D", {"method": "lorta", "rank": 4, **SCALED}),
     Method(OURS, "LoRTA 5D", {"method": "lorta", "order": 5, "rank": 3, **SCALED}),
     Method(OURS, "CP 4D", {"order": 4, "rank": 5, "core": "identity", **SCALED}),

@@ -8,10 +8,10 @@ torch and the command line should start without it.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from superlora_cli.api import activate, attach, detach, load, save
+    from superlora_cli.api import activate, attach, detach, load, mixed, save
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "activate", "attach", "detach", "load", "save"]
+__all__ = ["__version__", "activate", "attach", "detach", "load", "mixed", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ adapter = superlora_cli.attach(model, ["q", "v"], "lorta", rank=2, name="pets")
 superlora_cli.save(model, "pets.safetensors")
 superlora_cli.load(model, "cars.safetensors", name="cars")
 superlora_cli.activate(model, "pets")                     # or None: the plain base
+superlora_cli.mixed(model, images, ["pets", "cars", …])   # each row by its own adapter
 superlora_cli.detach(model, merge=True)
 """
 
@@ -18,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import attach as adapters
@@ -34,10 +36,11 @@ from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.attached import attach_stored
+from superlora_cli.opening.hub import local
 from superlora_cli.recipe.describe import phrase, schema_at
 from superlora_cli.recipe.schema import AdapterSection
 
-__all__ = ["activate", "attach", "detach", "load", "save"]
+__all__ = ["activate", "attach", "detach", "load", "mixed", "save"]
 
 
 def attach(
@@ -163,7 +166,7 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
     """Attach a saved adapter to `model`, active and trainable; the file is from `save` or from `superlora train`.
 
     Args:
-        path: an adapter file or a run folder.
+        path: an adapter file, a run folder, or `hf-hub:USER/NAME[@REVISION]`.
         name: the adapter's name on this model.
         allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
             frozen factors come from them.
@@ -172,11 +175,57 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
         UsageError: it is not an adapter file, the base cannot be adapted, or the name is taken. MismatchError: adapter
             and base do not belong together. In either case nothing has changed.
     """
-    path = Path(path)
+    path = local(path)
     file = path / "adapter.safetensors" if path.is_dir() else path
     return attach_stored(
         model, store.load(file), where=str(file), name=name, allow_mismatch=allow_base_mismatch, other_classes=True
     )
+
+
+@torch.no_grad()
+def mixed(model: nn.Module, inputs: Tensor, adapter_names: Sequence[str | None]) -> list[Tensor]:
+    """The output for every row of a batch, each by its own adapter: one forward pass for each adapter that is named.
+
+    The adapter that was active is active again afterwards. There are no gradients.
+
+    Examples:
+        >>> import superlora_cli
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+        >>> for name in ("pets", "cars"):
+        ...     adapter = superlora_cli.attach(model, ["0"], rank=1, name=name)
+        >>> outputs = superlora_cli.mixed(model, torch.ones(3, 8), ["pets", None, "cars"])
+        >>> len(outputs), outputs[0].shape
+        (3, torch.Size([3]))
+
+    Args:
+        inputs: what `model` takes, (n, …).
+        adapter_names: a name for each of the n rows; None is the plain base.
+
+    Returns:
+        n outputs without the dimension of the batch. Their shapes differ where the adapters' heads do.
+
+    Raises:
+        UsageError: the model has no adapter of some name, or not one name for each row. The model is unchanged.
+    """
+    held = adapters.adapters_of(model)
+    if held is None:
+        raise UsageError("the model has no adapter", hint="attach or load one first")
+    if len(adapter_names) != len(inputs):
+        raise UsageError(f"{len(adapter_names)} names for {len(inputs)} rows", where="adapter_names", hint="one a row")
+    for each in filter(None, adapter_names):
+        held.get(each)
+    rows: dict[str | None, list[int]] = {}
+    for row, name in enumerate(adapter_names):
+        rows.setdefault(name, []).append(row)
+    before = held.active
+    found: dict[int, Tensor] = {}
+    try:
+        for name, own in rows.items():
+            activate(model, name)
+            found |= zip(own, model(inputs[own]), strict=True)
+    finally:
+        activate(model, before)
+    return [found[row] for row in range(len(inputs))]
 
 
 def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:

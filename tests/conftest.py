@@ -7,12 +7,14 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forking.commands import Commands
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several tests run at once, one thread each
 QUICK = ("quickstart", "train.steps=6", "eval.every=3", "train.checkpoint_every=3", "train.threads=1")
@@ -72,6 +74,13 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Runs a command in an empty folder: `cli("train", "quickstart")`."""
     monkeypatch.chdir(tmp_path)
     return run_cli
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Carries out commands in processes of their own, without the seconds that importing takes."""
+    with Commands() as carrying_out:
+        yield carrying_out
 
 
 @pytest.fixture(scope="session")

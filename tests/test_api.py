@@ -286,6 +286,27 @@ def test_a_head_belongs_to_its_adapter(tmp_path: Path) -> None:
     torch.testing.assert_close(base(X), outputs["pets"])
 
 
+def test_every_row_of_a_batch_may_have_an_adapter_and_a_head_of_its_own(tmp_path: Path) -> None:
+    model, outputs = two_adapters()
+    other = vit()
+    other.head = nn.Linear(32, 7)
+    moved(superlora_cli.attach(other, method="lora", rank=2, head="head"), 5)
+    superlora_cli.save(other, tmp_path / "seven.safetensors")
+    superlora_cli.load(model, tmp_path / "seven.safetensors", name="seven")
+    superlora_cli.activate(model, "pets")
+    found = superlora_cli.mixed(model, X[[0, 1, 0, 1]], ["cars", None, "seven", "cars"])
+    for row, (name, image) in zip(found, [("cars", 0), (None, 1), ("seven", 0), ("cars", 1)], strict=True):
+        expected = other(X)[image] if name == "seven" else outputs[name][image]
+        torch.testing.assert_close(row, expected)
+        assert not row.requires_grad
+    assert model.superlora.active == "pets"
+    for names, message in ((["cars"], "1 names for 2 rows"), (["cars", "dogs"], "has no adapter 'dogs'")):
+        with pytest.raises(UsageError, match=message):
+            superlora_cli.mixed(model, X, names)
+    with pytest.raises(UsageError, match="the model has no adapter"):
+        superlora_cli.mixed(vit(), X, ["cars", "cars"])
+
+
 def test_a_head_may_have_another_number_of_classes(tmp_path: Path) -> None:
     pets = vit()
     pets.head = nn.Linear(32, 7)

@@ -26,7 +26,7 @@ PATIENCE = 15  # seconds that the main process has to report an error all proces
 
 COMMANDS = (  # in the order of work
     *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
-    *("merge", "export", "compress", "combine", "extract", "sweep", "tune", "report", "schema"),
+    *("merge", "export", "compress", "combine", "extract", "push", "sweep", "tune", "report", "schema"),
 )
 
 

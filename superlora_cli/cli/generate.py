@@ -33,8 +33,10 @@ def command(
 ) -> None:
     """Generate images with a diffusion model and its adapter."""
     from superlora_cli.generation.folder import ImagesFolder
+    from superlora_cli.opening.hub import local
     from superlora_cli.opening.results import resolve_result
 
+    source = str(local(source))
     if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
         resolve_result(Path(source))
     ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds

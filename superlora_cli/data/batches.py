@@ -224,6 +224,11 @@ def evaluation_batches(images: Any, batch_size: int, *, workers: int, pin: bool)
     return _read(images, batch_size=batch_size, num_workers=workers, pin_memory=pin)
 
 
+def chosen_batches(images: Any, batches: Sequence[Sequence[int]], *, workers: int) -> Generator[Batch, None, None]:
+    """Batches of the images with these indices, in order."""
+    return _read(images, batch_sampler=batches, num_workers=workers)
+
+
 def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
     """torch's loader; errors of worker processes are raised as they were, without the traceback around them."""
     # A loader draws a number whenever it is iterated, and a resumed run iterates once more: so it gets its own

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
+from superlora_cli.opening.hub import local
 from superlora_cli.weights.foreign import recognise_folder
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
@@ -13,11 +14,12 @@ WANTED = "a run or an adapter"
 
 
 def resolve_result(path: Path) -> Path:
-    """The adapter or model file at `path`: the file itself, or the one in a run folder.
+    """The adapter or model file at `path`: the file itself, the one in a run folder, or one on the hub (`hf-hub:`).
 
     Raises:
         UsageError: there is none.
     """
+    path = local(path)
     if path.is_dir():
         for name in (ADAPTER_FILE, MODEL_FILE):
             if (path / name).is_file():

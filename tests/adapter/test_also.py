@@ -23,6 +23,7 @@ from superlora_cli.models.parts import chosen, parts_of
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
 from tests.conftest import run_cli
+from tests.forking.commands import FORKED, Commands
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 FEW = ("train.steps=4", "eval.every=4", "train.threads=1", "data.augment=none", "train.optimizer.lr=0.01")
@@ -166,13 +167,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path) -> None:
+def test_a_sweep_has_the_probe_beside_the_adapters(tmp_path: Path, commands: Commands) -> None:
     file = tmp_path / "few.yaml"
     file.write_text(
         "recipe: digits_lora\nset: {train.steps: 2, eval.every: 2, model.head: new, data.augment: none}\n"
         "grid: {adapter.method: [none, bitfit, lora], adapter.rank: [1]}\n"
     )
-    superlora("sweep", file, "--out", tmp_path / "sweep", "--workers", "1", "--quiet")
+    commands.right("sweep", file, "--out", "sweep", "--workers", "1", "--quiet", cwd=tmp_path, setup=FORKED)
     lines = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     head = lines[0].split(",")
     at = [head.index(name) for name in ("adapter.method", "parameters", "head")]

@@ -161,8 +161,12 @@ def test_merged_is_adapted(recipes: Path, cli: Cli) -> None:
     assert result["metrics"]["loss_before"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("step", [2, 5])
-@pytest.mark.parametrize("words", [(), (DROPOUT, "train.ema=0.9", "train.accumulate=2")], ids=["plain", "dropout"])
+def test_a_dry_run_changes_nothing_for_a_training_in_the_same_process(recipes: Path, cli: Cli) -> None:
+    for words in (["--dry-run"], ["--quiet", "--out", "run"]):
+        assert cli("train", recipes / "adapter.yaml", "train.steps=1", "diffusion.steps=77", *words).code == 0
+
+
+@pytest.mark.parametrize(("step", "words"), [(2, ()), (5, (DROPOUT, "train.ema=0.9", "train.accumulate=2"))])
 def test_a_run_that_died_and_was_resumed_equals_an_uninterrupted_one(
     step: int, words: tuple[str, ...], recipes: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,7 @@ def test_a_base_in_half_precision_sees_images_in_its_own(
     save_file({name: tensor.to(dtype) for name, tensor in load_file(asset).items()}, "half.safetensors")
     words = (*QUICK[1:], "model.checkpoint=half.safetensors", "train.precision=fp32", "eval.batch_size=100")
     if recipe != "quickstart":  # half precision takes its time on a CPU
-        words += ("data.name=glyphs", "data.train_images=100", "data.eval_images=20")
+        words += ("data.name=glyphs", "data.train_images=100", "data.eval_images=20", "train.batch_size=8")
     result = cli("train", recipe, *words, "--out", "run", "--json")
     assert result.code == 0, result.err
     trained = result.json()["metrics"]

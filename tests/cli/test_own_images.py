@@ -24,7 +24,7 @@ from tests.conftest import Cli, run_cli
 pytestmark = pytest.mark.slow
 
 NAMES = ("zero", "one", "two", "three")
-WORDS = ("model.pretrained=true", "train.steps=150", "train.threads=1", "data.augment=none", "data.workers=0",
+WORDS = ("model.pretrained=true", "train.steps=60", "train.threads=1", "data.augment=none", "data.workers=0",
          "train.optimizer={name: AdamW, lr: 0.02}", "train.scheduler={name: OneCycleLR}")  # fmt: skip
 
 

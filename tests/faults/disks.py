@@ -29,6 +29,7 @@ READ_ONLY = (
     TRAIN[:-3],
     ("merge", "ADAPTER", "--out", "m.safetensors"),
     ("export", "ADAPTER", "--to", "delta", "--out", "d.safetensors"),
+    ("compress", "ADAPTER", "--bits", "3", "--out", "c.safetensors"),
     ("export", "ADAPTER", "--to", "peft-lora", "--out", "peft"),
     ("generate", "glyphs_unet", "--num", "1", "--steps", "1", "--out", "images"),
     ("inspect", "ADAPTER", "--delta", "d.safetensors"),

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from tests.faults.commands import Done
 from tests.faults.forging import FORGERIES
 from tests.faults.material import BASE, Material
 from tests.faults.spoiling import BYTES
 from tests.faults.trials import Trial, complaint, contents, outcome
+from tests.forking.commands import Done
 
 ADAPTER, OUT = "adapter.safetensors", "out.safetensors"
 READERS = (
@@ -22,6 +22,7 @@ READERS = (
     ("eval", ADAPTER),
     ("merge", ADAPTER, "--out", OUT, "--no-verify"),
     ("export", ADAPTER, "--to", "delta", "--out", OUT),
+    ("compress", ADAPTER, "--bits", "3", "--out", OUT),
     ("inspect", ADAPTER, "--norms"),
     ("export", ADAPTER, "--to", "peft-lora", "--out", "peft"),
 )

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.commands import Done, Running
 from tests.faults.material import BASE, Material
 from tests.faults.trials import Trial, complaint
 from tests.faults.whole import half_written, left_over
+from tests.forking.commands import FORKED, Done, Running
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-SLOW = ("tests.faults.slow:disk", "tests.faults.slow:forked_workers")
+SLOW = ("tests.faults.slow:disk", *FORKED)
 STEPS = ("train.steps=12", "eval.every=4", "train.checkpoint_every=3", "train.threads=1", "train.batch_size=16")
 TRAIN = ("train", "quickstart", *STEPS, "--out", "run", "--resume", "auto", "--quiet")
 SWEEP = """\
@@ -51,6 +51,11 @@ VICTIMS = {
         ("images/**/*",),
     ),
     "export": Victim(("export", "ADAPTER", "--to", "peft-lora", "--out", "peft", "--force"), ("peft/*",), kills=1),
+    "compress": Victim(
+        ("compress", "ADAPTER", "--bits", "3", "--out", "c.safetensors", "--tune", "2", "--force"),
+        ("c.safetensors",),
+        kills=1,
+    ),
     "sweep": Victim(
         ("sweep", "sweep.yaml", "--out", "sweep", "--workers", "1", "--quiet"),
         ("sweep/results.csv", "sweep/runs/*/*.safetensors", "sweep/runs/*/eval.json"),

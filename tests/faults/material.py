@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from superlora_cli.models.embedded import ASSETS
-from tests.faults.commands import Commands
+from tests.forking.commands import Commands
 
 BASE = ASSETS / "glyphs_vit.safetensors"
 QUICK = ("train.steps=6", "eval.every=3", "train.checkpoint_every=2", "train.keep=3", "train.threads=1")

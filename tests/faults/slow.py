@@ -1,9 +1,8 @@
-"""What a child does before its command: a slow disk, and workers that cost no import."""
+"""What a child does before its command on a slow disk."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -35,31 +34,3 @@ def disk() -> None:
     os.fsync, os.replace, os.rename = slowly(fsync), slowly(replace), slowly(rename)
     Draft.write = slowly(write)  # type: ignore[method-assign]
     Path.write_bytes = write_bytes  # type: ignore[method-assign,assignment]
-
-
-def forked_workers() -> None:
-    """A sweep's workers are forked from a process that has imported everything."""
-    import superlora_cli.sweeping.local as local
-
-    local.get_context = Forking  # type: ignore[assignment,misc]
-
-
-class Forking:
-    """As multiprocessing's context `spawn`, as far as a sweep needs it."""
-
-    def __init__(self, method: str) -> None:
-        self.context = multiprocessing.get_context("fork")
-
-    def Pipe(self) -> Any:  # noqa: N802
-        """Two ends."""
-        self.ours, theirs = self.context.Pipe()
-        return self.ours, theirs
-
-    def Process(self, target: Any, args: Any) -> Any:  # noqa: N802
-        """A process that has nothing of our end of the pipe, as a spawned one."""
-
-        def alone() -> None:
-            self.ours.close()
-            target(*args)
-
-        return self.context.Process(target=alone)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
-from tests.faults.commands import Done, Running
 from tests.faults.kills import SLOW, TRAIN
 from tests.faults.material import Material
 from tests.faults.trials import Trial, complaint, contents, outcome
 from tests.faults.whole import half_written
+from tests.forking.commands import Done
 
 PLACE = "adapter.safetensors"
 
@@ -53,7 +53,7 @@ def _replaced(material: Material, draw: random.Random) -> Trial:
         for file in cycle(both):
             shutil.copy(file, place / "next")
             os.replace(place / "next", place / PLACE)
-            if _ended(running):
+            if running.over:
                 break
         done = running.done
         fault = complaint(done)
@@ -106,8 +106,3 @@ def _one_of(ended: list[Done]) -> str | None:
 
 def _all(ended: list[Done]) -> str | None:
     return next((done.err for done in ended if done.code), None)
-
-
-def _ended(running: Running) -> bool:
-    with open(f"/proc/{running.pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] == "Z"

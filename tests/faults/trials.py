@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.commands import Done
+from tests.forking.commands import Done
 
 REFUSALS = {1: "failed with one line", 2: "refused", 3: "refused as a mismatch", 130: "interrupted"}
 

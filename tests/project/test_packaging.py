@@ -49,9 +49,20 @@ def python(installed: Path, cwd: Path, *words: str) -> str:
     return done.stdout
 
 
-def superlora(installed: Path, cwd: Path, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(python(installed, cwd, "-m", "superlora_cli", *words, "--json"))
-    return found
+def superlora(installed: Path, cwd: Path, *commands: list[str]) -> list[dict[str, Any]]:
+    """What several commands in one process say."""
+    script = """
+import json, sys
+from superlora_cli.cli.app import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["superlora", *words, "--json"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, words
+"""
+    said = python(installed, cwd, "-c", script, json.dumps(commands))
+    return [json.loads(line) for line in said.splitlines()]
 
 
 def test_the_wheel_holds_the_package_the_recipes_and_the_base_weights(wheel: Path) -> None:
@@ -76,13 +87,18 @@ def test_the_installed_package_is_the_one_that_runs_and_has_its_command(installe
 
 
 def test_the_installed_command_lists_and_trains_the_quickstart_anywhere(installed: Path, tmp_path: Path) -> None:
-    rows = superlora(installed, tmp_path, "ls", "recipes")["recipes"]
-    assert [row["name"] for row in rows] == list(shipped_recipes())
-    assert all(str(installed) in row["path"] for row in rows)
-    run = superlora(installed, tmp_path, "train", "quickstart", "train.steps=2")
+    listed, run, evaluated = superlora(
+        installed,
+        tmp_path,
+        ["ls", "recipes"],
+        ["train", "quickstart", "train.steps=2"],
+        ["eval", "runs/quickstart"],
+    )
+    assert [row["name"] for row in listed["recipes"]] == list(shipped_recipes())
+    assert all(str(installed) in row["path"] for row in listed["recipes"])
     assert run["status"] == "completed"
     assert (tmp_path / run["adapter"]).is_file()
-    assert superlora(installed, tmp_path, "eval", run["run"])["n"] == 500
+    assert evaluated["n"] == 500
 
 
 LIGHT = ("typer", "rich", "pyyaml", "pydantic")  # what commands need that load no torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 import pytest
 
-from superlora_cli.commands import train
 from tests.conftest import run_cli
 
 ROOT = Path(__file__).parents[2]
@@ -52,15 +52,11 @@ ON_THE_PAGE = claims(PAGE)
 IN_RECIPES = [claim for path in (*RECIPES, *GENERATION) for claim in claims(path.read_text(encoding="utf-8"))]
 
 
-def check(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(claim.words)
-    if words[0] == "count-params":
-        assert run_cli(*words, "--json").json()["adapter"] == claim.adapter
-        return
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train, "step_memory", lambda *_, **__: {})  # it takes longer than everything else
-    params = run_cli(*words, "--dry-run", "--json").json()["params"]
-    assert (params["adapter"], params["head"]) == (claim.adapter, claim.head)
+def check(claim: Claim) -> None:
+    _, *words = shlex.split(claim.words)
+    with contextlib.chdir(ROOT):
+        counted = run_cli("count-params", *words, "--json").json()  # what `train` says of a recipe is the same
+    assert (counted["adapter"], counted.get("head", 0)) == (claim.adapter, claim.head)
 
 
 def test_no_command_escapes_the_check() -> None:
@@ -79,11 +75,10 @@ def test_the_published_counts_are_on_the_page(published: int) -> None:
 
 
 @pytest.mark.parametrize("claim", IN_RECIPES, ids=lambda claim: claim.words)
-def test_the_head_of_a_recipe_says_what_it_trains(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(claim, monkeypatch)
+def test_the_head_of_a_recipe_says_what_it_trains(claim: Claim) -> None:
+    check(claim)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("claim", sorted(set(ON_THE_PAGE)), ids=lambda claim: claim.words)
-def test_the_page_says_what_a_command_trains(claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(claim, monkeypatch)
+def test_the_page_says_what_a_command_trains(claim: Claim) -> None:
+    check(claim)

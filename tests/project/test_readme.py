@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_cli
+from tests.project.shown import carry_out
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
 COMMANDS = [
-    line.partition("#")[0].strip()
-    for language, block in BLOCKS
-    if not language
-    for line in block.splitlines()
-    if line.startswith("superlora ")
+    line for language, block in BLOCKS if not language for line in block.splitlines() if line.startswith("superlora ")
 ]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
@@ -34,10 +29,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) >= 7
     for command in COMMANDS:
-        words = shlex.split(command)[1:]
-        result = run_cli(*words)
-        assert result.code == 0, f"{command}\n{result.err}"
-        if "--order" in words:
+        result = carry_out(command)
+        if "--order" in command:
             assert "5,776" in result.out
 
 

@@ -17,12 +17,19 @@ from superlora_cli.sweeping.cluster import each_on_cluster
 from superlora_cli.sweeping.folder import SweepFolder
 from superlora_cli.sweeping.plan import load_plan
 from tests.conftest import run_cli
+from tests.forking.commands import FORKED, Commands
 from tests.sweeping.conftest import TINY, Write, write  # noqa: F401
-from tests.sweeping.test_sweep import LONG, bytes_of, results, sweep
+from tests.sweeping.test_sweep import bytes_of, results
 from tests.tuning.test_tune import WORDS as SEARCH
 from tests.tuning.test_tune import bytes_of as found_bytes
 
 pytestmark = pytest.mark.slow
+
+LONG = """\
+recipe: quickstart
+set: {train.steps: 100, eval.every: 50, train.checkpoint_every: 10}
+grid: {adapter.rank: [1, 2, 3]}
+"""
 
 
 @pytest.fixture
@@ -45,7 +52,11 @@ def nodes_at_work(folder: Path) -> set[str]:
     return begun - {path.parent.name for path in folder.glob("runs/*/adapter.safetensors")}
 
 
-def test_every_run_exists_once_after_a_node_is_lost(cluster: Any, write: Write) -> None:  # noqa: F811
+def test_every_run_exists_once_after_a_node_is_lost(
+    cluster: Any,
+    commands: Commands,
+    write: Write,  # noqa: F811
+) -> None:
     path, out = write(LONG), Path("out")
     lost: list[set[str]] = []
 
@@ -57,12 +68,12 @@ def test_every_run_exists_once_after_a_node_is_lost(cluster: Any, write: Write) 
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     threading.Thread(target=lose_a_node).start()
-    found = sweep(path, "--out", out, "--ray", cluster.address)
+    found = run_cli("sweep", path, "--out", out, "--ray", cluster.address, "--json").json()
     assert len(lost[0]) == 2, "it was over before the node was lost"
     assert (found["status"], found["completed"], found["left"]) == ("completed", 3, 0)
     rows = results(out)
     assert len(rows) == len({row["id"] for row in rows}) == 3
-    sweep(path, "--out", "here", "--workers", "2")
+    commands.right("sweep", path, "--out", "here", "--workers", "2", "--quiet", cwd=Path.cwd(), setup=FORKED)
     assert bytes_of(out) == bytes_of("here")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from superlora_cli.recipe.load import shipped_sweeps
+from superlora_cli.sweeping import plan
 from superlora_cli.sweeping.plan import load_plan
 from tests.conftest import Cli
 
@@ -24,6 +26,9 @@ EXTREMES = {  # the least and the most parameters, as far as the paper tells the
 }
 PUBLISHED = {"fig4": 138_372, "fig5a": 75_776, "fig5b": 73_728, "fig6a": 5_112,
              "fig6b": 8_160, "fig7a": 8_512}  # fmt: skip
+
+
+planned = cache(load_plan)  # takes seconds
 
 
 def figures(name: str) -> list[str]:
@@ -46,8 +51,8 @@ def test_every_figure_has_one_sweep(embedded: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_sweeps())
 def test_every_shipped_sweep_is_planned(name: str) -> None:
-    plan = load_plan(name)
-    runs = plan.checked()
+    found = planned(shipped_sweeps()[name])
+    runs = found.checked()
     counts = [run.params["adapter"] or 0 for run in runs]
     least, most = EXTREMES.get(name, (None, None))
     assert least in (None, min(counts))
@@ -55,14 +60,16 @@ def test_every_shipped_sweep_is_planned(name: str) -> None:
     assert name not in PUBLISHED or PUBLISHED[name] in counts
     assert all(count > 0 for count in counts)
     if name.startswith("digits_"):
-        assert not plan.impossible
+        assert not found.impossible
         points = {(run.name, *map(str, run.overrides.items())) for run in runs}
-        assert len(points) <= (8 if plan.measure else 20)
+        assert len(points) <= (8 if found.measure else 20)
     else:
-        assert (plan.measure is not None) == (runs[0].recipe.task == "diffusion")
+        assert (found.measure is not None) == (runs[0].recipe.task == "diffusion")
 
 
-def test_registered_names_are_listed(cli: Cli) -> None:
+@pytest.mark.slow
+def test_registered_names_are_listed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "load_plan", planned)
     rows = {row["name"]: row for row in cli("ls", "sweeps", "--json").json()["sweeps"]}
     assert list(rows) == list(shipped_sweeps())
     told = re.findall(r"`superlora sweep (\w+)` \| (\d+) \|", PAGE)

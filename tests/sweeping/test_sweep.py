@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ import pytest
 
 from superlora_cli.files import read_json
 from tests.conftest import Cli, contents, run_cli
+from tests.forking.commands import FORKED, Commands
 from tests.sweeping.conftest import TINY, Write
-from tests.training.launching import ended, spoken, start, wait_for
+from tests.training.launching import spoken, wait_for
 from tests.training.test_signals import survivors
 
 pytestmark = pytest.mark.slow
 
+Sweep = Callable[..., dict[str, Any]]
+
 LONG = """\
 recipe: quickstart
-set: {train.steps: 100, eval.every: 50, train.checkpoint_every: 10}
+set: {train.steps: 60, eval.every: 60, train.checkpoint_every: 10, train.batch_size: 16}
 grid: {adapter.rank: [1, 2, 3]}
 """
 FAILING = """\
@@ -38,10 +41,16 @@ measure: {against: "digits:test", extractor: digits, num: 24, sampler: dpm++, st
 """
 
 
-def sweep(*words: str | Path) -> dict[str, Any]:
-    result = run_cli("sweep", *words, "--json")
-    assert result.code == 0, result.out
-    return result.json()
+@pytest.fixture
+def sweep(commands: Commands, tmp_path: Path) -> Sweep:
+    """Carries out a sweep in a process of its own, its workers forked, and gives what it said."""
+
+    def carry_out(*words: str | Path) -> dict[str, Any]:
+        done = commands.start("sweep", *words, "--json", cwd=tmp_path, setup=FORKED).done
+        assert done.code == 0, done.out
+        return done.json()
+
+    return carry_out
 
 
 def results(folder: str | Path) -> list[dict[str, str]]:
@@ -66,10 +75,10 @@ def finished(folder: str | Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small sweep, carried out by one worker; read only."""
+    """The small sweep, carried out by one worker, which was not forked; read only."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.yaml").write_text(TINY)
-    found = sweep(folder / "sweep.yaml", "--out", folder / "out", "--workers", "1")
+    found = run_cli("sweep", folder / "sweep.yaml", "--out", folder / "out", "--workers", "1", "--json").json()
     assert (found["status"], found["runs"], found["completed"], found["failed"]) == ("completed", 4, 4, 0)
     return folder / "out"
 
@@ -86,12 +95,12 @@ def test_every_run_is_in_the_results_once_and_is_an_ordinary_run(whole: Path, cl
     assert evaluated["metrics"]["accuracy"] == float(rows[3]["accuracy"])
 
 
-def test_the_number_of_workers_changes_no_byte(whole: Path, write: Write) -> None:
+def test_the_number_of_workers_changes_no_byte(whole: Path, write: Write, sweep: Sweep) -> None:
     sweep(write(TINY), "--out", "out", "--workers", "2")
     assert bytes_of("out") == bytes_of(whole)
 
 
-def test_one_by_one_by_index_is_the_same_sweep(whole: Path, write: Write) -> None:
+def test_one_by_one_by_index_is_the_same_sweep(whole: Path, write: Write, sweep: Sweep) -> None:
     path = write(TINY)
     for index in (2, 0, 3):
         found = sweep(path, "--out", "out", "--index", str(index))
@@ -105,7 +114,7 @@ def test_one_by_one_by_index_is_the_same_sweep(whole: Path, write: Write) -> Non
     assert (result.code, "the sweep has 4 runs" in result.message) == (2, True)
 
 
-def test_finished_runs_are_kept_and_broken_ones_repeated(whole: Path, write: Write) -> None:
+def test_finished_runs_are_kept_and_broken_ones_repeated(whole: Path, write: Write, sweep: Sweep) -> None:
     path = write(TINY)
     sweep(path, "--out", "out")
     before, (first, second, *_) = finished("out"), sorted(Path("out/runs").iterdir())
@@ -117,10 +126,12 @@ def test_finished_runs_are_kept_and_broken_ones_repeated(whole: Path, write: Wri
     assert bytes_of("out") == bytes_of(whole)
 
 
-def test_a_failed_run_is_reported_and_retried_and_stops_no_other(write: Write) -> None:
+def test_a_failed_run_is_reported_and_retried_and_stops_no_other(
+    write: Write, commands: Commands, tmp_path: Path
+) -> None:
     path = write(FAILING)
     for _ in range(2):
-        result = run_cli("sweep", path, "--out", "out", "--json")
+        result = commands.start("sweep", path, "--out", "out", "--json", cwd=tmp_path, setup=FORKED).done
         assert result.code == 1
         found = result.json()
         assert (found["status"], found["completed"], found["failed"], found["left"]) == ("failed", 1, 2, 0)
@@ -132,13 +143,17 @@ def test_a_failed_run_is_reported_and_retried_and_stops_no_other(write: Write) -
         assert all("\n" not in row["error"] and str(Path.cwd()) not in row["error"] for row in rows)
 
 
-def test_a_worker_that_is_killed_takes_one_run_with_it(whole: Path, write: Write) -> None:
+def test_a_worker_that_is_killed_takes_one_run_with_it(
+    whole: Path, write: Write, sweep: Sweep, commands: Commands, tmp_path: Path
+) -> None:
     path = write(LONG)
-    process = start("sweep", path, "--out", "out", "--workers", "1", "--json", two=False)
+    process = commands.start("sweep", path, "--out", "out", "--workers", "1", "--json", cwd=tmp_path, setup=FORKED)
     wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
-    victims = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    victims = [
+        child for child in psutil.Process(process.pid).children() if "resource_tracker" not in str(child.cmdline())
+    ]
     victims[0].kill()
-    result = ended(process)
+    result = process.done
     assert result.code == 1
     found = result.json()
     assert (found["completed"], found["failed"]) == (2, 1)
@@ -146,12 +161,14 @@ def test_a_worker_that_is_killed_takes_one_run_with_it(whole: Path, write: Write
     assert sweep(path, "--out", "out")["completed"] == 3
 
 
-def test_a_killed_sweep_continues_and_repeats_no_finished_run(write: Write) -> None:
+def test_a_killed_sweep_continues_and_repeats_no_finished_run(
+    write: Write, sweep: Sweep, commands: Commands, tmp_path: Path
+) -> None:
     path = write(LONG)
-    process = start("sweep", path, "--out", "out", "--workers", "2", two=False, start_new_session=True)
+    process = commands.start("sweep", path, "--out", "out", "--workers", "2", cwd=tmp_path, setup=FORKED)
     wait_for(lambda: len(finished("out")) >= 1, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    ended(process)
+    process.kill(signal.SIGKILL, group=True)
+    assert process.done.code == -signal.SIGKILL
     before = finished("out")
     assert 1 <= len(before) < 3
     assert sweep(path, "--out", "out", "--workers", "2")["completed"] == 3
@@ -162,11 +179,14 @@ def test_a_killed_sweep_continues_and_repeats_no_finished_run(write: Write) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_the_workers_which_save(number: signal.Signals, write: Write) -> None:
-    process = start("sweep", write(LONG), "--out", "out", "--workers", "2", two=False, start_new_session=True)
+def test_a_signal_stops_the_workers_which_save(
+    number: signal.Signals, write: Write, commands: Commands, tmp_path: Path
+) -> None:
+    setup = () if number == signal.SIGINT else FORKED  # an interrupt reaches workers, who begin in a way of their own
+    process = commands.start("sweep", write(LONG), "--out", "out", "--workers", "2", cwd=tmp_path, setup=setup)
     wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
-    os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
-    result = ended(process)
+    process.kill(number, group=number == signal.SIGINT)
+    result = process.done
     assert result.code == 130, result.err
     (line,) = spoken(result)
     assert "of 3 runs done (the same command continues it)" in line
@@ -178,18 +198,18 @@ def test_a_signal_stops_the_workers_which_save(number: signal.Signals, write: Wr
     assert all("saved" in state["error"] for state in stopped)
 
 
-def test_workers_stop_and_save_where_the_sweep_itself_is_gone(write: Write) -> None:
-    process = start("sweep", write(LONG), "--out", "out", "--workers", "1", two=False, start_new_session=True)
+def test_workers_stop_and_save_where_the_sweep_itself_is_gone(write: Write, commands: Commands, tmp_path: Path) -> None:
+    process = commands.start("sweep", write(LONG), "--out", "out", "--workers", "1", cwd=tmp_path, setup=FORKED)
     wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
-    process.kill()
-    ended(process)
+    process.kill(signal.SIGKILL)
+    assert process.done.code == -signal.SIGKILL
     deadline = time.monotonic() + 30
     while survivors(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert survivors(process.pid) == []
 
 
-def test_what_diffusion_runs_generate_is_measured_once(write: Write) -> None:
+def test_what_diffusion_runs_generate_is_measured_once(write: Write, sweep: Sweep) -> None:
     path = write(IMAGES)
     sweep(path, "--out", "out")
     (row,) = results("out")

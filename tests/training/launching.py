@@ -1,26 +1,28 @@
-"""Several processes of the command on this machine, as `torchrun` starts them."""
+"""Several processes of the command on this machine: started by `torchrun`, or forked with what it tells them."""
 
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from superlora_cli.cli import app
 from tests.conftest import Result, environment
+from tests.forking.commands import PATIENCE, Commands, Done, Running
 
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
-PATIENCE = 300  # seconds, on a machine that has other things to do
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "superlora_cli")
 
 
-def start(*words: str | Path, module: str = "superlora_cli", two: bool = True, **how: Any) -> subprocess.Popen[str]:
-    """`superlora WORDS...` (or another module) in two processes, or in one, in the current folder."""
-    command = [*(LAUNCH if two else (sys.executable, "-m")), module, *map(str, words)]
+def start(*words: str | Path, module: tuple[str, ...] = ("superlora_cli",), **how: Any) -> subprocess.Popen[str]:
+    """`superlora WORDS...` in a process that has imported nothing, in the current folder."""
+    command = [sys.executable, "-m", *module, *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background would hand down SIG_IGN
     return subprocess.Popen(command, env=environment(), **{**pipes, **how})
@@ -39,19 +41,49 @@ def ended(process: subprocess.Popen[str]) -> Result:
     return Result(process.returncode, out, err)
 
 
-def together(*words: str | Path) -> Result:
+def torchrun(*words: str | Path) -> Result:
+    """`superlora WORDS...` in two processes of torchrun, to its end."""
+    return ended(start(*words, module=TORCHRUN))
+
+
+def pair(commands: Commands, *words: str | Path, setup: tuple[str, ...] = ()) -> list[Running]:
+    """`superlora WORDS...` in two processes that find each other, by rank, in the current folder."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    how = {"cwd": Path.cwd(), "setup": (*setup, f"{__name__}:without_patience")}
+    return [commands.start(*words, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, **how) for rank in "01"]
+
+
+def without_patience() -> None:
+    """In a command: it does not wait for a launcher, which would end it as soon as the main process has reported."""
+    app.PATIENCE = 0
+
+
+def together(commands: Commands, *words: str | Path, setup: tuple[str, ...] = ()) -> Result:
     """`superlora WORDS...` in two processes, to its end."""
-    return ended(start(*words))
+    return both(pair(commands, *words, setup=setup))
 
 
-def spoken(result: Result) -> list[str]:
+def both(running: Sequence[Running]) -> Result:
+    """The exit code that processes agree on, and all they said."""
+    (code,) = {one.done.code for one in running}
+    return Result(code, *("".join(getattr(one.done, name) for one in running) for name in ("out", "err")))
+
+
+def spoken(result: Result | Done) -> list[str]:
     """The lines that superlora itself said of an error."""
     return [line for line in result.err.splitlines() if "superlora: " in line]
 
 
-def wait_for(there: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], object], process: Running | subprocess.Popen[str]) -> None:
     """Until `there` is true, or the process has ended."""
     deadline = time.monotonic() + PATIENCE
-    while not there() and process.poll() is None and time.monotonic() < deadline:
+    while not there() and not _over(process) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert there(), "it never came to that"
+
+
+def _over(process: Running | subprocess.Popen[str]) -> bool:
+    return process.over if isinstance(process, Running) else process.poll() is not None

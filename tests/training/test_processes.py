@@ -9,20 +9,24 @@ from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from superlora_cli.adapter.store import load
 from superlora_cli.cli import app
-from superlora_cli.training.processes import Processes
+from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.load import load_recipe
+from superlora_cli.tasks.classification.task import Classification
+from superlora_cli.training.processes import Processes, join
 from tests.cli.test_train import DROPOUT
 from tests.conftest import QUICK, Cli, Result, contents, metrics
 from tests.data.test_splits import write_images
-from tests.training.launching import ended, spoken, start, together, wait_for
+from tests.forking.commands import Commands
+from tests.training.launching import both, pair, spoken, together, torchrun, wait_for
 
 RESNET = ("model.name=resnet10t", "data.name=pets", "data.image_size=32", "train.steps=4", "train.batch_size=4",
           "train.threads=1", "train.checkpoint_every=2")  # fmt: skip
@@ -60,7 +64,7 @@ def test_gather_undoes_share(length: int, count: int) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """What two processes said, and their folder; read only."""
     with chdir(folder := tmp_path_factory.mktemp("two")):
-        result = together("train", *HALF, "--json")
+        result = torchrun("train", *HALF, "--json")
     assert result.code == 0, result.err
     return result, folder / "runs" / "quickstart"
 
@@ -97,8 +101,8 @@ def test_two_processes_leave_the_files_of_one_and_one_json_object(two: tuple[Res
 
 
 @pytest.mark.slow
-def test_a_base_spread_over_two_processes_trains_the_same_adapter(cli: Cli, trained: Path) -> None:
-    result = together("train", *HALF, "train.shard_base=true", "--out", "run", "--quiet")
+def test_a_base_spread_over_two_processes_trains_the_same_adapter(cli: Cli, trained: Path, commands: Commands) -> None:
+    result = together(commands, "train", *HALF, "train.shard_base=true", "--out", "run", "--quiet")
     assert result.code == 0, result.err
     assert_same_adapter(Path("run"), trained)
     assert contents(Path("run")).keys() == contents(trained).keys()
@@ -107,10 +111,10 @@ def test_a_base_spread_over_two_processes_trains_the_same_adapter(cli: Cli, trai
 
 
 @pytest.mark.slow
-def test_two_processes_train_numbers_of_a_few_bits(cli: Cli) -> None:
+def test_two_processes_train_numbers_of_a_few_bits(cli: Cli, commands: Commands) -> None:
     knobs = ["adapter.bits=4", "train.steps=40", "eval.every=40", "--quiet"]
     assert cli("train", *QUICK, *knobs, "--out", "one").code == 0
-    result = together("train", *HALF, *knobs, "--out", "two")
+    result = together(commands, "train", *HALF, *knobs, "--out", "two")
     assert result.code == 0, result.err
     one, two = (load(Path(run, "adapter.safetensors")).factors for run in ("one", "two"))
     assert one.keys() == two.keys()
@@ -120,29 +124,22 @@ def test_two_processes_train_numbers_of_a_few_bits(cli: Cli) -> None:
         assert moved.float().mean() <= 0.1
 
 
-HELD = """
-import json
-from torch.distributed.tensor import DTensor
-from superlora_cli.recipe.load import load_recipe
-from superlora_cli.opening.build import build_for_training
-from superlora_cli.tasks.classification.task import Classification
-from superlora_cli.training.processes import join
-
-recipe = load_recipe("quickstart", ["train.shard_base=true", "train.device=cpu"])
-processes = join(recipe.train)
-task = Classification(build_for_training(recipe), processes)
-base = [p for n, p in task.model.named_parameters() if not n.startswith("superlora.")]
-held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in base)
-whole = all(not isinstance(p, DTensor) for p in task.trained().values())
-open(f"held-{processes.index}.json", "w").write(json.dumps([held, sum(p.numel() for p in base), whole]))
-processes.end()
-"""
+def share_held() -> None:
+    """In place of a command: tell how much of the base this process holds, and whether it has the whole adapter."""
+    recipe = load_recipe("quickstart", ["train.shard_base=true", "train.device=cpu"])
+    processes = join(recipe.train)
+    task = Classification(build_for_training(recipe), processes)
+    base = [p for n, p in task.model.named_parameters() if not n.startswith("superlora.")]
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in base)
+    whole = all(not isinstance(p, DTensor) for p in task.trained().values())
+    Path(f"held-{processes.index}.json").write_text(json.dumps([held, sum(p.numel() for p in base), whole]))
+    processes.end()
+    raise SystemExit(0)
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_holds_half_of_a_spread_base_and_the_whole_adapter(tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "held.py").write_text(HELD)
-    result = ended(start(module="held"))
+def test_each_of_two_processes_holds_half_of_a_spread_base_and_the_whole_adapter(cli: Cli, commands: Commands) -> None:
+    result = together(commands, setup=(f"{__name__}:share_held",))
     assert result.code == 0, result.err
     for index in range(2):
         held, base, whole = json.loads(Path(f"held-{index}.json").read_text())
@@ -151,10 +148,12 @@ def test_each_of_two_processes_holds_half_of_a_spread_base_and_the_whole_adapter
 
 
 @pytest.mark.slow
-def test_running_statistics_of_a_base_trained_by_two_processes_are_those_that_were_scored(cli: Cli) -> None:
+def test_running_statistics_of_a_base_trained_by_two_processes_are_those_that_were_scored(
+    cli: Cli, commands: Commands
+) -> None:
     write_images(Path("pets"), count=20)
     words = (*RESNET, "data.validation=0.3", "eval.every=4", "--out", "run")
-    result = together("train", "pretrain_glyphs_vit", *words, "--json")
+    result = together(commands, "train", "pretrain_glyphs_vit", *words, "--json")
     assert result.code == 0, result.err
     told = json.loads(Path("run/eval.json").read_text())["metrics"]
     evaluated = cli("eval", "run", "--json").json()["metrics"]
@@ -165,13 +164,13 @@ def test_running_statistics_of_a_base_trained_by_two_processes_are_those_that_we
 
 
 @pytest.mark.slow
-def test_two_processes_resumed_from_a_checkpoint_end_with_the_same_bytes(cli: Cli) -> None:
+def test_two_processes_resumed_from_a_checkpoint_end_with_the_same_bytes(cli: Cli, commands: Commands) -> None:
     words = ("train", *HALF, *DROPOUT, "--out", "run", "--quiet")
-    assert together(*words).code == 0
+    assert together(commands, *words).code == 0
     shutil.copytree("run", "whole")
     shutil.rmtree("run/checkpoints/step-000006")
     Path("run/adapter.safetensors").unlink()
-    result = together(*words, "--resume", "auto")
+    result = together(commands, *words, "--resume", "auto")
     assert result.code == 0, result.err
     assert Path("run/adapter.safetensors").read_bytes() == Path("whole/adapter.safetensors").read_bytes()
     assert Path("run/eval.json").read_bytes() == Path("whole/eval.json").read_bytes()
@@ -180,32 +179,30 @@ def test_two_processes_resumed_from_a_checkpoint_end_with_the_same_bytes(cli: Cl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
-def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_with_all_saved(told: int, cli: Cli) -> None:
-    launched = start("train", *HALF, "train.steps=100000", "eval.every=100000", "--out", "run")
-    wait_for(lambda: list(Path("run/checkpoints").glob("step-*/COMPLETE")), launched)
-    workers = [child for child in psutil.Process(launched.pid).children() if "superlora_cli" in child.cmdline()]
-    by_rank = sorted(workers, key=lambda worker: worker.environ()["RANK"])
-    assert len(by_rank) == 2
-    by_rank[told].send_signal(signal.SIGTERM)
-    result = ended(launched)
+def test_a_signal_to_one_of_two_processes_stops_both_at_one_step_with_all_saved(
+    told: int, cli: Cli, commands: Commands
+) -> None:
+    by_rank = pair(commands, "train", *HALF, "train.steps=100000", "eval.every=100000", "--out", "run")
+    wait_for(lambda: list(Path("run/checkpoints").glob("step-*/COMPLETE")), by_rank[0])
+    by_rank[told].kill(signal.SIGTERM)
+    result = both(by_rank)
+    assert result.code == 130
     (line,) = spoken(result)
     assert "stopped at step" in line
-    assert "exitcode  : 130" in result.err
     step = int(line.partition("stopped at step ")[2].partition(",")[0])
     assert (Path("run/checkpoints") / f"step-{step:06d}" / "COMPLETE").is_file()
     assert json.loads(Path("run/run.json").read_text())["status"] == "interrupted"
-    assert not [worker for worker in by_rank if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 
 # Refused
 
 
 @pytest.mark.slow
-def test_an_occupied_folder_is_refused_once_by_two_processes(cli: Cli, trained: Path) -> None:
+def test_an_occupied_folder_is_refused_once_by_two_processes(cli: Cli, trained: Path, commands: Commands) -> None:
     shutil.copytree(trained, "run")
     before = contents(Path("run"))
-    result = together("train", *HALF, "--out", "run")
-    assert result.code == 1
+    result = together(commands, "train", *HALF, "--out", "run")
+    assert result.code == 2
     (line,) = spoken(result)
     assert "the folder is not empty" in line
     assert contents(Path("run")) == before
@@ -225,7 +222,7 @@ def test_an_error_of_both_processes_is_reported_by_one(cli: Cli, monkeypatch: py
 
 @pytest.mark.slow
 def test_an_error_in_all_processes_is_reported_once(cli: Cli) -> None:
-    result = together("train", *HALF, "model.name=no_such_model", "--out", "run")
+    result = torchrun("train", *HALF, "model.name=no_such_model", "--out", "run")
     assert result.code == 1
     assert len(spoken(result)) == 1
     assert not Path("run").exists()
@@ -239,10 +236,10 @@ def test_sharding_the_base_needs_several_processes(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_a_base_that_is_trained_itself_is_not_spread(cli: Cli) -> None:
+def test_a_base_that_is_trained_itself_is_not_spread(cli: Cli, commands: Commands) -> None:
     words = ("pretrain_glyphs_vit", "train.steps=2", "data.train_images=64", "data.eval_images=20")
-    result = together("train", *words, "train.shard_base=true", "--out", "run")
-    assert result.code == 1
+    result = together(commands, "train", *words, "train.shard_base=true", "--out", "run")
+    assert result.code == 2
     (line,) = spoken(result)
     assert "without one there is no frozen base" in line
     assert not Path("run").exists()

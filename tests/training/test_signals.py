@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +13,10 @@ import psutil
 import pytest
 
 from tests.cli.test_train import DROPOUT, uninterrupted
-from tests.conftest import QUICK, Cli, Result, environment
+from tests.conftest import QUICK, Cli, Result
 from tests.data.test_shards import write_shard
 from tests.data.test_splits import FOLDER
+from tests.forking.commands import Commands, Done
 from tests.training.launching import ended, spoken, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.slow
 LONG = ("train.steps=400", "eval.every=400", "train.checkpoint_every=400", "train.batch_size=16", "data.workers=2")
 
 
-def one_line(result: Result) -> str:
+def one_line(result: Result | Done) -> str:
     (line,) = spoken(result)
     assert "Traceback" not in result.err + result.out
     return line
@@ -55,27 +54,26 @@ def began(folder: str) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_with_loader_workers_saves_and_loses_nothing(
-    number: signal.Signals, cli: Cli, tmp_path: Path
+    number: signal.Signals, commands: Commands, cli: Cli, tmp_path: Path
 ) -> None:
-    words = (*LONG, *DROPOUT)
+    words = ("train.steps=60", "eval.every=60", "train.checkpoint_every=10", "data.workers=2", *DROPOUT)
     with uninterrupted(tmp_path / "run", *words):
-        process = start("train", *QUICK, *words, "--out", "run", two=False, start_new_session=True)
-        wait_for(lambda: began("run"), process)
-        time.sleep(1)
-        os.killpg(process.pid, number)
-        stopped = ended(process)
+        process = commands.start("train", *QUICK, *words, "--out", "run", cwd=tmp_path)
+        wait_for(Path("run/checkpoints/step-000010/COMPLETE").exists, process)
+        process.kill(number, group=True)
+        stopped = process.done
         assert stopped.code == 130, stopped.err
         line = one_line(stopped)
         assert "stopped at step" in line
         assert "saved" in line
-        assert 0 < int(line.partition("stopped at step ")[2].partition(",")[0]) < 400
+        assert 10 <= int(line.partition("stopped at step ")[2].partition(",")[0]) < 60
         assert survivors(process.pid) == []
         assert cli("train", *QUICK, *words, "--resume", "run").code == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_torch_is_loading_leaves_no_folder(number: signal.Signals, cli: Cli) -> None:
-    process = start("train", *QUICK, "--out", "run", two=False, start_new_session=True)
+    process = start("train", *QUICK, "--out", "run", start_new_session=True)
     wait_for(Path("run/.lock").exists, process)
     os.killpg(process.pid, number)
     result = ended(process)
@@ -84,47 +82,51 @@ def test_a_signal_while_torch_is_loading_leaves_no_folder(number: signal.Signals
     assert not Path("run").exists()
 
 
-def test_a_loader_worker_that_is_killed_ends_the_run_with_one_line(cli: Cli) -> None:
-    process = start("train", *QUICK, *LONG, "--out", "run", two=False, start_new_session=True)
+def test_a_loader_worker_that_is_killed_ends_the_run_with_one_line(
+    commands: Commands, cli: Cli, tmp_path: Path
+) -> None:
+    process = commands.start("train", *QUICK, *LONG, "--out", "run", cwd=tmp_path)
     children = psutil.Process(process.pid).children
     wait_for(lambda: began("run") and len(children()) == 2, process)
     time.sleep(0.5)
     children()[0].kill()
-    result = ended(process)
+    result = process.done
     assert result.code in (1, 2)
     assert "worker" in one_line(result).lower()
     assert json.loads(Path("run/run.json").read_text())["status"] == "failed"
     assert survivors(process.pid) == []
 
 
-def test_an_error_in_a_loader_worker_ends_the_command_and_its_workers(cli: Cli) -> None:
+def test_an_error_in_a_loader_worker_ends_the_command_and_its_workers(
+    commands: Commands, cli: Cli, tmp_path: Path
+) -> None:
     shard = Path("pets/train/000000.tar")  # unlike a folder's, the images of shards are first decoded in training
     write_shard(shard, [(number, number % 2) for number in range(12)])
     shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"DATA"))
     words = ("data.name=wds/pets", "data.num_classes=2", *FOLDER, "data.workers=2", "--out", "run")
-    process = start("train", "quickstart", *words, two=False, start_new_session=True)
-    result = ended(process)
+    process = commands.start("train", "quickstart", *words, cwd=tmp_path)
+    result = process.done
     assert result.code == 2
     assert "cannot be read as an image" in one_line(result)
     assert survivors(process.pid) == []
 
 
-def test_a_loss_that_is_not_finite_ends_the_command_and_its_workers(cli: Cli) -> None:
+def test_a_loss_that_is_not_finite_ends_the_command_and_its_workers(
+    commands: Commands, cli: Cli, tmp_path: Path
+) -> None:
     words = ("train.optimizer.lr=1e30", "train.scheduler={name: constant}", "data.workers=2")
-    result = ended(start("train", *QUICK, *words, "--out", "run", two=False, start_new_session=True))
+    result = commands.start("train", *QUICK, *words, "--out", "run", cwd=tmp_path).done
     assert result.code == 1
     assert "is NaN or Inf at step" in one_line(result)
 
 
-def test_a_command_that_is_killed_leaves_no_loader_workers(cli: Cli) -> None:
-    process = start("train", *QUICK, *LONG, "--out", "run", two=False, start_new_session=True)
+def test_a_command_that_is_killed_leaves_no_loader_workers(commands: Commands, cli: Cli, tmp_path: Path) -> None:
+    process = commands.start("train", *QUICK, *LONG, "--out", "run", cwd=tmp_path)
     wait_for(lambda: began("run") and len(psutil.Process(process.pid).children()) == 2, process)
-    process.kill()
-    ended(process)
+    process.kill(signal.SIGKILL)
+    assert process.done.code == -signal.SIGKILL
     deadline = time.monotonic() + 15  # torch's workers look for their parent every 5 seconds
     while survivors(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert survivors(process.pid) == []
-    command = [sys.executable, "-m", "superlora_cli", "train", *QUICK, "--out", "run", "--force", "--quiet"]
-    again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr  # the lock did not outlive the command
+    commands.right("train", *QUICK, "--out", "run", "--force", "--quiet", cwd=tmp_path)  # the lock is gone, too

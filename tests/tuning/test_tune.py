@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import pytest
 
 from superlora_cli.files import read_json
 from superlora_cli.recipe.load import load_recipe
-from tests.conftest import Cli, contents, run_cli
-from tests.training.launching import ended, start
+from tests.conftest import Cli, contents
+from tests.forking.commands import FORKED, Commands
 
 WORDS = ("tune", "quickstart", "--budget", "64", "--trials", "9", "--seeds", "2", "--out", "out", "train.steps=6",
          "eval.every=2", "train.checkpoint_every=2", "train.batch_size=16")  # fmt: skip
-KILLS = 3
+KILLS = 4
 
 
 def results(folder: Path) -> list[dict[str, str]]:
@@ -34,16 +35,26 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if name.endswith(names)}
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A small search with one worker that nothing disturbed, and how long it took; read only."""
+
+    place: Path
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small search with one worker, not disturbed; read only."""
-    place = tmp_path_factory.mktemp("tune")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        found = run_cli(*WORDS, "--workers", "1", "--json")
-        assert found.code == 0, found.err
-        assert found.json() == read_json(Path("out/tune.json"))
-    return place
+def undisturbed(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    place, began = tmp_path_factory.mktemp("tune"), time.monotonic()
+    found = commands.start(*WORDS, "--workers", "1", "--json", cwd=place, setup=FORKED).done
+    assert found.code == 0, found.err
+    assert found.json() == read_json(place / "out/tune.json")
+    return Whole(place, time.monotonic() - began)
+
+
+@pytest.fixture
+def whole(undisturbed: Whole) -> Path:
+    return undisturbed.place
 
 
 @pytest.mark.slow
@@ -68,33 +79,33 @@ def test_it_ends_with_a_recipe_and_finished_runs(whole: Path, cli: Cli, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_find_the_same(whole: Path, cli: Cli) -> None:
-    assert cli(*WORDS, "--workers", "2", "--quiet").code == 0
-    assert bytes_of(Path("out")) == bytes_of(whole / "out")
+def test_two_workers_find_the_same(whole: Path, commands: Commands, tmp_path: Path) -> None:
+    assert commands.start(*WORDS, "--workers", "2", "--quiet", cwd=tmp_path, setup=FORKED).done.code == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_loses_no_trial_and_does_none_twice(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Whole, commands: Commands, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    draw = random.Random(0)
+    draw, words = random.Random(0), (*WORDS, "--workers", "1", "--quiet")
     for kill in range(KILLS):
-        process = start(*WORDS, "--workers", "1", "--quiet", two=False, start_new_session=True)
-        time.sleep(draw.uniform(3, 12))
-        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGINT)
-        ended(process)
-    last = ended(start(*WORDS, "--workers", "1", "--quiet", two=False))
+        running = commands.start(*words, cwd=tmp_path, setup=FORKED)
+        time.sleep(draw.uniform(0, undisturbed.seconds / 2))
+        running.kill(signal.SIGINT if kill % 3 == 0 else signal.SIGKILL)
+        assert running.done.code
+    last = commands.start(*words, cwd=tmp_path, setup=FORKED).done
     assert last.code == 0, last.err
-    assert bytes_of(Path("out")) == bytes_of(whole / "out")
+    assert bytes_of(tmp_path / "out") == bytes_of(undisturbed.place / "out")
 
 
 @pytest.mark.slow
-def test_trials_that_fail_do_not_stop_it(cli: Cli, tmp_path: Path) -> None:
+def test_trials_that_fail_do_not_stop_it(commands: Commands, tmp_path: Path) -> None:
     space = "forms: {LoRTA: {method: lorta, order: 3}}\nranges: {train.optimizer.lr: [1.0e+30, 0.01]}\n"
     (tmp_path / "space.yaml").write_text(space)
     words = [word if word != "9" else "4" for word in WORDS]
-    found = cli(*words, "--budget", "128", "--space", "space.yaml", "--workers", "1", "--json")
+    own = ("--budget", "128", "--space", "space.yaml", "--workers", "1", "--json")
+    found = commands.start(*words, *own, cwd=tmp_path, setup=FORKED).done
     assert found.code == 0, found.err
     counts = found.json()["trials"]
     assert counts["failed"] > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 import torch
 from diffusers import DDPMScheduler
@@ -14,7 +13,7 @@ from superlora_cli.data.batches import Batch
 from superlora_cli.data.known import has_several_labels
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.diffusion.section import DiffusionSection, settings_of
+from superlora_cli.tasks.diffusion.section import settings_of
 from superlora_cli.tasks.images import ImageTask
 
 DRAWS, MOST = 1000, 10  # of noise and time step: at least this many per split, for a stable mean; at most per image
@@ -22,12 +21,8 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however
 
 
 def noise_schedule(recipe: Recipe) -> DDPMScheduler:
-    """The recipe's noise schedule: T steps, β linear."""
-    return _schedule(settings_of(recipe))
-
-
-@cache
-def _schedule(settings: DiffusionSection) -> DDPMScheduler:
+    """The recipe's noise schedule: T steps, β linear. A new one, because it moves its tensors to where it is used."""
+    settings = settings_of(recipe)
     return DDPMScheduler(settings.steps, settings.beta_start, settings.beta_end, "linear")
 
 

@@ -1,7 +1,7 @@
-"""A process that has imported everything and forks a child for each command: python -m tests.faults.server
+"""A process that has imported everything and forks a child for each command: python -m tests.forking.server
 
-It reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}` the child's id, for
-`{"wait": id}` how it ended. A child leads a process group of its own.
+It says that it is ready. Then it reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}`
+the child's id, for `{"wait": id}` how it ended. A child leads a process group of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ import sys
 import traceback
 from typing import Any
 
-COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "generate", "combine", "extract", "report")
+COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "compress", "generate", "combine", "extract", "report")
 MODULES = (
     *("superlora_cli.cli.app", *(f"superlora_cli.commands.{name}" for name in COMMANDS)),
-    *("torch._dynamo", "diffusers.schedulers.scheduling_ddim", "sklearn.datasets", "multiprocessing.pool"),
+    *(
+        "optuna",
+        "superlora_cli.tuning.prepare",
+        "torch._dynamo",
+        "diffusers.schedulers.scheduling_ddim",
+        "sklearn.datasets",
+        "multiprocessing.pool",
+    ),
 )  # what commands import on their way
 
 
@@ -30,6 +37,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
@@ -43,11 +51,13 @@ def serve() -> None:
 
 
 def _carry_out(
-    words: list[str], cwd: str, out: str, err: str, limit: int, memory: int | None, setup: list[str]
-) -> None:
+    words: list[str], cwd: str, env: dict[str, str], out: str, err: str, limit: int, memory: int | None,
+    setup: list[str],
+) -> None:  # fmt: skip
     """Be the command, and end with its exit code.
 
     Args:
+        env: environment variables beside those of the server.
         out, err: files for what it says.
         limit: seconds; then SIGALRM ends it.
         memory: bytes of address space that it may take beyond what importing took.
@@ -64,6 +74,7 @@ def _carry_out(
     code: Any = 70
     try:
         os.chdir(cwd)
+        os.environ.update(env)
         for place in setup:
             module, function, *arguments = place.split(":")
             getattr(importlib.import_module(module), function)(*arguments)

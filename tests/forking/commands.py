@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60  # seconds for a command
+PATIENCE = 300  # seconds for a command, on a machine that has other things to do
+FORKED = ("tests.forking.workers:forked",)  # setup of a sweep whose workers are forked
 MEMORY = 2**30  # bytes that a command may take beyond what importing took
 
 
@@ -59,6 +60,12 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        with open(f"/proc/{self.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+
     @cached_property
     def done(self) -> Done:
         """Waits for its end."""
@@ -78,8 +85,10 @@ class Commands:
         self._count = 0
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
                        "XDG_CACHE_HOME": f"{self._folder.name}/cache", "COLUMNS": "200"}  # fmt: skip
-        self._server = subprocess.Popen([sys.executable, "-m", "tests.faults.server"], cwd=ROOT, env=environment,
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.forking.server"], cwd=ROOT, env=environment,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
         return self
 
     def __exit__(
@@ -103,21 +112,22 @@ class Commands:
         limit: int = PATIENCE,
         memory: int | None = None,
         setup: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> Running:
         """`superlora WORDS…` in the folder `cwd`; see `server._carry_out`."""
         self._count += 1
         said = Path(self._folder.name) / str(self._count)
         request = {"words": list(map(str, words)), "cwd": str(cwd), "out": f"{said}.out", "err": f"{said}.err",
-                   "limit": limit, "memory": memory, "setup": list(setup)}  # fmt: skip
+                   "limit": limit, "memory": memory, "setup": list(setup), "env": env or {}}  # fmt: skip
         return Running(self, self.ask(request), said)
 
     def run(self, *words: str | Path, cwd: Path, limit: int = PATIENCE, memory: int | None = MEMORY) -> Done:
         """The same, to its end, in bounded memory."""
         return self.start(*words, cwd=cwd, limit=limit, memory=memory).done
 
-    def right(self, *words: str | Path, cwd: Path, limit: int = PATIENCE) -> Done:
+    def right(self, *words: str | Path, cwd: Path, setup: tuple[str, ...] = ()) -> Done:
         """The same where nothing is spoiled: it must succeed."""
-        done = self.start(*words, cwd=cwd, limit=limit).done
+        done = self.start(*words, cwd=cwd, setup=setup).done
         if done.code:
             raise AssertionError(f"superlora {' '.join(map(str, words))}: exit code {done.code}\n{done.err}")
         return done
