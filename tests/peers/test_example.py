@@ -15,4 +15,4 @@ def test_the_notebook_from_python_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert "merged and adapted agree: True" in said
     assert "trainable params: 496" in said
     assert "loaded and merged agree: True" in said
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 3

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -99,38 +97,3 @@ def test_the_installed_command_lists_and_trains_the_quickstart_anywhere(installe
     assert run["status"] == "completed"
     assert (tmp_path / run["adapter"]).is_file()
     assert evaluated["n"] == 500
-
-
-LIGHT = ("typer", "rich", "pyyaml", "pydantic")  # what commands need that load no torch
-
-
-def interpreter(version: str) -> str:
-    """A Python of that version: of the path, or of pyenv."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
-    for path in filter(None, found):  # pyenv has a command for every version, also for those that are not in use
-        if subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
-            return str(path)
-    pytest.skip(f"this machine has no Python {version}")
-
-
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_the_wheel_answers_on_every_python_that_it_supports(wheel: Path, tmp_path: Path, version: str) -> None:
-    def run(*command: str | Path) -> str:
-        env = environment() | {"PYTHONPATH": ""}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run(interpreter(version), "-m", "venv", "--without-pip", "venv")
-    programs = tmp_path / "venv" / "bin"
-    pip = (sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet", "--no-compile")
-    run(*pip, "--no-deps", wheel)
-    wanted = "import importlib.metadata as m; print(*m.requires('superlora-cli'), sep='\\n')"
-    run(*pip, *(line for line in run(programs / "python", "-c", wanted).splitlines() if line.startswith(LIGHT)))
-    (package,) = tmp_path.glob("venv/lib/*/site-packages/superlora_cli")
-    run(programs / "python", "-m", "compileall", "-q", package)
-    assert run(programs / "superlora", "--version") == f"superlora {__version__}\n"
-    counted = json.loads(run(programs / "superlora", "count-params", "--groups", "4", "--order", "5", "--json"))
-    assert counted["adapter"] == 5776
-    assert json.loads(run(programs / "superlora", "ls", "recipes", "--json"))["recipes"]
