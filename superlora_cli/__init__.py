@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from superlora_cli.api import activate, attach, detach, load, mixed, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "activate", "attach", "detach", "load", "mixed", "save"]
 
 

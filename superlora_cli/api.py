@@ -57,13 +57,14 @@ def attach(
     The whole model is frozen, including its head; name the head in `head` to train it. The trained parameters are
     those that require a gradient, `[p for p in model.parameters() if p.requires_grad]`.
 
-    >>> import torch, superlora_cli
-    >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
-    >>> adapter = superlora_cli.attach(model, ["0"], "lorta", order=3, rank=4, head="1")
-    >>> adapter.plan.buckets[0].shape.sides, adapter.plan.params  # 84³ ≥ 768², 3 · 84 · 4 + 4³
-    ((84, 84, 84), 1072)
-    >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # and the head's 7,690
-    8762
+    Examples:
+        >>> import torch, superlora_cli
+        >>> model = torch.nn.Sequential(torch.nn.Linear(768, 768), torch.nn.Linear(768, 10))
+        >>> adapter = superlora_cli.attach(model, ["0"], "lorta", order=3, rank=4, head="1")
+        >>> adapter.plan.buckets[0].shape.sides, adapter.plan.params  # 84³ ≥ 768², 3 · 84 · 4 + 4³
+        ((84, 84, 84), 1072)
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # and the head's 7,690
+        8762
 
     Args:
         model: the module that is called in training; its forward computes ΔW once.
@@ -187,13 +188,14 @@ def mixed(model: nn.Module, inputs: Tensor, adapter_names: Sequence[str | None])
 
     The adapter that was active is active again afterwards. There are no gradients.
 
-    >>> import superlora_cli
-    >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
-    >>> for name in ("pets", "cars"):
-    ...     adapter = superlora_cli.attach(model, ["0"], rank=1, name=name)
-    >>> outputs = superlora_cli.mixed(model, torch.ones(3, 8), ["pets", None, "cars"])
-    >>> len(outputs), outputs[0].shape
-    (3, torch.Size([3]))
+    Examples:
+        >>> import superlora_cli
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+        >>> for name in ("pets", "cars"):
+        ...     adapter = superlora_cli.attach(model, ["0"], rank=1, name=name)
+        >>> outputs = superlora_cli.mixed(model, torch.ones(3, 8), ["pets", None, "cars"])
+        >>> len(outputs), outputs[0].shape
+        (3, torch.Size([3]))
 
     Args:
         inputs: what `model` takes, (n, …).

@@ -1,4 +1,4 @@
-"""Output: progress and logs go to stderr, results and the JSON object of `--json` to stdout."""
+"""Output: progress and logs go to stderr, results and the JSON object of `--json` to stdout; in a notebook, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stderr_console() -> Console:
     """The console for everything that is not a result."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, emoji=False)
+    return Console(stderr=True, highlight=False, emoji=False, force_jupyter=False)
 
 
 def loading(what: str = "torch and timm") -> Status:
@@ -43,7 +43,7 @@ def print_table(table: Table) -> None:
     from rich.console import Console
 
     if speaks():
-        Console(highlight=False, emoji=False).print(table)
+        Console(highlight=False, emoji=False, force_jupyter=False).print(table)
 
 
 def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:

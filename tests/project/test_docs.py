@@ -36,6 +36,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert not {link for link in links(page) if not link.exists()}
 
 
+def test_every_number_of_the_gallery_stands_on_the_page_that_its_row_links_to() -> None:
+    gallery = DOCS / "gallery.md"
+    lines = gallery.read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[2:-1] for line in lines if line.startswith("| [")]
+    assert len(rows) >= 5
+    for task, *cells in rows:
+        (link,) = re.findall(r"\]\(([^)#]+)", task)
+        shown = (gallery.parent / link).read_text(encoding="utf-8")
+        numbers = re.findall(r"\d[\d,.]*\d", " ".join(cells))
+        assert numbers
+        assert not [number for number in numbers if not re.search(rf"(?<![\d,.]){re.escape(number)}(?![\d])", shown)]
+
+
 @pytest.mark.slow
 def test_the_tutorial_ends_with_a_served_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
