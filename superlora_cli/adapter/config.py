@@ -37,7 +37,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
 RATE_ON_LEVELS = 0.1  # the same with `bits` of 1 to 8 (docs/bytes.md)
-NEWEST = 3  # version of the defaults: since 2, ΔW is scaled by the base's weights, since 3 more so under an F of ρ < 1
+NEWEST = 3  # version of the defaults: since 2, ΔW is scaled by the base's weights, since 3 more so under some F
 ALPHA = 2.0  # with `scaling: weights`
 ALPHA_ON_LEVELS = 0.5  # the same with `bits` of 1 to 8: numbers move by whole levels, and larger updates are too coarse
 LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
@@ -123,8 +123,8 @@ class AdapterConfig:
 
         Args:
             defaults: the version of the defaults for knobs not given. From 2 on, `scaling` is `weights` if neither it
-                nor `alpha` is given and the factors start at unit scale. From 3 on, `alpha` is then 2/ρ^¼ under an F
-                with ρ < 1, whose numbers follow the gradient in ρ of all directions only (docs/rates.md).
+                nor `alpha` is given and the factors start at unit scale. From 3 on, `alpha` is then 2/ρ^¼ under a
+                linear F with ρ < 1, whose numbers follow the gradient in ρ of all directions (docs/rates.md).
         """
         if method is not None and not (isinstance(method, str) and method in PRESETS):
             hint = did_you_mean(str(method), PRESETS) or "one of " + ", ".join(PRESETS)
@@ -148,8 +148,7 @@ class AdapterConfig:
         unit = made.adapts and made.init == "unit" and made.frozen != "svd"
         own = not {"alpha", "scaling"}.isdisjoint(merged)
         made = replace(made, scaling="weights") if defaults >= 2 and unit and not own else made
-        projected = defaults >= 3 and made.scaling == "weights" and made.projects and made.ratio < 1
-        if projected and made.alpha is None and not made.has_levels:
+        if defaults >= 3 and made.scaling == "weights" and made.alpha is None and made._follows_few_directions:
             made = replace(made, alpha=float(f"{ALPHA / made.ratio**0.25:.2g}"))
         return made
 
@@ -175,6 +174,14 @@ class AdapterConfig:
     def projects(self) -> bool:
         """Whether there is an F other than the identity."""
         return self.projection != "identity"
+
+    @property
+    def _follows_few_directions(self) -> bool:
+        """Whether F is linear with ρ < 1, and its numbers are not of a few levels."""
+        if self.ratio == 1 or self.has_levels:
+            return False
+        kind = PROJECTIONS[self.projection]
+        return not (kind.SPECTRAL or kind.NONLINEAR)
 
     @property
     def has_levels(self) -> bool:

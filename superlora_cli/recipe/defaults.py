@@ -1,8 +1,8 @@
 """Defaults of unset keys, by version: a run keeps the defaults that it was trained with.
 
 Version 1 applies to runs that record no version. Version 2 scales ΔW by the base's weights, and has a default learning
-rate and schedule. Version 3 has a larger `alpha` under an F with ρ < 1. The values filled in are written to the recipe
-of the run, with the version, so its readers need no table of defaults.
+rate and schedule. Version 3 has a larger `alpha` under a linear F with ρ < 1. The values filled in are written to the
+recipe of the run, with the version, so its readers need no table of defaults.
 """
 
 from __future__ import annotations

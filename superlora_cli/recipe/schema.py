@@ -211,7 +211,7 @@ class AdapterSection(Section):
     alpha: float | None = Field(
         None,
         description="Scale of ΔW, used as `scaling` says; default: the rank, or 2 with `weights` "
-        "(2/ρ^¼ with a ratio ρ, 0.5 up to 8 bits).",
+        "(2/ρ^¼ under a linear F of ratio ρ, 0.5 up to 8 bits).",
     )
     scaling: Scaling | None = Field(
         None,

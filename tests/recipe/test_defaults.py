@@ -66,7 +66,8 @@ def test_under_a_projection_alpha_grows_as_rho_falls() -> None:
     few = load_recipe(SECOND / "recipe.yaml", ["adapter.ratio=0.01"]).adapter
     own = load_recipe(SECOND / "recipe.yaml", ["adapter.scaling=weights", "adapter.alpha=1"]).adapter
     bits = load_recipe(SECOND / "recipe.yaml", ["adapter.bits=3"]).adapter
-    assert [section and section.alpha for section in (few, own, bits)] == [6.3, 1, None]
+    spectral = load_recipe(SECOND / "recipe.yaml", ["adapter.projection=dct"]).adapter
+    assert [section and section.alpha for section in (few, own, bits, spectral)] == [6.3, 1, None, None]
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "run/recipe.yaml"])
