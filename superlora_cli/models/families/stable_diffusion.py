@@ -1,0 +1,34 @@
+"""Stable Diffusion 1 and 2: a U-Net that attends to the tokens of one text encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.models.families.family import Conditions, Family
+from superlora_cli.models.families.noise import Diffusion
+
+TOKENS = 77  # of CLIP's text encoders
+
+
+class StableDiffusion(Family):
+    """`StableDiffusionPipeline`."""
+
+    denoiser, noisy = "unet", "sample"
+    noise = Diffusion
+
+    def multiple(self, pipeline: Any) -> int:
+        """As the U-Net halves its latents: also an odd half is doubled again, but to another size."""
+        halvings = len(pipeline.unet.config.block_out_channels) - 1
+        return max(8, int(pipeline.vae_scale_factor) * 2**halvings)  # the pipeline itself demands 8
+
+    def latents(self, vae: Any, images: Tensor) -> Tensor:
+        plain: Tensor = vae.encode(images).latent_dist.mode()
+        return plain * vae.config.scaling_factor
+
+    def example(self, denoiser: Any, size: tuple[int, int], batch: int) -> tuple[tuple[int, ...], Conditions]:
+        config = denoiser.config
+        words = {"encoder_hidden_states": torch.empty(batch, TOKENS, config.cross_attention_dim)}
+        return (batch, config.in_channels, size[1], size[0]), words
