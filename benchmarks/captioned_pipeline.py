@@ -90,14 +90,14 @@ class Stage:
         self.file, self.steps, self.step = file, steps, 0
         self.modules = torch.nn.ModuleDict(modules).train()
         self.optimizer = torch.optim.AdamW(self.modules.parameters(), lr, weight_decay=1e-4)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, lr, steps, pct_start=0.05)
         self.average = {name: value.clone() for name, value in self.modules.state_dict().items()}
         if file.exists():
             state = torch.load(file, weights_only=True)
             self.step, self.average = state["step"], state["average"]
             self.modules.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+        schedule = torch.optim.lr_scheduler.OneCycleLR
+        self.schedule = schedule(self.optimizer, lr, steps, pct_start=0.05, last_epoch=self.step - 1)
 
     def run(self, loss_of, decay: float = 0.999) -> None:
         started, total = time.monotonic(), 0.0
@@ -123,7 +123,6 @@ class Stage:
                     "average": self.average,
                     "weights": self.modules.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
-                    "schedule": self.schedule.state_dict(),
                 }
                 held = self.file.with_suffix(".tmp")
                 torch.save(state, held)
@@ -142,7 +141,9 @@ def train_vae(pipeline: StableDiffusionPipeline, images: Tensor, out: Path, step
         batch = scaled(images[torch.randint(len(images), (BATCH,))])
         spread = pipeline.vae.encode(batch).latent_dist
         seen = pipeline.vae.decode(spread.sample()).sample
-        return functional.mse_loss(seen, batch) + 0.1 * functional.l1_loss(seen, batch) + 1e-4 * spread.kl().mean() / 256
+        return (
+            functional.mse_loss(seen, batch) + 0.1 * functional.l1_loss(seen, batch) + 1e-4 * spread.kl().mean() / 256
+        )
 
     Stage(out / "vae.pt", {"vae": pipeline.vae}, steps, 2e-3).run(loss)
 
@@ -177,14 +178,14 @@ def train_denoiser(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=12_000, help="of the denoiser")
+    parser.add_argument("--steps", type=int, default=5500, help="of the denoiser")
     parser.add_argument("--vae-steps", type=int, default=3000)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     pipeline = new_pipeline()
-    images, captions = render_captioned(IMAGES)
+    images, captions = render_captioned("train", IMAGES)
     train_vae(pipeline, images, asked.out, asked.vae_steps)
     latents = latents_of(pipeline, images)
     factor = 1 / latents.std().item()

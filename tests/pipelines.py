@@ -10,8 +10,15 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 WIDTH, LONGEST = 32, 77
 FAMILIES = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "Flux")
@@ -88,8 +95,8 @@ def stable_diffusion_xl() -> Any:
 def stable_diffusion_3() -> Any:
     denoiser = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=WIDTH * 2, caption_projection_dim=16, pooled_projection_dim=2 * WIDTH,
-        pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+        num_attention_heads=2, joint_attention_dim=WIDTH * 2, caption_projection_dim=16,
+        pooled_projection_dim=2 * WIDTH, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
     encoder = T5EncoderModel(
         T5Config(vocab_size=len(t5_tokenizer()), d_model=2 * WIDTH, d_ff=37, d_kv=8, num_layers=2, num_heads=4)

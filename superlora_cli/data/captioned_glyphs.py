@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from superlora_cli.data.glyphs import FONTS, OVERSAMPLING, _outline
+from superlora_cli.data.glyphs import FONTS, OVERSAMPLING, SPLIT_KEYS, Split, outline
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOURS = {"black": (0.04, 0.04, 0.04), "blue": (0.06, 0.08, 0.45), "purple": (0.42, 0.10, 0.52),
@@ -59,7 +59,7 @@ def every_caption() -> list[Words]:
     """All captions whose digit can be read.
 
     >>> len(every_caption()), str(every_caption()[0])
-    (1500, 'a black zero on a white ground, sans')
+    (1740, 'a black zero on a red ground, sans')
     """
     pairs = [
         (ink, ground)
@@ -73,31 +73,34 @@ def render(words: Words, rng: np.random.RandomState, size: int = 16) -> np.ndarr
     """An image of what the words say, uint8 (size, size, 3)."""
     side = OVERSAMPLING * size
     fonts = STYLES[words.style]
-    outline = _outline(FONTS.index(fonts[rng.randint(len(fonts))]), NUMBERS.index(words.number), side)
+    drawn = outline(FONTS.index(fonts[rng.randint(len(fonts))]), NUMBERS.index(words.number), side)
     zoom, width = rng.uniform(0.68, 0.85), rng.uniform(0.95, 1.2)
     slant = rng.uniform(-0.3, -0.2) if words.style == "italic" else rng.uniform(-0.04, 0.04)
     forward = zoom * np.array([[width, slant], [0.0, 1.0]])
     (a, b), (d, e) = np.linalg.inv(forward).tolist()
     x, y = side / 2 + side * rng.uniform(-0.06, 0.06, size=2)
-    c, f = outline.width / 2 - a * x - b * y, outline.height / 2 - d * x - e * y
-    placed = outline.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
+    c, f = drawn.width / 2 - a * x - b * y, drawn.height / 2 - d * x - e * y
+    placed = drawn.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
     cover = np.asarray(placed, np.float32).reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean(axis=(1, 3)) / 255
     ink, ground = (np.array(COLOURS[name]) + rng.uniform(-0.03, 0.03, 3) for name in (words.ink, words.ground))
     value = ground + cover[..., None] * (ink - ground)
     return np.clip(np.rint(value * 255), 0, 255).astype(np.uint8)
 
 
-def render_captioned(count: int, seed: int = 0, size: int = 16, *, held_out: bool = False) -> tuple[Tensor, list[str]]:
-    """`count` images, uint8 (count, 3, S, S), and their captions, of training or of held-out words.
+def render_captioned(split: Split, count: int, size: int = 16, seed: int = 0) -> tuple[Tensor, list[str]]:
+    """The first `count` images of a split, uint8 (count, 3, S, S), and their captions.
 
-    >>> images, captions = render_captioned(2)
-    >>> images.shape, captions[0].startswith("a ")
-    (torch.Size([2, 3, 16, 16]), True)
+    Args:
+        split: `train`, or `validation` or `test`: only words that no training image has together.
+
+    >>> images, captions = render_captioned("train", 2)
+    >>> images.shape, captions[0]
+    (torch.Size([2, 3, 16, 16]), 'a red six on a white ground, serif')
     """
-    known = [words for words in every_caption() if words.held_out == held_out]
+    known = [words for words in every_caption() if words.held_out == (split != "train")]
     images, captions = np.empty((count, size, size, 3), np.uint8), []
     for index in range(count):
-        rng = np.random.RandomState([seed, int(held_out), index])
+        rng = np.random.RandomState([seed, SPLIT_KEYS[split], index])
         words = known[rng.randint(len(known))]
         images[index] = render(words, rng, size)
         captions.append(str(words))

@@ -41,3 +41,5 @@ EMBEDDED = {
         weights="glyphs_unet.safetensors",
     ),
 }
+
+PIPELINES: tuple[str, ...] = ()  # folders of `ASSETS`, as a pipeline's save_pretrained writes them

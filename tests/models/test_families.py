@@ -144,7 +144,7 @@ def test_a_perfect_direction_leads_back_to_the_image() -> None:
 
 
 def test_a_denoiser_that_is_not_called_is_an_error() -> None:
-    pipeline, family = pair("StableDiffusion")
+    pipeline, _ = pair("StableDiffusion")
     with pytest.raises(RuntimeError, match="did not call"):
         recorded(pipeline, torch.nn.Linear(1, 1), prompt="a", num_inference_steps=1, width=16, height=16)
 

@@ -1,8 +1,8 @@
 """What training must know of a text-to-image pipeline, so that its denoiser is called just as the pipeline calls it.
 
 A pipeline says itself how it calls its denoiser: it is run with a prompt until it does, and the arguments are kept
-(`conditions`). Training replaces two of them, the noisy latents and the time. What remains is a family's own: how images
-become latents, what the time is called and how it is scaled, what the denoiser predicts.
+(`conditions`). Training replaces two of them, the noisy latents and the time. What remains is a family's own: how
+images become latents, what the time is called and how it is scaled, what the denoiser predicts.
 
 Shapes: B images of H × W pixels, whose latents are (B, C, h, w) or, packed, (B, h·w/4, 4·C).
 """
@@ -39,9 +39,9 @@ class Family:
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
     guided: ClassVar[bool] = False
 
-    def multiple(self, pipeline: Any) -> int:
-        """Width and height in pixels must be multiples of this."""
-        return int(pipeline.vae_scale_factor) * 2
+    def multiple(self, denoiser: Any) -> int:
+        """Width and height of latents must be multiples of this."""
+        return 2
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         """What the denoiser sees of images (B, 3, H, W) in [−1, 1] without noise: the mean of their distribution."""

@@ -61,9 +61,10 @@ class Diffusion:
         """Min-SNR weights of the squared errors (Hang et al., 2023, γ = `most`): (B,)."""
         kept = self.schedule[times]
         ratio = kept / (1 - kept)
-        return ratio.clamp(max=most) / {"epsilon": ratio, "sample": torch.ones(()), "v_prediction": ratio + 1}[
-            self.predicts
-        ]
+        return (
+            ratio.clamp(max=most)
+            / {"epsilon": ratio, "sample": torch.ones(()), "v_prediction": ratio + 1}[self.predicts]
+        )
 
 
 class Flow:

@@ -19,10 +19,9 @@ class StableDiffusion(Family):
     denoiser, noisy = "unet", "sample"
     noise = Diffusion
 
-    def multiple(self, pipeline: Any) -> int:
-        """As the U-Net halves its latents: also an odd half is doubled again, but to another size."""
-        halvings = len(pipeline.unet.config.block_out_channels) - 1
-        return max(8, int(pipeline.vae_scale_factor) * 2**halvings)  # the pipeline itself demands 8
+    def multiple(self, denoiser: Any) -> int:
+        """As often as the U-Net halves its latents: an odd half is doubled to another size."""
+        return int(2 ** (len(denoiser.config.block_out_channels) - 1))
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         plain: Tensor = vae.encode(images).latent_dist.mode()

@@ -14,9 +14,9 @@ TOKENS = 77 + 256  # of CLIP and of T5
 class StableDiffusion3(Family):
     """`StableDiffusion3Pipeline`."""
 
-    def multiple(self, pipeline: Any) -> int:
+    def multiple(self, denoiser: Any) -> int:
         """The transformer sees patches of latents."""
-        return int(pipeline.vae_scale_factor) * int(pipeline.transformer.config.patch_size)
+        return int(denoiser.config.patch_size)
 
     def example(self, denoiser: Any, size: tuple[int, int], batch: int) -> tuple[tuple[int, ...], Conditions]:
         config = denoiser.config
