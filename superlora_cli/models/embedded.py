@@ -42,4 +42,4 @@ EMBEDDED = {
     ),
 }
 
-PIPELINES: tuple[str, ...] = ()  # folders of `ASSETS`, as a pipeline's save_pretrained writes them
+PIPELINES = ("glyphs_text",)  # folders of `ASSETS`, as a pipeline's save_pretrained writes them
