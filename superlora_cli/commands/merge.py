@@ -65,7 +65,10 @@ def merge(
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    if base is None and of_pipeline(adapter):
+    if of_pipeline(adapter):
+        if base is not None:
+            hint = "leave it out: it is merged into the pipeline of its recipe"
+            raise UsageError("does not apply to a text-to-image pipeline", where="--base", hint=hint)
         return merge_pipeline(adapter, out, dtype=cast, verify=verify, force=force, allow_mismatch=allow_mismatch)
     _check_output(out, base, force)
     with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:

@@ -22,6 +22,7 @@ from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 VERSION = "1"  # of what is stored
 PLAIN = "plain"  # key of the metadata for values that are not tensors
+EMPTY: Mapping[str, Any] = {}
 HELD = 2**30  # bytes of tensors that are held in memory
 
 
@@ -31,11 +32,12 @@ class Cache:
     Args:
         folder: the pipeline.
         without: its part that the results do not depend on, the denoiser.
+        options: with which it is loaded, such as the dtype.
     """
 
-    def __init__(self, folder: Path, without: str) -> None:
+    def __init__(self, folder: Path, without: str, options: Mapping[str, Any] = EMPTY) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.path = home / "superlora" / "latents" / fingerprint(folder, without)[:32]
+        self.path = home / "superlora" / "latents" / fingerprint(folder, without, options)[:32]
         self._held: dict[str, dict[str, Any]] = {}
         self._bytes = 0
 
@@ -82,13 +84,14 @@ class Cache:
         return found
 
 
-def fingerprint(folder: Path, without: str) -> str:
+def fingerprint(folder: Path, without: str, options: Mapping[str, Any]) -> str:
     """A digest of a pipeline's files by name, size and time of change (or address, in the hub's cache), but for those
     of one part."""
     import diffusers
     import transformers
 
-    digest = hashlib.sha256(f"{VERSION} {diffusers.__version__} {transformers.__version__}".encode())
+    versions = f"{VERSION} {diffusers.__version__} {transformers.__version__}"
+    digest = hashlib.sha256(f"{versions} {sorted(map(str, options.items()))}".encode())
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         if not file.is_file() or name.parts[0] in (without, "scheduler") or name.parts[0].startswith("."):

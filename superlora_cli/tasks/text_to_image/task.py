@@ -50,7 +50,7 @@ class TextToImage(ImageTask):
         base = base_of(built)
         self.settings = settings_of(built.recipe)
         self.denoising = Objective(base, self.settings)
-        self.cache = Cache(base.folder, base.family.denoiser)
+        self.cache = Cache(base.folder, base.family.denoiser, base.options)
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
