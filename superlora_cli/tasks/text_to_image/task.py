@@ -150,9 +150,9 @@ class TextToImage(ImageTask):
         with self.built.kept(), self.processes.autocast():
             for draws in by_size.values():
                 for start in range(0, len(draws), size):
-                    places, keys = zip(*draws[start : start + size], strict=True)
+                    places = [place for place, _ in draws[start : start + size]]
                     batch = self.batch([samples[own[place]] for place in places])
-                    times, noise = self._draws(keys, batch.latents)
+                    times, noise = self._draws([key for _, key in draws[start : start + size]], batch.latents)
                     found = self.denoising.errors(
                         self.model, batch.latents, noise, times, batch.conditions, self.processes.device
                     )
