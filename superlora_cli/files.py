@@ -83,7 +83,7 @@ def replacing_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     try:
         yield folder
         with system_errors(path):
-            for file in folder.iterdir():
+            for file in folder.rglob("*"):
                 sync(file)
             os.chmod(folder, 0o777 & ~_umask())
             if path.exists() and force:

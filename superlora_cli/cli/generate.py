@@ -1,14 +1,18 @@
-"""`superlora generate`: a diffusion run, adapter or base in, images out."""
+"""`superlora generate`: a run of diffusion or text-to-image, an adapter or a base in, images out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from superlora_cli.cli import options
 from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
+from superlora_cli.errors import UsageError
+
+FOR_CLASSES = ("classes", "sampler")
+FOR_PROMPTS = ("prompts", "prompts_file", "negative", "size", "scale")
 
 
 def command(
@@ -18,20 +22,52 @@ def command(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")],
     overrides: options.Overrides = None,
-    num: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 100,
+    num: Annotated[
+        int | None,
+        typer.Option(help="Number of images: of all classes together, default 100; of each prompt, default 1."),
+    ] = None,
     classes: Annotated[
         str | None, typer.Option(metavar="0,3,7", help="Classes, by name or number; default: all.")
     ] = None,
-    sampler: options.Sampler = "ddim",
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text-to-image: a prompt; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text-to-image: a text with a prompt a line.")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Text-to-image: size in pixels; default: that of training.")
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(metavar="0,0.5,1", help="Text-to-image: scales of the adapter, each a row of the grid."),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="ddpm|ddim|dpm++", help="Sampler, of images of classes; default: ddim.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Sampling steps; default: all for ddpm, 50 for ddim, 25 for dpm++; the pipeline's own."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance weight w: (1+w)·conditional − w·unconditional, default 1.8, 0 for none. "
+            "Text-to-image: 1 + w, as pipelines count it."
+        ),
+    ] = None,
     seed: options.Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Images generated at a time; it does not affect the images.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images generated at a time; it does not affect the images.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the generated images in the folder.")] = False,
     allow_base_mismatch: options.AllowBaseMismatch = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Generate images with a diffusion model and its adapter."""
+    """Generate images with a diffusion model, or from prompts."""
     from superlora_cli.generation.folder import ImagesFolder
     from superlora_cli.opening.hub import local
     from superlora_cli.opening.results import resolve_result
@@ -42,31 +78,44 @@ def command(
     ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
     console = stderr_console()
     with loading("torch and diffusers"):
-        from superlora_cli.commands.generate import generate
+        from superlora_cli.commands.generate import generate, recipe_of
+        from superlora_cli.commands.generate_prompted import generate_prompted
+        from superlora_cli.tasks import TASKS
 
-    done = generate(
-        source,
-        out,
-        console,
-        overrides or (),
-        num=num,
-        classes=classes,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        batch_size=batch_size,
-        force=force,
-        allow_mismatch=allow_base_mismatch,
-    )
+    given: dict[str, Any] = {"num": num, "classes": classes, "prompts": prompt, "prompts_file": prompts,
+                             "negative": negative, "size": size, "scale": scale, "sampler": sampler, "steps": steps,
+                             "guidance": guidance, "seed": seed, "batch_size": batch_size, "force": force,
+                             "allow_mismatch": allow_base_mismatch}  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    task = recipe_of(source, overrides or ()).task
+    prompted = TASKS[task].prompted
+    for name in FOR_CLASSES if prompted else FOR_PROMPTS:
+        if name in given:
+            where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name)
+            raise UsageError(f"does not apply to the task {task}", where=where, hint="leave it out")
+    done = (generate_prompted if prompted else generate)(source, out, console, overrides or (), **given)
     if as_json:
         print_json(done)
         return
-    rows = [
+    print_pairs(f"wrote {done['images']}", _rows_of_prompts(done) if prompted else _rows_of_classes(done))
+
+
+def _rows_of_classes(done: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         ("images", f"{done['num']:,} of {len(done['classes'])} classes, {done['seconds']:.0f} s"),
         ("grid", done["grid"]),
         ("model", done["model"]),
         ("adapter parameters", f"{done['params']:,}"),
         ("sampler", f"{done['sampler']}, {done['steps']} steps, guidance {done['guidance']:g}, seed {done['seed']}"),
     ]
-    print_pairs(f"wrote {done['images']}", rows)
+
+
+def _rows_of_prompts(done: dict[str, Any]) -> list[tuple[str, str]]:
+    scales = "" if len(done["scales"]) == 1 else f" at {len(done['scales'])} scales"
+    return [
+        ("images", f"{done['num']:,} of {len(done['prompts'])} prompts{scales}, {done['seconds']:.0f} s"),
+        ("grid", done["grid"]),
+        ("model", done["model"]),
+        ("adapter parameters", f"{done['params']:,}"),
+        ("size, seed", f"{done['size'][0]} × {done['size'][1]}, {done['seed']}"),
+    ]

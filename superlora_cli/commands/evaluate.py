@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.data.splits import load_splits, seen_in_training
+from superlora_cli.data.splits import seen_in_training
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
 from superlora_cli.opening.build import build_from_file, stored_recipe
@@ -15,7 +15,7 @@ from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.reading import DATA_SEED, OTHER_DATA
+from superlora_cli.tasks.reading import OTHER_DATA
 from superlora_cli.training.processes import join
 
 
@@ -65,14 +65,14 @@ def evaluate(
 
 def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
     """Warn if the data are not those of training or if test images were trained on, as far as that can be known."""
-    trained, splits = stored_recipe(file).data, task.splits
+    trained, splits = stored_recipe(file), task.splits
     known = read_json(file.parent / "run.json").get("data", splits.fingerprint)
     if known != splits.fingerprint:
         yield f"the data changed since training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
-    elif trained == task.recipe.data:
+    elif trained.data == task.recipe.data:
         return
     with suppress(UsageError):  # the training data are gone
-        seen = seen_in_training(splits.test, load_splits(trained, task.look, seed=DATA_SEED).train)
+        seen = seen_in_training(splits.test, task.read(trained).train)
         if seen is not None:
             yield seen
 

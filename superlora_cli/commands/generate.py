@@ -22,7 +22,7 @@ from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
-from superlora_cli.models.embedded import ASSETS, EMBEDDED
+from superlora_cli.models.embedded import ASSETS, EMBEDDED, PIPELINES
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
@@ -83,7 +83,8 @@ def generate(
     if launched() > 1:
         raise UsageError(f"launched as {launched()} processes", where="superlora generate",
                          hint="start it as a single process")  # fmt: skip
-    built, about = _open(source, overrides, allow_mismatch)
+    check_task(recipe_of(source, overrides), source, prompted=False)
+    built, about = open_source(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
     chosen = _choose(classes, names, len(built.class_names) or len(names))
     conditional = names != [ANY]
@@ -156,7 +157,7 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images.
 
     Raises:
-        UsageError: there is no such source, or its task does not generate.
+        UsageError: there is no such source, or its task generates no images.
     """
     path = Path(source)
     if path.exists():
@@ -165,13 +166,18 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
         data = dict(
             model.recipe if model else store.load(file).recipe
         )  # raises an error that says what else the file is
+    elif source in PIPELINES:
+        return recipe_from_dict(pipeline_recipe(source), source, overrides)
     elif source in EMBEDDED:
         data, kind = _provenance(source)["recipe"], "base"
     else:
-        hint = did_you_mean(source, EMBEDDED) or "a run folder, an adapter.safetensors, or a shipped base"
+        hint = (
+            did_you_mean(source, [*EMBEDDED, *PIPELINES]) or "a run folder, an adapter.safetensors, or a shipped base"
+        )
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
-    if not (isinstance(task, str) and task in TASKS and TASKS[task].generates):
+    known = TASKS[task] if isinstance(task, str) and task in TASKS else None
+    if known is None or not (known.generates or known.prompted):
         message = f"a {task} {kind} cannot generate images"
         raise UsageError(message, where=source, hint=f"use a {kind} with task: diffusion")
     if kind == "base":
@@ -179,7 +185,25 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_from_dict(data, source, overrides)
 
 
-def _open(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
+def check_task(recipe: Recipe, source: str, *, prompted: bool) -> None:
+    """Refuse a source whose images are made from prompts where they are to be made from classes, or the other way."""
+    if TASKS[recipe.task].prompted != prompted:
+        message = f"the images of the task {recipe.task} are made from {'classes' if prompted else 'prompts'}"
+        hint = "--num and --classes" if prompted else "--prompt TEXT or --prompts FILE"
+        raise UsageError(message, where=source, hint=hint)
+
+
+def pipeline_recipe(name: str) -> dict[str, Any]:
+    """The recipe that a shipped pipeline stands for; it says nothing about training."""
+    return {
+        "task": "text-to-image",
+        "model": {"name": name},
+        "data": {"name": "glyphs"},
+        "train": {"steps": 1, "optimizer": {"lr": 0.0}},
+    }
+
+
+def open_source(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
     """The model with its adapter, and what the manifest says about both."""
     recipe, path = recipe_of(source, overrides), Path(source)
     if not path.exists():  # a shipped base

@@ -8,11 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from superlora_cli.data.batches import Batch
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
@@ -21,7 +18,7 @@ from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import ImageTask, outputs_of, size_refused
+from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit, ready
@@ -69,20 +66,11 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 
 def _memory(built: Built) -> dict[str, int]:
     """Memory of one training step in bytes, by purpose."""
-    train, size = built.recipe.train, built.base.image_size
-    task = task_of(built.recipe)
-    outputs = outputs_of(built.model)
-
-    def batch() -> Batch:
-        return torch.empty(train.batch_size, 3, size, size), task.labels(train.batch_size, outputs)
-
-    def loss(batch: Batch) -> Tensor:
-        return task.objective(built.model, built.recipe, batch)
-
-    with size_refused(size):
-        return step_memory(
-            built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
-        )
+    train = built.recipe.train
+    batch, loss = task_of(built.recipe).rehearsal(built)
+    return step_memory(
+        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
+    )
 
 
 def train_run(

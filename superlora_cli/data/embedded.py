@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,12 @@ from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_pil_image
 
 from superlora_cli.data.augment import Transform, changes_images, stages
+from superlora_cli.data.captioned import Captioned, CaptionedImages, captioned, check_template, in_memory
+from superlora_cli.data.captioned_glyphs import NUMBERS, render_captioned
 from superlora_cli.data.digits import load_digits_split
-from superlora_cli.data.glyphs import render_glyphs
+from superlora_cli.data.glyphs import Split, render_glyphs
 from superlora_cli.data.source import Look, Sample
+from superlora_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import DataSection
@@ -68,6 +72,40 @@ def load_embedded(section: DataSection, look: Look, *, seed: int) -> tuple[list[
     return sets, digest.hexdigest()
 
 
+def caption_embedded(section: DataSection, size: int, *, seed: int) -> Captioned:
+    """`digits` with the word of their number as `{class}`, or `glyphs` with captions that say how they are printed.
+
+    Raises:
+        UsageError: the name is another, or the template of captions is wrong.
+    """
+    check_template(section.caption)
+    if section.name == "digits":
+        make = partial(_handwritten, section.caption or "a handwritten {class}", size)
+    elif section.name == "glyphs":
+        make = partial(_printed, section, size, seed)
+    else:
+        raise UsageError(f"'{section.name}' has no captions", where="data.name", hint="digits or glyphs")
+    return Captioned(make("train"), make("validation"), make("test"))
+
+
+def _handwritten(template: str, size: int, split: Split) -> CaptionedImages:
+    images, labels = load_digits_split(split, size)
+    words = [NUMBERS[label] for label in labels.tolist()]
+    return in_memory(images, [captioned(template, word, word) for word in words], f"digits/{split}")
+
+
+def _printed(section: DataSection, size: int, seed: int, split: Split) -> CaptionedImages:
+    images, texts = render_captioned(split, _number(section, split), size, seed)
+    captions = [captioned(section.caption, text, text.split()[2]) for text in texts]
+    return in_memory(images, captions, f"glyphs/{split}")
+
+
+def _number(section: DataSection, split: Split) -> int:
+    """How many images of a rendered set are wanted."""
+    train = split == "train"
+    return (section.train_images if train else section.eval_images) or GLYPH_IMAGES[0 if train else 1]
+
+
 def _augmented(section: DataSection, look: Look) -> dict[str, Any]:
     """The augmentation of training images, as arguments of `Images`."""
     change = Compose(stages(section, look)[1:]) if changes_images(section) else None
@@ -78,7 +116,5 @@ def _load(name: str, split: Any, section: DataSection, size: int, seed: int) -> 
     """One split of one set: uint8 (n, 3, S, S) and labels (n,)."""
     if name == "digits":
         return load_digits_split(split, size)
-    asked, usual = (section.train_images, section.eval_images), GLYPH_IMAGES
-    number = 0 if split == "train" else 1
     noise = GLYPH_NOISE if section.pixel_noise is None else section.pixel_noise
-    return render_glyphs(split, asked[number] or usual[number], size, seed, noise)
+    return render_glyphs(split, _number(section, split), size, seed, noise)

@@ -38,7 +38,7 @@ LIGHT_ON_DARK = 0.5  # share of images whose strokes are lighter than the backgr
 
 
 @functools.lru_cache(maxsize=4 * len(FONTS) * 10)
-def _outline(font: int, digit: int, pixels: int) -> Image.Image:
+def outline(font: int, digit: int, pixels: int) -> Image.Image:
     """One digit cropped to its ink, `pixels` high, 8-bit coverage, with a margin of 2 on every side."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{FONTS[font]}.ttf")
     face = ImageFont.truetype(str(path), round(pixels * 1.4), layout_engine=ImageFont.Layout.BASIC)
@@ -62,7 +62,7 @@ def _coverage(rng: np.random.RandomState, label: int, size: int) -> np.ndarray:
     gap = side * rng.uniform(0.02, 0.2)
     sigma = side * rng.uniform(0.0, 0.045)
 
-    middle = _outline(font, label, side)
+    middle = outline(font, label, side)
     # Image = R(angle) · [[width_ratio, slant], [0, 1]] · zoom · outline; Pillow wants the inverse.
     zoom = height / side
     cos, sin = math.cos(angle), math.sin(angle)
@@ -72,11 +72,11 @@ def _coverage(rng: np.random.RandomState, label: int, size: int) -> np.ndarray:
     for direction, digit, shown in [(0, label, True), *beside]:
         if not shown:
             continue
-        outline = _outline(font, int(digit), side)
-        along = direction * ((middle.width + outline.width) / 2 * width_ratio * zoom + gap)
+        other = outline(font, int(digit), side)
+        along = direction * ((middle.width + other.width) / 2 * width_ratio * zoom + gap)
         x, y = side / 2 + shift_x + along * cos, side / 2 + shift_y + along * sin  # centre in the image
-        c, f = outline.width / 2 - a * x - b * y, outline.height / 2 - d * x - e * y
-        placed = outline.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
+        c, f = other.width / 2 - a * x - b * y, other.height / 2 - d * x - e * y
+        placed = other.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
         strokes.paste(255, (0, 0), placed)  # blends over existing strokes, by coverage
     return np.asarray(strokes.filter(ImageFilter.GaussianBlur(sigma)))
 

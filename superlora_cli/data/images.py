@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from superlora_cli.errors import UsageError
 
 # Files in a folder that count as images. Pillow cannot read HEIC, but such files are reported rather than ignored.
 SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
+
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # Pillow warns about odd metadata of images that it reads well; all that matters is whether an image can be read.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -74,3 +76,10 @@ def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file as `open_rgb` would read it, from its header alone."""
+    with Image.open(path) as image:
+        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        return (image.height, image.width) if sideways else image.size

@@ -16,6 +16,7 @@ from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.table import Table, load_extensions
 
 if TYPE_CHECKING:
+    from superlora_cli.data.captioned import Captioned
     from superlora_cli.data.source import Look, Source, Splits
     from superlora_cli.recipe.schema import DataSection
 
@@ -71,6 +72,18 @@ class DataKind(ABC):
         """Whether images have any number of labels, if the recipe does not say so."""
         return False
 
+    def captioned(self, section: DataSection, size: int, *, seed: int) -> Captioned:
+        """Read the data set as images with captions, by the template `data.caption`.
+
+        Args:
+            size, seed: for rendered images: their side in pixels, and the seed.
+
+        Raises:
+            UsageError: its images have no captions, or the data are missing or cannot be read.
+        """
+        hint = "a folder of images, each with a text beside it, or with data.caption"
+        raise UsageError(f"'{section.name}' has no captions", where="data.name", hint=hint)
+
     @abstractmethod
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         """Read the data set: a source, whose missing parts are held out of its training images, or complete splits.
@@ -102,6 +115,11 @@ class Embedded(DataKind):
         (train, validation, test), fingerprint = load_embedded(section, look, seed=seed)
         return Splits(train, validation, test, DIGITS, fingerprint, augmented=train.augmented)
 
+    def captioned(self, section: DataSection, size: int, *, seed: int) -> Captioned:
+        from superlora_cli.data.embedded import caption_embedded
+
+        return caption_embedded(section, size, seed=seed)
+
 
 class Folder(DataKind):
     """The user's own images, one sub-folder per class, in `data.name` itself, or in `data.root` with timm's names."""
@@ -129,6 +147,11 @@ class Folder(DataKind):
         from superlora_cli.data.labelled import read_table
 
         return (read_table if has_several_labels(section) else read_folder)(self._path(section))
+
+    def captioned(self, section: DataSection, size: int, *, seed: int) -> Captioned:
+        from superlora_cli.data.captioned import read_captioned_folder
+
+        return read_captioned_folder(self._path(section), section.caption)
 
     def _path(self, section: DataSection) -> Path:
         return Path(section.root if section.name in self.by_root else section.name)

@@ -1,8 +1,8 @@
 """A folder of generated images: what is written to it, and what may be replaced.
 
-DIR/images/00000_3.png  00001_7.png  …    index and class; nothing else, so that any tool can use the folder
+DIR/images/00000_3.png  00001_7.png  …    index and class or prompt; nothing else, so that any tool can use the folder
 DIR/grid.png                              all images in one
-DIR/manifest.json                         the settings, and the class of every image; `complete` at the end
+DIR/manifest.json                         the settings, and what every image shows; `complete` at the end
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONGEST = 60  # characters of a class in a file name: few enough for any file sy
 
 
 def image_name(index: int, name: str) -> str:
-    """The file name of an image of the class `name`, of which only letters, digits, `.`, `+` and `-` are used.
+    """The file name of an image of a class or prompt, of which only letters, digits, `.`, `+` and `-` are used.
 
     >>> image_name(7, "3"), image_name(12345, "Siamese cat, wild/tame")
     ('00007_3.png', '12345_Siamese_cat_wild_tame.png')
@@ -51,12 +51,12 @@ class ImagesFolder:
                 hint = "--force replaces generated images; or choose another --out"
                 raise UsageError("the folder is not empty", where=str(self.path), hint=hint)
 
-    def begin(self, settings: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    def begin(self, settings: Mapping[str, Any], images: Mapping[str, Any]) -> None:
         """Remove the images and temporary files of earlier runs, and nothing else; list the images to come.
 
         Args:
             settings: for the manifest.
-            images: file name → class.
+            images: file name → class, or prompt, seed and scale.
         """
         with system_errors(self.path):
             self.images.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class ImagesFolder:
                 path.unlink(missing_ok=True)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": False})
 
-    def holds(self, settings: Mapping[str, Any], images: Mapping[str, str]) -> bool:
+    def holds(self, settings: Mapping[str, Any], images: Mapping[str, Any]) -> bool:
         """Whether exactly these images, generated with the same settings, are already in the folder."""
         try:
             listed = json.loads(self.manifest.read_text())
@@ -81,7 +81,7 @@ class ImagesFolder:
         """Write an image atomically."""
         write_atomic(self.images / name, content)
 
-    def finish(self, settings: Mapping[str, Any], images: Mapping[str, str], grid: bytes) -> None:
+    def finish(self, settings: Mapping[str, Any], images: Mapping[str, Any], grid: bytes) -> None:
         """Write the grid, and a manifest that says that all images are complete."""
         write_atomic(self.grid, grid)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": True})

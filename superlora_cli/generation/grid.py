@@ -31,13 +31,13 @@ def labelled_grid(images: Tensor, classes: Sequence[int], names: Sequence[str], 
     shown.
 
     Args:
-        images: uint8 (N, 3, S, S).
+        images: uint8 (N, 3, H, W).
         classes: class of each image; rows are in order of first appearance.
         names: name of every class.
     """
     order = list(dict.fromkeys(classes))[:ROWS]
     rows = {number: [i for i, other in enumerate(classes) if other == number][:COLUMNS] for number in order}
-    size = images.shape[-1]
+    size = max(images.shape[-2:])
     scale = max(1, math.ceil(CELL / size))
     cell = size * scale + MARGIN
     font = _font()

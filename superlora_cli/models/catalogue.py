@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.models.descriptions import DESCRIPTIONS
+from superlora_cli.models.descriptions import DENOISERS, DESCRIPTIONS
 from superlora_cli.models.parts import Part, chosen, parts_of
 from superlora_cli.models.patterns import Weight, expand
 from superlora_cli.models.rolled import Shapes, roll, unroll
@@ -114,13 +114,13 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
     Raises:
         UsageError: the name is unknown; the hint suggests a similar one.
     """
-    architecture, _, tag = name.partition(".")
+    architecture, _, tag = (name, "", "") if name in _lines() else name.partition(".")  # `sd-1.5` has no tag 5
     line = _lines().get(architecture)
     if line and not kwargs:
         entry = json.loads(line)
         if tag in entry["classes"] or not tag:
             return _base(name, entry, tag or next(iter(entry["classes"])))
-    elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b"):
+    elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b", *DENOISERS):
         raise UsageError(f"{architecture} has no variants", where="model", hint=f"use the plain name {architecture}")
     return _built(name, dict(kwargs or {}))
 
@@ -152,7 +152,9 @@ def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
 
 
 def _built(name: str, kwargs: dict[str, Any]) -> Base:
-    unet = name in ("cfg_unet", "diffusers", "glyphs_unet")
+    from superlora_cli.models.pipelines import is_pipeline
+
+    unet = name in ("cfg_unet", "diffusers", "glyphs_unet") or is_pipeline(name)
     library = "torch" if unet else "timm"
     sys.stderr.write(f"not in the catalogue: building {' '.join([name, *kwargs])} with {library}\n")
     if unet:
@@ -189,7 +191,7 @@ def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
 
 
 def write() -> None:
-    """Rebuild the data file from timm and from the descriptions below."""
+    """Rebuild the data file from timm, from diffusers and from the descriptions of layers."""
     from superlora_cli.models.build import build
     from superlora_cli.models.embedded import EMBEDDED
     from superlora_cli.recipe.schema import ModelSection
@@ -206,6 +208,8 @@ def write() -> None:
         body = sum(layer.params for layer in layers)
         parts = {key: part for layer in layers for key, part in layer.parts.items()}
         lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": roll(shapes), **_rolled(parts)})
+    for name in DENOISERS:
+        lines.append(_entry(name, denoiser(name), {"": 0}))
     DATA.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -216,6 +220,16 @@ def _create(name: str, **kwargs: Any) -> Any:
 
     with torch.device("meta"):
         return timm.create_model(name, **kwargs)
+
+
+def denoiser(name: str) -> Any:
+    """The denoiser of a pipeline in the catalogue, on the meta device."""
+    import diffusers
+    import torch
+
+    kind, arguments = DENOISERS[name]
+    with torch.device("meta"):
+        return getattr(diffusers, kind)(**arguments)
 
 
 def _params(model: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from superlora_cli.models.parts import Part
 
@@ -79,6 +79,40 @@ def llama_7b() -> Iterator[Layer]:
     yield Layer("lm_head", (32000, width), 32000 * width)
 
 
+DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {  # of text-to-image pipelines: diffusers' class, and its arguments
+    "sd-1.5": ("UNet2DConditionModel", {"cross_attention_dim": 768}),
+    "sdxl": (
+        "UNet2DConditionModel",
+        {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (320, 640, 1280),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+    "sd3.5-medium": (
+        "SD3Transformer2DModel",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        },
+    ),
+    "flux.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+}
 DESCRIPTIONS: dict[str, Callable[[], Iterator[Layer]]] = {"cfg_unet": cfg_unet, "llama_7b": llama_7b}
 
 

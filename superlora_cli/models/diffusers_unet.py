@@ -40,10 +40,6 @@ class DiffusersUNet(UNet2DModel):
         """See above."""
         return int(2 ** (len(self.config["block_out_channels"]) - 1))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether to recompute activations in the backward pass instead of storing them."""
-        self.enable_gradient_checkpointing() if enable else self.disable_gradient_checkpointing()
-
     def forward(self, images: Tensor, steps: Tensor, labels: Tensor) -> Tensor:
         """As `cfg_unet.ConditionalUNet.forward`; an unconditional model ignores `labels`."""
         given = None if self.classes is None else labels

@@ -41,3 +41,5 @@ EMBEDDED = {
         weights="glyphs_unet.safetensors",
     ),
 }
+
+PIPELINES = ("glyphs_text",)  # folders of `ASSETS`, as a pipeline's save_pretrained writes them

@@ -20,14 +20,14 @@ SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
 
 FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # last part of the module's name → what its rows hold, in equal parts
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
-    "q": ("q", "q_proj", "query", "to_q"),
-    "k": ("k", "k_proj", "key", "to_k"),
-    "v": ("v", "v_proj", "value", "to_v"),
-    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense"),
+    "q": ("q", "q_proj", "query", "to_q", "add_q_proj"),  # `add_…`: of the text, in attention over image and text
+    "k": ("k", "k_proj", "key", "to_k", "add_k_proj"),
+    "v": ("v", "v_proj", "value", "to_v", "add_v_proj"),
+    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense", "to_add_out"),
 }
 AROUND = re.compile(r"(\.(proj|linear|conv|c))+$")  # own names in a layer of several, with a norm or bounds: `q.conv`
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
-MLP = re.compile(r"(^|\.)(mlp|ffn|ff|feed_forward|intermediate)(\.|$)")
+MLP = re.compile(r"(^|\.)(mlp|ffn|ff|ff_context|proj_mlp|feed_forward|intermediate)(\.|$)")
 CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_dist")
 SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 

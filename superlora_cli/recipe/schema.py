@@ -74,7 +74,8 @@ class ModelSection(Section):
     name: str = Field(
         min_length=1,
         description="A timm model, `hf-hub:USER/MODEL@REVISION` (pinned to a commit), a U-Net (`cfg_unet`, "
-        "`diffusers`), or a shipped base (`superlora ls models`).",
+        "`diffusers`), a text-to-image pipeline (`diffusers:NAME@REVISION` or `diffusers:FOLDER`), or a shipped base "
+        "(`superlora ls models`).",
     )
     pretrained: bool = Field(True, description="Start from pretrained weights.")
     head: Literal["new", "frozen"] | HeadRows = Field(
@@ -86,7 +87,7 @@ class ModelSection(Section):
     kwargs: dict[str, Any] = Field(
         {},
         description="Further arguments of `timm.create_model`, such as `img_size`, or of the U-Net; "
-        "`{path: FOLDER}` is a U-Net saved by diffusers.",
+        "`{path: FOLDER}` is a U-Net saved by diffusers. Of a pipeline: `variant`, and `torch_dtype` of its weights.",
     )
 
 
@@ -98,6 +99,11 @@ class DataSection(Section):
         description="A folder of images, `torch/cifar100` or another torchvision set, `hfds/NAME` (Hugging Face; "
         "`hfds/NAME@REVISION` pins a commit), "
         "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
+    )
+    caption: str | None = Field(
+        None,
+        description="Template of captions, for text-to-image: `{text}` is the image's own caption, `{class}` the name "
+        "of its folder. Default: `{text}`.",
     )
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set with several.")
     root: str = Field("data", description="Folder that holds a torchvision set.")

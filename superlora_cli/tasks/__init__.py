@@ -24,7 +24,20 @@ def _diffusion() -> TaskKind:
     return DiffusionKind()
 
 
-TASKS: Table[TaskKind] = Table("task", {"classification": Later(_classification), "diffusion": Later(_diffusion)})
+def _text_to_image() -> TaskKind:
+    from superlora_cli.tasks.text_to_image import TextToImageKind
+
+    return TextToImageKind()
+
+
+TASKS: Table[TaskKind] = Table(
+    "task",
+    {
+        "classification": Later(_classification),
+        "diffusion": Later(_diffusion),
+        "text-to-image": Later(_text_to_image),
+    },
+)
 
 
 def task_of(recipe: Recipe) -> type[ImageTask]:

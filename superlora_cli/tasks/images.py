@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -15,6 +15,7 @@ from superlora_cli.adapter import store
 from superlora_cli.data.batches import Batch, evaluation_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
+from superlora_cli.models.recomputing import recompute
 from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
@@ -105,13 +106,25 @@ class ImageTask:
         self.recipe = built.recipe
         self.model, base = built.model, built.base
         self.look = Look(base.image_size, base.mean, base.std)
-        self.splits: Splits = load_splits(self.data(built.recipe), self.look, seed=DATA_SEED)
-        self.recipe = in_steps(built.recipe, self.splits, processes.count)
+        self.splits = self.read(built.recipe)
+        self.recipe = self.in_steps(built.recipe)
         self.check_classes()
         self.class_names = built.class_names or self.splits.class_names
         self._relabel = self._numbers_of(self.splits.class_names)
         self.in_training = False
+        self.prepare()
         self._place()
+
+    def prepare(self) -> None:
+        """Work that is done once, before the model is on its device."""
+
+    def read(self, recipe: Recipe) -> Splits:
+        """The data of a recipe."""
+        return load_splits(self.data(recipe), self.look, seed=DATA_SEED)
+
+    def in_steps(self, recipe: Recipe) -> Recipe:
+        """The recipe with `train.epochs`, if set, converted to steps for these images."""
+        return in_steps(recipe, self.splits, self.processes.count)
 
     @staticmethod
     def data(recipe: Recipe) -> DataSection:
@@ -144,7 +157,7 @@ class ImageTask:
         """Move the model to the device and set it up as the recipe's `train` section says."""
         train = self.recipe.train
         if train.gradient_checkpointing:
-            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
+            recompute(self.model)
         if train.shard_base:
             if self.built.adapter is None:
                 raise UsageError("needs an adapter: without one there is no frozen base", where="train.shard_base")
@@ -212,6 +225,18 @@ class ImageTask:
     def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
         """The mean loss of `model` on a batch on the same device, a scalar."""
         raise NotImplementedError
+
+    @classmethod
+    def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+        """To estimate memory: a function that makes a batch on torch's default device, and the loss of such a batch."""
+        recipe, model, size = built.recipe, built.model, built.base.image_size
+        count, outputs = recipe.train.batch_size, outputs_of(model)
+
+        def loss(batch: Batch) -> Tensor:
+            with size_refused(size):
+                return cls.objective(model, recipe, batch)
+
+        return lambda: (torch.empty(count, 3, size, size), cls.labels(count, outputs)), loss
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:

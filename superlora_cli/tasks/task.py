@@ -21,12 +21,16 @@ class TaskKind:
     Attributes:
         generates: whether its models generate images: for `generate`, `eval --against`, and `measure:` in a sweep.
         tells_classes: whether its models predict classes: for `eval --predict` and a new head.
+        has_classes: whether its images have classes; else they have captions.
+        prompted: whether its models generate images from texts, by their pipelines.
         mixes: whether its training images may be mixed by `data.mixup` and `data.cutmix`.
         bases: the task that its bases are made for, by name; None: this one.
     """
 
     generates = False
     tells_classes = False
+    has_classes = True
+    prompted = False
     mixes = True
     bases: str | None = None
 

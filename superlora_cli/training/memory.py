@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_iter
 from superlora_cli.adapter.attach import adapters_of
 from superlora_cli.adapter.hadamard import forget_blocks
 from superlora_cli.adapter.prng import undrawn
+from superlora_cli.models.recomputing import recompute
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import TrainSection
@@ -57,7 +58,7 @@ def step_memory(
     adapters = adapters_of(model)
     adapter = adapters.get() if adapters else None
     if train.gradient_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
+        recompute(model)
     with _without_values() as ledger:
         model.to_empty(device="cpu").train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -17,7 +17,7 @@ from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
 from superlora_cli.models.build import build as build_base
-from superlora_cli.models.descriptions import cfg_unet, llama_7b
+from superlora_cli.models.descriptions import DENOISERS, cfg_unet, llama_7b
 from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.parts import parts_of
 from superlora_cli.models.rolled import roll, unroll
@@ -114,9 +114,26 @@ def test_the_language_model_has_llama_s_parameters() -> None:
     assert "lm_head" not in {target.name for target in catalogue.targets("llama_7b", ["all-linear"])}
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "queries"),
+    [
+        ("sd-1.5", 859_520_964, 32),
+        ("sdxl", 2_567_463_684, 140),
+        ("sd3.5-medium", 2_243_171_520, 24 + 13 + 24),
+        ("flux.1-dev", 11_901_408_320, 19 + 38 + 19),
+    ],
+)
+def test_a_denoiser_is_what_diffusers_builds(name: str, params: int, queries: int) -> None:
+    model = catalogue.denoiser(name)
+    same_targets(name, model)
+    same_parameters(name, model)
+    assert catalogue.find(name).params == params
+    assert len(catalogue.targets(name, ["q"])) == queries
+
+
 def test_the_data_file_is_compact_and_has_every_architecture() -> None:
-    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, "cfg_unet", "llama_7b"]
-    assert catalogue.DATA.stat().st_size < 80_000
+    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, "cfg_unet", "llama_7b", *DENOISERS]
+    assert catalogue.DATA.stat().st_size < 150_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)
         shapes = list(unroll(entry["weights"]))

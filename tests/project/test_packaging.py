@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_package_the_recipes_and_the_base_weights(wheel: Pat
     assert {f"superlora_cli/{path.relative_to(package).as_posix()}" for path in data} <= names
     assert {f"superlora_cli/recipe/shipped/{name}.yaml" for name in shipped_recipes()} <= names
     assert not [name for name in names if name.startswith(("tests/", "docs/")) or "__pycache__" in name]
-    assert wheel.stat().st_size < 10_000_000
+    assert wheel.stat().st_size <= 25_000_000
 
 
 def test_the_installed_package_is_the_one_that_runs_and_has_its_command(installed: Path, tmp_path: Path) -> None:

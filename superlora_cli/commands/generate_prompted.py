@@ -1,0 +1,255 @@
+"""Generate images from prompts, by the pipeline of a text-to-image run or an adapter, or a shipped one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import superlora_cli
+from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.layers import stored_parameter
+from superlora_cli.commands.generate import check_task, open_source, recipe_of
+from superlora_cli.errors import InterruptedRunError, RunError, UsageError
+from superlora_cli.generation.folder import ImagesFolder, image_name
+from superlora_cli.generation.grid import labelled_grid, png
+from superlora_cli.launch import launched
+from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.opening.build import Built
+from superlora_cli.progress import with_bar
+from superlora_cli.training.processes import join
+
+SCALES = (1.0,)
+
+
+class Wanted(NamedTuple):
+    """An image to make: the scale of ΔW, its prompt, and the seed of its noise."""
+
+    scale: float
+    prompt: str
+    seed: int
+
+
+def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of the command line, then the lines of a file that are not empty.
+
+    Raises:
+        UsageError: there are none, or the file cannot be read.
+    """
+    lines: list[str] = []
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UsageError(f"cannot be read: {cause}", where=str(file), hint="a text with a prompt a line") from None
+    found = [*prompts, *filter(None, lines)]
+    if not found:
+        raise UsageError("no prompt is given", where="--prompt", hint='--prompt "a red seven", or --prompts FILE')
+    return found
+
+
+def read_scales(text: str | None) -> tuple[float, ...]:
+    """`0,0.5,1` → the scales; 1 by default.
+
+    Raises:
+        UsageError: one is not a number.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text is not None else SCALES
+        if not all(abs(scale) < float("inf") for scale in found):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"'{text}' is not a list of numbers", where="--scale", hint="--scale 0,0.5,1") from None
+    return found
+
+
+def read_size(text: str | None, base: PipelineBase) -> tuple[int, int]:
+    """`512x768` → width and height; by default the size of training.
+
+    Raises:
+        UsageError: it is not two numbers, or the pipeline cannot generate that size.
+    """
+    if text is None:
+        return base.image_size, base.image_size
+    words = text.lower().split("x")
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
+        raise UsageError(f"'{text}' is not a size", where="--size", hint="--size 512x768, width and height")
+    size = int(words[0]), int(words[1])
+    if any(side % base.multiple for side in size):
+        raise UsageError(f"{text} is no multiple of {base.multiple}", where="--size", hint="round both sides")
+    return size
+
+
+def generate_prompted(
+    source: str,
+    out: Path,
+    console: Console,
+    overrides: Sequence[str] = (),
+    *,
+    prompts: Sequence[str] = (),
+    prompts_file: Path | None = None,
+    negative: str | None = None,
+    num: int = 1,
+    scale: str | None = None,
+    size: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    force: bool = False,
+    allow_mismatch: bool = False,
+) -> dict[str, Any]:
+    """Write `num` images of every prompt at every scale, a grid of them and a manifest to the folder `out`.
+
+    Image i of every prompt has the seed `seed` + i, at every scale. The adapter is merged into the base first.
+
+    Args:
+        source: a run folder, an adapter or model file, or the name of a shipped pipeline.
+        scale: numbers that ΔW is multiplied by, separated by commas.
+        size: width and height, `512x768`.
+        steps, guidance: of the pipeline's own scheduler; default: the pipeline's.
+        force: replace generated images in the folder.
+
+    Returns:
+        images (their folder), grid (the file), num, prompts, scales, seed, size, steps, guidance, model, params (the
+        adapter's), seconds.
+
+    Raises:
+        UsageError: a setting is wrong, the source is made for classes, or the folder is not empty. MismatchError: the
+            base is not the adapter's. InterruptedRunError: by Ctrl-C; every image written is complete.
+    """
+    folder = ImagesFolder(out)
+    folder.check(force=force)
+    if num < 1 or batch_size < 1:
+        where = "--num" if num < 1 else "--batch-size"
+        raise UsageError(f"{min(num, batch_size)} images", where=where, hint="1 or more")
+    if launched() > 1:
+        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
+                         hint="start it as a single process")  # fmt: skip
+    chosen, scales = read_prompts(prompts, prompts_file), read_scales(scale)
+    check_task(recipe_of(source, overrides), source, prompted=True)
+    built, about = open_source(source, overrides, allow_mismatch)
+    base = built.base
+    assert isinstance(base, PipelineBase)
+    if built.adapter is None and scales != SCALES:
+        raise UsageError("there is no adapter to scale", where="--scale", hint="leave it out")
+    if negative is not None and base.family.guided:
+        raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
+    width, height = read_size(size, base)
+    given = {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative}
+    call = {name: value for name, value in given.items() if value is not None}
+    wanted = [Wanted(factor, prompt, seed + number) for factor in scales for prompt in chosen for number in range(num)]
+    images = {image_name(index, image.prompt): image._asdict() for index, image in enumerate(wanted)}
+    processes = join(built.recipe.train)
+    told = {
+        "images": str(folder.images),
+        "grid": str(folder.grid),
+        "num": len(wanted),
+        "prompts": chosen,
+        "scales": list(scales),
+        "seed": seed,
+        "size": [width, height],
+        "steps": steps,
+        "guidance": guidance,
+        "model": about["model"],
+        "params": about["adapter"]["params"] if about["adapter"] else 0,
+    }
+    settings = {
+        **about,
+        **{key: told[key] for key in ("num", "prompts", "scales", "seed", "size", "steps", "guidance")},
+        "negative": negative,
+        "precision": built.recipe.train.precision,
+        "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
+    }
+    made: list[Tensor] = []
+    started = time.monotonic()
+    try:
+        with _scaled(built) as set_scale:
+            pipeline = base.pipeline().to(processes.device)
+            folder.begin(settings, images)
+            parts = _parts(wanted, batch_size)
+            names = iter(images)
+            for part in with_bar(parts, "images", total=len(wanted), size=len):
+                set_scale(part[0].scale)
+                with processes.autocast():
+                    batch = _painted(pipeline, part, call, (width, height))
+                for image in batch:
+                    folder.write(next(names), png(image))
+                    made.append(image)
+        rows = {(image.prompt, image.scale): None for image in wanted}
+        order = list(rows)
+        titles = [prompt if len(scales) == 1 else f"{factor:g} × {prompt}" for prompt, factor in order]
+        numbers = [order.index((image.prompt, image.scale)) for image in wanted]
+        folder.finish(settings, images, labelled_grid(torch.stack(made), numbers, titles, _caption(about, seed)))
+    except KeyboardInterrupt:
+        hint = f"{len(made)} of {len(wanted)} images are written; --force starts over"
+        raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
+    finally:
+        processes.end()
+    return {**told, "seconds": time.monotonic() - started}
+
+
+def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
+    """Images that are made together: of one scale, at most so many."""
+    found: list[Sequence[Wanted]] = []
+    for scale in dict.fromkeys(image.scale for image in wanted):
+        own = [image for image in wanted if image.scale == scale]
+        found += [own[start : start + most] for start in range(0, len(own), most)]
+    return found
+
+
+@torch.no_grad()
+def _painted(pipeline: Any, part: Sequence[Wanted], call: dict[str, Any], size: tuple[int, int]) -> Tensor:
+    """Some images: uint8 (n, 3, H, W).
+
+    Raises:
+        RunError: the model gives NaN or Inf. UsageError: the pipeline refuses a setting.
+    """
+    negative = {"negative_prompt": [call["negative_prompt"]] * len(part)} if "negative_prompt" in call else {}
+    noise = [torch.Generator().manual_seed(image.seed) for image in part]
+    prompts = [image.prompt for image in part]
+    try:
+        found = pipeline(prompts, width=size[0], height=size[1], generator=noise, output_type="pt", **call | negative)
+    except (ValueError, TypeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise UsageError(f"the pipeline refuses this: {cause}", where="superlora generate") from None
+    images: Tensor = found.images.float().cpu()
+    if not images.isfinite().all():
+        raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@contextmanager
+def _scaled(built: Built) -> Iterator[Callable[[float], None]]:
+    """Merge the adapter. Inside, a function makes the weights those of the base plus the adapter times a number."""
+    if built.adapter is None:
+        yield lambda scale: None
+        return
+    names = {f"{target.module}.weight" for target in built.adapter.targets} | {*built.also}
+    with torch.no_grad():
+        built.adapter.to(next(built.model.parameters()).device)
+        plain = {name: stored_parameter(built.model, name).detach().clone() for name in names}
+        detach(built.model, merge=True)
+        whole = {name: stored_parameter(built.model, name).detach().clone() for name in names}
+
+    @torch.no_grad()
+    def scale_to(scale: float) -> None:
+        for name in names:
+            own = stored_parameter(built.model, name)
+            value = whole[name] if scale == 1 else plain[name] + scale * (whole[name] - plain[name])
+            own.copy_(value)
+
+    yield scale_to
+
+
+def _caption(about: dict[str, Any], seed: int) -> str:
+    adapter = about["adapter"]
+    with_adapter = f" + {adapter['file']} ({adapter['params']:,} parameters)" if adapter else ""
+    return f"{about['model']}{with_adapter}, seed {seed}"

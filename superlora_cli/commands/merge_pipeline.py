@@ -1,0 +1,112 @@
+"""Merge an adapter into its text-to-image pipeline: a folder that `from_pretrained` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.attach import detach
+from superlora_cli.commands.verify import TOLERANCE
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import check_output, replacing_folder, system_errors
+from superlora_cli.models.pipelines import INDEX, PipelineBase, is_pipeline
+from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.model_file import read_model
+
+IMAGES = 4  # whose noise the merged and the adapted denoiser predict, to compare them
+
+
+def of_pipeline(file: Path) -> bool:
+    """Whether an adapter belongs to a pipeline.
+
+    Raises:
+        UsageError: it is not an adapter.
+    """
+    if read_model(file) is not None:
+        return False
+    recipe = store.load(file).recipe
+    return is_pipeline(str((recipe.get("model") or {}).get("name", "")))
+
+
+def merge_pipeline(
+    file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
+) -> dict[str, Any]:
+    """Write the pipeline of an adapter, with ΔW added to its denoiser, to the folder `out`.
+
+    Args:
+        dtype: of the whole pipeline; default: as it is.
+        verify: compare the predictions of the denoiser that was written with those of the adapted one.
+        force: replace another pipeline's folder.
+
+    Returns:
+        As `commands.merge.merge`.
+
+    Raises:
+        UsageError: the output exists, or the pipeline cannot be loaded. RunError: the disk is full, or a weight is not
+            finite. MismatchError: it is another base, or the verification failed.
+    """
+    check_output(out, force=force)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / INDEX).is_file())):
+        hint = "--force only replaces a pipeline's folder"
+        raise UsageError("is no pipeline", where=str(out), hint=hint)
+    built = build_from_file(file, allow_mismatch=allow_mismatch)
+    base = built.base
+    assert isinstance(base, PipelineBase)
+    assert built.adapter is not None
+    changed = len({target.module for target in built.adapter.targets}) + len(built.also)
+    adapted = _predictions(base, base.model) if verify else None
+    detach(base.model, merge=True)
+    pipeline = base.pipeline()
+    if dtype is not None:
+        pipeline.to(dtype)
+    error = None
+    with replacing_folder(out, force=force) as place:
+        with system_errors(out):
+            pipeline.save_pretrained(place, safe_serialization=True)
+        if adapted is not None:
+            written = type(base.model).from_pretrained(place, subfolder=base.family.denoiser)  # type: ignore[attr-defined]
+            error = (_predictions(base, written.to(torch.float32)) - adapted).abs().max().item()
+            if not error <= TOLERANCE.get(dtype or torch.float32, 0.0):
+                raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
+    return {
+        "output": str(out),
+        "tensors_changed": changed,
+        "max_abs_error": error,
+        "verified": verify,
+        "compared": "of outputs" if verify else None,
+        "verified_on": f"{IMAGES} images" if verify else None,
+        "load": f"pipeline = diffusers.{base.kind}.from_pretrained({str(out)!r})",
+    }
+
+
+@torch.no_grad()
+def _predictions(base: PipelineBase, denoiser: Any) -> Tensor:
+    """What a denoiser of this pipeline predicts of fixed noise, with fixed conditions."""
+    generator = torch.Generator().manual_seed(0)
+    side = base.image_size // base.scale
+    shape, conditions = base.family.example(denoiser, (side, side), IMAGES)
+    noisy, own = torch.randn(shape, generator=generator), next(denoiser.parameters()).dtype
+    times = base.family.noise(base.scheduler).times(torch.linspace(0.1, 0.9, IMAGES))
+    filled = _filled(conditions, base.family.shared, generator, own)
+    found = base.family.predict(denoiser.eval(), noisy.to(own), times, filled)
+    return found.float()
+
+
+def _filled(
+    value: Mapping[str, Any], shared: tuple[str, ...], generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Conditions with random values; what has no dimension for images, such as positions, is zero."""
+    filled: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            filled[name] = _filled(part, shared, generator, dtype)
+        elif name in shared:
+            filled[name] = torch.zeros_like(part)
+        else:
+            filled[name] = torch.randn(part.shape, generator=generator).to(dtype)
+    return filled

@@ -1,0 +1,255 @@
+"""Images with captions, for text-to-image: from a folder, or of an embedded set.
+
+In a folder, the caption of `cat.png` is in `cat.txt` beside it, or in a table at the top of the folder,
+`metadata.jsonl` or `metadata.csv`, with the columns `file_name` and `text`. With the template `data.caption`, an
+image's own text ("{text}") or its folder's name ("{class}") is a part of a longer one, or all images have the same.
+Images that cannot be read, and those without a caption where one is needed, are left out and reported.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from PIL import Image
+from timm.utils import natural_key
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from superlora_cli.data.folder import some
+from superlora_cli.data.holding_out import by_content, by_position
+from superlora_cli.data.images import SUFFIXES, open_rgb, size_of
+from superlora_cli.data.scan import scan
+from superlora_cli.data.source import Pictures, Splits, Unreadable, three_parts
+from superlora_cli.errors import UsageError
+from superlora_cli.kinds import Kind, check_kind
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+NAME, TEXTS = "file_name", ("text", "caption", "prompt")  # columns; of the second, the first that there is
+FIELDS = ("text", "class")
+NO_CAPTION = "no caption"
+
+
+class CaptionedImages(Pictures):
+    """Images of any size with their captions, and a digest of each.
+
+    Attributes:
+        names: of the files, relative to their folder.
+    """
+
+    def __init__(
+        self, images: Sequence[str | Tensor], texts: Sequence[str], names: Sequence[str], contents: Sequence[str]
+    ) -> None:
+        self.images, self.texts, self.names, self._contents = images, texts, names, contents
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        image = self.images[index]
+        return open_rgb(image) if isinstance(image, str) else to_pil_image(image), 0
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height in pixels, as the image is shown."""
+        image = self.images[index]
+        return size_of(image) if isinstance(image, str) else (image.shape[2], image.shape[1])
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return [0] * len(self)
+
+    @property
+    def contents(self) -> Sequence[str]:
+        return self._contents
+
+    def part(self, indices: Sequence[int]) -> CaptionedImages:
+        """Some of the images."""
+        images, texts, names, contents = (
+            [of[index] for index in indices] for of in (self.images, self.texts, self.names, self._contents)
+        )
+        return CaptionedImages(images, texts, names, contents)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A set of images with captions, as found; as `source.Source`."""
+
+    train: CaptionedImages
+    validation: CaptionedImages | None
+    test: CaptionedImages | None
+    unreadable: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_template(template: str | None) -> tuple[str, ...]:
+    """The fields of a template for captions.
+
+    Raises:
+        UsageError: it has others than `{text}` and `{class}`.
+
+    >>> check_template("a photo of sks {class}, {text}")
+    ('class', 'text')
+    """
+    try:
+        found = tuple(name for _, name, _, _ in Formatter().parse("{text}" if template is None else template)
+                      if name is not None)  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"not a template: {error}", where="data.caption", hint="a {class}, {text}") from None
+    for name in found:
+        if name not in FIELDS:
+            hint = "{text} is the image's own caption, {class} the name of its folder"
+            raise UsageError(f"unknown field '{{{name}}}'", where="data.caption", hint=hint)
+    return found
+
+
+def captioned(template: str | None, text: str, label: str) -> str:
+    """A caption from the image's own text and the name of its class."""
+    return " ".join((template or "{text}").format(**{"text": text, "class": label}).split())
+
+
+def in_memory(images: Tensor, texts: Sequence[str], name: str) -> CaptionedImages:
+    """Images (n, 3, S, S) uint8 that are part of superlora."""
+    contents = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
+    return CaptionedImages(list(images), texts, [f"{name}/{index}" for index in range(len(images))], contents)
+
+
+def read_captioned_folder(root: Path, template: str | None) -> Captioned:
+    """The images of a folder, or of its parts `train`, `validation` and `test`.
+
+    Raises:
+        UsageError: there are no images with captions, or a table cannot be parsed.
+    """
+    fields = check_template(template)
+    parts = three_parts(lambda names: next((root / name for name in names if (root / name).is_dir()), None))
+    if parts[0] is None:
+        parts = (root, None, None)
+    bad: list[Unreadable] = []
+    notes: list[str] = []
+
+    def read(folder: Path) -> CaptionedImages:
+        found, left = _read(folder, template, fields, notes)
+        bad.extend(left)
+        if not found:
+            if not left:
+                check_kind(folder, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
+            cause = left[-1].cause if left else "it holds no images"
+            hint = "write the caption of cat.png into cat.txt, or set data.caption" if cause == NO_CAPTION else None
+            raise UsageError(f"no image can be used: {cause}", where=left[-1].path if left else str(folder), hint=hint)
+        return found
+
+    train, validation, test = (None if part is None else read(part) for part in parts)
+    assert train is not None
+    total = len(bad) + sum(len(part) for part in (train, validation, test) if part)
+    for cause in sorted({file.cause for file in bad}):
+        paths = [file.path for file in bad if file.cause == cause]
+        notes.append(f"left out {len(paths):,} of {total:,} images ({cause}): {some(paths)}")
+    return Captioned(train, validation, test, tuple(bad), tuple(notes))
+
+
+def held_out(found: Captioned, share: float, rule: str | None, seed: int) -> Splits:
+    """Three splits: parts that are missing are held out of the training images, if the share is not 0.
+
+    A split without images is the training images: for a handful of images, none can be spared.
+    """
+    train, given = found.train, [found.test, found.validation]
+    missing = sum(images is None for images in given)
+    if rule == "content":
+        *held, left = by_content(train.labels, train.contents, share if missing else 0, missing)
+    else:
+        *held, left = by_position(len(train), share, missing, seed)
+    kept = train.part(left)
+    test, validation = ((train.part(held.pop(0)) if images is None else images) for images in given)
+    notes = found.notes
+    if not (len(test) and len(validation)):
+        notes += ("no images are held out: the loss is measured on the training images",)
+    digest = hashlib.sha256()
+    for images in (found.train, found.validation, found.test):
+        for name, content, text in zip(images.names, images.contents, images.texts, strict=True) if images else ():
+            digest.update(f"{name}\0{content}\0{text}\0".encode(errors="surrogateescape"))
+    return Splits(
+        kept, validation if len(validation) else kept, test if len(test) else kept, (), digest.hexdigest(),
+        unreadable=found.unreadable, notes=notes,
+    )  # fmt: skip
+
+
+def _read(
+    root: Path, template: str | None, fields: Sequence[str], notes: list[str]
+) -> tuple[CaptionedImages, list[Unreadable]]:
+    """The images below a folder, and those that are left out."""
+    names = sorted(
+        (path.relative_to(root).as_posix() for path in root.rglob("*")
+         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts)),
+        key=natural_key,
+    )  # fmt: skip
+    table = _table(root) if "text" in fields else None
+    if table is not None and (gone := [name for name in table if name not in set(names)]):
+        notes.append(f"{len(gone):,} lines of the table name no image: {some(gone)}")
+    checked, kept, bad = scan(root, names), [], []
+    for name in names:
+        path, cause = root / name, checked[name].cause
+        text = ""
+        if cause is None and "text" in fields:
+            text, cause = _text(path, name, table)
+        if cause is None and "class" in fields and "/" not in name:
+            cause = "in no folder that names its class"
+        if cause is None:
+            label = Path(name).parent.name
+            kept.append((str(path), captioned(template, text, label), name, checked[name].content))
+        else:
+            bad.append(Unreadable(str(path), cause))
+    columns: tuple[Any, ...] = tuple(map(list, zip(*kept, strict=True))) or ([], [], [], [])
+    return CaptionedImages(*columns), bad
+
+
+def _text(path: Path, name: str, table: Mapping[str, str] | None) -> tuple[str, str | None]:
+    """An image's own caption, and why it has none."""
+    if table is not None:
+        return (table[name], None) if table.get(name, "").strip() else ("", NO_CAPTION)
+    file = path.with_suffix(".txt")
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return "", NO_CAPTION
+    except UnicodeDecodeError:
+        return "", "its caption is not UTF-8"
+    except OSError as error:
+        return "", f"its caption cannot be read: {error.strerror}"
+    return (text, None) if text else ("", NO_CAPTION)
+
+
+def _table(root: Path) -> dict[str, str] | None:
+    """Captions by file name, from a table at the top of a folder; None if there is none."""
+    file = next((root / name for name in TABLES if (root / name).is_file()), None)
+    if file is None:
+        return None
+    hint = f"every line has {NAME} and {TEXTS[0]}"
+    try:
+        lines = file.read_text(encoding="utf-8-sig")
+        rows: Iterator[dict[str, Any]] = (_json_rows if file.suffix == ".jsonl" else _csv_rows)(lines)
+        found: dict[str, str] = {}
+        for number, row in enumerate(rows, 1):
+            where = f"{file}: row {number}"
+            column = next((name for name in TEXTS if row.get(name) is not None), None)
+            if not isinstance(row.get(NAME), str) or column is None or not isinstance(row[column], str):
+                raise UsageError(f"no {NAME}, or no {TEXTS[0]}", where=where, hint=hint)
+            if row[NAME] in found:
+                raise UsageError(f"'{row[NAME]}' is listed twice", where=where, hint="one row per image")
+            found[row[NAME]] = row[column]
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError, AttributeError) as error:
+        raise UsageError(f"cannot be read as a table: {error}", where=str(file), hint=hint) from None
+    return found
+
+
+def _json_rows(text: str) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in text.splitlines() if line.strip())
+
+
+def _csv_rows(text: str) -> Iterator[dict[str, Any]]:
+    return iter(csv.DictReader(io.StringIO(text)))

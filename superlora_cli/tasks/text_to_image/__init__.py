@@ -1,0 +1,29 @@
+"""Text to image: the denoiser of a pipeline learns images with captions. Only this task needs transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe, Section
+    from superlora_cli.tasks.images import ImageTask
+
+
+class TextToImageKind(TaskKind):
+    """A denoiser learns to see images in noise, given their captions."""
+
+    mixes = False
+    has_classes = False
+    prompted = True
+
+    def section(self) -> type[Section]:
+        from superlora_cli.tasks.text_to_image.section import TextToImageSection
+
+        return TextToImageSection
+
+    def at_work(self, recipe: Recipe) -> type[ImageTask]:
+        from superlora_cli.tasks.text_to_image.task import TextToImage
+
+        return TextToImage

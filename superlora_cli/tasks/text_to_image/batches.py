@@ -1,0 +1,53 @@
+"""Batches of images of one size, as a pure function of seed and step, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+
+from superlora_cli.data.batches import Share
+from superlora_cli.tasks.text_to_image.encoding import Seen
+
+
+def repeated(samples: Sequence[Seen], names: Sequence[str], repeats: Mapping[str, int]) -> list[Seen]:
+    """The images of an epoch: each as often as the first pattern says that its name matches, else once."""
+    times = [next((count for pattern, count in repeats.items() if fnmatchcase(name, pattern)), 1) for name in names]
+    return [sample for sample in samples for _ in range(times[sample.number])]
+
+
+def epoch(samples: Sequence[Seen], batch_size: int, seed: int, number: int) -> list[list[Seen]]:
+    """All batches of an epoch in random order, each of images of one size; the last of a size may be smaller."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    groups: dict[tuple[int, int], list[Seen]] = {}
+    for sample in samples:
+        groups.setdefault(sample.size, []).append(sample)
+    batches: list[list[Seen]] = []
+    for size in sorted(groups):
+        own = [groups[size][index] for index in torch.randperm(len(groups[size]), generator=generator).tolist()]
+        batches += [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def steps_of_epoch(samples: Sequence[Seen], batch_size: int, share: Share) -> int:
+    """Steps per epoch, of which each takes `share.parts` batches; batches left over at its end are dropped."""
+    return max(1, len(epoch(samples, batch_size, 0, 0)) // share.parts)
+
+
+def stream(
+    samples: Sequence[Seen], batch_size: int, *, seed: int, start: int, stop: int, share: Share
+) -> Iterator[list[Seen]]:
+    """This process's batches of steps `start` ... `stop` − 1 of an endless stream of epochs.
+
+    An epoch with fewer batches than a step takes is gone through again.
+    """
+    per_epoch, current = steps_of_epoch(samples, batch_size, share), -1
+    order: list[list[Seen]] = []
+    for step in range(start, stop):
+        number, place = divmod(step, per_epoch)
+        if number != current:
+            current, order = number, epoch(samples, batch_size, seed, number)
+        for passed in range(share.passes):
+            first = place * share.parts + passed * share.processes + share.process
+            yield order[first % len(order)]

@@ -1,0 +1,102 @@
+"""The loss: the squared error of a denoiser's prediction, at random times and with random noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from superlora_cli.models.families.family import Family
+from superlora_cli.models.families.noise import Diffusion, Flow, moved
+from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size as their pipeline's denoiser sees them.
+
+    Attributes:
+        latents: without noise, (B, C, h, w) or packed (B, tokens, C).
+        conditions, empty: arguments of the denoiser for each image: of its caption, and of an empty one.
+    """
+
+    latents: Tensor
+    conditions: Sequence[Mapping[str, Any]]
+    empty: Mapping[str, Any]
+
+
+class Objective:
+    """The loss of a pipeline's denoiser, as a recipe's section sets it.
+
+    Raises:
+        UsageError: Min-SNR weights are wanted for a flow.
+    """
+
+    def __init__(self, base: PipelineBase, settings: TextToImageSection) -> None:
+        self.family: Family = base.family
+        self.noise: Diffusion | Flow = self.family.noise(base.scheduler)
+        self.settings = settings
+        if settings.min_snr is not None:
+            self.noise.weights(torch.zeros(1, dtype=torch.long), settings.min_snr)
+
+    def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+        """The mean over a batch.
+
+        All is drawn on the CPU from torch's own generator, whose state is in every checkpoint. So a resumed run
+        continues with the same draws.
+        """
+        latents, settings = batch.latents, self.settings
+        times = self.noise.times(self.shares(len(latents), self.family.tokens(latents)))
+        noise = torch.randn(latents.shape)
+        if settings.noise_offset:
+            noise += settings.noise_offset * torch.randn(_of_channels(latents))
+        conditions = list(batch.conditions)
+        if settings.caption_dropout:
+            dropped = (torch.rand(len(latents)) < settings.caption_dropout).tolist()
+            conditions = [batch.empty if drop else own for drop, own in zip(dropped, conditions, strict=True)]
+        found = self.errors(model, latents, noise, times, conditions, device)
+        if settings.min_snr is not None:
+            found = found * self.noise.weights(times, settings.min_snr).to(device)
+        return found.mean()
+
+    def shares(self, count: int, tokens: int) -> Tensor:
+        """Random shares of the way to noise, (count,), for images that are so many tokens to the denoiser."""
+        settings = self.settings
+        normal = self.noise.normal if settings.times is None else settings.times == "logit-normal"
+        drawn = torch.randn(count).sigmoid() if normal else torch.rand(count)
+        return moved(drawn, self.noise.shift(tokens) if settings.shift is None else settings.shift)
+
+    def errors(
+        self,
+        model: nn.Module,
+        latents: Tensor,
+        noise: Tensor,
+        times: Tensor,
+        conditions: Sequence[Mapping[str, Any]],
+        device: torch.device,
+    ) -> Tensor:
+        """The mean squared error of each image: (B,) float32."""
+        latents, noise = latents.float().to(device), noise.to(device)
+        together = moved_to(self.family.together([dict(each) for each in conditions]), device)
+        noisy, target = self.noise.noisy(latents, noise, times), self.noise.target(latents, noise, times)
+        own = next(model.parameters()).dtype  # of a base in half precision
+        predicted = self.family.predict(model, noisy.to(own), times.to(device), together)
+        return functional.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(1)
+
+
+def _of_channels(latents: Tensor) -> tuple[int, ...]:
+    """The shape of one number for every image and channel: (B, C, 1, 1), or (B, 1, C) if they are packed."""
+    count, second, third = latents.shape[:3]
+    return (count, second, 1, 1) if latents.dim() == 4 else (count, 1, third)
+
+
+def moved_to(value: Any, device: torch.device) -> Any:
+    """Nested dicts with their tensors on a device."""
+    if isinstance(value, Mapping):
+        return {name: moved_to(part, device) for name, part in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -1,0 +1,49 @@
+"""The recipe section of the task `text-to-image`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from superlora_cli.recipe.schema import Recipe, Section
+
+
+class TextToImageSection(Section):
+    """Sizes, captions and noise of the task `text-to-image`."""
+
+    buckets: bool = Field(
+        True,
+        description="Crop images to the nearest of several aspect ratios, all of about `data.image_size`² pixels; "
+        "`false`: to squares.",
+    )
+    repeats: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description='How often images are seen in an epoch, by patterns of file names: `{"dogs/*": 10}`; else once.',
+    )
+    caption_dropout: float = Field(
+        0.0, ge=0, le=1, description="Fraction of images trained with an empty caption, for classifier-free guidance."
+    )
+    times: Literal["uniform", "logit-normal"] | None = Field(
+        None,
+        description="How the share of noise is drawn; default: `uniform` for models that predict noise, `logit-normal` "
+        "(more often around the middle) for flows.",
+    )
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="Move the share of noise u up, to s·u / (1 + (s − 1)·u); default: as the scheduler does.",
+    )
+    min_snr: float | None = Field(
+        None, gt=0, description="γ of Min-SNR weights of the loss (Hang et al., 2023), 5 is usual; not for flows."
+    )
+    noise_offset: float = Field(0.0, ge=0, description="Noise added to a whole channel of latents, for dark images.")
+    guidance: float = Field(
+        1.0, ge=0, description="Guidance in training, for models that take it as an input, such as FLUX.1-dev."
+    )
+
+
+def settings_of(recipe: Recipe) -> TextToImageSection:
+    """The section of a recipe under the name of its task, or the defaults."""
+    found: TextToImageSection | None = getattr(recipe, recipe.task, None)
+    return found or TextToImageSection()

@@ -1,0 +1,168 @@
+"""The denoiser of a pipeline learns to see images in noise, given their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.data.batches import Share
+from superlora_cli.data.captioned import CaptionedImages, held_out
+from superlora_cli.data.known import kind_named
+from superlora_cli.data.splits import SPLITS, Splits
+from superlora_cli.errors import UsageError
+from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.opening.build import Built
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.images import ImageTask
+from superlora_cli.tasks.reading import DATA_SEED
+from superlora_cli.tasks.text_to_image.batches import repeated, steps_of_epoch, stream
+from superlora_cli.tasks.text_to_image.cache import Cache
+from superlora_cli.tasks.text_to_image.encoding import EMPTY, Seen, conditions_key, fill, seen
+from superlora_cli.tasks.text_to_image.objective import Batch, Objective
+from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.sizes import Size
+from superlora_cli.training.processes import Processes
+
+DRAWS, MOST = 256, 10  # of noise and time: at least this many per split, for a stable mean; at most per image
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however many there are
+
+
+def base_of(built: Built) -> PipelineBase:
+    """The pipeline that a model is the denoiser of."""
+    assert isinstance(built.base, PipelineBase)
+    return built.base
+
+
+class TextToImage(ImageTask):
+    """The task as the training loop sees it, and its evaluation.
+
+    Attributes:
+        seen: the images of every split, with their sizes and what is stored of them.
+        epoch: those of an epoch, some of them several times.
+    """
+
+    measure = "loss"
+
+    def __init__(self, built: Built, processes: Processes) -> None:
+        base = base_of(built)
+        self.settings = settings_of(built.recipe)
+        self.denoising = Objective(base, self.settings)
+        self.cache = Cache(base.folder, base.family.denoiser, base.options)
+        super().__init__(built, processes)
+
+    def read(self, recipe: Recipe) -> Splits:
+        data = recipe.data
+        found = kind_named(data.name).captioned(data, self.look.size, seed=DATA_SEED)
+        return held_out(found, data.validation, data.split, DATA_SEED)
+
+    def in_steps(self, recipe: Recipe) -> Recipe:
+        train, names = recipe.train, self.images("train").names
+        self.seen = {split: self._seen(split) for split in SPLITS}
+        self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
+        if train.epochs is None:
+            return recipe
+        share = Share(train.accumulate, processes=self.processes.count)
+        steps = train.epochs * steps_of_epoch(self.epoch, train.batch_size, share)
+        return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+    def _seen(self, split: str) -> list[Seen]:
+        base, settings = base_of(self.built), self.settings
+        multiple = base.multiple
+        if self.look.size % multiple:
+            message = f"the model cannot halve images of {self.look.size} × {self.look.size} often enough"
+            raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
+        return seen(self.images(split), self.look.size, multiple, settings.buckets, settings.guidance)
+
+    def prepare(self) -> None:
+        """What is missing in the cache is computed by one process, before training takes up memory."""
+        base, guidance = base_of(self.built), self.settings.guidance
+        parts = [(self.images(split), self.seen[split]) for split in SPLITS]
+        self.processes.on_main(lambda: fill(self.cache, base, parts, self.processes.device, guidance))
+
+    def images(self, split: str) -> CaptionedImages:
+        """The images of a split, with their captions."""
+        found = self.splits.named(split)
+        assert isinstance(found, CaptionedImages)
+        return found
+
+    def check_classes(self) -> None:
+        """There are none."""
+
+    @classmethod
+    def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+        base, count = base_of(built), built.recipe.train.batch_size
+        settings = settings_of(built.recipe).model_copy(update={"caption_dropout": 0.0})  # a matter of values
+        objective, side = Objective(base, settings), base.image_size // base.scale
+
+        def batch() -> Batch:
+            shape, conditions = base.family.example(built.model, (side, side), 1)
+            return Batch(torch.empty(count, *shape[1:]), [conditions] * count, conditions)
+
+        return batch, lambda batch: objective.loss(built.model, batch, torch.device("cpu"))
+
+    @property
+    def guessing(self) -> float:
+        """The loss of predicting zero where noise is predicted: its variance."""
+        return 1.0
+
+    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
+        train, processes = self.recipe.train, self.processes
+        share = Share(train.accumulate, processes.index, processes.count)
+        seed = self.recipe.seed
+        for samples in stream(self.epoch, train.batch_size, seed=seed, start=start, stop=stop, share=share):
+            yield self.batch(samples)
+
+    def batch(self, samples: Sequence[Seen]) -> Batch:
+        """The stored latents and conditions of images of one size."""
+        latents = torch.cat([self.cache.get(sample.latents)["latents"] for sample in samples])
+        empty = self.cache.get(conditions_key(EMPTY, samples[0].size, self.settings.guidance))
+        return Batch(latents, [self.cache.get(sample.conditions) for sample in samples], empty)
+
+    def images_in(self, batch: Any) -> int:
+        return len(batch.latents)
+
+    def loss(self, batch: Any) -> Tensor:
+        return self.denoising.loss(self.model, batch, self.processes.device)
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Lower loss."""
+        return new["loss"] < old["loss"]
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The loss on a whole split, unweighted, always with the same noise and times, evenly spread over all times.
+
+        So runs and settings can be compared on the same data, whatever the batch size.
+        """
+        samples, size = self.seen[split], self.recipe.eval.batch_size
+        passes = min(MOST, -(-DRAWS // len(samples)))
+        own = self.processes.share(len(samples))
+        self.in_training = False
+        self.model.eval()
+        totals = torch.zeros(len(own))
+        by_size: dict[Size, list[tuple[int, int]]] = {}  # place in `own`, key of noise and time
+        for place, number in enumerate(own):
+            keys = [(place, passed * len(samples) + number) for passed in range(passes)]
+            by_size.setdefault(samples[number].size, []).extend(keys)
+        with self.built.kept(), self.processes.autocast():
+            for draws in by_size.values():
+                for start in range(0, len(draws), size):
+                    places = [place for place, _ in draws[start : start + size]]
+                    batch = self.batch([samples[own[place]] for place in places])
+                    times, noise = self._draws([key for _, key in draws[start : start + size]], batch.latents)
+                    found = self.denoising.errors(
+                        self.model, batch.latents, noise, times, batch.conditions, self.processes.device
+                    )
+                    totals.index_add_(0, torch.tensor(places), found.cpu() / passes)
+        errors = self.processes.gather(totals.to(self.processes.device), len(samples))
+        self.check_outputs(errors[:, None])
+        return {"loss": errors.double().mean().item()}
+
+    def _draws(self, keys: Sequence[int], latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Times (B,) and noise, of the shape of `latents`, that depend only on each image's key."""
+        times = self.denoising.noise.times(torch.tensor([(key + 0.5) * GOLDEN % 1 for key in keys]))
+        generators = [torch.Generator().manual_seed(key) for key in keys]
+        return times, torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])

@@ -1,0 +1,165 @@
+"""The denoiser in training is called just as its pipeline calls it, for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from superlora_cli.models.families import FAMILIES
+from superlora_cli.models.families.family import Family, recorded
+from superlora_cli.models.families.noise import Diffusion, Flow
+from tests import pipelines
+
+PROMPTS = ("a red seven on a blue ground, serif", "seven", "")
+SIZES = ((16, 16), (32, 16))
+
+
+def pair(name: str) -> tuple[Any, Family]:
+    pipeline = pipelines.made(name)
+    return pipeline, FAMILIES[type(pipeline).__name__]
+
+
+def step_of(pipeline: Any, denoiser: Any, **call: Any) -> tuple[dict[str, Any], Tensor]:
+    """What the denoiser is given in one step of the pipeline's own call, and what the scheduler is given of it."""
+    import inspect
+
+    given: list[dict[str, Any]] = []
+    to_scheduler: list[Tensor] = []
+    signature = inspect.signature(denoiser.forward)
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        given.append(dict(signature.bind(*args, **kwargs).arguments))
+
+    step = pipeline.scheduler.step
+
+    def stepped(output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        to_scheduler.append(output)
+        return step(output, *args, **kwargs)
+
+    hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    pipeline.scheduler.step = stepped
+    try:
+        pipeline(num_inference_steps=1, output_type="latent", **call)
+    finally:
+        hook.remove()
+        pipeline.scheduler.step = step
+    return given[0], to_scheduler[0]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+@torch.no_grad()
+def test_training_calls_the_denoiser_as_the_pipeline_does(name: str, batch: int, size: tuple[int, int]) -> None:
+    pipeline, family = pair(name)
+    denoiser = getattr(pipeline, family.denoiser)
+    prompts, guidance = list(PROMPTS[:batch]), 2.5 if family.guided else 1.0
+    generators = [torch.Generator().manual_seed(number) for number in range(batch)]
+    theirs, to_scheduler = step_of(
+        pipeline, denoiser, prompt=prompts, width=size[0], height=size[1], guidance_scale=guidance, generator=generators
+    )
+    alone = [family.conditions(pipeline, [prompt], size, guidance) for prompt in prompts]
+    time = pipeline.scheduler.timesteps[0].expand(batch)
+    ours: list[dict[str, Any]] = []
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        ours.append(kwargs)
+
+    hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        prediction = family.predict(denoiser, theirs[family.noisy], time, family.together(alone))
+    finally:
+        hook.remove()
+    assert torch.equal(ours[0].pop(family.time), theirs.pop(family.time).expand(batch))
+    shapes = {name: value for name, value in theirs.items() if isinstance(value, Tensor)}
+    assert {name: value.shape for name, value in ours[0].items() if name in shapes} == {
+        name: value.shape for name, value in shapes.items()
+    }
+    torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prediction, to_scheduler, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+@torch.no_grad()
+def test_latents_are_those_that_the_pipeline_decodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline whose only step ends at our latents of an image shows what the autoencoder keeps of it."""
+    pipeline, family = pair(name)
+    image = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = family.latents(pipeline.vae, image)
+    monkeypatch.setattr(pipeline.scheduler, "step", lambda *args, **kwargs: (latents,))
+    shown = pipeline(["a", "b"], width=32, height=16, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
+    kept = pipeline.vae.decode(pipeline.vae.encode(image).latent_dist.mode()).sample
+    torch.testing.assert_close(shown.images, (kept / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+def test_images_are_noised_as_the_pipelines_scheduler_does(name: str, place: int) -> None:
+    """Up to the scale that the pipeline gives to the denoiser."""
+    pipeline, family = pair(name)
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    generator = torch.Generator()
+    latents, noise = (torch.randn(1, 4, 8, 8, generator=generator.manual_seed(seed)) for seed in range(2))
+    made = family.noise(scheduler)
+    scheduler.set_timesteps(4, **({"mu": 0.7} if scheduler.config.get("use_dynamic_shifting") else {}))
+    time = scheduler.timesteps[[place]]
+    if isinstance(made, Flow):
+        theirs = scheduler.scale_noise(latents, time, noise)
+    else:
+        theirs = scheduler.scale_model_input(scheduler.add_noise(latents, noise, time), time[0])
+    own = time if isinstance(made, Flow) else time.long()
+    torch.testing.assert_close(made.noisy(latents, noise, own), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
+def test_a_perfect_prediction_leads_back_to_the_image(predicts: str) -> None:
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(prediction_type=predicts, clip_sample=False, set_alpha_to_one=True)
+    scheduler.set_timesteps(1)
+    made = Diffusion(scheduler)
+    latents, noise, time = torch.rand(1, 4, 8, 8), torch.randn(1, 4, 8, 8), scheduler.timesteps[:1]
+    noisy = made.noisy(latents, noise, time)
+    found = scheduler.step(made.target(latents, noise, time), time[0], noisy).pred_original_sample
+    torch.testing.assert_close(found, latents, rtol=0, atol=1e-4)
+
+
+def test_a_perfect_direction_leads_back_to_the_image() -> None:
+    pipeline, _ = pair("StableDiffusion3")
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(1)
+    made, latents, noise = Flow(scheduler), torch.rand(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    time = scheduler.timesteps[:1]
+    found = scheduler.step(made.target(latents, noise, time), time[0], made.noisy(latents, noise, time)).prev_sample
+    torch.testing.assert_close(found, latents, rtol=0, atol=1e-5)
+
+
+def test_a_denoiser_that_is_not_called_is_an_error() -> None:
+    pipeline, _ = pair("StableDiffusion")
+    with pytest.raises(RuntimeError, match="did not call"):
+        recorded(pipeline, torch.nn.Linear(1, 1), prompt="a", num_inference_steps=1, width=16, height=16)
+
+
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+@torch.no_grad()
+def test_the_example_for_memory_has_the_shapes_of_a_real_batch(name: str) -> None:
+    pipeline, family = pair(name)
+    denoiser, size = getattr(pipeline, family.denoiser), (32, 16)
+    scale = pipeline.vae_scale_factor
+    shape, example = family.example(denoiser, (size[0] // scale, size[1] // scale), 2)
+    latents = family.latents(pipeline.vae, torch.zeros(2, 3, size[1], size[0]))
+    real = family.together([family.conditions(pipeline, [prompt], size) for prompt in PROMPTS[:2]])
+    assert shape == latents.shape
+    flat = {**real, **(real.get("added_cond_kwargs") or {})}
+    flat = {key: value.shape for key, value in flat.items() if isinstance(value, Tensor)}
+    own = {**example, **example.get("added_cond_kwargs", {})}
+    assert {key: value.shape for key, value in own.items() if isinstance(value, Tensor)} == flat

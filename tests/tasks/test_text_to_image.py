@@ -1,0 +1,281 @@
+"""Text to image from end to end, on tiny pipelines of every family: train, resume, evaluate, generate, merge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
+from superlora_cli.tasks.text_to_image.cache import Cache
+from superlora_cli.tasks.text_to_image.encoding import Seen
+from superlora_cli.tasks.text_to_image.sizes import buckets, cropped, nearest
+from superlora_cli.training.run import RunFolder
+from tests import pipelines
+from tests.conftest import Cli, contents, metrics
+
+CAPTIONS = {"a.png": "a red seven on a blue ground, serif", "b.png": "a dog", "c.jpg": "cat", "d.png": "e", "e.png": ""}
+SIZES = {"a.png": (40, 40), "b.png": (64, 32), "c.jpg": (16, 32), "d.png": (20, 20), "e.png": (16, 16)}
+FAMILY = "StableDiffusion"
+
+
+def recipe(pipeline: Path, data: Path | str, *more: str) -> str:
+    """The text of a recipe."""
+    return "\n".join([
+        "task: text-to-image",
+        f'model: {{name: "diffusers:{pipeline}"}}',
+        f"data: {{name: {data}, image_size: 16, validation: 0}}",
+        "adapter: {method: lora, rank: 2, targets: [q, v, mlp]}",
+        "train: {steps: 4, batch_size: 2, checkpoint_every: 2, threads: 1, log_every: 1}",
+        *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images with captions, of which one is empty; read only."""
+    folder = tmp_path_factory.mktemp("captioned")
+    draw = np.random.RandomState(0)
+    for name, (width, height) in SIZES.items():
+        Image.fromarray(draw.randint(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(CAPTIONS[name])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny pipelines; read only."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: pipelines.saved(name, root / name) for name in pipelines.FAMILIES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_a_family_from_training_to_merged_images(
+    family: str, folders: dict[str, Path], data: Path, cli: Cli, tmp_path: Path
+) -> None:
+    settings = "text-to-image: {caption_dropout: 0.3, noise_offset: 0.1}"
+    (tmp_path / "r.yaml").write_text(recipe(folders[family], data, settings, "seed: 3"))
+    done = cli("train", "r.yaml", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    assert "left out 1 of 5 images (no caption)" in (tmp_path / "run" / "log.txt").read_text()
+
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    (tmp_path / "half" / "adapter.safetensors").unlink()
+    assert cli("train", "r.yaml", "--resume", "half", "--json").code == 0
+    assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
+    assert metrics(Path("half")) == metrics(Path("run"))
+
+    judged = cli("eval", "run", "--json").json()
+    assert judged["metrics"]["loss"] == pytest.approx(done.json()["metrics"]["loss"], abs=1e-6)
+
+    words = ("--prompt", "a red seven", "--prompt", "dog", "--steps", "2", "--size", "24x16", "--seed", "5", "--json")
+    made = cli("generate", "run", *words, "--out", "images", "--scale", "0,1")
+    assert made.code == 0, made.err
+    merged = cli("merge", "run", "--out", "merged", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.json()["max_abs_error"] < 1e-5
+    pipeline = getattr(diffusers, type(pipelines.made(family)).__name__).from_pretrained("merged")
+    names = sorted(path.name for path in Path("images", "images").iterdir())
+    assert names == ["00000_a_red_seven.png", "00001_dog.png", "00002_a_red_seven.png", "00003_dog.png"]
+    for model, name in ((pipelines.made(family), names[0]), (pipeline, names[2])):
+        noise = torch.Generator().manual_seed(5)
+        image = model("a red seven", width=24, height=16, num_inference_steps=2, generator=noise, output_type="pt")
+        theirs = np.array(Image.open(Path("images", "images", name))).astype(int)
+        ours = (image.images[0].permute(1, 2, 0) * 255).round().numpy().astype(int)
+        assert np.abs(ours - theirs).max() <= 1  # of 255: pairs of images are rounded a little differently
+
+
+@pytest.fixture
+def prepared(folders: dict[str, Path], data: Path, cli: Cli, tmp_path: Path) -> Cli:
+    """Runs commands in a folder with `r.yaml`."""
+    (tmp_path / "r.yaml").write_text(recipe(folders[FAMILY], data))
+    return cli
+
+
+def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, tmp_path: Path, folders: dict[str, Path]) -> None:
+    shutil.copytree(folders[FAMILY], "bare")
+    for file in Path("bare").rglob("*.safetensors"):
+        file.unlink()
+    found = prepared("train", "r.yaml", "model.name=diffusers:bare", "data.name=nowhere", "--dry-run", "--json").json()
+    assert found["targets"]["weights"] == 24
+    assert found["memory"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["model.name=diffusers:nowhere/at/all"], 2, "no such folder"),
+        (["model.name=diffusers:nowhere/pipeline"], 2, "FOLDER is a pipeline on this machine"),
+        (["data.caption=a {name}"], 2, "unknown field '{name}'"),
+        (["data.caption=a {class}"], 2, "in no folder that names its class"),
+        (["data.name=torch/mnist"], 2, "has no captions"),
+        (["data.image_size=20"], 2, "multiple of 8"),
+        (["model.kwargs.torch_dtype=half"], 2, "unknown dtype 'half'"),
+        (["model.kwargs.revision=main"], 2, "has no argument 'revision'"),
+        (["text-to-image.times=normal"], 2, "'logit-normal'"),
+        (["text-to-image.repeats={'*': 0}"], 2, "a whole number ≥ 1"),
+        (["task=diffusion", "data.name=digits"], 2, "is a base for text-to-image, not for diffusion"),
+    ],
+)
+def test_what_is_wrong_is_one_line(prepared: Cli, words: list[str], code: int, said: str) -> None:
+    result = prepared("train", "r.yaml", *words, "--out", "run")
+    assert result.code == code
+    assert said in result.message
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "foreign", "json"])
+def test_a_damaged_pipeline_is_one_line(prepared: Cli, folders: dict[str, Path], damage: str) -> None:
+    shutil.copytree(folders[FAMILY], "broken")
+    weights = Path("broken", "unet", "diffusion_pytorch_model.safetensors")
+    index = Path("broken", "model_index.json")
+    if damage == "gone":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "foreign":
+        index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
+    else:
+        index.write_text("{")
+    result = prepared("train", "r.yaml", "model.name=diffusers:broken", "--out", "run")
+    assert result.code == 2
+    assert "broken" in result.message
+
+
+def test_a_flow_has_no_min_snr(cli: Cli, folders: dict[str, Path], data: Path) -> None:
+    Path("r.yaml").write_text(recipe(folders["Flux"], data, "text-to-image: {min_snr: 5}"))
+    assert "a flow has no min-SNR weights" in cli("train", "r.yaml", "--out", "run").message
+
+
+def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run").code == 0
+    before = contents(Path("run"))
+    for words, said in (
+        (("--classes", "1"), "--classes: does not apply to the task text-to-image"),
+        ((), "no prompt is given"),
+        (("--prompt", "a", "--size", "17x16"), "no multiple of 8"),
+        (("--prompt", "a", "--size", "16"), "is not a size"),
+        (("--prompt", "a", "--scale", "0,x"), "not a list of numbers"),
+        (("--prompts", "nowhere"), "cannot be read"),
+    ):
+        result = prepared("generate", "run", "--out", "images", *words)
+        assert result.code == 2
+        assert said in result.message
+        assert not Path("images").exists()
+    assert "of classes" not in prepared("eval", "run", "--against", "digits:test").message
+    assert prepared("merge", "run", "--out", "run").code == 2
+    assert "--base: does not apply" in prepared("merge", "run", "--base", "r.yaml", "--out", "merged").message
+    assert "does not show the images" in prepared("preview", "r.yaml", "--out", "seen.png").message
+    assert contents(Path("run")) == before
+
+
+@pytest.mark.slow
+def test_recomputing_changes_nothing_and_half_precision_trains(prepared: Cli) -> None:
+    words = ("train", "r.yaml", "train.steps=2", "--json")
+    assert prepared(*words, "--out", "plain").code == 0
+    assert prepared(*words, "train.gradient_checkpointing=true", "--out", "recomputed").code == 0
+    for one, other in zip(metrics(Path("plain")), metrics(Path("recomputed")), strict=True):
+        assert other.get("loss") == pytest.approx(one.get("loss"), rel=1e-5)
+    for number, how in enumerate((("train.precision=bf16",), ("model.kwargs.torch_dtype=bfloat16",))):
+        result = prepared(*words, *how, "text-to-image.min_snr=5", "train.ema=0.9", "--out", f"half{number}")
+        assert result.code == 0, result.err
+
+
+def test_what_was_computed_is_not_computed_again(
+    prepared: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Latents and conditions are read from the cache by a second run; a damaged file is made again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = ("train", "r.yaml", "train.steps=2", "--json")
+    assert prepared(*words, "--out", "one").code == 0
+    first = contents(tmp_path / "cache")
+    assert len(first) == 4 + 4 + 2 + 1  # latents, captions, no caption at two sizes; and what is known of the images
+
+    from superlora_cli.models.pipelines import PipelineBase
+
+    loaded: list[Any] = []
+    whole = PipelineBase.pipeline
+    monkeypatch.setattr(PipelineBase, "pipeline", lambda base: loaded.append(base) or whole(base))
+    assert prepared(*words, "--out", "two").code == 0
+    assert not loaded
+    for name in [name for name in first if "latents" in name][:3]:
+        (tmp_path / "cache" / name).write_bytes(b"damaged")
+    assert prepared(*words, "--out", "three").code == 0
+    assert len(loaded) == 1
+    assert contents(tmp_path / "cache") == first
+    adapters = {Path(run, "adapter.safetensors").read_bytes() for run in ("one", "two", "three")}
+    assert len(adapters) == 1
+
+
+def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[FAMILY], tmp_path / "copy")
+    before = Cache(tmp_path / "copy", "unet").path
+    (tmp_path / "copy" / "unet" / "config.json").write_text("{}")
+    assert Cache(tmp_path / "copy", "unet").path == before
+    (tmp_path / "copy" / "vae" / "config.json").write_text("{}")
+    assert Cache(tmp_path / "copy", "unet").path != before
+
+
+def test_conditions_come_back_from_the_cache_as_they_were(folders: dict[str, Path], tmp_path: Path) -> None:
+    cache = Cache(folders[FAMILY], "unet")
+    value = {"a": torch.ones(2), "b": {"c": torch.zeros(1, 3), "d": None, "e": {}}, "f": False}
+    assert not cache.has("key")
+    cache.put("key", value)
+    for one in (cache, Cache(folders[FAMILY], "unet")):
+        found = one.get("key")
+        assert torch.equal(found["a"], value["a"])
+        assert found["b"]["d"] is None
+        assert found["b"]["e"] == {}
+        assert found["f"] is False
+
+
+def test_every_bucket_is_in_the_area_and_the_nearest_is_taken() -> None:
+    for width, height in buckets(512, 64):
+        assert width % 64 == height % 64 == 0
+        assert width * height <= 512 * 512
+    assert nearest((512, 512), 512, 64) == (512, 512)
+    assert nearest((1, 1000), 512, 64) == (256, 1024)
+    wide, high = nearest((1600, 900), 1024, 64), nearest((900, 1600), 1024, 64)
+    assert wide == (high[1], high[0])
+
+
+def test_cropping_keeps_the_middle() -> None:
+    image = Image.new("RGB", (64, 16), "black")
+    image.paste((255, 255, 255), (24, 0, 40, 16))
+    assert cropped(image, (16, 16)).min() == 1
+    assert cropped(image, (16, 4)).shape == (3, 4, 16)
+
+
+def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
+    from superlora_cli.data.batches import Share
+
+    samples = [Seen(number, (16, 16) if number % 3 else (8, 24), f"{number}", "") for number in range(11)]
+    samples = repeated(samples, [f"{number}.png" for number in range(11)], {"1*": 3, "*": 2})
+    assert [sample.number for sample in samples].count(1) == 3
+    for number in range(2):
+        found = epoch(samples, 4, 0, number)
+        assert sorted(sample.number for batch in found for sample in batch) == sorted(
+            sample.number for sample in samples
+        )
+        assert all(len({sample.size for sample in batch}) == 1 for batch in found)
+    assert epoch(samples, 4, 0, 0) != epoch(samples, 4, 0, 1)
+    whole = list(stream(samples, 4, seed=0, start=0, stop=9, share=Share()))
+    assert list(stream(samples, 4, seed=0, start=5, stop=9, share=Share())) == whole[5:]
+    two = [list(stream(samples, 4, seed=0, start=0, stop=3, share=Share(1, process, 2))) for process in range(2)]
+    assert [batch for pair in zip(*two, strict=True) for batch in pair] == whole[:6]
+
+
+def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:
+    words = ("train", "r.yaml", "train.steps=null", "train.epochs=2", "train.checkpoint_every=null", "--json")
+    found = prepared(*words, "text-to-image.buckets=false", "text-to-image.repeats={'a.*': 5}", "--out", "run").json()
+    assert found["steps"] == 2 * 4  # 4 images, of which one five times, are four batches of two
+    assert json.loads(Path("run", "run.json").read_text())["images"]["train"] == 4
