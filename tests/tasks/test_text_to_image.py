@@ -179,15 +179,12 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
 
 
 @pytest.mark.slow
-def test_recomputing_changes_nothing_and_half_precision_trains(prepared: Cli) -> None:
+def test_recomputing_activations_changes_nothing(prepared: Cli) -> None:
     words = ("train", "r.yaml", "train.steps=2", "--json")
     assert prepared(*words, "--out", "plain").code == 0
     assert prepared(*words, "train.gradient_checkpointing=true", "--out", "recomputed").code == 0
-    for one, other in zip(metrics(Path("plain")), metrics(Path("recomputed")), strict=True):
-        assert other.get("loss") == pytest.approx(one.get("loss"), rel=1e-5)
-    for number, how in enumerate((("train.precision=bf16",), ("model.kwargs.torch_dtype=bfloat16",))):
-        result = prepared(*words, *how, "text-to-image.min_snr=5", "train.ema=0.9", "--out", f"half{number}")
-        assert result.code == 0, result.err
+    losses = [[line["loss"] for line in metrics(Path(run)) if "loss" in line] for run in ("plain", "recomputed")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_what_was_computed_is_not_computed_again(
