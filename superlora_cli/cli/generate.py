@@ -69,10 +69,10 @@ def command(
 ) -> None:
     """Generate images with a diffusion model, or from prompts."""
     from superlora_cli.generation.folder import ImagesFolder
-    from superlora_cli.opening.hub import local
+    from superlora_cli.opening.hub import PREFIX, local
     from superlora_cli.opening.results import resolve_result
 
-    source = str(local(source))
+    source = str(local(source)) if source.startswith(PREFIX) else source  # a Path would drop the ./ of a folder
     if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
         resolve_result(Path(source))
     ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
