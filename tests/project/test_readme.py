@@ -25,7 +25,8 @@ def test_the_two_setup_commands_come_first() -> None:
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipes").symlink_to(Path(__file__).parents[2] / "recipes")
+    for name in ("recipes", "examples"):
+        (tmp_path / name).symlink_to(Path(__file__).parents[2] / name)
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) >= 7
     for command in COMMANDS:

@@ -30,9 +30,10 @@ def results(folder: Path) -> list[dict[str, str]]:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """What must not depend on how the search was carried out."""
+    """What must not depend on how the search was carried out; a run that was stopped has further checkpoints."""
     names = ("adapter.safetensors", "eval.json", "results.csv", "best.yaml", "tune.json", "front.svg")
-    return {name: data for name, data in contents(folder).items() if name.endswith(names)}
+    found = contents(folder)
+    return {name: data for name, data in found.items() if name.endswith(names) and "checkpoints" not in name}
 
 
 @dataclass(frozen=True)
