@@ -92,7 +92,7 @@ def test_killed_at_random_moments_it_loses_no_trial_and_does_none_twice(
     draw, words = random.Random(0), (*WORDS, "--workers", "1", "--quiet")
     for kill in range(KILLS):
         running = commands.start(*words, cwd=tmp_path, setup=FORKED)
-        time.sleep(draw.uniform(0, undisturbed.seconds / 2))
+        time.sleep(draw.uniform(0, 1.2 * undisturbed.seconds / KILLS))  # it keeps what it did, so it is over sooner
         running.kill(signal.SIGINT if kill % 3 == 0 else signal.SIGKILL)
         assert running.done.code
     last = commands.start(*words, cwd=tmp_path, setup=FORKED).done
