@@ -14,6 +14,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: eval.batch_size=64")
 ]
 
+# Where many runs are carried out.
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU core.")
+]
+Ray = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")]
+
 # How images are generated.
 Sampler = Annotated[str, typer.Option(metavar="ddpm|ddim|dpm++", help="Sampler.")]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps; default: all for ddpm, 50 for ddim, 25 for dpm++.")]

@@ -22,12 +22,8 @@ def command(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the sweep; default: runs/sweeps/<sweep>.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU core.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
-    ] = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     index: Annotated[
         int | None, typer.Option(metavar="I", min=0, help="Only the I-th run, counted from 0: for job arrays.")
     ] = None,

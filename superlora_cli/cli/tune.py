@@ -37,12 +37,8 @@ def command(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the search; default: runs/tune/<recipe>-<budget>.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU core.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
-    ] = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tried; train nothing.")] = False,
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
