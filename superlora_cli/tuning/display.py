@@ -29,8 +29,9 @@ class Board:
     def __enter__(self) -> Board:
         if not self.quiet and self.console.is_terminal:
             self.live.start()
-        forms, done = len(self.search.space.forms), len(self.search.study.trials)
-        self.say(f"{self.search.space.budget}: {forms} forms, {done} trials so far, {self.workers} at a time")
+        forms = len(self.search.space.forms)
+        done = sum(trial.state.is_finished() for trial in self.search.study.trials)
+        self.say(f"{self.search.space.budget}: {forms} forms, {done} trials done, {self.workers} at a time")
         return self
 
     def __exit__(

@@ -76,14 +76,15 @@ class TuneFolder:
                 raise UsageError("holds a search for something else", where=str(file), hint=hint)
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
             write_atomic(file, text)
-            with (self.path / ".lock").open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise FolderInUseError(
-                        "another search is writing to it", where=str(self.path), hint="wait for it, or " + hint
-                    ) from None
-                yield
+            lock = (self.path / ".lock").open("a")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FolderInUseError(
+                    "another search is writing to it", where=str(self.path), hint="wait for it, or " + hint
+                ) from None
+            yield
 
     def of(self, run: Run) -> Path:
         """The folder of a run."""
