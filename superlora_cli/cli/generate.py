@@ -9,10 +9,6 @@ import typer
 
 from superlora_cli.cli import options
 from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
-from superlora_cli.errors import UsageError
-
-FOR_CLASSES = ("classes", "sampler")
-FOR_PROMPTS = ("prompts", "prompts_file", "negative", "size", "scale")
 
 
 def command(
@@ -29,15 +25,9 @@ def command(
     classes: Annotated[
         str | None, typer.Option(metavar="0,3,7", help="Classes, by name or number; default: all.")
     ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Text-to-image: a prompt; may be given several times.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text-to-image: a text with a prompt a line.")
-    ] = None,
-    negative: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")
-    ] = None,
+    prompt: options.Prompt = None,
+    prompts: options.Prompts = None,
+    negative: options.Negative = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Text-to-image: size in pixels; default: that of training.")
     ] = None,
@@ -89,10 +79,7 @@ def command(
     given = {name: value for name, value in given.items() if value is not None}
     task = recipe_of(source, overrides or ()).task
     prompted = TASKS[task].prompted
-    for name in FOR_CLASSES if prompted else FOR_PROMPTS:
-        if name in given:
-            where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name)
-            raise UsageError(f"does not apply to the task {task}", where=where, hint="leave it out")
+    options.refuse_others(given, task, prompted=prompted)
     done = (generate_prompted if prompted else generate)(source, out, console, overrides or (), **given)
     if as_json:
         print_json(done)

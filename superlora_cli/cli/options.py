@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from superlora_cli.errors import UsageError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 AllowBaseMismatch = Annotated[
@@ -27,3 +31,24 @@ Guidance = Annotated[
     float | None, typer.Option(help="Guidance weight w: (1+w)·conditional − w·unconditional; 0 for none; default 1.8.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise; each image has its own, from this and its index.")]
+
+# Images from prompts.
+Prompt = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Text-to-image: a prompt; may be given several times.")
+]
+Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Text-to-image: a text with a prompt a line.")]
+Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")]
+FOR_CLASSES = ("classes", "sampler")
+FOR_PROMPTS = ("prompts", "prompts_file", "negative", "size", "scale")
+
+
+def refuse_others(given: Collection[str], task: str, *, prompted: bool) -> None:
+    """Refuse options of generating images that another task has.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    for name in FOR_CLASSES if prompted else FOR_PROMPTS:
+        if name in given:
+            where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name)
+            raise UsageError(f"does not apply to the task {task}", where=where, hint="leave it out")

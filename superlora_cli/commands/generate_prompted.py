@@ -23,6 +23,7 @@ from superlora_cli.launch import launched
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
+from superlora_cli.tasks.text_to_image.reading import captions_of
 from superlora_cli.training.processes import join
 
 SCALES = (1.0,)
@@ -103,7 +104,9 @@ def generate_prompted(
     guidance: float | None = None,
     seed: int = 0,
     batch_size: int = 8,
+    in_turn: bool = False,
     force: bool = False,
+    reuse: bool = False,
     allow_mismatch: bool = False,
 ) -> dict[str, Any]:
     """Write `num` images of every prompt at every scale, a grid of them and a manifest to the folder `out`.
@@ -112,10 +115,12 @@ def generate_prompted(
 
     Args:
         source: a run folder, an adapter or model file, or the name of a shipped pipeline.
+        in_turn: `num` images in all, of the prompts in turn; without prompts, of the captions of the test images.
         scale: numbers that ΔW is multiplied by, separated by commas.
         size: width and height, `512x768`.
         steps, guidance: of the pipeline's own scheduler; default: the pipeline's.
         force: replace generated images in the folder.
+        reuse: keep the images in the folder if they were made with the same settings.
 
     Returns:
         images (their folder), grid (the file), num, prompts, scales, seed, size, steps, guidance, model, params (the
@@ -133,8 +138,10 @@ def generate_prompted(
     if launched() > 1:
         raise UsageError(f"launched as {launched()} processes", where="superlora generate",
                          hint="start it as a single process")  # fmt: skip
-    chosen, scales = read_prompts(prompts, prompts_file), read_scales(scale)
-    check_task(recipe_of(source, overrides), source, prompted=True)
+    recipe, scales = recipe_of(source, overrides), read_scales(scale)
+    check_task(recipe, source, prompted=True)
+    captions = captions_of(recipe, "test") if in_turn and not (prompts or prompts_file) else prompts
+    chosen = read_prompts(captions, prompts_file)
     built, about = open_source(source, overrides, allow_mismatch)
     base = built.base
     assert isinstance(base, PipelineBase)
@@ -145,7 +152,12 @@ def generate_prompted(
     width, height = read_size(size, base)
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative}
     call = {name: value for name, value in given.items() if value is not None}
-    wanted = [Wanted(factor, prompt, seed + number) for factor in scales for prompt in chosen for number in range(num)]
+    if in_turn:
+        own = [(chosen[number % len(chosen)], seed + number) for number in range(num)]
+        chosen = list(dict.fromkeys(prompt for prompt, _ in own))
+    else:
+        own = [(prompt, seed + number) for prompt in chosen for number in range(num)]
+    wanted = [Wanted(factor, *image) for factor in scales for image in own]
     images = {image_name(index, image.prompt): image._asdict() for index, image in enumerate(wanted)}
     processes = join(built.recipe.train)
     told = {
@@ -165,9 +177,13 @@ def generate_prompted(
         **about,
         **{key: told[key] for key in ("num", "prompts", "scales", "seed", "size", "steps", "guidance")},
         "negative": negative,
+        "base_sha256": built.base_digest[0],
         "precision": built.recipe.train.precision,
         "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
     }
+    if reuse and folder.holds(settings, images):
+        processes.end()
+        return {**told, "seconds": 0.0}
     made: list[Tensor] = []
     started = time.monotonic()
     try:

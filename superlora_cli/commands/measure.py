@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from superlora_cli.commands.generate import generate, recipe_of
+from superlora_cli.commands.generate_prompted import generate_prompted
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_json
 from superlora_cli.generation.extractors import load_extractor
@@ -18,8 +20,10 @@ from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
 from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
 from superlora_cli.generation.metrics import measure as measure_features
+from superlora_cli.generation.similarity import clip_similarity, dino_similarity
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks import TASKS
 
 STANDARD = Knobs()
 SAMPLES = "samples"  # in a run folder: the images that were measured
@@ -33,6 +37,8 @@ def measure_folder(
     *,
     extractor: str = "inception",
     weights: Path | None = None,
+    dino: str | None = None,
+    clip: str | None = None,
 ) -> dict[str, Any]:
     """`measure`, with arguments as the command line gives them.
 
@@ -58,6 +64,8 @@ def measure_folder(
         parsed if isinstance(parsed, Path) else (recipe.data, parsed[1]),
         extractor=extractor,
         weights=weights,
+        dino=dino,
+        clip=clip,
         batch_size=recipe.eval.batch_size,
         device=recipe.train.device,
     )
@@ -73,19 +81,23 @@ def measure_run(
     force: bool = False,
     extractor: str = "inception",
     weights: Path | None = None,
+    dino: str | None = None,
+    clip: str | None = None,
     allow_mismatch: bool = False,
     **sampling: Any,
 ) -> dict[str, Any]:
     """Generate images from a run, an adapter or a shipped base, and `measure` them.
 
-    Images that were already generated with the same settings are reused.
+    Images that were already generated with the same settings are reused. Those of text-to-image are made from the
+    prompts in turn, by default from the captions of the test images.
 
     Args:
         against: as for `measure_folder`; the run's own data set is taken from its recipe.
         overrides: KEY=VALUE on the run's recipe.
         out: folder for the images; default: `samples` in a run folder; otherwise they are not saved.
         force: replace generated images in `out`.
-        sampling: num, classes, sampler, steps, guidance, seed, batch_size, as for `commands.generate.generate`.
+        sampling: num, steps, guidance, seed, batch_size; classes, sampler, as for `commands.generate.generate`;
+            prompts, prompts_file, negative, as for `commands.generate_prompted.generate_prompted`.
 
     Returns:
         as `measure`, and `generated`: what `generate` returns.
@@ -95,27 +107,24 @@ def measure_run(
     load_extractor(extractor, weights)  # fails before images are generated if anything is missing
     real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
     with _place(Path(source), out) as (folder, ours):
-        made = generate(
-            source,
-            folder,
-            console,
-            overrides,
-            force=ours or force,
-            reuse=True,
-            allow_mismatch=allow_mismatch,
-            **sampling,
-        )
+        how = {"force": ours or force, "reuse": True, "allow_mismatch": allow_mismatch, **sampling}
+        if TASKS[recipe.task].prompted:
+            made = generate_prompted(source, folder, console, overrides, in_turn=True, **how)
+        else:
+            made = generate(source, folder, console, overrides, **how)
         found = measure(
             folder,
             real,
             extractor=extractor,
             weights=weights,
+            dino=dino,
+            clip=clip,
             batch_size=recipe.eval.batch_size,
             device=recipe.train.device,
         )
         if out is None and not Path(source).is_dir():  # the folder was temporary
             made = {key: value for key, value in made.items() if key not in ("images", "grid")}
-        found |= {"images": source, "generated": made}
+        found |= {"task": recipe.task, "images": source, "generated": made}
         write_json(folder / "metrics.json", found)
     return found
 
@@ -143,6 +152,8 @@ def measure(
     *,
     extractor: str = "inception",
     weights: Path | None = None,
+    dino: str | None = None,
+    clip: str | None = None,
     knobs: Knobs = STANDARD,
     batch_size: int = 64,
     device: str = "auto",
@@ -154,6 +165,7 @@ def measure(
         against: data set and split, or a folder of real images of the same size.
         extractor: `inception` or `digits`.
         weights: file of Inception's weights.
+        dino, clip: models of `generation.similarity`; None: without that metric.
 
     Returns:
         task, metrics, n (of generated images), images, reference (name, n), settings (everything the numbers depend
@@ -169,16 +181,20 @@ def measure(
     reference = extract(real, network, batch_size=batch_size, device=device)
 
     metrics, used = measure_features(generated, reference, knobs)
-    for name, features, asked in (
-        ("class_accuracy", generated, made.classes),
-        ("class_accuracy_reference", reference, real.classes),
-    ):
+    for name, features, shown in (("class_accuracy", generated, made), ("class_accuracy_reference", reference, real)):
+        asked = network.asked(shown.prompts) if shown.prompts else shown.classes
         if asked is not None and network.classes:
             metrics[name] = class_accuracy(features.logits, asked, network.classes)
+    place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if dino:
+        metrics["dino_similarity"] = dino_similarity(dino, made, real, place)
+    if clip:
+        metrics["clip_similarity"] = clip_similarity(clip, made, place)
     settings = {
         "extractor": network.name,
         "weights": network.weights,
         "layers": [network.logits, network.features],
+        **{name: model for name, model in (("dino", dino), ("clip", clip)) if model},
         "images_sha256": generated.digest,
         "reference_sha256": reference.digest,
         **used,

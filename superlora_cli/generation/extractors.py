@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import urllib.error
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from superlora_cli.data.captioned_glyphs import NUMBERS
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models import hub
 from superlora_cli.models.build import build
@@ -45,6 +47,7 @@ class Extractor:
         weights: SHA-256 of the file with the weights.
         logits, features: names of the layers for the inception score, and for everything else.
         classes: names of the logits; () if they are not classes of a data set.
+        words: words of a prompt → the class that they ask for.
     """
 
     name: str
@@ -53,6 +56,13 @@ class Extractor:
     logits: str
     features: str
     classes: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def asked(self, prompts: Sequence[str]) -> tuple[str, ...] | None:
+        """The class that each prompt asks for; None if one does not ask for exactly one."""
+        found = [{self.words[word] for word in re.findall(r"\w+", text.lower()) if word in self.words}
+                 for text in prompts]  # fmt: skip
+        return tuple(one for (one,) in found) if all(len(classes) == 1 for classes in found) else None
 
 
 class DigitsFeatures(FeatureExtractorBase):
@@ -125,7 +135,9 @@ def _digits(weights: Path | None) -> Extractor:
         raise UsageError("the digit classifier comes with its weights", where="--weights", hint=hint)
     module = create_feature_extractor(OURS, ["logits", "pooled"], cuda=False, verbose=False)
     sha256 = _sha256(ASSETS / EMBEDDED[CLASSIFIER].weights)
-    return Extractor("digits", module, sha256, "logits", "pooled", classes=tuple("0123456789"))
+    digits = tuple("0123456789")
+    words = dict(zip((*NUMBERS, *digits), digits * 2, strict=True))
+    return Extractor("digits", module, sha256, "logits", "pooled", digits, words)
 
 
 def _inception(weights: Path | None) -> Extractor:

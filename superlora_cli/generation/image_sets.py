@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,13 @@ class ImageSet(Dataset[Tensor]):
         name: a folder, or a name such as `digits:test`.
         images: files, or a data set of (3, S, S) float32 in [0, 1].
         classes: the class of every image, by name; None if unknown.
+        prompts: the prompt of every image; None if it was not made from one.
     """
 
     name: str
     images: Sequence[Path] | Dataset[Sample]
     classes: tuple[str, ...] | None
+    prompts: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
@@ -120,7 +122,7 @@ def read_images(folder: Path) -> ImageSet:
         others = f" (and so {len(bad)} of {len(names)} files)" if len(bad) > 1 else ""
         message = f"cannot be read: {bad[0][1]}{others}"
         raise UsageError(message, where=str(folder / bad[0][0]), hint="replace or remove it")
-    return ImageSet(str(folder), [folder / name for name in names], _classes(folder, names))
+    return ImageSet(str(folder), [folder / name for name in names], *_shown(folder, names))
 
 
 def read_split(data: DataSection, split: str, size: tuple[int, int]) -> ImageSet:
@@ -172,11 +174,17 @@ def parse_reference(text: str) -> tuple[str, str] | Path:
     return name, split
 
 
-def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The class of every file, from a manifest, else from the file names; None if a class is unknown."""
+def _shown(folder: Path, names: Sequence[str]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Classes and prompts of the files: from a manifest, else from the file names; None if one is unknown."""
     listed = _generated(folder.parent / MANIFEST, names) if folder.name == IMAGES else _table(folder / TABLE)
-    found = [listed.get(name) if listed else _from_name(name) for name in names]
-    return None if any(one is None for one in found) else tuple(str(one) for one in found)
+    if listed and all(isinstance(shown, Mapping) for shown in listed.values()):
+        return None, _all(str(listed[name]["prompt"]) if name in listed else None for name in names)
+    return _all(listed.get(name) if listed else _from_name(name) for name in names), None
+
+
+def _all(values: Iterable[str | None]) -> tuple[str, ...] | None:
+    found = tuple(values)
+    return None if None in found else tuple(map(str, found))
 
 
 def _from_name(name: str) -> str | None:
@@ -184,24 +192,23 @@ def _from_name(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _generated(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """File → class, from the manifest of `superlora generate`; {} if there is none.
+def _generated(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """File → class, or prompt, seed and scale, from the manifest of `superlora generate`; {} if there is none.
 
     Raises:
         UsageError: images are missing, because it was interrupted or they were removed.
     """
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["images"]
-        classes = {str(name): str(shown) for name, shown in listed.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = dict(json.loads(path.read_text(encoding="utf-8"))["images"])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    if missing := len(classes.keys() - set(names)):
+    if missing := len(listed.keys() - set(names)):
         hint = f"generate them again with --force, or remove {path.name} to measure the existing ones"
-        raise UsageError(f"{missing} of {len(classes)} images are missing", where=str(path.parent), hint=hint)
-    return classes
+        raise UsageError(f"{missing} of {len(listed)} images are missing", where=str(path.parent), hint=hint)
+    return listed
 
 
-def _table(path: Path) -> dict[str, str]:
+def _table(path: Path) -> dict[str, Any]:
     """File → class; {} if there is no table.
 
     Raises:

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from superlora_cli.data.batches import Share
-from superlora_cli.data.captioned import CaptionedImages, held_out
-from superlora_cli.data.known import kind_named
+from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.splits import SPLITS, Splits
 from superlora_cli.errors import UsageError
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.tasks.text_to_image.batches import repeated, steps_of_epoch, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import EMPTY, Seen, conditions_key, fill, seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
+from superlora_cli.tasks.text_to_image.reading import read_captioned
 from superlora_cli.tasks.text_to_image.section import settings_of
 from superlora_cli.tasks.text_to_image.sizes import Size
 from superlora_cli.training.processes import Processes
@@ -54,9 +53,7 @@ class TextToImage(ImageTask):
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
-        data = recipe.data
-        found = kind_named(data.name).captioned(data, self.look.size, seed=DATA_SEED)
-        return held_out(found, data.validation, data.split, DATA_SEED)
+        return read_captioned(recipe, self.look.size)
 
     def in_steps(self, recipe: Recipe) -> Recipe:
         train, names = recipe.train, self.images("train").names

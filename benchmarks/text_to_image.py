@@ -1,0 +1,206 @@
+"""From printed to handwritten digits, by prompts: table and picture of docs/text-to-image.md.
+
+    python benchmarks/text_to_image.py --workers 2           # runs what is missing, writes table and picture
+    python benchmarks/text_to_image.py --rates 0.01 0.1      # the recipes at other rates than their own
+    python benchmarks/text_to_image.py --fill                # only writes them
+
+Every run is `superlora train RECIPE seed=S train.threads=1`, then `superlora eval RUN --against digits:test --extractor
+digits --num 500 --guidance 3 --steps 20`: an image for the caption of every test image. Results are kept in
+records/text_to_image.jsonl, one run a line, and a run that is there for the same recipe and base is not repeated.
+A recipe's rate is the one with the lowest loss on the validation images, averaged over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pages
+from PIL import Image
+from rich.console import Console
+
+from superlora_cli.commands.measure import measure_run
+from superlora_cli.commands.train import train_run
+from superlora_cli.models.embedded import ASSETS
+from superlora_cli.recipe.load import load_recipe, shipped_recipes
+from superlora_cli.training.processes import join
+from superlora_cli.training.run import RunFolder
+
+RESULTS, RUNS = Path(__file__).parent / "records" / "text_to_image.jsonl", pages.ROOT / "runs" / "text-to-image"
+PAGE, PICTURE = pages.DOCS / "text-to-image.md", pages.DOCS / "text-to-image-digits.png"
+SEEDS = (0, 1, 2)
+BASE = "glyphs_text"
+SAMPLING: dict[str, Any] = {"num": 500, "guidance": 3.0, "steps": 20, "batch_size": 50}
+METRICS = ("fid", "kid", "class_accuracy")
+ACROSS, SCALE = 4, 3  # images of a digit in the picture, and how often a pixel is repeated
+QUIET = Console(file=io.StringIO())
+
+
+class Job(NamedTuple):
+    """A recipe, or the base by its name; with its own rate, or another."""
+
+    name: str
+    lr: float | None
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / f"{self.name}-{self.lr}-{self.seed}"
+
+
+def recipes() -> list[str]:
+    return [name for name in shipped_recipes() if name.startswith("digits_text_")]
+
+
+def setting(job: Job) -> dict[str, Any]:
+    """What a run's result depends on: the recipe without its seed, and the base's weights."""
+    about = json.loads((ASSETS / f"{BASE}.json").read_text())
+    found = {"base": about["sha256"]["unet/diffusion_pytorch_model.safetensors"][:12], "sampling": SAMPLING}
+    if job.name == BASE:
+        return found
+    recipe = json.loads(load_recipe(job.name, [] if job.lr is None else [f"train.optimizer.lr={job.lr}"]).to_json())
+    return found | {"recipe": {key: value for key, value in recipe.items() if key not in ("seed", "output")}}
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Train, generate and measure."""
+    row = {"name": job.name, "seed": job.seed, "setting": setting(job), "parameters": 0, "validation": None}
+    source = BASE
+    if job.name != BASE:
+        overrides = [f"seed={job.seed}", "train.threads=1"]
+        overrides += [] if job.lr is None else [f"train.optimizer.lr={job.lr}"]
+        recipe = load_recipe(job.name, overrides)
+        with RunFolder(job.folder).opened() as run:
+            run.clear()
+            train_run(recipe, run, QUIET, join(recipe.train), quiet=True)
+            result = run.about()
+        row |= {"parameters": result["params"]["adapter"], "seconds": result["seconds"], "bytes": result["bytes"],
+                "lr": recipe.train.optimizer.lr, "loss": result["metrics"]["loss"],
+                "loss_before": result["metrics"]["loss_before"]}  # fmt: skip
+        logged = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+        row["validation"] = min(line["eval"]["loss"] for line in logged if "eval" in line)
+        source = str(job.folder)
+    asked = SAMPLING | {"seed": job.seed, "extractor": "digits"}
+    found = measure_run(
+        source, "digits:test", QUIET, ["train.threads=1"], out=job.folder / "samples", force=True, **asked
+    )
+    return row | {"metrics": {name: found["metrics"][name] for name in METRICS}}
+
+
+def load() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def on_record(rows: Sequence[Mapping[str, Any]], job: Job) -> dict[str, Any] | None:
+    wanted = setting(job)
+    return next((dict(row) for row in rows if row["seed"] == job.seed and row["setting"] == wanted), None)
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for the base and for each recipe at its own rate: mean, least and most over the seeds."""
+    found = []
+    for name in (BASE, *recipes()):
+        own = [row for row in (on_record(rows, Job(name, None, seed)) for seed in SEEDS) if row]
+        if not own:
+            continue
+        spread = {}
+        for key in ("loss", *METRICS):
+            values = [row["metrics"].get(key, row.get(key)) for row in own]
+            spread[key] = None if None in values else (statistics.mean(values), min(values), max(values))
+        found.append({"name": name, "parameters": own[0]["parameters"], "seeds": len(own), **spread})
+    return sorted(found, key=lambda row: row["parameters"])
+
+
+def table(found: Sequence[Mapping[str, Any]], before: float) -> str:
+    """In Markdown."""
+    lines = ["| | parameters | test loss | FID | KID | read as the prompt's digit |", "|---|---:|---:|---:|---:|---:|"]
+    for row in found:
+        loss = f"{before:.4f}" if row["loss"] is None else f"{row['loss'][0]:.4f}"
+        name = "the base" if row["name"] == BASE else f"`{row['name']}`"
+        fid, kid, accuracy = (row[key] for key in METRICS)
+        cells = [f"{row['parameters']:,}", loss, f"{fid[0]:.1f} ({fid[1]:.1f}–{fid[2]:.1f})", f"{kid[0]:.3f}",
+                 f"{accuracy[0]:.3f} ({accuracy[1]:.3f}–{accuracy[2]:.3f})"]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The mean validation loss of every recipe at every rate on record, in Markdown."""
+    tried = sorted({row["lr"] for row in rows if row["name"] != BASE})
+    lines = ["| | " + " | ".join(f"{rate:g}" for rate in tried) + " |", "|---|" + "---:|" * len(tried)]
+    for name in recipes():
+        cells = []
+        for rate in tried:
+            losses = [row["validation"] for seed in SEEDS if (row := on_record(rows, Job(name, rate, seed)))]
+            cells.append(f"{statistics.mean(losses):.4f}" if losses else "")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: Sequence[Mapping[str, Any]]) -> None:
+    """The images of seed 0 side by side: a row per digit, four across for every setting."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["savefig.dpi"] = 110
+    figure = Figure(figsize=(13, 7.2), layout="constrained")
+    for panel, row in zip(figure.subplots(1, len(found)), found, strict=True):
+        folder = Job(row["name"], None, SEEDS[0]).folder / "samples"
+        shown = json.loads((folder / "manifest.json").read_text())["images"]
+        by_prompt: dict[str, list[str]] = {}
+        for name, about in shown.items():
+            by_prompt.setdefault(about["prompt"], []).append(name)
+        order = sorted(by_prompt, key=lambda prompt: DIGITS.index(prompt.split()[-1]))
+        cells = np.stack([[np.asarray(Image.open(folder / "images" / name)) for name in by_prompt[prompt][:ACROSS]]
+                          for prompt in order]).transpose(0, 2, 1, 3, 4)  # fmt: skip
+        sheet = cells.reshape(len(order) * cells.shape[1], -1, 3).repeat(SCALE, 0).repeat(SCALE, 1)
+        panel.imshow(sheet, interpolation="nearest")
+        label = "unadapted" if row["name"] == BASE else row["name"].removeprefix("digits_text_")
+        panel.set_title(f"{label}\n{row['parameters']:,} parameters\nFID {row['fid'][0]:.3g}", fontsize=11)
+        panel.set_axis_off()
+    figure.savefig(PICTURE, metadata={"Software": None}, bbox_inches="tight")
+
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def places() -> pages.Places:
+    """The generated parts of the page."""
+    rows = load()
+    before = next(row["loss_before"] for row in rows if row["name"] != BASE)
+    return {(PAGE, "digits"): table(figures(rows), before), (PAGE, "rates"): rates(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rates", nargs="*", type=float, default=[], help="besides the recipes' own")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--fill", action="store_true", help="only write table and picture")
+    asked = parser.parse_args()
+    rows = load()
+    jobs = [Job(BASE, None, seed) for seed in asked.seeds]
+    jobs += [Job(name, rate, seed) for seed in asked.seeds for name in recipes() for rate in (None, *asked.rates)]
+    missing = {json.dumps([setting(job), job.seed]): job for job in reversed(jobs) if not on_record(rows, job)}
+    jobs = [] if asked.fill else list(missing.values())[::-1]
+    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool, RESULTS.open("a") as file:
+        for done in as_completed([pool.submit(work, job) for job in jobs]):
+            print(json.dumps(done.result()), file=file, flush=True)
+            print({key: value for key, value in done.result().items() if key != "setting"}, flush=True)
+    found = figures(load())
+    if all((Job(row["name"], None, SEEDS[0]).folder / "samples").is_dir() for row in found):
+        draw(found)
+    pages.fill(places())
+    print(table(found, 0.0))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The images and captions of a recipe of the task `text-to-image`."""
+
+from __future__ import annotations
+
+from superlora_cli.data.captioned import held_out
+from superlora_cli.data.known import kind_named
+from superlora_cli.data.splits import Splits
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.reading import DATA_SEED
+
+SIZE = 64  # of images that are not looked at
+
+
+def read_captioned(recipe: Recipe, size: int) -> Splits:
+    """The three splits; `size` is that of images that are drawn, in pixels."""
+    data = recipe.data
+    return held_out(kind_named(data.name).captioned(data, size, seed=DATA_SEED), data.validation, data.split, DATA_SEED)
+
+
+def captions_of(recipe: Recipe, split: str) -> list[str]:
+    """The captions of a split, one for every image, in order."""
+    return list(read_captioned(recipe, recipe.data.image_size or SIZE).named(split).texts)  # type: ignore[attr-defined]
