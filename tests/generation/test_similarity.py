@@ -101,7 +101,7 @@ def test_what_is_missing_is_one_line(dino: Path, tmp_path: Path) -> None:
 def test_prompts_are_measured_from_the_command_line(cli: Cli, dino: Path, clip: Path) -> None:
     digits = ("--against", "digits:test", "--extractor", "digits", "--dino", str(dino), "--json")
     words = (*digits, "--num", "24", "--steps", "6", "--guidance", "3", "--out", "made")
-    told = cli("eval", "glyphs_text", *words, "--clip", str(clip))
+    told = cli("eval", "glyphs_text", "data.name=digits", *words, "--clip", str(clip))
     assert told.code == 0, told.err
     found = told.json()
     assert found["task"] == "text-to-image"
