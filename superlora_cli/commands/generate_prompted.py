@@ -16,13 +16,14 @@ import superlora_cli
 from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.commands.generate import check_task, open_source, recipe_of
-from superlora_cli.errors import InterruptedRunError, RunError, UsageError
+from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.launch import launched
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
+from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import captions_of
 from superlora_cli.training.processes import join
 
@@ -195,7 +196,8 @@ def generate_prompted(
             for part in with_bar(parts, "images", total=len(wanted), size=len):
                 set_scale(part[0].scale)
                 with processes.autocast():
-                    batch = _painted(pipeline, part, call, (width, height))
+                    prompts_of, seeds = [image.prompt for image in part], [image.seed for image in part]
+                    batch = painted(pipeline, prompts_of, seeds, (width, height), **call)
                 for image in batch:
                     folder.write(next(names), png(image))
                     made.append(image)
@@ -219,27 +221,6 @@ def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
         own = [image for image in wanted if image.scale == scale]
         found += [own[start : start + most] for start in range(0, len(own), most)]
     return found
-
-
-@torch.no_grad()
-def _painted(pipeline: Any, part: Sequence[Wanted], call: dict[str, Any], size: tuple[int, int]) -> Tensor:
-    """Some images: uint8 (n, 3, H, W).
-
-    Raises:
-        RunError: the model gives NaN or Inf. UsageError: the pipeline refuses a setting.
-    """
-    negative = {"negative_prompt": [call["negative_prompt"]] * len(part)} if "negative_prompt" in call else {}
-    noise = [torch.Generator().manual_seed(image.seed) for image in part]
-    prompts = [image.prompt for image in part]
-    try:
-        found = pipeline(prompts, width=size[0], height=size[1], generator=noise, output_type="pt", **call | negative)
-    except (ValueError, TypeError) as error:
-        cause = str(error).partition("\n")[0]
-        raise UsageError(f"the pipeline refuses this: {cause}", where="superlora generate") from None
-    images: Tensor = found.images.float().cpu()
-    if not images.isfinite().all():
-        raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 @contextmanager

@@ -167,6 +167,9 @@ def _grid(section: Section, row: Row) -> Mapping[str, str] | None:
             ]
             caption = "; ".join([f"{row.name}, {row.params:,} parameters", *measured])
             return {"png": base64.b64encode(run.samples.grid.read_bytes()).decode(), "caption": caption}
+        if run.picture:
+            caption = f"{row.name}, {row.params:,} parameters: the validation prompts at {run.picture.stem}"
+            return {"png": base64.b64encode(run.picture.read_bytes()).decode(), "caption": caption}
     return None
 
 

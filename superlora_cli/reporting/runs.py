@@ -56,6 +56,7 @@ class Run:
         params, head: trained parameters of the adapter (or of the whole model), and of a new head.
         metrics: on the test split, by name; NaN where a run has no number. `before`: of the unadapted base.
         validation: the same on the validation split, at the best step; {} if chosen on the test split, or unknown.
+        picture: of the validation prompts, at the last evaluation.
         history: of the training. confusion: on the test split, None where the run has none.
     """
 
@@ -71,6 +72,7 @@ class Run:
     metrics: Mapping[str, float]
     before: Mapping[str, float]
     samples: Samples | None
+    picture: Path | None
     validation: Mapping[str, float]
     history: History
     confusion: ConfusionTable | None
@@ -155,6 +157,7 @@ def read_run(path: Path) -> Run:
             metrics=_numbers(evaluated["metrics"]),
             before={name.removesuffix("_before"): v for name, v in metrics.items() if name.endswith("_before")},
             samples=_samples(path / "samples"),
+            picture=max((path / "pictures").glob("step-*.png"), default=None),
             validation=_validation(recipe, metrics, history),
             history=history,
             confusion=_confusion(path / CONFUSION_FILE),

@@ -257,6 +257,10 @@ class ImageTask:
         """Metrics on the split that selects the best step."""
         return self.evaluate(self.recipe.eval.select)
 
+    def picture(self) -> bytes | None:
+        """A PNG to look at beside the metrics of `score`; None for most tasks."""
+        return None
+
     def judged_by(self) -> str:
         """`validation, 200 images`."""
         split = self.recipe.eval.select

@@ -56,6 +56,9 @@ class Task(Protocol):
     def score(self) -> dict[str, float]:
         """Metrics on the split that selects the best step, the same in all processes."""
 
+    def picture(self) -> bytes | None:
+        """A PNG to look at beside the metrics of `score`, from the current weights; None if there is none."""
+
     def judged_by(self) -> str:
         """The data that `score` uses, in words."""
 
@@ -177,12 +180,14 @@ def fit(
                 display.step(at.step, figures, lr=lr)
             if scores:
                 with learner.averaged():
-                    found = task.score()
+                    found, picture = task.score(), task.picture()
                     at.waited += 1
                     if not at.best or task.better(found, at.best):
                         at.best_step, at.best, at.best_tensors = at.step, found, learner.snapshot()
                         at.waited = 0
                 run.record(at.step, {"eval": found})
+                if picture is not None:
+                    run.show(at.step, picture)
                 words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
                 display.say(f"step {at.step}  {task.judged_by()}  {words}")
             ends = last or out_of_patience()

@@ -4,7 +4,8 @@ OUT/recipe.yaml  run.json  metrics.jsonl  log.txt  eval.json
 OUT/confusion.csv                                for classification, of the test split
 OUT/adapter.safetensors, or model.safetensors if the recipe has no adapter
 OUT/checkpoints/step-000500/
-OUT/samples/                                     for diffusion, by `superlora eval --against`
+OUT/pictures/step-000500.png                     for text-to-image, of the validation prompts
+OUT/samples/                                     for diffusion and text-to-image, by `superlora eval --against`
 OUT/measure.json                                 for diffusion, by `superlora sweep`
 OUT/trace.json.gz  tensorboard/  wandb/, if the recipe asks for them
 
@@ -35,8 +36,8 @@ P = ParamSpec("P")
 
 CONFUSION_FILE = "confusion.csv"
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", CONFUSION_FILE, "measure.json",
-             "adapter.safetensors", "samples", "model.safetensors", "checkpoints", "trace.json.gz", "tensorboard",
-             "wandb", ".lock")  # fmt: skip
+             "adapter.safetensors", "samples", "pictures", "model.safetensors", "checkpoints", "trace.json.gz",
+             "tensorboard", "wandb", ".lock")  # fmt: skip
 
 
 class FolderInUseError(UsageError):
@@ -76,7 +77,9 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.pictures = path / "pictures"
         self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # called by `record` with step and figures
+        self.viewers: list[Callable[[int, bytes], None]] = []  # called by `show`
         self.warnings: list[str] = []  # of this training
 
     @contextmanager
@@ -135,7 +138,7 @@ class RunFolder:
 
     def _left_over(self) -> list[Path]:
         files = [path for name in OWN_FILES for path in self.path.glob(f".{name}.*.tmp")]
-        return [*files, *self.checkpoints.glob(".step-*.tmp")]
+        return [*files, *self.checkpoints.glob(".step-*.tmp"), *self.pictures.glob(".step-*.tmp")]
 
     @_writing
     def log(self, line: str) -> None:
@@ -166,6 +169,15 @@ class RunFolder:
             file.write(json.dumps({"step": step, **metrics, **cost}) + "\n")
         for tell in self.listeners:
             tell(step, {**metrics, **cost})
+
+    @_writing
+    def show(self, step: int, picture: bytes) -> None:
+        """Write a PNG of an evaluation, and pass it on to the trackers."""
+        with system_errors(self.pictures):
+            self.pictures.mkdir(exist_ok=True)
+        write_atomic(self.pictures / f"step-{step:06d}.png", picture)
+        for look in self.viewers:
+            look(step, picture)
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, mean loss) of every recorded part of training; [] if this process does not write."""

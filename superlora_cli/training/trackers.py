@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from PIL import Image
 
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.training.run import RunFolder
@@ -60,6 +63,15 @@ def start_trackers(
         hint = "log in, or set WANDB_MODE=offline" if "wandb" in names else None
         raise RunError(f"a tracker does not start: {cause}", where="output.trackers", hint=hint) from None
     run.listeners.append(lambda step, figures: accelerator.log(_named(figures), step=step))
+    run.viewers.append(lambda step, picture: _show(accelerator, step, picture))
+
+
+def _show(accelerator: Accelerator, step: int, picture: bytes) -> None:
+    """Pass a PNG on to all trackers, as an array (1, H, W, 3)."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[None]
+    for tracker in accelerator.trackers:
+        arguments = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"eval/pictures": pixels}, step=step, **arguments)
 
 
 def _named(figures: Mapping[str, Any]) -> dict[str, float]:

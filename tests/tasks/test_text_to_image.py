@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
@@ -179,6 +180,32 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
 
 
 @pytest.mark.slow
+def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    prompts = "text-to-image.validation_prompts=['a red seven', 'a dog']"
+    asked = ("eval.every=2", "output.trackers=[tensorboard]")
+    assert prepared("train", "r.yaml", *asked, "--out", "plain").code == 0
+    done = prepared("train", "r.yaml", *asked, prompts, "--out", "run")
+    assert done.code == 0, done.err
+    plain, run = (load_file(Path(name, "adapter.safetensors")) for name in ("plain", "run"))
+    assert all(torch.equal(plain[name], run[name]) for name in plain)
+    assert contents(Path("run", "pictures")).keys() == {"step-000002.png", "step-000004.png"}
+    assert not Path("plain", "pictures").exists()
+    events = EventAccumulator(str(next(Path("run", "tensorboard").rglob("events*")).parent), {"images": 0})
+    assert [event.step for event in events.Reload().Images("eval/pictures")] == [2, 4]
+    made = prepared("generate", "run", "--prompt", "a dog", "--out", "images", "--json")
+    assert made.code == 0, made.err
+    dog = np.asarray(Image.open(next(Path("images", "images").iterdir())))
+    sheet = np.asarray(Image.open("run/pictures/step-000004.png"))
+    assert any(
+        np.array_equal(sheet[top : top + 128 : 8, left : left + 128 : 8], dog)
+        for top in range(8, 60) for left in range(130, 150)
+    )  # fmt: skip
+    assert prepared("report", "run", "--out", "report.html").code == 0
+    assert "the validation prompts at step-000004" in Path("report.html").read_text()
+
+
 def test_recomputing_activations_changes_nothing(prepared: Cli) -> None:
     words = ("train", "r.yaml", "train.steps=2", "--json")
     assert prepared(*words, "--out", "plain").code == 0

@@ -38,6 +38,11 @@ class TextToImageSection(Section):
         None, gt=0, description="γ of Min-SNR weights of the loss (Hang et al., 2023), 5 is usual; not for flows."
     )
     noise_offset: float = Field(0.0, ge=0, description="Noise added to a whole channel of latents, for dark images.")
+    validation_prompts: list[str] = Field(
+        [],
+        description="Prompts that an image is made of at every evaluation, for `pictures/` in the run folder, trackers "
+        "and reports.",
+    )
     guidance: float = Field(
         1.0, ge=0, description="Guidance in training, for models that take it as an input, such as FLUX.1-dev."
     )

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superlora_cli.data.augment import set_aside
 from superlora_cli.data.batches import Share
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.splits import SPLITS, Splits
 from superlora_cli.errors import UsageError
+from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
@@ -20,6 +22,7 @@ from superlora_cli.tasks.text_to_image.batches import repeated, steps_of_epoch, 
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import EMPTY, Seen, conditions_key, fill, seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
+from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned
 from superlora_cli.tasks.text_to_image.section import settings_of
 from superlora_cli.tasks.text_to_image.sizes import Size
@@ -48,6 +51,9 @@ class TextToImage(ImageTask):
     def __init__(self, built: Built, processes: Processes) -> None:
         base = base_of(built)
         self.settings = settings_of(built.recipe)
+        if self.settings.validation_prompts and built.recipe.train.shard_base:
+            where, hint = "text-to-image.validation_prompts", "generate images after training"
+            raise UsageError("a sharded base makes no images while it trains", where=where, hint=hint)
         self.denoising = Objective(base, self.settings)
         self.cache = Cache(base.folder, base.family.denoiser, base.options)
         super().__init__(built, processes)
@@ -123,6 +129,20 @@ class TextToImage(ImageTask):
 
     def loss(self, batch: Any) -> Tensor:
         return self.denoising.loss(self.model, batch, self.processes.device)
+
+    def picture(self) -> bytes | None:
+        """An image of each validation prompt, of the pipeline's own steps and guidance, with its prompt above it; by
+        one process, while the others wait for it in the next step."""
+        prompts = self.settings.validation_prompts
+        if not prompts or not self.processes.is_main:
+            return None
+        base, size = base_of(self.built), (self.look.size, self.look.size)
+        self.in_training = False
+        self.model.eval()
+        with self.built.kept(), set_aside(), self.processes.autocast():
+            pipeline = base.pipeline().to(self.processes.device)
+            images = [painted(pipeline, [prompt], [self.recipe.seed], size) for prompt in prompts]
+        return titled_grid(torch.cat(images), prompts)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Lower loss."""

@@ -1,0 +1,36 @@
+"""Images made from prompts by a pipeline's own call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.errors import RunError, UsageError
+
+
+@torch.no_grad()
+def painted(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int], **call: Any) -> Tensor:
+    """An image of each prompt, from the noise of its seed: uint8 (n, 3, H, W).
+
+    Args:
+        size: width and height in pixels.
+        call: further arguments of the pipeline; a `negative_prompt` is that of all images.
+
+    Raises:
+        RunError: the model gives NaN or Inf. UsageError: the pipeline refuses a setting.
+    """
+    if "negative_prompt" in call:
+        call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        found = pipeline(list(prompts), width=size[0], height=size[1], generator=noise, output_type="pt", **call)
+    except (ValueError, TypeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise UsageError(f"the pipeline refuses this: {cause}", where="superlora generate") from None
+    images: Tensor = found.images.float().cpu()
+    if not images.isfinite().all():
+        raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
