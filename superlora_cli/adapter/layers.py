@@ -64,7 +64,7 @@ class AdaptedLinear(Adapted):
         found = self.updates()
         dense = [(start, update.delta) for start, update in found if isinstance(update, Dense)]
         low = [(start, update) for start, update in found if isinstance(update, LowRank)]
-        weight = splice(stored, [(start, delta.detach()) for start, delta in dense])
+        weight = splice(stored, [(start, delta.detach()) for start, delta in dense]) if dense else stored
         bias = self.bias
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)

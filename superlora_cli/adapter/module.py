@@ -120,7 +120,7 @@ class SuperLora(nn.Module):
 
     def trained(self) -> tuple[Tensor, ...]:
         """The current factors: `torch.func.functional_call` replaces them temporarily."""
-        return tuple(self.factors.values())
+        return tuple(self.factors._parameters.values())  # type: ignore[arg-type]  # a call for every layer: no detours
 
     def make(self) -> list[Update]:
         """The updates in the form that layers use, computed from the factors."""

@@ -33,6 +33,22 @@ def splice(weight: Tensor, updates: Sequence[tuple[int, Tensor]], *, dtype: torc
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """All in one; a single one, the usual case, is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _parted(whole: Tensor, like: Sequence[Tensor], dim: int) -> Sequence[Tensor]:
+    """The inverse of `_joined`: parts as long as the tensors `like`."""
+    return (whole,) if len(like) == 1 else whole.split([part.shape[0] for part in like], dim)
+
+
+def _columns(whole: Tensor, start: int, update: Tensor) -> Tensor:
+    """The columns (n, rows) that belong to the rows of an update."""
+    rows = update.shape[0]
+    return whole if rows == whole.shape[1] else whole[:, start : start + rows]
+
+
 class RowsLinear(torch.autograd.Function):
     """y = x Wᵀ + b for a frozen W (out, in) with updates to some rows.
 
@@ -50,10 +66,10 @@ class RowsLinear(torch.autograd.Function):
         lefts, rights = parts[dense : dense + low], parts[dense + low :]
         flat = as_rows(input)  # (n, in)
         output = functional.linear(flat, weight, bias)
-        inner = flat @ torch.cat(rights).mT if low else None  # (n, Σr): all right factors in one product
+        inner = flat @ _joined(rights).mT if low else None  # (n, Σr): all right factors in one product
         if inner is not None:
-            for start, left, own in zip(starts[1], lefts, inner.split([len(r) for r in rights], 1), strict=True):
-                output[:, start : start + len(left)].addmm_(own, left.mT)
+            for start, left, own in zip(starts[1], lefts, _parted(inner, rights, 1), strict=True):
+                _columns(output, start, left).addmm_(own, left.mT)
         ctx.save_for_backward(input, weight, bias, inner, *parts)
         ctx.starts = starts
         return output.view(*input.shape[:-1], len(weight))
@@ -70,16 +86,15 @@ class RowsLinear(torch.autograd.Function):
         lefts, rights = parts[dense : dense + low], parts[dense + low :]
         for_input = grad @ weight if ctx.needs_input_grad[0] else None
         for_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        for_dense = [grad[:, s : s + len(p)].mT @ flat for s, p in zip(dense_starts, parts[:dense], strict=True)]
+        for_dense = [_columns(grad, s, p).mT @ flat for s, p in zip(dense_starts, parts[:dense], strict=True)]
         for_left, for_right = [], []
         if rights:
-            ranks = [len(right) for right in rights]
-            rows = [grad[:, s : s + len(left)] for s, left in zip(low_starts, lefts, strict=True)]
-            through = torch.cat([own @ left for own, left in zip(rows, lefts, strict=True)], 1)  # (n, Σr)
-            for_left = [own.mT @ u for own, u in zip(rows, inner.split(ranks, 1), strict=True)]
-            for_right = list((through.mT @ flat).split(ranks))
+            rows = [_columns(grad, s, left) for s, left in zip(low_starts, lefts, strict=True)]
+            through = _joined([own @ left for own, left in zip(rows, lefts, strict=True)], 1)  # (n, Σr)
+            for_left = [own.mT @ u for own, u in zip(rows, _parted(inner, rights, 1), strict=True)]
+            for_right = list(_parted(through.mT @ flat, rights, 0))
             if for_input is not None:
-                for_input.addmm_(through, torch.cat(rights))
+                for_input.addmm_(through, _joined(rights))
         if for_input is not None:
             for_input = for_input.view(input.shape)
         return for_input, None, for_bias, None, *for_dense, *for_left, *for_right

@@ -59,6 +59,7 @@ def merge_pipeline(
     assert isinstance(base, PipelineBase)
     assert built.adapter is not None
     changed = len({target.module for target in built.adapter.targets}) + len(built.also)
+    own = next(base.model.parameters()).dtype
     adapted = _predictions(base, base.model) if verify else None
     detach(base.model, merge=True)
     pipeline = base.pipeline()
@@ -71,7 +72,7 @@ def merge_pipeline(
         if adapted is not None:
             written = type(base.model).from_pretrained(place, subfolder=base.family.denoiser)  # type: ignore[attr-defined]
             error = (_predictions(base, written.to(torch.float32)) - adapted).abs().max().item()
-            if not error <= TOLERANCE.get(dtype or torch.float32, 0.0):
+            if not error <= max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)):
                 raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
     return {
         "output": str(out),

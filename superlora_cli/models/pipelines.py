@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -210,6 +211,9 @@ def hush() -> None:
     """No bars and warnings of diffusers and transformers: what users should know, superlora says."""
     import diffusers
     import transformers
+
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # every version < 1 knows it
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # FLUX's norms under autocast
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()

@@ -76,6 +76,12 @@ class Processes:
                 error.process = self.index
             raise
 
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count > 1:
+            with _someone_may_be_gone():
+                self.accelerator.wait_for_everyone()
+
     def average(self, gradients: Sequence[Tensor], stop: bool) -> bool:
         """Replace tensors by their means over the processes, in one exchange; True if any process wants to `stop`."""
         if self.count == 1:

@@ -105,6 +105,10 @@ class Commands:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
+    def know(self, *modules: str) -> None:
+        """From now on no child needs to import these."""
+        self.ask({"import": modules})
+
     def start(
         self,
         *words: str | Path,

@@ -1,7 +1,8 @@
 """A process that has imported everything and forks a child for each command: python -m tests.forking.server
 
 It says that it is ready. Then it reads a line of JSON at a time and answers with one: for `{"words": …, "cwd": …, …}`
-the child's id, for `{"wait": id}` how it ended. A child leads a process group of its own.
+the child's id, for `{"wait": id}` how it ended; for `{"import": names}` it imports more. A child leads a process group
+of its own.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def serve() -> None:
         if "wait" in request:
             _, status, usage = os.wait4(request["wait"], 0)
             answer: Any = [os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]
+        elif "import" in request:
+            answer = [importlib.import_module(name).__name__ for name in request["import"]]
         else:
             answer = os.fork()
             if not answer:

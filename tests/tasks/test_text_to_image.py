@@ -14,13 +14,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from superlora_cli.models.pipelines import build_pipeline
+from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
+from superlora_cli.tasks.text_to_image.objective import Batch, Objective
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import buckets, cropped, nearest
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
 from tests.conftest import Cli, contents, metrics
+from tests.forking.commands import Commands
+from tests.training.launching import together
 
 CAPTIONS = {"a.png": "a red seven on a blue ground, serif", "b.png": "a dog", "c.jpg": "cat", "d.png": "e", "e.png": ""}
 SIZES = {"a.png": (40, 40), "b.png": (64, 32), "c.jpg": (16, 32), "d.png": (20, 20), "e.png": (16, 16)}
@@ -64,14 +70,14 @@ def test_a_family_from_training_to_merged_images(
 ) -> None:
     settings = "text-to-image: {caption_dropout: 0.3, noise_offset: 0.1}"
     (tmp_path / "r.yaml").write_text(recipe(folders[family], data, settings, "seed: 3"))
-    done = cli("train", "r.yaml", "--out", "run", "--json")
+    done = cli("train", "r.yaml", "train.ema=0.5", "--out", "run", "--json")
     assert done.code == 0, done.err
     assert "left out 1 of 5 images (no caption)" in (tmp_path / "run" / "log.txt").read_text()
 
     shutil.copytree("run", "half")
     shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
     (tmp_path / "half" / "adapter.safetensors").unlink()
-    assert cli("train", "r.yaml", "--resume", "half", "--json").code == 0
+    assert cli("train", "r.yaml", "train.ema=0.5", "--resume", "half", "--json").code == 0
     assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
     assert metrics(Path("half")) == metrics(Path("run"))
 
@@ -206,6 +212,59 @@ def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli) -> No
     assert "the validation prompts at step-000004" in Path("report.html").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["train.precision=bf16", "model.kwargs={torch_dtype: bfloat16}"])
+@pytest.mark.parametrize("family", ["StableDiffusion", "Flux"])
+def test_half_precision_from_training_to_a_merged_pipeline(
+    family: str, half: str, folders: dict[str, Path], data: Path, cli: Cli, recwarn: pytest.WarningsRecorder
+) -> None:
+    Path("r.yaml").write_text(recipe(folders[family], data))
+    losses = {}
+    for name, words in (("plain", ()), ("half", (half,))):
+        done = cli("train", "r.yaml", "train.steps=2", *words, "--out", name, "--json")
+        assert done.code == 0, done.err
+        losses[name] = done.json()["metrics"]["loss"]
+    assert losses["plain"] != losses["half"] == pytest.approx(losses["plain"], abs=0.02)
+    assert cli("eval", "half", "--json").json()["metrics"]["loss"] == pytest.approx(losses["half"], abs=1e-3)
+    assert cli("generate", "half", "--prompt", "a", "--steps", "2", "--out", "images").code == 0
+    merged = cli("merge", "half", "--out", "merged")
+    assert merged.code == 0, merged.err
+    assert not [warning for warning in recwarn if "dtype" in str(warning.message)]
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_cache_and_resume_with_the_same_bytes(prepared: Cli, commands: Commands) -> None:
+    commands.know("tests.pipelines")
+    words = ("train", "r.yaml", "text-to-image.caption_dropout=0.5", "--out", "run", "--quiet")
+    result = together(commands, *words)
+    assert result.code == 0, result.err
+    shutil.copytree("run", "whole")
+    shutil.rmtree(RunFolder(Path("run")).latest_checkpoint() or "")
+    Path("run", "adapter.safetensors").unlink()
+    assert together(commands, *words, "--resume", "auto").code == 0
+    assert Path("run", "adapter.safetensors").read_bytes() == Path("whole", "adapter.safetensors").read_bytes()
+    told = json.loads(Path("run", "eval.json").read_text())["metrics"]["loss"]
+    assert prepared("eval", "run", "--json").json()["metrics"]["loss"] == pytest.approx(told, abs=1e-6)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
+def test_min_snr_weighs_every_image_by_its_time(
+    folders: dict[str, Path], predicts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.training_utils import compute_snr
+
+    base = build_pipeline(ModelSection(name=f"diffusers:{folders[FAMILY]}"))
+    objective = Objective(base, TextToImageSection(min_snr=5))
+    objective.noise.predicts = predicts
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(objective, "errors", lambda model, latents, noise, times, *_: seen.append(times) or 1 + times)
+    loss = objective.loss(base.model, Batch(torch.zeros(8, 4, 4, 4), [{}] * 8, {}), torch.device("cpu"))
+    ratio = compute_snr(diffusers.DDPMScheduler.from_config(base.scheduler.config), seen[0])
+    divided = {"epsilon": ratio, "sample": 1, "v_prediction": ratio + 1}[predicts]
+    torch.testing.assert_close(loss, ((1 + seen[0]) * ratio.clamp(max=5) / divided).mean())
+
+
+@pytest.mark.slow
 def test_recomputing_activations_changes_nothing(prepared: Cli) -> None:
     words = ("train", "r.yaml", "train.steps=2", "--json")
     assert prepared(*words, "--out", "plain").code == 0

@@ -13,6 +13,7 @@ from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.sizes import Size, cropped, nearest
+from superlora_cli.training.processes import Processes
 
 EMPTY = ""  # the caption of an image whose own is dropped
 
@@ -44,11 +45,11 @@ def fill(
     cache: Cache,
     base: PipelineBase,
     parts: Iterable[tuple[CaptionedImages, Sequence[Seen]]],
-    device: torch.device,
+    processes: Processes,
     guidance: float,
 ) -> None:
-    """Compute and store what is missing. Autoencoder and text encoders are only loaded if something is, and leave
-    memory afterwards. The global random numbers stay as they are."""
+    """Compute and store what is missing: every process its share. Autoencoder and text encoders are only loaded if
+    something is, and leave memory afterwards. The global random numbers stay as they are."""
     images: dict[str, tuple[CaptionedImages, Seen]] = {}
     texts: dict[str, tuple[str, Size]] = {}
     for split, samples in parts:
@@ -56,10 +57,13 @@ def fill(
             images[sample.latents] = (split, sample)
             texts[sample.conditions] = (split.texts[sample.number], sample.size)
             texts[conditions_key(EMPTY, sample.size, guidance)] = (EMPTY, sample.size)
-    new_images = [key for key in images if not cache.has(key)]
-    new_texts = [key for key in texts if not cache.has(key)]
+    new_images, new_texts = (
+        [key for key in list(keys)[processes.index :: processes.count] if not cache.has(key)]
+        for keys in (images, texts)
+    )
     if not (new_images or new_texts):
         return
+    device = processes.device
     with set_aside(), torch.no_grad():
         pipeline, family = base.pipeline(), base.family
         pipeline.to(device)  # with the denoiser: a pipeline works where its first part is

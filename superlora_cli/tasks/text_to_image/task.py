@@ -80,10 +80,11 @@ class TextToImage(ImageTask):
         return seen(self.images(split), self.look.size, multiple, settings.buckets, settings.guidance)
 
     def prepare(self) -> None:
-        """What is missing in the cache is computed by one process, before training takes up memory."""
-        base, guidance = base_of(self.built), self.settings.guidance
+        """What is missing in the cache is computed before training takes up memory."""
         parts = [(self.images(split), self.seen[split]) for split in SPLITS]
-        self.processes.on_main(lambda: fill(self.cache, base, parts, self.processes.device, guidance))
+        with self.processes.alone():
+            fill(self.cache, base_of(self.built), parts, self.processes, self.settings.guidance)
+        self.processes.wait()
 
     def images(self, split: str) -> CaptionedImages:
         """The images of a split, with their captions."""
