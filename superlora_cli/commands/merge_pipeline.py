@@ -14,7 +14,7 @@ from superlora_cli.adapter.attach import detach
 from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output, replacing_folder, system_errors
-from superlora_cli.models.pipelines import INDEX, PipelineBase, is_pipeline
+from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase, is_pipeline
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.model_file import read_model
 
@@ -36,11 +36,11 @@ def of_pipeline(file: Path) -> bool:
 def merge_pipeline(
     file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
 ) -> dict[str, Any]:
-    """Write the pipeline of an adapter, with ΔW added to its denoiser, to the folder `out`.
+    """Write the pipeline of an adapter, with ΔW added to one of its components, to the folder `out`.
 
     Args:
         dtype: of the whole pipeline; default: as it is.
-        verify: compare the predictions of the denoiser that was written with those of the adapted one.
+        verify: compare the outputs of the component that was written with those of the adapted one.
         force: replace another pipeline's folder.
 
     Returns:
@@ -70,7 +70,7 @@ def merge_pipeline(
         with system_errors(out):
             pipeline.save_pretrained(place, safe_serialization=True)
         if adapted is not None:
-            written = type(base.model).from_pretrained(place, subfolder=base.family.denoiser)  # type: ignore[attr-defined]
+            written = type(base.model).from_pretrained(place, subfolder=base.component)  # type: ignore[attr-defined]
             error = (_predictions(base, written.to(torch.float32)) - adapted).abs().max().item()
             if not error <= max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)):
                 raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
@@ -87,8 +87,14 @@ def merge_pipeline(
 
 @torch.no_grad()
 def _predictions(base: PipelineBase, denoiser: Any) -> Tensor:
-    """What a denoiser of this pipeline predicts of fixed noise, with fixed conditions."""
+    """What a denoiser of this pipeline predicts of fixed noise, with fixed conditions; what its autoencoder keeps of
+    it."""
     generator = torch.Generator().manual_seed(0)
+    if base.component == VAE:
+        images = torch.randn(IMAGES, 3, base.image_size, base.image_size, generator=generator)
+        latents = denoiser.eval().encode(images.to(next(denoiser.parameters()).dtype)).latent_dist.mode()
+        kept: Tensor = denoiser.decode(latents).sample
+        return kept.float()
     side = base.image_size // base.scale
     shape, conditions = base.family.example(denoiser, (side, side), IMAGES)
     noisy, own = torch.randn(shape, generator=generator), next(denoiser.parameters()).dtype

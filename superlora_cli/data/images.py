@@ -6,12 +6,15 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from superlora_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Files in a folder that count as images. Pillow cannot read HEIC, but such files are reported rather than ignored.
 SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff",
@@ -83,3 +86,15 @@ def size_of(path: str | Path) -> tuple[int, int]:
     with Image.open(path) as image:
         sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         return (image.height, image.width) if sideways else image.size
+
+
+def cropped(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The middle of an image, resized to `size`, width and height: (3, H, W) in [−1, 1]."""
+    width, height = size
+    scale = max(width / image.width, height / image.height)
+    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
+    box = (left, top, left + width / scale, top + height / scale)
+    import torch  # slow, and commands that only look for images do without
+
+    pixels = np.array(image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=None))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,6 +1,7 @@
 """Text-to-image pipelines as bases: `diffusers:FOLDER`, `diffusers:NAME@REVISION` of the hub, or a shipped one.
 
-The base is the pipeline's denoiser alone; its autoencoder and text encoders are loaded when they are needed.
+The base is the pipeline's denoiser alone, or with `model.kwargs.component: vae` its autoencoder; the other parts are
+loaded when they are needed.
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXTRA = "pip install 'superlora-cli[text-to-image]'"
 SAMPLE = 128  # side of latents, where a pipeline does not say it
 ARGUMENTS = ("torch_dtype", "variant")  # of `from_pretrained`
+COMPONENT, VAE = "component", "vae"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineBase(Base):
-    """The denoiser of a pipeline, as `model`.
+    """A component of a pipeline, as `model`.
 
     Attributes:
         folder: the pipeline.
+        component: its name, that of the denoiser or `vae`.
         kind: its class.
         scale: pixels per latent pixel.
         options: for `from_pretrained`: dtype and variant.
     """
 
     folder: Path
+    component: str
     kind: str
     scale: int
     options: Mapping[str, Any]
@@ -72,14 +76,14 @@ class PipelineBase(Base):
         return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
 
     def pipeline(self) -> Any:
-        """The whole pipeline, on the CPU, around this denoiser.
+        """The whole pipeline, on the CPU, around this component.
 
         Raises:
             UsageError: a part of it is missing or damaged.
         """
         import diffusers
 
-        given = {self.family.denoiser: self.model}
+        given = {self.component: self.model}
         try:
             found = getattr(diffusers, self.kind).from_pretrained(self.folder, **self.options, **given)
         except Exception as error:  # its parts come from several libraries, which may raise anything
@@ -98,7 +102,7 @@ def is_pipeline(name: str) -> bool:
 
 
 def build_pipeline(section: ModelSection, *, image_size: int | None = None, weights: bool = True) -> PipelineBase:
-    """Build the denoiser of the pipeline that a recipe's `model` section names; arguments as for `models.build.build`.
+    """Build a component of the pipeline that a recipe's `model` section names; arguments as for `models.build.build`.
 
     Raises:
         UsageError: an extra is missing, there is no such pipeline, it is of an unknown family, or it cannot be loaded.
@@ -110,7 +114,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     from superlora_cli.models.families import FAMILIES
 
     hush()
-    refuse_others(section.name, section.kwargs, ARGUMENTS)
+    refuse_others(section.name, section.kwargs, (*ARGUMENTS, COMPONENT))
     options = _options(section)
     folder = _folder(section, weights=weights)
     index = _index(folder)
@@ -118,7 +122,10 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if kind not in FAMILIES:
         hint = did_you_mean(kind, FAMILIES) or "one of " + ", ".join(FAMILIES)
         raise UsageError(f"a {kind}, which cannot be trained", where=str(folder / INDEX), hint=hint)
-    part = FAMILIES[kind].denoiser
+    part = options.pop(COMPONENT, FAMILIES[kind].denoiser)
+    if part not in (known := (FAMILIES[kind].denoiser, VAE)):
+        hint = did_you_mean(str(part), known) or "one of " + ", ".join(known)
+        raise UsageError(f"no component '{part}' that can be trained", where="model.kwargs.component", hint=hint)
     own = section.pretrained and section.checkpoint is None
     try:
         maker = getattr(diffusers, index[part][1])
@@ -128,7 +135,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
             config = maker.load_config(folder, subfolder=part)
             with torch.device("cpu" if weights else "meta"):
                 model = maker.from_config(config)
-        parts = maker.load_config(folder, subfolder=part), _config(folder / "vae" / "config.json")
+        parts = maker.load_config(folder, subfolder=part), _config(folder / VAE / "config.json")
     except UsageError:
         raise
     except Exception as error:  # damaged files make diffusers raise anything
@@ -137,13 +144,14 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         load_weights(model, Path(section.checkpoint))
     sample = parts[0].get("sample_size") or SAMPLE
     scale = 2 ** (len(parts[1]["block_out_channels"]) - 1)
-    size = image_size or int(sample if isinstance(sample, int) else sample[0]) * scale
+    size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:
         raise UsageError(f"{size} is no multiple of 8", where="data.image_size", hint="use a multiple of 8")
-    arguments = {"pretrained_model_name_or_path": str(folder), "subfolder": part, **section.kwargs}
+    arguments = {"pretrained_model_name_or_path": str(folder), "subfolder": part, **options}
     return PipelineBase(
-        model, f"diffusers.{index[part][1]}.from_pretrained", arguments, size, HALF, HALF, task="text-to-image",
-        by_timm=False, folder=folder, kind=kind, scale=scale, options=options,
+        model, f"diffusers.{index[part][1]}.from_pretrained", arguments, size, HALF, HALF,
+        task="autoencoder" if part == VAE else "text-to-image",
+        by_timm=False, folder=folder, component=part, kind=kind, scale=scale, options=options,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def open_base(
     task = TASKS[recipe.task].bases or recipe.task
     if task != base.task:
         message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
-        raise UsageError(message, where="task", hint=f"task: {base.task}, or another model.name")
+        raise UsageError(message, where="task", hint=f"task: {base.task}, or another base")
     return base
 
 

@@ -30,12 +30,19 @@ def _text_to_image() -> TaskKind:
     return TextToImageKind()
 
 
+def _autoencoder() -> TaskKind:
+    from superlora_cli.tasks.autoencoder import AutoencoderKind
+
+    return AutoencoderKind()
+
+
 TASKS: Table[TaskKind] = Table(
     "task",
     {
         "classification": Later(_classification),
         "diffusion": Later(_diffusion),
         "text-to-image": Later(_text_to_image),
+        "autoencoder": Later(_autoencoder),
     },
 )
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from superlora_cli.data.images import cropped
 from superlora_cli.models.pipelines import build_pipeline
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
@@ -21,7 +22,7 @@ from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
 from superlora_cli.tasks.text_to_image.section import TextToImageSection
-from superlora_cli.tasks.text_to_image.sizes import buckets, cropped, nearest
+from superlora_cli.tasks.text_to_image.sizes import buckets, nearest
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
 from tests.conftest import Cli, contents, metrics

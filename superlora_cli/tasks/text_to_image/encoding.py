@@ -9,10 +9,11 @@ import torch
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
+from superlora_cli.data.images import cropped
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
-from superlora_cli.tasks.text_to_image.sizes import Size, cropped, nearest
+from superlora_cli.tasks.text_to_image.sizes import Size, nearest
 from superlora_cli.training.processes import Processes
 
 EMPTY = ""  # the caption of an image whose own is dropped

@@ -1,13 +1,10 @@
-"""Sizes of training images: aspect-ratio buckets of about the same area, and images cropped to them."""
+"""Sizes of training images: aspect-ratio buckets of about the same area."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -39,13 +36,3 @@ def nearest(size: Size, side: int, multiple: int) -> Size:
     """
     wanted = np.log(size[0] / size[1])
     return min(buckets(side, multiple), key=lambda own: (abs(np.log(own[0] / own[1]) - wanted), -own[0] * own[1]))
-
-
-def cropped(image: Image.Image, size: Size) -> Tensor:
-    """The middle of an image, resized to `size`: (3, H, W) in [−1, 1]."""
-    width, height = size
-    scale = max(width / image.width, height / image.height)
-    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
-    box = (left, top, left + width / scale, top + height / scale)
-    pixels = np.array(image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=None))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
