@@ -12,32 +12,21 @@ The three take turns step by step in one process; ratios are of ten steps each, 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from timing import Criterion, Times, ratio, setting
+from timing import CHUNK, Criterion, Times, ratio, setting
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from turns import measured
 
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.tasks.classification.task import Classification
-from superlora_cli.training.display import Display
-from superlora_cli.training.loop import fit
-from superlora_cli.training.processes import join
-from superlora_cli.training.run import RunFolder
 
 GOAL = 1.15
-CHUNK = 10  # steps: one of them logs
 
 
 class ByHand:
@@ -67,42 +56,11 @@ class ByHand:
         self.schedule.step()
 
 
-class TakingTurns(Classification):
-    """The quickstart's task; between two steps of the engine each hand-written loop makes one."""
-
-    def take_turns(self) -> None:
-        """Start afresh."""
-        self.loops = {"by hand": ByHand(self, loader=False), "+ loader": ByHand(self, loader=True)}
-        self.seconds: Times = {"engine": [], **{name: [] for name in self.loops}}
-        self.since: float | None = None
-
-    @contextmanager
-    def one_step(self) -> Iterator[None]:
-        """As the engine's, and the others' steps before it."""
-        if self.since is not None:
-            self.seconds["engine"].append(time.perf_counter() - self.since)
-            for name, loop in self.loops.items():
-                start = time.perf_counter()
-                loop.step()
-                self.seconds[name].append(time.perf_counter() - start)
-        self.since = time.perf_counter()
-        with super().one_step():
-            yield
-
-
 def measure(steps: int, overrides: list[str]) -> Times:
     """Seconds of every `CHUNK` steps of each loop."""
-    recipe = load_recipe("quickstart", [f"train.steps={steps}", "eval.every=null", *overrides])
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"checkpoint_every": None})})
-    processes = join(recipe.train)
-    task = TakingTurns(build_for_training(recipe), processes)
-    task.take_turns()
-    with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
-        display = Display(Console(file=io.StringIO()), steps=steps, start=0, quiet=True)
-        fit(task, recipe.train, recipe.eval, run, processes, begin=lambda _: display)
-    kept = {name: seconds[CHUNK - 1 :] for name, seconds in task.seconds.items()}  # the first steps warm up
-    chunks = len(kept["engine"]) // CHUNK
-    return {name: [sum(s[i * CHUNK : (i + 1) * CHUNK]) for i in range(chunks)] for name, s in kept.items()}
+    recipe = load_recipe("quickstart", [f"train.steps={steps}", *overrides])
+    ways = {"by hand": False, "+ loader": True}
+    return measured(recipe, lambda task: {name: ByHand(task, loader=loader).step for name, loader in ways.items()})
 
 
 def main() -> None:

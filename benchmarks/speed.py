@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pages
-from timing import Spread, Times, ratio
+from timing import CHUNK, Spread, Times, ratio
 
 RESULTS = Path(__file__).parent / "records" / "speed.jsonl"
 PAGE, README, TRAINING = pages.DOCS / "benchmarks.md", pages.ROOT / "README.md", pages.DOCS / "training.md"
@@ -141,6 +141,15 @@ def loop(found: Found) -> str:
     )
 
 
+def pipelines(found: Found) -> str:
+    """Ours against diffusers and PEFT, by images in a step."""
+    rows = []
+    for batch, times in found["seconds"].items():
+        ours, plain = (f"{Spread.of(seconds).median / CHUNK * 1e3:.1f}" for seconds in times.values())
+        rows.append([batch, ours, plain, between(found["criteria"][batch]["found"], 3)])
+    return markdown(["images a step", "ours, ms", "diffusers and PEFT, ms", "ratio"], rows)
+
+
 LINEAR = '{"order": 3, "rank": 4, "groups": 12, "projection": "linear", "ratio": 0.1}'
 BENCHMARKS = {
     "steps": Benchmark(("step_time.py", "--threads", "2", "--repeats", "9"), steps),
@@ -156,6 +165,7 @@ BENCHMARKS = {
     ),
     "startup": Benchmark(("startup.py",), startup),
     "loop": Benchmark(("engine.py", "--threads", "2"), loop),
+    "pipelines": Benchmark(("text_to_image_step.py", "--threads", "1", "--steps", "400"), pipelines, threads=1),
     "merging": Benchmark(("merge.py", "--rounds", "5"), merging),
     "merging, one thread": Benchmark(("merge.py", "--rounds", "5"), merging, threads=1),
     "merging, projected": Benchmark(("merge.py", "--rounds", "1", "--knobs", LINEAR), merging),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+CHUNK = 10  # steps of a training loop that are timed together: one of them logs
 Run = Callable[[], object]
 Times = dict[str, list[float]]  # name → seconds, one entry a round
 

@@ -1,0 +1,89 @@
+"""A training step of `superlora train` on a text-to-image pipeline, against a plain loop of diffusers and PEFT.
+
+    python benchmarks/text_to_image_step.py --threads 2
+
+Both train LoRA of the same rank on q, k, v and o of the shipped pipeline's U-Net, from latents and captions that were
+encoded before. The plain loop (`plain_pipeline.py`) finds them in two tensors in memory. Ours is all that happens from
+one step to the next: gathering the batch from the cache, all the checks, every tenth step's log.
+
+The two take turns step by step in one process; ratios are of ten steps each, with their median and quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+from plain_pipeline import Plain
+from timing import CHUNK, Criterion, Run, Spread, Times, ratio, setting
+from turns import ENGINE, measured
+
+from superlora_cli.models.pipelines import build_pipeline
+from superlora_cli.recipe.load import recipe_from_dict
+from superlora_cli.recipe.schema import ModelSection
+from superlora_cli.tasks.text_to_image.task import TextToImage
+
+GOAL, PLAIN = 1.05, "diffusers and PEFT"
+MODEL, RANK, LR = "glyphs_text", 4, 1e-3
+
+
+def plain(task: TextToImage) -> dict[str, Run]:
+    """The plain loop on what the task sees."""
+    base, train = build_pipeline(ModelSection(name=MODEL)), task.recipe.train
+    everything = task.batch(task.seen["train"])
+    latents = everything.latents
+    words = torch.cat([each["encoder_hidden_states"] for each in everything.conditions])
+    loop = Plain(base.model, base.scheduler, rank=RANK, lr=LR, steps=train.length)
+
+    def step() -> None:
+        chosen = torch.randint(len(latents), (train.batch_size,))
+        loop.step(latents[chosen], words[chosen])
+
+    return {PLAIN: step}
+
+
+def measure(steps: int, batch: int, overrides: list[str]) -> Times:
+    """Seconds of every `CHUNK` steps of both."""
+    recipe = recipe_from_dict(
+        {
+            "task": "text-to-image",
+            "model": {"name": MODEL},
+            "data": {"name": "digits"},
+            "adapter": {"method": "lora", "rank": RANK, "targets": ["q", "k", "v", "o"]},
+            "train": {"steps": steps, "batch_size": batch, "optimizer": {"lr": LR}},
+        },
+        "the benchmark",
+        overrides,
+    )
+    return measured(recipe, plain)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="of each loop (default %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="images a step (default 2 and 16)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
+    asked = parser.parse_args()
+    words = [f"train.threads={asked.threads}", *asked.overrides]
+    times = {batch: measure(asked.steps, batch, words) for batch in asked.batch}
+    goals = {
+        batch: Criterion(f"a step of {batch} images ≤ {GOAL} × {PLAIN}", GOAL, ratio(seconds, ENGINE, PLAIN))
+        for batch, seconds in times.items()
+    }
+    if asked.json:
+        criteria = {batch: goal.figures() for batch, goal in goals.items()}
+        print(json.dumps({"setting": setting(torch.device("cpu")), "seconds": times, "criteria": criteria}))
+        return
+    print(setting(torch.device("cpu")))
+    for batch, goal in goals.items():
+        for name, seconds in times[batch].items():
+            print(f"{batch:4} images, {name:20} {Spread.of(seconds).median / CHUNK * 1000:8.2f} ms a step")
+        print(goal)
+
+
+if __name__ == "__main__":
+    main()
