@@ -13,6 +13,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.initial import initial, relative, start, start_scale
 from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
@@ -156,7 +157,7 @@ def quantized(plan: Plan, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return nearest
 
 
-def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def factors(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = None) -> dict[str, Tensor]:
     """{C, A} = F_in(θ), by an explicit matrix; frozen factors and diagonals as in the equation."""
     params = quantized(plan, params)
     made, config = dict(params), plan.config
@@ -176,8 +177,8 @@ def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
         if config.inner and config.rescale and "core" in unit.trained:
             made[unit.name("core")] = made[unit.name("core")] * start_scale(unit.shape, "core")
         for part in unit.shape.frozen:
-            if base and unit.name(part) in base:
-                made[unit.name(part)] = base[unit.name(part)].to(_dtype(params))
+            if base and unit.name(part) in base.planes:
+                made[unit.name(part)] = base.planes[unit.name(part)].to(_dtype(params))
             else:
                 shape = (terms, *unit.shape.tensors[part])
                 draw = random_state(config.seed, "frozen", f"k{unit.k}_{part}", *shape)
@@ -188,8 +189,25 @@ def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
     return made
 
 
-def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-    """Eq. 2 for every group, written into one vector of N elements, cut into the targets."""
+def multiplied(kind: str, x: Tensor, weight: Tensor) -> Tensor:
+    """ΔW = W' − W, for W' as the papers write it: HiRA, IA³, OFT, DoRA."""
+    one = torch.eye(weight.shape[1], dtype=weight.dtype)
+    if kind == "elementwise":
+        return weight + weight * x - weight
+    if kind in ("rows", "columns"):
+        scale = torch.diag(1 + x.flatten())
+        return (scale @ weight if kind == "rows" else weight @ scale) - weight
+    if kind == "rotation":
+        block = x.shape[1]
+        whole = torch.block_diag(*(part - part.T for part in x.split(block)))[: len(one), : len(one)]
+        return weight @ (one + whole) @ torch.linalg.inv(one - whole) - weight
+    norm = weight.square().sum(1).sqrt()
+    moved = weight + torch.diag(norm / weight.shape[1] ** 0.5) @ x[:, :-1]
+    return torch.diag(norm * (1 + x[:, -1]) / moved.square().sum(1).sqrt()) @ moved - weight
+
+
+def deltas(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = None) -> list[Tensor]:
+    """Eq. 2 for every group, written into one vector of N elements, cut into the targets and multiplied."""
     vector = torch.zeros(plan.elements, dtype=_dtype(params))
     start_params = {name: tensor.to(_dtype(params)) for name, tensor in initial(plan).items()}
     begun = replace(plan, config=replace(plan.config, bits=None, scales=())) if plan.config.scales else plan
@@ -204,9 +222,13 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] 
             room = vector[at : at + bucket.shape.n_out]
             room += update[: len(room)] * plan.config.scale
     updates, at = [], 0
-    for target in plan.targets:
-        updates.append(vector[at : at + target.elements].reshape(target.rows, target.columns))
-        at += target.elements
+    for index, x in enumerate(plan.made):
+        update = vector[at : at + x.elements].reshape(x.rows, x.columns)
+        if plan.config.multiplies:
+            assert base is not None
+            update = multiplied(plan.config.multiply, update, base.weights[index].to(update))
+        updates.append(update)
+        at += x.elements
     return updates
 
 
