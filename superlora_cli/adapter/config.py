@@ -192,7 +192,7 @@ class AdapterConfig:
     @property
     def reads_base(self) -> bool:
         """Whether ΔW depends on the base's weights, which are then needed to compute it."""
-        return self.multiplies or self.frozen == "svd"
+        return self.multiplies or self.frozen == "svd" or PROJECTIONS[self.projection].CHOOSES
 
     @property
     def _follows_few_directions(self) -> bool:
@@ -329,6 +329,9 @@ class AdapterConfig:
             raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )
+        if self.multiplies and PROJECTIONS[self.projection].CHOOSES:
+            what = f"projection {self.projection} with multiply {self.multiply}"
+            raise refuse("projection", f"{what}, whose elements are no weights", "projection: sparse")
         small = self.init == "lora" or (self.inner is not None and not self.rescale)
         if small and PROJECTIONS[self.projection].NONLINEAR:
             knob, what = ("init", "init lora") if self.init == "lora" else ("rescale", "rescale false and inner")

@@ -59,9 +59,9 @@ def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], froz
     """
     scale = plan.config.scale
     if frozen.relative:
-        moved = frozen.project(bucket.shape, folded(bucket, factors, plan.config)) - frozen.starts[bucket.number]
+        moved = frozen.project(bucket, folded(bucket, factors, plan.config)) - frozen.starts[bucket.number]
         return moved * scale if scale != 1 else moved
-    return frozen.project(bucket.shape, folded(bucket, factors, plan.config, scale))
+    return frozen.project(bucket, folded(bucket, factors, plan.config, scale))
 
 
 def spliced(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:

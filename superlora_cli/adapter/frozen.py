@@ -14,7 +14,7 @@ from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.initial import initial, relative
 from superlora_cli.adapter.inner import InnerMaps, factors
 from superlora_cli.adapter.multiplied import MULTIPLY
-from superlora_cli.adapter.shapes import GroupShape, Plan
+from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.errors import UsageError
 
 
@@ -52,6 +52,7 @@ class Frozen:
         base = base or FromBase()
         self.inner = InnerMaps(plan, base.planes, device=device, dtype=dtype)
         self.product = MULTIPLY[config.multiply]
+        self.chosen = {group: positions.to(device) for group, positions in base.chosen.items()}
         self.weights = [] if light else [weight.flatten(1).to(device, dtype) for weight in base.weights]
         self.maps: dict[tuple[object, ...], projections.Project] = {}
         for shape in (bucket.shape for bucket in plan.buckets):
@@ -65,7 +66,7 @@ class Frozen:
             values = self.start_factors(plan)
             with torch.no_grad():
                 for bucket in plan.buckets:
-                    self.starts[bucket.number] = self.project(bucket.shape, folded(bucket, values, plan.config))
+                    self.starts[bucket.number] = self.project(bucket, folded(bucket, values, plan.config))
 
     def factors(self, plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{C, A} by name from the trained tensors, with F_in, frozen factors and diagonals; as `inner.factors`."""
@@ -77,9 +78,11 @@ class Frozen:
         begun = replace(plan, config=replace(config, bits=None, scales=())) if config.scales else plan
         return self.factors(begun, {name: value.to(self.device, self.dtype) for name, value in initial(plan).items()})
 
-    def project(self, shape: GroupShape, x: Tensor) -> Tensor:
+    def project(self, bucket: Bucket, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""
-        return self.maps[shape.n_in, shape.n_out, shape.grid](x)
+        shape = bucket.shape
+        project = self.maps[shape.n_in, shape.n_out, shape.grid]
+        return project(x, torch.stack([self.chosen[group] for group in bucket.members])) if self.chosen else project(x)
 
     def multiplied(self, made: Sequence[Tensor]) -> list[Tensor]:
         """ΔW of every target, (rows, columns), from what the units made for it."""

@@ -74,15 +74,16 @@ def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: FromBase | None) ->
     config = plan.config
     mixed = config.projects or (config.splits > 1 and config.combine != "hadamard")
     places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]
-    for _, bucket, row in sorted(places, key=lambda place: place[0]):
+    for group, bucket, row in sorted(places, key=lambda place: place[0]):
         names = [unit.name(part) for unit in bucket.units for part in unit.shape.tensors]
         own, before = ({name: made[name][row : row + 1] for name in names if made} for made in (factors, start))
         if not mixed:
             yield from _leading_slices(config, bucket, own, before)
             continue
+        one_group = replace(bucket, members=(group,))
         if before:
-            frozen.starts = {bucket.number: frozen.project(bucket.shape, folded(bucket, before, config))}
-        yield group_deltas(plan, bucket, own, frozen).flatten()
+            frozen.starts = {bucket.number: frozen.project(one_group, folded(one_group, before, config))}
+        yield group_deltas(plan, one_group, own, frozen).flatten()
 
 
 def _leading_slices(

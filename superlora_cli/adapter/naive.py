@@ -77,10 +77,13 @@ def butterfly(x: Tensor) -> Tensor:
     return x / length**0.5
 
 
-def project(config: AdapterConfig, size: Size, x: Tensor) -> Tensor:
-    """F by an explicit matrix, (N_in,) → (N_out,), and tanhshrink if nonlinear (A.6)."""
+def project(config: AdapterConfig, size: Size, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """F by an explicit matrix, (N_in,) → (N_out,), and tanhshrink if nonlinear (A.6); or x at `chosen` positions."""
     if config.projection == "identity":
         return x
+    if chosen is not None:
+        places = torch.eye(size.n_out, dtype=x.dtype)[chosen]
+        return x @ places * ((size.n_out / size.n_in) ** 0.5 if size.rescale else 1.0)
     y = x.double() @ projection_matrix(config.projection.replace("nonlinear", "linear"), size, config.seed)
     return (y - torch.tanh(y) if config.projection.startswith("nonlinear") else y).to(x.dtype)
 
@@ -100,6 +103,9 @@ def projection_matrix(name: str, size: Size, seed: int, key: str = "projection")
     if name == "dense":
         normal = torch.from_numpy(draw("matrix").standard_normal((size.n_in, size.n_out)))
         return normal / size.n_in**0.5 if size.rescale else normal
+    if name == "sparse":
+        places = permutation(torch.from_numpy(draw("positions").permutation(size.n_out))).T[: size.n_in]
+        return places * ((size.n_out / size.n_in) ** 0.5 if size.rescale else 1.0)
     if name in ("dft", "dct"):
         return waves(name, size, draw("frequencies"))
     full = 2**size.bits
@@ -215,9 +221,10 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = Non
     for index, bucket in enumerate(plan.buckets):
         size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale, bucket.shape.grid)
         for row, group in enumerate(bucket.members):
-            update = project(plan.config, size, group_vector(plan, index, row, params))
+            chosen = base.chosen.get(group) if base else None
+            update = project(plan.config, size, group_vector(plan, index, row, params), chosen)
             if relative(plan):
-                update = update - project(plan.config, size, group_vector(plan, index, row, start_params))
+                update = update - project(plan.config, size, group_vector(plan, index, row, start_params), chosen)
             at = plan.starts[group]
             room = vector[at : at + bucket.shape.n_out]
             room += update[: len(room)] * plan.config.scale

@@ -138,6 +138,11 @@ PRESETS: dict[str, Preset] = {
         "W_i + ΔW_i = (1 + a_i) ‖W_i‖ V_i / ‖V_i‖, V_i = W_i + ‖W_i‖ A_i1 A_i2ᵀ / √columns",
         "DoRA, arXiv 2402.09353",
     ),
+    "shira": Preset(
+        {"groups": "weight", "order": 1, "fold": "none", "projection": "sparse", "ratio": 0.01},
+        "ΔW_i has the numbers A_i at n elements, and zeros elsewhere",
+        "SHiRA, arXiv 2406.13175",
+    ),
     "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that adapters are compared with"),
     "bitfit": Preset(
         {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"

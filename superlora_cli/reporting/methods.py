@@ -12,6 +12,7 @@ from superlora_cli.errors import UsageError
 # Preset → its name, and the knobs that may change without making it another method.
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fourierft": ("FourierFT", ("ratio",)),
+    "shira": ("SHiRA", ("ratio",)),
     "dense": ("dense", ()),
     "krona": ("KronA", ("split_dim", "terms")),
     "lora": ("LoRA", ("rank",)),

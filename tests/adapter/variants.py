@@ -99,7 +99,11 @@ FROM_BASE: dict[str, dict[str, Any]] = {
     "tinylora, one θ": {"method": "tinylora", "inner": {"dim": 3, "per": "all"}},
     "lorta 3D on singular vectors": {"method": "lorta", "rank": 2, "freeze": ["planes"], "frozen": "svd"},
     "lora, A from the base": {"method": "lora", "rank": 2, "freeze": ["A2"], "frozen": "svd"},
-}
+    "largest weights": {"method": "shira", "projection": "largest", "ratio": 0.2},
+    "largest weights of 2 groups, from one-hot": {
+        "groups": 2, "rank": 2, "projection": "largest", "ratio": 0.5, "inner": {"dim": 5}, "rescale": False,
+    },
+}  # fmt: skip
 
 MULTIPLIED: dict[str, dict[str, Any]] = {
     "hira": {"method": "hira", "rank": 2},
@@ -138,6 +142,7 @@ PROJECTED: dict[str, dict[str, Any]] = {
         "dense": (0.1,),
         "dft": (1.0, 0.1),
         "dct": (0.1,),
+        "sparse": (0.1,),
     }.items()
     for ratio in ratios
     for name, knobs in {

@@ -15,6 +15,8 @@ from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import Plan, plan
 from superlora_cli.adapter.prng import random_state
+from superlora_cli.adapter.projections import Size
+from superlora_cli.adapter.projections._placed import placed
 from superlora_cli.adapter.svd import singular
 from superlora_cli.adapter.targets import TargetShape
 
@@ -179,7 +181,19 @@ def test_singular_vectors_are_those_of_the_decomposition() -> None:
     torch.testing.assert_close(singular(matrix, 5, scaled=True), u[:, :5] * signs(u[:, :5]) * s[:5])
 
 
-def assert_same_products(own: Plan, params: dict[str, Tensor], layers: list[Any]) -> None:
+def test_shira_is_pefts() -> None:
+    layers = theirs(peft.ShiraConfig(r=1, target_modules=["w0", "w1"]))
+    own = ours("shira", ratio=0.1041, rescale=False)  # 40 of 384 elements
+    frozen = Frozen(own)
+    frozen.chosen = {i: layer.shira_indices["default"][0] * 24 + layer.shira_indices["default"][1]
+                     for i, layer in enumerate(layers)}  # fmt: skip
+    frozen.maps = {key: lambda x, at: placed(x, at.long(), Size(40, 384, rescale=False)) for key in frozen.maps}
+    values = torch.stack([layer.shira_weight["default"].detach() for layer in layers])
+    for delta, layer in zip(deltas(own, {"b0_k1_core": values[:, None]}, frozen), layers, strict=True):
+        torch.testing.assert_close(delta, layer.get_delta_weight("default").detach().to_dense())
+
+
+def assert_merged_alike(own: Plan, params: dict[str, Tensor], layers: list[Any]) -> None:
     """What PEFT's layers add to their weights on merging is our ΔW."""
     bases = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     assert {name: tuple(tensor.shape) for name, tensor in params.items()} == own.tensors
@@ -195,7 +209,7 @@ def test_hira_is_pefts() -> None:
         "b0_k1_A1": torch.stack([layer.hira_B["default"].detach() for layer in layers])[:, None],
         "b0_k1_A2": torch.stack([layer.hira_A["default"].detach().T for layer in layers])[:, None],
     }
-    assert_same_products(ours("hira", rank=3), params, layers)
+    assert_merged_alike(ours("hira", rank=3), params, layers)
 
 
 @pytest.mark.parametrize("multiply", ["rows", "columns"])
@@ -204,7 +218,7 @@ def test_ia3_is_pefts(multiply: str) -> None:
     config = peft.IA3Config(target_modules=names, feedforward_modules=names if multiply == "columns" else [])
     layers = theirs(config)
     scales = torch.stack([layer.ia3_l["default"].detach().flatten() for layer in layers])
-    assert_same_products(ours("ia3", multiply=multiply), {"b0_k1_core": scales[:, None] - 1}, layers)
+    assert_merged_alike(ours("ia3", multiply=multiply), {"b0_k1_core": scales[:, None] - 1}, layers)
 
 
 def test_oft_is_pefts() -> None:
@@ -213,7 +227,7 @@ def test_oft_is_pefts() -> None:
     for x, layer in zip(params, layers, strict=True):
         x[:, *upper] = layer.oft_R["default"].weight.detach()
     own = ours("oft", block=8)
-    assert_same_products(own, {"b0_k1_core": params.view(2, 1, -1)}, layers)
+    assert_merged_alike(own, {"b0_k1_core": params.view(2, 1, -1)}, layers)
 
 
 def test_dora_of_one_rank_more_is_pefts() -> None:
@@ -224,4 +238,11 @@ def test_dora_of_one_rank_more_is_pefts() -> None:
         left[i, 0, :, :3] = layer.lora_B["default"].weight.detach() * 24**0.5 / norm[:, None]
         left[i, 0, :, 3] = layer.lora_magnitude_vector["default"].weight.detach() / norm - 1
         right[i, 0, :24, :3], right[i, 0, 24, 3] = layer.lora_A["default"].weight.detach().T, 1
-    assert_same_products(ours("dora", rank=4), {"b0_k1_A1": left, "b0_k1_A2": right}, layers)
+    assert_merged_alike(ours("dora", rank=4), {"b0_k1_A1": left, "b0_k1_A2": right}, layers)
+
+
+def test_numbers_at_the_largest_weights_are_pefts() -> None:
+    layers = theirs(peft.SupertuningConfig(sparsity=0.9, target_modules=["w0", "w1"]))
+    own = ours("shira", projection="largest", ratio=0.0989, rescale=False)  # 38 of 384 elements
+    values = torch.stack([layer.supertuning_values["default"].detach() for layer in layers])
+    assert_merged_alike(own, {"b0_k1_core": values[:, None]}, layers)
