@@ -94,7 +94,7 @@ def attach(
         raise UsageError("nothing would be trained", where="method", hint="head=…, also=['bias'], or another method")
     adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
     adapter.patterns = patterns
-    if config.frozen == "svd":
+    if config.reads_base:
         adapter.base_digest = store.digest_base(model, adapter.targets)
     return adapter
 
@@ -146,7 +146,7 @@ def save(
     sha256, dtype = digest = digest_base(model, adapter.targets, (*head, *also))
     if adapter.base_digest not in (None, digest):
         raise MismatchError(
-            "the frozen factors come from the base, whose weights changed since the adapter was attached",
+            "ΔW depends on the base, whose weights changed since the adapter was attached",
             where=str(path),
             hint="load weights before attaching; detach(merge=True) keeps what was trained",
         )

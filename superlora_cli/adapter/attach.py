@@ -159,7 +159,7 @@ def attach(
         modules = dict(model.named_modules())
         plain = all(is_plain_linear(modules[target.module]) for target in targets)
         weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
-        base = [weight[target.start : target.stop] for weight, target in zip(weights, targets, strict=True)]
+        base = [weight[target.start : target.stop].detach() for weight, target in zip(weights, targets, strict=True)]
         adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
         adapter.to(weights[0].device if weights else next(model.parameters()).device)
         adapters = present or Adapters(frozenset(k for k, each in model.named_parameters() if each.requires_grad))

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from superlora_cli.adapter.cores import CORES, usual
 from superlora_cli.adapter.inner_config import FrozenFrom, Inner, refuse
 from superlora_cli.adapter.kinds import plain, settle
+from superlora_cli.adapter.multiplied import MULTIPLY
 from superlora_cli.adapter.presets import PRESETS as PRESETS
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.errors import UsageError, did_you_mean
@@ -34,6 +35,7 @@ CHOICES: dict[str, Collection[str]] = {
     "init": get_args(Init),
     "execution": get_args(Execution),
     "frozen": get_args(FrozenFrom),
+    "multiply": MULTIPLY,
 }
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
 RATE_ON_LEVELS = 0.1  # the same with `bits` of 1 to 8 (docs/bytes.md)
@@ -41,12 +43,14 @@ NEWEST = 3  # version of the defaults: since 2, ΔW is scaled by the base's weig
 ALPHA = 2.0  # with `scaling: weights`
 ALPHA_ON_LEVELS = 0.5  # the same with `bits` of 1 to 8: numbers move by whole levels, and larger updates are too coarse
 LATER = {"later": True}  # a knob that is written only where it is used, so that other files keep their bytes
+NEW = {**LATER, "format": "4"}  # and which readers of older formats do not know
 FITTED = {**LATER, "fitted": True}  # not a knob, but given to a finished adapter
 BITS = (*range(1, 9), 16)
 DEFAULT_RANK = 4
 
 
-LIMITS = {"order": 64, "splits": 64, "split_dim": 2**20, "terms": 2**20, "align": 2**20}  # far above any useful value
+LARGE = 2**20  # far above any useful value
+LIMITS = {"order": 64, "splits": 64, "split_dim": LARGE, "terms": LARGE, "align": LARGE, "block": LARGE}
 
 
 def _levels(bits: int | None) -> bool:
@@ -73,6 +77,9 @@ class AdapterConfig:
     `groups: none` adapts no weight: there are no factors, and the other knobs of ΔW are ignored. `also` selects tensors
     of the base that are trained directly, in addition to the factors: every `bias`, or the parameters of normalisation
     layers (`norm`).
+
+    `multiply` makes ΔW a product with the base's own weight (`adapter.multiplied`): the units then make the other
+    factor; `block` is the side of a block of a `rotation`.
 
     `bits` is the number of bits of each trained number (`adapter.quantized`). No level is zero, so ΔW is relative to
     that of the quantised start. An adapter quantised after training has `scales`, the spacing of the levels of each
@@ -108,8 +115,10 @@ class AdapterConfig:
     freeze: tuple[str, ...] = field(default=(), metadata=LATER)
     frozen: FrozenFrom = field(default="random", metadata=LATER)
     diagonals: tuple[int, ...] = field(default=(), metadata=LATER)
-    also: tuple[Also, ...] = field(default=(), metadata=LATER)
-    bits: int | None = field(default=None, metadata=LATER)
+    also: tuple[Also, ...] = field(default=(), metadata={**LATER, "format": "2"})
+    multiply: str = field(default="none", metadata=NEW)
+    block: int = field(default=32, metadata=NEW)
+    bits: int | None = field(default=None, metadata={**LATER, "format": "3"})
     scales: tuple[float, ...] = field(default=(), metadata=FITTED)
 
     @classmethod
@@ -176,6 +185,16 @@ class AdapterConfig:
         return self.projection != "identity"
 
     @property
+    def multiplies(self) -> bool:
+        """Whether ΔW is a product with the base's weights."""
+        return MULTIPLY[self.multiply].takes_weight
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether ΔW depends on the base's weights, which are then needed to compute it."""
+        return self.multiplies or self.frozen == "svd" or PROJECTIONS[self.projection].CHOOSES
+
+    @property
     def _follows_few_directions(self) -> bool:
         """Whether F is linear with ρ < 1, and its numbers are not of a few levels."""
         if self.ratio == 1 or self.has_levels:
@@ -196,9 +215,8 @@ class AdapterConfig:
     @property
     def format_version(self) -> str:
         """The oldest version of the adapter file format that supports these knobs."""
-        if self.bits is not None:
-            return "3"
-        return "1" if self.adapts and not self.also else "2"
+        used = [f.metadata.get("format", "1") for f in fields(self) if getattr(self, f.name) != f.default]
+        return max(["1" if self.adapts else "2", *used])
 
     @property
     def core_kind(self) -> str:
@@ -311,6 +329,9 @@ class AdapterConfig:
             raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )
+        if self.multiplies and PROJECTIONS[self.projection].CHOOSES:
+            what = f"projection {self.projection} with multiply {self.multiply}"
+            raise refuse("projection", f"{what}, whose elements are no weights", "projection: sparse")
         small = self.init == "lora" or (self.inner is not None and not self.rescale)
         if small and PROJECTIONS[self.projection].NONLINEAR:
             knob, what = ("init", "init lora") if self.init == "lora" else ("rescale", "rescale false and inner")
@@ -345,6 +366,8 @@ class AdapterConfig:
         if len(set(self.diagonals)) < len(self.diagonals):
             raise refuse("diagonals", f"a mode twice in {list(self.diagonals)}", "each mode once")
         if self.frozen == "svd":
+            if self.multiplies:
+                raise refuse("frozen", f"frozen svd with multiply {self.multiply}", "frozen: random")
             if not any(self.freezes(1, f"A{m}") for m in modes):
                 raise refuse("frozen", "frozen svd, but no plane factor is frozen", "freeze: [planes]")
             if self.splits > 1 or self.projects:

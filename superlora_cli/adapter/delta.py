@@ -10,6 +10,7 @@ cut into G = 4 groups of 3,538,944 and folded to M = 3 sides of 153, since 152³
     folded               (4, 3538944)                                        flattened and cropped to N_in
     F                    (4, 3538944)                                        N_out
     spliced              24 × (768, 768)                                     groups concatenated, then cut into weights
+    multiplied           24 × (768, 768)                                     with the base's weights (`multiply`)
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Te
     """
     factors = frozen.factors(plan, trained)
     groups = [group_deltas(plan, bucket, factors, frozen) for bucket in plan.buckets]
-    return [piece.view(t.rows, t.columns) for piece, t in zip(spliced(plan, groups), plan.targets, strict=True)]
+    made = [piece.view(x.rows, x.columns) for piece, x in zip(spliced(plan, groups), plan.made, strict=True)]
+    return frozen.multiplied(made)
 
 
 def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], frozen: Frozen) -> Tensor:
@@ -57,9 +59,9 @@ def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], froz
     """
     scale = plan.config.scale
     if frozen.relative:
-        moved = frozen.project(bucket.shape, folded(bucket, factors, plan.config)) - frozen.starts[bucket.number]
+        moved = frozen.project(bucket, folded(bucket, factors, plan.config)) - frozen.starts[bucket.number]
         return moved * scale if scale != 1 else moved
-    return frozen.project(bucket.shape, folded(bucket, factors, plan.config, scale))
+    return frozen.project(bucket, folded(bucket, factors, plan.config, scale))
 
 
 def spliced(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
@@ -68,7 +70,7 @@ def spliced(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
     A group may end within a weight: the weight then takes elements of both groups.
     """
     if len(groups) == 1:
-        return list(_split(groups[0].flatten(), [target.elements for target in plan.targets]))
+        return list(_split(groups[0].flatten(), [target.elements for target in plan.made]))
     return _regrouped(plan, groups)
 
 
@@ -80,7 +82,7 @@ def _regrouped(plan: Plan, groups: Sequence[Tensor]) -> list[Tensor]:
         for group, row in zip(bucket.members, made.unbind(0), strict=True)
     }
     pieces: list[Tensor] = []
-    waiting = list(plan.targets)
+    waiting = list(plan.made)
     for group in sorted(rows):
         sizes: list[int] = []
         while waiting and sum(sizes) < rows[group].numel():

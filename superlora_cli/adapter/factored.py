@@ -22,6 +22,8 @@ from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 def why_not_factored(plan: Plan) -> str | None:
     """Why these knobs cannot take the factored path; None if they can."""
     config = plan.config
+    if config.multiplies:
+        return f"ΔW is a product with the base's weights (multiply: {config.multiply})"
     if config.projects:
         return f"projection {config.projection} mixes all elements"
     if config.order == 1:

@@ -1,8 +1,8 @@
-"""The parts of an adapter that are not trained: F, F_in, the frozen factors, and F(x₀)."""
+"""The parts of an adapter that are not trained: F, F_in, the frozen factors, F(x₀), and the base's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,20 +10,27 @@ from torch import Tensor
 
 from superlora_cli.adapter import projections
 from superlora_cli.adapter.factors import folded
+from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.initial import initial, relative
 from superlora_cli.adapter.inner import InnerMaps, factors
-from superlora_cli.adapter.shapes import GroupShape, Plan
+from superlora_cli.adapter.multiplied import MULTIPLY
+from superlora_cli.adapter.shapes import Bucket, Plan
+from superlora_cli.errors import UsageError
 
 
 class Frozen:
-    """The untrained parts: F for every size, F_in and the frozen factors, and F(x₀) where ΔW is relative to it.
+    """The untrained parts: F for every size, F_in and the frozen factors, F(x₀) where ΔW is relative to it, and the
+    base's weights where ΔW is a product with them.
 
-    They are recreated from the seed and, with `frozen: svd`, from the base; never stored.
+    They are recreated from the seed and, where `config.reads_base`, from the base; never stored.
 
     Args:
         plan: the adapter's shapes.
-        base: the frozen factors taken from the base, as returned by `svd.planes`.
-        start: whether to compute F(x₀).
+        base: what is taken from the base.
+        light: hold neither F(x₀) nor the base's weights.
+
+    Raises:
+        UsageError: the base is needed, and was not given.
     """
 
     def __init__(
@@ -32,14 +39,21 @@ class Frozen:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        base: Mapping[str, Tensor] | None = None,
-        start: bool = True,
+        base: FromBase | None = None,
+        light: bool = False,
     ) -> None:
         config = plan.config
         device = torch.device(device)
         self.device, self.dtype = device, dtype
         self.relative = relative(plan)
-        self.inner = InnerMaps(plan, base, device=device, dtype=dtype)
+        if config.reads_base and base is None:
+            raise UsageError("ΔW depends on the base's weights, which are not available",
+                             where="adapter", hint="attach it to the base")  # fmt: skip
+        base = base or FromBase()
+        self.inner = InnerMaps(plan, base.planes, device=device, dtype=dtype)
+        self.product = MULTIPLY[config.multiply]
+        self.chosen = {group: positions.to(device) for group, positions in base.chosen.items()}
+        self.weights = [] if light else [weight.flatten(1).to(device, dtype) for weight in base.weights]
         self.maps: dict[tuple[object, ...], projections.Project] = {}
         for shape in (bucket.shape for bucket in plan.buckets):
             size = projections.Size(shape.n_in, shape.n_out, config.rescale, shape.grid)
@@ -48,11 +62,11 @@ class Frozen:
                     config.projection, size, config.seed, device=device, dtype=dtype
                 )
         self.starts: dict[int, Tensor] = {}  # by number of the bucket
-        if self.relative and start:
+        if self.relative and not light:
             values = self.start_factors(plan)
             with torch.no_grad():
                 for bucket in plan.buckets:
-                    self.starts[bucket.number] = self.project(bucket.shape, folded(bucket, values, plan.config))
+                    self.starts[bucket.number] = self.project(bucket, folded(bucket, values, plan.config))
 
     def factors(self, plan: Plan, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{C, A} by name from the trained tensors, with F_in, frozen factors and diagonals; as `inner.factors`."""
@@ -64,6 +78,14 @@ class Frozen:
         begun = replace(plan, config=replace(config, bits=None, scales=())) if config.scales else plan
         return self.factors(begun, {name: value.to(self.device, self.dtype) for name, value in initial(plan).items()})
 
-    def project(self, shape: GroupShape, x: Tensor) -> Tensor:
+    def project(self, bucket: Bucket, x: Tensor) -> Tensor:
         """F: (groups, n_in) → (groups, n_out)."""
-        return self.maps[shape.n_in, shape.n_out, shape.grid](x)
+        shape = bucket.shape
+        project = self.maps[shape.n_in, shape.n_out, shape.grid]
+        return project(x, torch.stack([self.chosen[group] for group in bucket.members])) if self.chosen else project(x)
+
+    def multiplied(self, made: Sequence[Tensor]) -> list[Tensor]:
+        """ΔW of every target, (rows, columns), from what the units made for it."""
+        if not self.product.takes_weight:
+            return list(made)
+        return [self.product.delta(x, weight) for x, weight in zip(made, self.weights, strict=True)]

@@ -1,7 +1,7 @@
 """The metadata in the header of an adapter file: strings only, equal for equal adapters. Does not need torch.
 
-Format 3 leaves out what can be derived: knobs, target patterns and base name that are also in the recipe, and recipe
-values equal to those of `standard`. It writes hashes in base 64.
+From format 3 on it leaves out what can be derived: knobs, target patterns and base name that are also in the recipe,
+and recipe values equal to those of `standard`; hashes are in base 64.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from superlora_cli.adapter.standard import completed, differences
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import ADAPTER_MARK, CHECKSUM
 
-FORMAT_VERSIONS = ("1", "2", "3")  # 2: no factors, or `also` tensors
+FORMAT_VERSIONS = ("1", "2", "3", "4")  # 2: no factors, or `also` tensors; 4: knobs that format 3 does not know
 GENERATOR = "numpy.RandomState/sha256"  # of `prng`
-SLIM = "3"  # packed numbers of a few bits
+SLIM = ("3", "4")  # from packed numbers of a few bits on
 CONFIG, TARGETS, BASE, RECIPE, METRICS, ORIGIN, CLASSES, SHAPES = (
     f"superlora.{name}" for name in ("config", "targets", "base", "recipe", "metrics", "origin", "classes", "shapes")
 )
@@ -42,7 +42,7 @@ class Header:
     def written(self) -> dict[str, str]:
         """The metadata of a safetensors file, without the checksum."""
         beside = {**classes_metadata(self.classes), **({ORIGIN: _json(self.origin)} if self.origin else {})}
-        if self.config.format_version == SLIM:
+        if self.config.format_version in SLIM:
             return self._slim() | beside
         return {
             "format": "pt",
@@ -68,7 +68,8 @@ class Header:
             METRICS: {name: _rounded(value) for name, value in self.metrics.items()},
             SHAPES: self.shapes,
         }
-        return {ADAPTER_MARK: SLIM, **{name: _json(content) for name, content in said.items() if content}}
+        used = {name: _json(content) for name, content in said.items() if content}
+        return {ADAPTER_MARK: self.config.format_version, **used}
 
     @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Header:
@@ -77,7 +78,7 @@ class Header:
         Raises:
             KeyError, TypeError, ValueError, RecursionError, UsageError: the metadata are malformed.
         """
-        slim = metadata[ADAPTER_MARK] == SLIM
+        slim = metadata[ADAPTER_MARK] in SLIM
         absent = dict.fromkeys((CONFIG, RECIPE, METRICS, SHAPES) if slim else (), "{}")
         metadata = {ORIGIN: "{}", SHAPES: "{}", **absent, **metadata}
         recipe, targets, base = _said(metadata, RECIPE), _said(metadata, TARGETS), _said(metadata, BASE)
@@ -102,14 +103,14 @@ class Header:
 
 def sealed(metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata with the checksum as written in its format."""
-    slim = metadata[ADAPTER_MARK] == SLIM
+    slim = metadata[ADAPTER_MARK] in SLIM
     return {**metadata, CHECKSUM: _shorter(metadata[CHECKSUM])} if slim else dict(metadata)
 
 
 def unsealed(metadata: Mapping[str, str]) -> dict[str, str]:
     """The inverse of `sealed`; malformed metadata are returned unchanged, and refused later."""
     try:
-        return {**metadata, CHECKSUM: _longer(metadata[CHECKSUM])} if metadata[ADAPTER_MARK] == SLIM else {**metadata}
+        return {**metadata, CHECKSUM: _longer(metadata[CHECKSUM])} if metadata[ADAPTER_MARK] in SLIM else {**metadata}
     except (KeyError, ValueError):
         return dict(metadata)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import group_deltas
 from superlora_cli.adapter.factors import folded
+from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.multiplied import MULTIPLY
 from superlora_cli.adapter.shapes import Bucket, Plan
 
 ELEMENTS = 2**20  # of ΔW computed at once
@@ -20,11 +22,12 @@ ELEMENTS = 2**20  # of ΔW computed at once
 Take = Callable[[int], Tensor]  # n → the next n elements of a vector
 
 
-def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> Take:
+def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: FromBase | None = None) -> Take:
     """A function that returns the next n elements of all ΔW, concatenated in the order of the targets, at every call.
 
     Without gradients and with little memory: it holds the n elements and about `ELEMENTS` more, or ΔW of one group
-    under a projection or a Kronecker product, which mix all elements of a group. `base` is as in `Frozen`.
+    under a projection or a Kronecker product, which mix all elements of a group, or of one target with `multiply`.
+    `base` is as in `Frozen`.
 
     >>> from superlora_cli.adapter.config import AdapterConfig
     >>> from superlora_cli.adapter.initial import initial
@@ -34,7 +37,17 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     >>> take(12).shape, take(8).shape
     (torch.Size([12]), torch.Size([8]))
     """
-    pieces = _pieces(plan, {name: tensor.detach() for name, tensor in trained.items()}, base)
+    made = _taking(_pieces(plan, {name: tensor.detach() for name, tensor in trained.items()}, base))
+    if base is None or not plan.config.multiplies:
+        return made
+    product = MULTIPLY[plan.config.multiply]
+    shapes = zip(plan.made, base.weights, strict=True)
+    makings = ((made(x.elements).view(x.rows, x.columns), weight.flatten(1)) for x, weight in shapes)
+    return _taking(product.delta(x, weight.to(x)).flatten() for x, weight in makings)
+
+
+def _taking(pieces: Iterator[Tensor]) -> Take:
+    """A function that returns the next n elements of consecutive pieces of a vector."""
     piece = torch.empty(0, device="cpu")
 
     def take(count: int) -> Tensor:
@@ -52,24 +65,25 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor
     return take
 
 
-def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Iterator[Tensor]:
+def _pieces(plan: Plan, trained: Mapping[str, Tensor], base: FromBase | None) -> Iterator[Tensor]:
     """All ΔW, concatenated, in consecutive pieces: about `ELEMENTS` long, or whole groups where elements are mixed."""
     one = next(iter(trained.values()))
-    frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, start=False)
+    frozen = Frozen(plan, device=one.device, dtype=one.dtype, base=base, light=True)
     factors = frozen.factors(plan, trained)
     start = frozen.start_factors(plan) if frozen.relative else {}
     config = plan.config
     mixed = config.projects or (config.splits > 1 and config.combine != "hadamard")
     places = [(group, bucket, row) for bucket in plan.buckets for row, group in enumerate(bucket.members)]
-    for _, bucket, row in sorted(places, key=lambda place: place[0]):
+    for group, bucket, row in sorted(places, key=lambda place: place[0]):
         names = [unit.name(part) for unit in bucket.units for part in unit.shape.tensors]
         own, before = ({name: made[name][row : row + 1] for name in names if made} for made in (factors, start))
         if not mixed:
             yield from _leading_slices(config, bucket, own, before)
             continue
+        one_group = replace(bucket, members=(group,))
         if before:
-            frozen.starts = {bucket.number: frozen.project(bucket.shape, folded(bucket, before, config))}
-        yield group_deltas(plan, bucket, own, frozen).flatten()
+            frozen.starts = {bucket.number: frozen.project(one_group, folded(one_group, before, config))}
+        yield group_deltas(plan, one_group, own, frozen).flatten()
 
 
 def _leading_slices(

@@ -17,7 +17,6 @@ from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.quantized import quantized
 from superlora_cli.adapter.shapes import THETA, Plan
-from superlora_cli.errors import UsageError
 
 
 class InnerMaps:
@@ -26,14 +25,9 @@ class InnerMaps:
     Args:
         plan: the adapter's shapes.
         base: singular vectors by name, as returned by `svd.planes`; for `frozen: svd`.
-
-    Raises:
-        UsageError: the frozen factors come from the base, which was not given.
     """
 
-    def __init__(
-        self, plan: Plan, base: Mapping[str, Tensor] | None = None, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, plan: Plan, base: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype) -> None:
         self.maps: list[projections.Project] = []
         self.scales: dict[str, float] = {}
         if inner := plan.config.inner:
@@ -76,16 +70,13 @@ def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[
     return made
 
 
-def _fixed(plan: Plan, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _fixed(plan: Plan, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The factors that are not trained; random ones are shared by all groups of a bucket."""
     fixed: dict[str, Tensor] = {}
     for unit in plan.units:
         for part in unit.shape.frozen:
             name, (groups, terms) = unit.name(part), unit.batch
             if plan.config.frozen == "svd" and part != "core":
-                if base is None:
-                    raise UsageError("the frozen factors come from the base, which is not available",
-                                     where="adapter.frozen", hint="attach it to the base")  # fmt: skip
                 fixed[name] = base[name]
                 continue
             shape = (terms, *unit.shape.tensors[part])

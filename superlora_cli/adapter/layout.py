@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.cores import WHOLE
 from superlora_cli.adapter.inner_config import MAPS
+from superlora_cli.adapter.multiplied import made as shapes_made
 from superlora_cli.adapter.projections import PROJECTIONS, Size, held
 from superlora_cli.adapter.shapes import Bucket, GroupShape, Piece, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
@@ -42,7 +43,7 @@ def plan(config: AdapterConfig, targets: Iterable[TargetShape]) -> Plan:
         return Plan(config, (), (), ())
     if not targets:
         raise UsageError("no target to adapt", where="adapter.targets", hint="name at least one weight")
-    spans = _cut(config, targets)
+    spans = _cut(config, shapes_made(config.multiply, config.block, targets))
     by_shape: dict[GroupShape, list[int]] = {}
     for index, span in enumerate(spans):
         by_shape.setdefault(_group_shape(config, span), []).append(index)

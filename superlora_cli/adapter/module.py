@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from superlora_cli.adapter import factored, svd
+from superlora_cli.adapter import factored
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
@@ -34,12 +35,12 @@ class SuperLora(nn.Module):
 
     Args:
         plain: whether every target is the weight of a plain `nn.Linear`.
-        base: the target slices of the base, in target order; only `frozen: svd` reads them.
+        base: the target slices of the base, in target order; read only where `config.reads_base`.
 
     Attributes:
         targets: the adapted rows, in model order.
         patterns: target patterns that expand to these targets on the same model.
-        base_digest: digest of the base that frozen factors come from, if it must be checked on saving.
+        base_digest: digest of the base that ΔW depends on, if it must be checked on saving.
         plan: its shapes; `plan.params` is its number of parameters.
         factors: the trained tensors by name.
         head: trained tensors outside `factors`, by their name in the model; while the adapter is active they are in the
@@ -66,7 +67,7 @@ class SuperLora(nn.Module):
         self.plan: Plan = plan(config, [target.flat for target in targets])
         self.factored = self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
-        self._from_base = svd.planes(self.plan, base) if config.frozen == "svd" and base is not None else None
+        self._from_base = from_base(self.plan, base)
         self._frozen: Frozen | None = None
 
     @property

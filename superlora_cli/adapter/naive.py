@@ -13,6 +13,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.initial import initial, relative, start, start_scale
 from superlora_cli.adapter.inner_config import MAPS
 from superlora_cli.adapter.prng import random_state
@@ -76,10 +77,13 @@ def butterfly(x: Tensor) -> Tensor:
     return x / length**0.5
 
 
-def project(config: AdapterConfig, size: Size, x: Tensor) -> Tensor:
-    """F by an explicit matrix, (N_in,) → (N_out,), and tanhshrink if nonlinear (A.6)."""
+def project(config: AdapterConfig, size: Size, x: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """F by an explicit matrix, (N_in,) → (N_out,), and tanhshrink if nonlinear (A.6); or x at `chosen` positions."""
     if config.projection == "identity":
         return x
+    if chosen is not None:
+        places = torch.eye(size.n_out, dtype=x.dtype)[chosen]
+        return x @ places * ((size.n_out / size.n_in) ** 0.5 if size.rescale else 1.0)
     y = x.double() @ projection_matrix(config.projection.replace("nonlinear", "linear"), size, config.seed)
     return (y - torch.tanh(y) if config.projection.startswith("nonlinear") else y).to(x.dtype)
 
@@ -99,6 +103,9 @@ def projection_matrix(name: str, size: Size, seed: int, key: str = "projection")
     if name == "dense":
         normal = torch.from_numpy(draw("matrix").standard_normal((size.n_in, size.n_out)))
         return normal / size.n_in**0.5 if size.rescale else normal
+    if name == "sparse":
+        places = permutation(torch.from_numpy(draw("positions").permutation(size.n_out))).T[: size.n_in]
+        return places * ((size.n_out / size.n_in) ** 0.5 if size.rescale else 1.0)
     if name in ("dft", "dct"):
         return waves(name, size, draw("frequencies"))
     full = 2**size.bits
@@ -156,7 +163,7 @@ def quantized(plan: Plan, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return nearest
 
 
-def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def factors(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = None) -> dict[str, Tensor]:
     """{C, A} = F_in(θ), by an explicit matrix; frozen factors and diagonals as in the equation."""
     params = quantized(plan, params)
     made, config = dict(params), plan.config
@@ -176,8 +183,8 @@ def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
         if config.inner and config.rescale and "core" in unit.trained:
             made[unit.name("core")] = made[unit.name("core")] * start_scale(unit.shape, "core")
         for part in unit.shape.frozen:
-            if base and unit.name(part) in base:
-                made[unit.name(part)] = base[unit.name(part)].to(_dtype(params))
+            if base and unit.name(part) in base.planes:
+                made[unit.name(part)] = base.planes[unit.name(part)].to(_dtype(params))
             else:
                 shape = (terms, *unit.shape.tensors[part])
                 draw = random_state(config.seed, "frozen", f"k{unit.k}_{part}", *shape)
@@ -188,8 +195,25 @@ def factors(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor]
     return made
 
 
-def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-    """Eq. 2 for every group, written into one vector of N elements, cut into the targets."""
+def multiplied(kind: str, x: Tensor, weight: Tensor) -> Tensor:
+    """ΔW = W' − W, for W' as the papers write it: HiRA, IA³, OFT, DoRA."""
+    one = torch.eye(weight.shape[1], dtype=weight.dtype)
+    if kind == "elementwise":
+        return weight + weight * x - weight
+    if kind in ("rows", "columns"):
+        scale = torch.diag(1 + x.flatten())
+        return (scale @ weight if kind == "rows" else weight @ scale) - weight
+    if kind == "rotation":
+        block = x.shape[1]
+        whole = torch.block_diag(*(part - part.T for part in x.split(block)))[: len(one), : len(one)]
+        return weight @ (one + whole) @ torch.linalg.inv(one - whole) - weight
+    norm = weight.square().sum(1).sqrt()
+    moved = weight + torch.diag(norm / weight.shape[1] ** 0.5) @ x[:, :-1]
+    return torch.diag(norm * (1 + x[:, -1]) / moved.square().sum(1).sqrt()) @ moved - weight
+
+
+def deltas(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = None) -> list[Tensor]:
+    """Eq. 2 for every group, written into one vector of N elements, cut into the targets and multiplied."""
     vector = torch.zeros(plan.elements, dtype=_dtype(params))
     start_params = {name: tensor.to(_dtype(params)) for name, tensor in initial(plan).items()}
     begun = replace(plan, config=replace(plan.config, bits=None, scales=())) if plan.config.scales else plan
@@ -197,16 +221,21 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], base: Mapping[str, Tensor] 
     for index, bucket in enumerate(plan.buckets):
         size = Size(bucket.shape.n_in, bucket.shape.n_out, plan.config.rescale, bucket.shape.grid)
         for row, group in enumerate(bucket.members):
-            update = project(plan.config, size, group_vector(plan, index, row, params))
+            chosen = base.chosen.get(group) if base else None
+            update = project(plan.config, size, group_vector(plan, index, row, params), chosen)
             if relative(plan):
-                update = update - project(plan.config, size, group_vector(plan, index, row, start_params))
+                update = update - project(plan.config, size, group_vector(plan, index, row, start_params), chosen)
             at = plan.starts[group]
             room = vector[at : at + bucket.shape.n_out]
             room += update[: len(room)] * plan.config.scale
     updates, at = [], 0
-    for target in plan.targets:
-        updates.append(vector[at : at + target.elements].reshape(target.rows, target.columns))
-        at += target.elements
+    for index, x in enumerate(plan.made):
+        update = vector[at : at + x.elements].reshape(x.rows, x.columns)
+        if plan.config.multiplies:
+            assert base is not None
+            update = multiplied(plan.config.multiply, update, base.weights[index].to(update))
+        updates.append(update)
+        at += x.elements
     return updates
 
 

@@ -118,6 +118,31 @@ PRESETS: dict[str, Preset] = {
         "ΔW_i = Re DFT⁻¹(A_i), A_i at n random frequencies",
         "FourierFT, arXiv 2405.03003",
     ),
+    "hira": Preset(
+        {"groups": "weight", "order": 2, "fold": "none", "multiply": "elementwise"},
+        "ΔW_i = W_i ⊙ (A_i1 A_i2ᵀ)",
+        "HiRA, ICLR 2025",
+    ),
+    "ia3": Preset(
+        {"groups": "weight", "order": 1, "fold": "none", "multiply": "rows"},
+        "ΔW_i = diag(A_i) W_i",
+        "IA³, arXiv 2205.05638",
+    ),
+    "oft": Preset(
+        {"groups": "weight", "order": 1, "fold": "none", "multiply": "rotation"},
+        "ΔW_i = W_i (Q_i − 1), Q_i orthogonal: the Cayley transform of A_i − A_iᵀ, in blocks",
+        "OFT, arXiv 2306.07280",
+    ),
+    "dora": Preset(
+        {"groups": "weight", "order": 2, "fold": "none", "multiply": "magnitude"},
+        "W_i + ΔW_i = (1 + a_i) ‖W_i‖ V_i / ‖V_i‖, V_i = W_i + ‖W_i‖ A_i1 A_i2ᵀ / √columns",
+        "DoRA, arXiv 2402.09353",
+    ),
+    "shira": Preset(
+        {"groups": "weight", "order": 1, "fold": "none", "projection": "sparse", "ratio": 0.01},
+        "ΔW_i has the numbers A_i at n elements, and zeros elsewhere",
+        "SHiRA, arXiv 2406.13175",
+    ),
     "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that adapters are compared with"),
     "bitfit": Preset(
         {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"

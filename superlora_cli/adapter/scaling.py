@@ -10,6 +10,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import ALPHA, ALPHA_ON_LEVELS, AdapterConfig
 from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.multiplied import MULTIPLY
 from superlora_cli.adapter.targets import Target
 
 
@@ -19,7 +20,8 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
     With every factor at unit scale, the root mean square of ΔW is then `alpha` (2, or 0.5 with `bits` of 1 to 8) times
     that of the target weights. So a step at a given learning rate changes ΔW by the same share of the base, whatever
     width, order, rank and projection.
-    Other scalings are left unchanged, and so are weights without values (meta).
+    With `multiply` the size of the base is in the product already. Other scalings are left unchanged, and so are
+    weights without values (meta).
 
     Args:
         base: the target slices of the base, in target order.
@@ -33,7 +35,8 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
     if config.scaling != "weights" or any(weight.is_meta for weight in base):
         return config
     usual = ALPHA_ON_LEVELS if config.trained_on_levels else ALPHA
-    alpha = (usual if config.alpha is None else config.alpha) * _size(base)
+    size = 1 / MULTIPLY[config.multiply].size(config.block) if config.multiplies else _size(base)
+    alpha = (usual if config.alpha is None else config.alpha) * size
     terms = max(bucket.shape.terms for bucket in plan(config, [target.flat for target in targets]).buckets)
     alpha /= math.sqrt(terms * config.scale_rank ** _low_rank_units(config))
     return replace(config, scaling="alpha", alpha=float(f"{alpha:.3g}"))  # rounded: the same number on every machine

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.multiplied import made
 from superlora_cli.adapter.targets import TargetShape
 
 T = TypeVar("T")
@@ -202,9 +203,14 @@ class Plan:
     buckets: tuple[Bucket, ...]
 
     @property
+    def made(self) -> tuple[TargetShape, ...]:
+        """What the units make for each target: ΔW, or with `multiply` what the base is multiplied by."""
+        return made(self.config.multiply, self.config.block, self.targets)
+
+    @property
     def elements(self) -> int:
         """N."""
-        return sum(target.elements for target in self.targets)
+        return sum(target.elements for target in self.made)
 
     @property
     def entries(self) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
-"""The usual values of a recipe, which format 3 of adapter files leaves out.
+"""The usual values of a recipe, which adapter files leave out from format 3 on.
 
-Files of this format are read with this table, so it must never change: other values need a new format version.
+Files are read with this table, so it must never change: other values need a new format version.
 """
 
 from __future__ import annotations

@@ -287,12 +287,12 @@ def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, a
     """Refuse a base whose (digest, dtype) differ from those of training.
 
     Args:
-        allow_mismatch: accept another base, unless frozen factors come from it, whose singular vectors would differ.
+        allow_mismatch: accept another base, unless ΔW depends on it.
 
     Raises:
         MismatchError: the base differs, with a separate message if its dtype does.
     """
-    if allow_mismatch and stored.config.frozen != "svd":
+    if allow_mismatch and not stored.config.reads_base:
         return
     sha256, dtype = found
     if sha256 == stored.base["sha256"]:

@@ -89,6 +89,8 @@ def steps(plan: Plan) -> Iterator[str]:
         yield f"groups: n = ⌈{n_total:,} / {config.groups}⌉ = {plan.buckets[0].shape.n_out:,} elements each"
     for bucket in plan.buckets:
         yield from _fold_steps(config, bucket, several=len(plan.buckets) > 1)
+    if config.multiplies:
+        yield f"multiply: ΔW is the product of the base with these numbers ({config.multiply})"
     if config.freeze:
         kind = "singular vectors of the base" if config.frozen == "svd" else "random"
         yield f"frozen: {', '.join(config.freeze)}, {kind}, not stored"

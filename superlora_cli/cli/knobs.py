@@ -55,6 +55,10 @@ OPTIONS: dict[str, Any] = {
     "frozen": Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")],
     "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, e.g. 1,2.")],
     "also": Annotated[str | None, typer.Option(help="Tensors of the base to train directly: bias, norm, or both.")],
+    "multiply": Annotated[
+        str | None, typer.Option(help=f"ΔW as a product with the base's weight: {_words('multiply')}.")
+    ],
+    "block": Annotated[int | None, typer.Option(help="Side of the blocks of a rotation; default: 32.")],
     "bits": Annotated[int | None, typer.Option(help="Bits of each trained number: 1 to 8, or 16; default: float32.")],
 }
 INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option

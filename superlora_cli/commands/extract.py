@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import svd
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.fit.solve import fit, measured
+from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.inner_config import on_top
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.quantized import as_stored, as_trained, quantised_after
@@ -113,13 +113,14 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     )
     asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
     config = replace(asked, bits=None)  # numbers are fitted first, and quantised after
-    if config.also or not config.adapts:
-        where, what = (
-            ("adapter.also", "that trains other tensors") if config.also else ("adapter.method", "without factors")
-        )
-        raise UsageError(
-            f"an adapter {what} cannot be fitted to a difference", where=where, hint="choose a method with factors only"
-        )
+    for knob, used, what in (
+        ("also", config.also, "that trains other tensors"),
+        ("method", not config.adapts, "without factors"),
+        ("multiply", config.multiplies, "that multiplies the base"),
+    ):
+        if used:
+            what, hint = f"an adapter {what} cannot be fitted to a difference", "choose a method with factors only"
+            raise UsageError(what, where=f"adapter.{knob}", hint=hint)
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
         tuned = opened.enter_context(open_weights(wanted.tuned))
@@ -133,16 +134,16 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         digest = BaseDigest()
         goal = _differences(base, tuned, targets, digest, wanted.tuned)
         rows = (base.tensor(f"{target.module}.weight")[target.start : target.stop] for target in targets)
-        planes = svd.planes(made, list(rows)) if config.frozen == "svd" else None
+        taken = from_base(made, list(rows)) if config.reads_base else None
         head = _head(shapes, base, tuned)
         elsewhere = _elsewhere(base, tuned, targets, head)
     if not any(delta.any() for delta in goal):
         raise UsageError("its target weights equal the base's: nothing to extract", where=str(wanted.tuned),
                          hint="choose other weights with --targets")  # fmt: skip
-    found = fit(made, goal, steps=steps, base=planes)
+    found = fit(made, goal, steps=steps, base=taken)
     if asked.bits is not None:
         made = replace(made, config=quantised_after(made, found.tensors, asked.bits))
-        found = measured(made, as_trained(made, as_stored(made, found.tensors)), goal, found, base=planes)
+        found = measured(made, as_trained(made, as_stored(made, found.tensors)), goal, found, base=taken)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
     StoredAdapter.of(

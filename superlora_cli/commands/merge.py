@@ -76,7 +76,7 @@ def merge(
             what = f"{len(job.stored.also)} tensors" if job.stored.also else "the head"
             raise UsageError(f"the adapter replaces {what} of the base, which cannot be restored from a merged file",
                              where=str(job.file), hint="keep the base")  # fmt: skip
-        accepted = allow_mismatch and job.stored.config.frozen != "svd"  # svd factors come from the base itself
+        accepted = allow_mismatch and not job.stored.config.reads_base
         check = isinstance(job.source, FromFiles) and not (unmerge or accepted)
         with _place(out, job.source, force) as place:
             bound = _write(job, out, place, console, sign=-1 if unmerge else 1, cast=cast, check=check)

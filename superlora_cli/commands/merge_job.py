@@ -7,14 +7,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store, svd
+from superlora_cli.adapter import store
+from superlora_cli.adapter.from_base import FromBase, from_base
 from superlora_cli.adapter.in_turn import Take, in_turn
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.merge import plain_state
+from superlora_cli.adapter.merge import Read, plain_state
 from superlora_cli.adapter.quantized import as_trained
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
@@ -34,6 +36,21 @@ from superlora_cli.weights.copying import FromFiles, FromState, Source
 from superlora_cli.weights.reading import Weights, open_weights
 
 BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
+
+
+@dataclass(frozen=True)
+class _Rows(Sequence[Tensor]):
+    """The base's rows of every target, read when they are needed."""
+
+    targets: Sequence[Target]
+    read: Read
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Any) -> Any:
+        target = self.targets[index]
+        return self.read(f"{target.module}.weight", target.start, target.stop)
 
 
 @dataclass
@@ -62,26 +79,25 @@ class Job:
         """A function that returns the next elements of the concatenated ΔW, from the first on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
-        return in_turn(layout, as_trained(layout, self.stored.factors), self._planes)
+        return in_turn(layout, as_trained(layout, self.stored.factors), self._from_base)
 
     @cached_property
-    def _planes(self) -> dict[str, Tensor] | None:
-        """The frozen factors that come from the base.
+    def _from_base(self) -> FromBase | None:
+        """What ΔW takes from the base.
 
         Raises:
             UsageError: the weights are merged, and the base is not available.
         """
-        if self.stored.config.frozen != "svd":
+        if not self.stored.config.reads_base:
             return None
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         if not self.merged:
-            read = [self.source.rows(f"{t.module}.weight", t.start, t.stop) for t in self.targets]
-            return svd.planes(layout, read)
+            return from_base(layout, _Rows(self.targets, self.source.rows))
         base = self.own_base()
         if base is None:
-            raise UsageError("its frozen factors come from the base, which is not available", where=str(self.file),
+            raise UsageError("its ΔW depends on the base, which is not available", where=str(self.file),
                              hint="keep the base: it cannot be restored from a merged file")  # fmt: skip
-        return svd.planes(layout, [base[f"{t.module}.weight"][t.start : t.stop] for t in self.targets])
+        return from_base(layout, _Rows(self.targets, lambda name, start, stop: base[name][start:stop]))
 
     def own_base(self) -> Mapping[str, Tensor] | None:
         """The state dict of the base the adapter was trained on, if that is shipped or in a file."""

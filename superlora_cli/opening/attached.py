@@ -30,8 +30,8 @@ def attach_stored(
     Args:
         where: the file, for messages.
         name: of the adapter on this model.
-        allow_mismatch: accept a base whose target weights are not bit for bit those of training, unless frozen factors
-            are made from it.
+        allow_mismatch: accept a base whose target weights are not bit for bit those of training, unless ΔW depends
+            on it.
         other_classes: accept a head for another number of classes than the model's.
 
     Raises:
@@ -50,7 +50,7 @@ def attach_stored(
     with all_or_nothing(model):
         adapter = adapters.attach(model, targets, stored.config, name=name, head=head, also=also)
         adapter.patterns = stored.patterns
-        adapter.base_digest = digest if stored.config.frozen == "svd" else None
+        adapter.base_digest = digest if stored.config.reads_base else None
         store.restore(adapter, stored, where=where)
         for key, tensor in stored.beside.items():
             parameter = stored_parameter(model, key)

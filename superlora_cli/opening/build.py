@@ -117,7 +117,7 @@ def build_from_file(
         path: an adapter file, or the model file of a run without an adapter.
         overrides: KEY=VALUE on the stored recipe.
         base: weights to use instead of the recipe's.
-        allow_mismatch: accept a base whose target weights differ, unless frozen factors come from them.
+        allow_mismatch: accept a base whose target weights differ, unless ΔW depends on them.
 
     Raises:
         UsageError: not a readable result. MismatchError: base and adapter do not belong together.

@@ -134,17 +134,17 @@ def check_update(adapter: Stored, *, hint: str) -> None:
 
 
 def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Sequence[Target]) -> list[Tensor] | None:
-    """The base's rows of every target, if frozen factors come from them; otherwise the base is not read.
+    """The base's rows of every target, if ΔW depends on them; otherwise the base is not read.
 
     Raises:
         UsageError: the base is not available. MismatchError: it is another one.
     """
-    if stored.config.frozen != "svd":
+    if not stored.config.reads_base:
         return None
     try:
         model = open_base(recipe, stored).model
     except UsageError as error:
-        raise UsageError(f"its frozen factors come from the base: {error}", where=str(path), hint=error.hint) from None
+        raise UsageError(f"its ΔW depends on the base: {error}", where=str(path), hint=error.hint) from None
     store.check_base(model, targets, stored, where=str(path))
     weights = {target.module: model.get_parameter(f"{target.module}.weight") for target in targets}
     return [weights[target.module].detach()[target.start : target.stop] for target in targets]

@@ -27,6 +27,7 @@ from superlora_cli.adapter.config import (
 )
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.inner_config import FrozenFrom, InnerProjection, Per
+from superlora_cli.adapter.multiplied import MULTIPLY
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.named import named
@@ -38,11 +39,13 @@ if TYPE_CHECKING:
     Core = str
     Task = str
     Method = str
+    Multiply = str
     Projection = str
 else:
     Core = named(CORES)
     Task = named(TASKS)
     Method = named(PRESETS)
+    Multiply = named(MULTIPLY)
     Projection = named(PROJECTIONS)
 
 
@@ -252,6 +255,13 @@ class AdapterSection(Section):
         description="Tensors of the base to train directly: every `bias` outside the head, or all parameters of "
         "normalisation layers (`norm`). Works with any method; `bitfit` is `none` with `[bias]`.",
     )
+    multiply: Multiply | None = Field(
+        None,
+        description="ΔW as a product with the base's weight W: `elementwise` W ⊙ X (HiRA), `rows` diag(x) W and "
+        "`columns` W diag(x) (IA³), `rotation` W (Q − 1) (OFT), `magnitude` (DoRA); the equation makes X. Default: "
+        "`none`, ΔW = X.",
+    )
+    block: int | None = Field(None, description="Side of the blocks of a `rotation`; default: 32.")
     bits: int | None = Field(
         None,
         description="Bits per trained number, in training and in the file: `1` to `8` (straight-through rounding "

@@ -12,6 +12,7 @@ from superlora_cli.errors import UsageError
 # Preset → its name, and the knobs that may change without making it another method.
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fourierft": ("FourierFT", ("ratio",)),
+    "shira": ("SHiRA", ("ratio",)),
     "dense": ("dense", ()),
     "krona": ("KronA", ("split_dim", "terms")),
     "lora": ("LoRA", ("rank",)),
@@ -28,6 +29,10 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "randlora": ("RandLoRA", ("rank", "terms")),
     "lora_xs": ("LoRA-XS", ("rank",)),
     "tinylora": ("TinyLoRA", ("rank",)),
+    "hira": ("HiRA", ("rank",)),
+    "ia3": ("IA³", ()),
+    "oft": ("OFT", ("block",)),
+    "dora": ("DoRA", ("rank",)),
 }
 WHOLE = "whole model"  # a run without an adapter
 PROBE = "head alone"
@@ -55,7 +60,9 @@ def method_name(config: AdapterConfig | None) -> str:
     preset, name = _preset(config)
     parts = [name]
     if not preset:
-        plain = replace(config, inner=None, freeze=(), frozen="random", diagonals=(), terms=_terms(config))
+        plain = replace(
+            config, inner=None, freeze=(), frozen="random", diagonals=(), multiply="none", terms=_terms(config)
+        )
         parts = [_preset(plain)[1] or _described(config), *_trained(config)]
     if config.projects and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
         parts.append(config.projection)
@@ -81,6 +88,8 @@ def _trained(config: AdapterConfig) -> list[str]:
         words.append(f"{' '.join(config.freeze)} {'from the base' if config.frozen == 'svd' else 'frozen'}")
     if config.diagonals:
         words.append("diagonals")
+    if config.multiplies:
+        words.append(f"times W ({config.multiply})")
     return words + ([f"{config.terms} terms"] if config.terms != _terms(config) else [])
 
 
@@ -108,6 +117,7 @@ def _shape(config: AdapterConfig) -> tuple[Any, ...]:
         config.splits == 1 and config.terms,
         config.inner and (config.inner.projection, config.inner.per),
         (config.freeze, config.frozen, config.diagonals),
+        (config.multiply, config.block),
     )
 
 

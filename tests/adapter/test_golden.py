@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from superlora_cli.adapter import svd
 from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from tests.adapter.variants import VARIANTS, config_of
@@ -30,9 +30,9 @@ def golden(name: str, device: str = "cpu") -> list[float]:
     drawn = {key: np.array(draw.randn(*shape)) for key, shape in sorted(shapes.tensors.items())}
     params = {key: torch.from_numpy(values).to(device) for key, values in drawn.items()}
     base = None
-    if shapes.config.frozen == "svd":
+    if shapes.config.reads_base:
         weights = [torch.from_numpy(draw.randn(target.rows, target.columns)).float() for target in targets]
-        base = svd.planes(shapes, weights)
+        base = from_base(shapes, weights)
     frozen = Frozen(shapes, device=device, dtype=torch.float64, base=base)
     made = torch.cat([delta.flatten() for delta in deltas(shapes, params, frozen)]).double().cpu().numpy()
     return [*made[np.linspace(0, len(made) - 1, ENTRIES).astype(int)].tolist(), float(np.linalg.norm(made))]

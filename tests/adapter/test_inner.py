@@ -118,7 +118,7 @@ def test_keys_under_inner_join_those_of_the_preset() -> None:
 
 def test_factors_from_the_base_are_refused_without_it() -> None:
     shapes = plan(AdapterConfig.from_knobs("lora_xs"), WEIGHTS)
-    with pytest.raises(UsageError, match="come from the base, which is not available"):
+    with pytest.raises(UsageError, match="depends on the base's weights, which are not available"):
         Frozen(shapes)
 
 

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from superlora_cli.adapter import naive, projections
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.from_base import from_base
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import PROJECTIONS, Size, build, is_nonlinear
@@ -20,6 +23,9 @@ from superlora_cli.errors import UsageError
 from superlora_cli.table import Table
 
 CPU = torch.device("cpu")
+
+
+DRAWN = tuple(name for name in PROJECTIONS if not PROJECTIONS[name].CHOOSES)
 
 
 def made(name: str, size: Size, seed: int = 0, dtype: torch.dtype = torch.float64) -> projections.Project:
@@ -33,7 +39,7 @@ def test_every_projection_of_the_paper_is_there() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(tuple(PROJECTIONS)),
+    name=st.sampled_from(DRAWN),
     n_out=st.integers(1, 70),
     share=st.floats(0.01, 1),
     seed=st.integers(0, 2**31),
@@ -49,7 +55,7 @@ def test_each_projection_is_its_explicit_matrices(
     torch.testing.assert_close(made(name, size, seed)(x), torch.stack(oracle))
 
 
-@pytest.mark.parametrize("name", PROJECTIONS)
+@pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("n_in", [1, 5, 16, 20])
 def test_gradients_pass_gradcheck(name: str, n_in: int) -> None:
     size = Size(20 if PROJECTIONS[name].FULL_SIZE else n_in, 20)
@@ -104,6 +110,18 @@ GOLDEN_NONLINEAR = [3.5431558613, 3.1513507871, 2.9170330098, -3.3086767659]
 GOLDEN_LINEAR_4_TO_6 = [4.3931105498, 4.4240942657, 4.7283968827, 4.6461525334, 0.9480402264, 0.8657958772]
 GOLDEN_PERMUTATION = [1, 6, 3, 5, 2, 4, 7, 0]
 GOLDEN_NORMAL = [-0.8244568674, 0.7908929248, 0.2469107291]
+
+
+@pytest.mark.parametrize("groups", ["weight", 1])
+def test_largest_places_numbers_at_the_largest_weights_of_a_group(groups: str | int) -> None:
+    targets = [TargetShape("small", 2, 4), TargetShape("large", 2, 4)]
+    weights = [torch.tensor([[1.0, -9, 3, 4], [0, 8, 1, 2]]), 10 * torch.tensor([[5.0, 6, 5, 0], [0, -7, 0, 0]])]
+    config = AdapterConfig(order=1, groups=groups, projection="largest", ratio=0.25)
+    shapes = plan(config, targets)
+    trained = {name: torch.ones(shape) for name, shape in shapes.tensors.items()}
+    made = deltas(shapes, trained, Frozen(shapes, base=from_base(shapes, weights)))
+    found = [delta.flatten().nonzero().flatten().tolist() for delta in made]
+    assert found == ([[1, 5], [1, 5]] if groups == "weight" else [[], [0, 1, 2, 5]])
 
 
 def test_groups_share_one_projection() -> None:

@@ -28,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lorta 3D": {"method": "lorta", "rank": 4},
     "lorta 5D": {"method": "lorta", "order": 5, "rank": 3},
     "CP 4D": {"order": 4, "rank": 5, "core": "identity"},
+    "rows": {"method": "ia3"},
+    "elementwise": {"method": "hira", "rank": 3},
 }
 
 

@@ -6,10 +6,9 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from superlora_cli.adapter import svd
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.from_base import FromBase, from_base
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 
@@ -100,6 +99,22 @@ FROM_BASE: dict[str, dict[str, Any]] = {
     "tinylora, one θ": {"method": "tinylora", "inner": {"dim": 3, "per": "all"}},
     "lorta 3D on singular vectors": {"method": "lorta", "rank": 2, "freeze": ["planes"], "frozen": "svd"},
     "lora, A from the base": {"method": "lora", "rank": 2, "freeze": ["A2"], "frozen": "svd"},
+    "largest weights": {"method": "shira", "projection": "largest", "ratio": 0.2},
+    "largest weights of 2 groups, from one-hot": {
+        "groups": 2, "rank": 2, "projection": "largest", "ratio": 0.5, "inner": {"dim": 5}, "rescale": False,
+    },
+}  # fmt: skip
+
+MULTIPLIED: dict[str, dict[str, Any]] = {
+    "hira": {"method": "hira", "rank": 2},
+    "ia3": {"method": "ia3"},
+    "oft": {"method": "oft", "block": 4},
+    "dora": {"method": "dora", "rank": 2, "alpha": 0.5},
+    "columns, low-rank over all weights": {"fold": "none", "rank": 2, "multiply": "columns"},
+    "lorta 3D of rotations": {"method": "lorta", "rank": 2, "groups": 2, "multiply": "rotation", "block": 2},
+    "magnitude of one-hot": {"rank": 2, "inner": {"dim": 6}, "multiply": "magnitude"},
+    "linear of elementwise": {"rank": 2, "projection": "linear", "ratio": 0.5, "multiply": "elementwise"},
+    "rows of 3 bits": {"order": 1, "multiply": "rows", "bits": 3},
 }
 
 STACKED: dict[str, dict[str, Any]] = {
@@ -127,6 +142,7 @@ PROJECTED: dict[str, dict[str, Any]] = {
         "dense": (0.1,),
         "dft": (1.0, 0.1),
         "dct": (0.1,),
+        "sparse": (0.1,),
     }.items()
     for ratio in ratios
     for name, knobs in {
@@ -157,7 +173,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "nonlinear of dense, 7 bits": {"order": 1, "projection": "nonlinear", "ratio": 0.3, "bits": 7},
     "fourierft of 4 bits": {"method": "fourierft", "ratio": 0.1, "bits": 4},
 }
-SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL, **QUANTISED}
+SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL, **MULTIPLIED, **QUANTISED}
 VARIANTS = {
     **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},
     **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**SINGLE, **STACKED}.items()},
@@ -198,10 +214,10 @@ def config_of(knobs: dict[str, Any]) -> AdapterConfig:
     return AdapterConfig.from_knobs(knobs.pop("method", None), **knobs)
 
 
-def base_of(shapes: Plan) -> dict[str, Tensor] | None:
-    """The frozen factors of a row that come from a base: one with random weights."""
-    if shapes.config.frozen == "random":
+def base_of(shapes: Plan) -> FromBase | None:
+    """What a row takes from its base: one with random weights."""
+    if not shapes.config.reads_base:
         return None
     generator = torch.Generator().manual_seed(4)
     weights = [torch.randn(t.rows, t.columns, generator=generator) for t in shapes.targets]
-    return svd.planes(shapes, weights)
+    return from_base(shapes, weights)

@@ -37,12 +37,13 @@ def test_training_evaluating_inspecting_and_merging(
     assert counted["adapter"] == parameters
 
 
-def test_factors_from_the_base_need_that_base(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["tinylora", "dora"])
+def test_an_update_that_depends_on_the_base_needs_that_base(method: str, cli: Cli, tmp_path: Path) -> None:
     out, merged = str(tmp_path / "run"), str(tmp_path / "merged.safetensors")
-    own = ("adapter.alpha=null", "adapter.rank=2", "adapter.method=tinylora")
+    own = ("adapter.alpha=null", "adapter.rank=2", f"adapter.method={method}")
     assert cli("train", "digits_lora", *own, *SHORT, "--out", out).code == 0
     assert cli("merge", out, "--out", merged).code == 0
-    # the singular vectors of merged weights are others
+    # merged weights are others
     result = cli("merge", out, "--base", merged, "--out", str(tmp_path / "other.safetensors"), "--allow-base-mismatch")
     assert result.code == 3
     assert "not the base that the adapter was trained on" in result.err

@@ -18,7 +18,9 @@ from tests.test_api import X, moved, vit
 RECIPES = ("digits_unilora", "digits_vera", "digits_lora_xs")
 ALL = pytest.mark.parametrize("recipe", RECIPES)
 NEAR = {"digits_unilora": 1.0, "digits_vera": 0.5, "digits_lora_xs": 1e-4}  # products of θ or D have near solutions
-METHODS = pytest.mark.parametrize("method", ["unilora", "vera", "randlora", "lora_xs", "tinylora", "fourierft"])
+METHODS = pytest.mark.parametrize(
+    "method", ["unilora", "vera", "randlora", "lora_xs", "tinylora", "fourierft", "hira", "ia3", "oft", "dora"]
+)
 
 
 @METHODS
@@ -77,7 +79,7 @@ def test_without_its_base_an_adapter_on_singular_vectors_is_nothing(cli: Cli) ->
     for words in (("inspect", file, "--norms"), ("export", file, "--to", "delta", "--out", "delta.safetensors")):
         result = cli(*words)
         assert result.code == 2
-        assert "a.safetensors: its frozen factors come from the base: " in result.err
+        assert "a.safetensors: its ΔW depends on the base: " in result.err
         assert "half.safetensors" in result.err
 
 

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import Plan, plan
 from superlora_cli.adapter.prng import random_state
-from superlora_cli.adapter.svd import planes, singular
+from superlora_cli.adapter.projections import Size
+from superlora_cli.adapter.projections._placed import placed
+from superlora_cli.adapter.svd import singular
 from superlora_cli.adapter.targets import TargetShape
 
 SHAPES = ((16, 24), (16, 24))  # (out, in) of two Linears
@@ -117,7 +120,7 @@ def test_randlora_is_pefts(shape: tuple[int, int], alpha: int) -> None:
 def test_tinylora_is_pefts(tied: bool) -> None:
     layers = theirs(peft.TinyLoraConfig(r=2, u=3, weight_tying=float(tied), target_modules=["w0", "w1"]))
     own = ours("tinylora", rank=2, inner={"dim": 3, "per": "all" if tied else "group"}, rescale=False)
-    frozen = Frozen(own, base=planes(own, [layer.weight for layer in layers]))
+    frozen = Frozen(own, base=from_base(own, [layer.weight for layer in layers]))
     for name, buffer in (("A1", "tinylora_B"), ("A2", "tinylora_A")):
         values = [getattr(layer, buffer)["default"] for layer in layers]
         frozen.inner.fixed[f"b0_k1_{name}"] = torch.stack([v if name == "A1" else v.T for v in values])[:, None]
@@ -160,7 +163,7 @@ def test_lora_xs_is_its_singular_value_decomposition(shape: tuple[int, int]) -> 
     weights = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     own = ours("lora_xs", (shape, shape), rank=4)
     core = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
-    found = deltas(own, {"b0_k1_core": core}, Frozen(own, base=planes(own, weights)))
+    found = deltas(own, {"b0_k1_core": core}, Frozen(own, base=from_base(own, weights)))
     for weight, c, delta in zip(weights, core[:, 0], found, strict=True):
         u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
         u, v = (vectors * signs(vectors) for vectors in (u[:, :4], vh[:4].T))
@@ -176,3 +179,70 @@ def test_singular_vectors_are_those_of_the_decomposition() -> None:
     matrix = torch.randn(7, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
     torch.testing.assert_close(singular(matrix, 5, scaled=True), u[:, :5] * signs(u[:, :5]) * s[:5])
+
+
+def test_shira_is_pefts() -> None:
+    layers = theirs(peft.ShiraConfig(r=1, target_modules=["w0", "w1"]))
+    own = ours("shira", ratio=0.1041, rescale=False)  # 40 of 384 elements
+    frozen = Frozen(own)
+    frozen.chosen = {i: layer.shira_indices["default"][0] * 24 + layer.shira_indices["default"][1]
+                     for i, layer in enumerate(layers)}  # fmt: skip
+    frozen.maps = {key: lambda x, at: placed(x, at.long(), Size(40, 384, rescale=False)) for key in frozen.maps}
+    values = torch.stack([layer.shira_weight["default"].detach() for layer in layers])
+    for delta, layer in zip(deltas(own, {"b0_k1_core": values[:, None]}, frozen), layers, strict=True):
+        torch.testing.assert_close(delta, layer.get_delta_weight("default").detach().to_dense())
+
+
+def assert_merged_alike(own: Plan, params: dict[str, Tensor], layers: list[Any]) -> None:
+    """What PEFT's layers add to their weights on merging is our ΔW."""
+    bases = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    assert {name: tuple(tensor.shape) for name, tensor in params.items()} == own.tensors
+    made = deltas(own, params, Frozen(own, base=from_base(own, bases)))
+    for layer, base, delta in zip(layers, bases, made, strict=True):
+        layer.merge()
+        torch.testing.assert_close(layer.get_base_layer().weight.detach() - base, delta, rtol=1e-5, atol=1e-5)
+
+
+def test_hira_is_pefts() -> None:
+    layers = theirs(peft.HiraConfig(r=3, target_modules=["w0", "w1"]))
+    params = {
+        "b0_k1_A1": torch.stack([layer.hira_B["default"].detach() for layer in layers])[:, None],
+        "b0_k1_A2": torch.stack([layer.hira_A["default"].detach().T for layer in layers])[:, None],
+    }
+    assert_merged_alike(ours("hira", rank=3), params, layers)
+
+
+@pytest.mark.parametrize("multiply", ["rows", "columns"])
+def test_ia3_is_pefts(multiply: str) -> None:
+    names = ["w0", "w1"]
+    config = peft.IA3Config(target_modules=names, feedforward_modules=names if multiply == "columns" else [])
+    layers = theirs(config)
+    scales = torch.stack([layer.ia3_l["default"].detach().flatten() for layer in layers])
+    assert_merged_alike(ours("ia3", multiply=multiply), {"b0_k1_core": scales[:, None] - 1}, layers)
+
+
+def test_oft_is_pefts() -> None:
+    layers = theirs(peft.OFTConfig(r=0, oft_block_size=8, use_cayley_neumann=False, target_modules=["w0", "w1"]))
+    upper, params = torch.triu_indices(8, 8, 1), torch.zeros(2, 3, 8, 8)
+    for x, layer in zip(params, layers, strict=True):
+        x[:, *upper] = layer.oft_R["default"].weight.detach()
+    own = ours("oft", block=8)
+    assert_merged_alike(own, {"b0_k1_core": params.view(2, 1, -1)}, layers)
+
+
+def test_dora_of_one_rank_more_is_pefts() -> None:
+    layers = theirs(peft.LoraConfig(r=3, lora_alpha=3, use_dora=True, target_modules=["w0", "w1"]))
+    left, right = torch.zeros(2, 1, 16, 4), torch.zeros(2, 1, 25, 4)
+    for i, layer in enumerate(layers):
+        norm = layer.get_base_layer().weight.detach().norm(dim=1)
+        left[i, 0, :, :3] = layer.lora_B["default"].weight.detach() * 24**0.5 / norm[:, None]
+        left[i, 0, :, 3] = layer.lora_magnitude_vector["default"].weight.detach() / norm - 1
+        right[i, 0, :24, :3], right[i, 0, 24, 3] = layer.lora_A["default"].weight.detach().T, 1
+    assert_merged_alike(ours("dora", rank=4), {"b0_k1_A1": left, "b0_k1_A2": right}, layers)
+
+
+def test_numbers_at_the_largest_weights_are_pefts() -> None:
+    layers = theirs(peft.SupertuningConfig(sparsity=0.9, target_modules=["w0", "w1"]))
+    own = ours("shira", projection="largest", ratio=0.0989, rescale=False)  # 38 of 384 elements
+    values = torch.stack([layer.supertuning_values["default"].detach() for layer in layers])
+    assert_merged_alike(own, {"b0_k1_core": values[:, None]}, layers)

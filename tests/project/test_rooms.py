@@ -94,6 +94,7 @@ NAMES = {
     "cores": ("identity|diagonal|dense", ("adapter/cores.py",)),
     "formats": ("peft-lora|diffusers-lora|delta|timm", ("formats/", "commands/combine.py")),  # whose --to is its own
     "projections": ("identity|shuffle|linear|nonlinear", ("adapter/config.py", "adapter/naive.py")),  # of Eq. 2 alone
+    "products": ("elementwise|rows|columns|rotation|magnitude", ("adapter/multiplied.py", "adapter/naive.py")),
     "kinds of data": ("torch/|hfds/?|wds/?|digits|glyphs|torch/image_folder|torch/folder", ("data/",)),
 }
 
@@ -103,7 +104,7 @@ def test_a_name_is_compared_only_within_its_folder(what: str) -> None:
     words, home = NAMES[what]
     quoted = rf'["\'](?:{words})["\']'
     subject = {"cores": r"core(?:_kind)?", "tasks": "task", "formats": r"(?:to|format)", "projections": "projection",
-               "kinds of data": "name"}[what]  # fmt: skip
+               "products": r"(?:kind|multiply)", "kinds of data": "name"}[what]  # fmt: skip
     compared = re.compile(
         rf"\b{subject}\s*(?:==|!=|in|not in)\s*[(\[]?{quoted}|{quoted}\s*(?:==|!=)|startswith\({quoted}"
     )

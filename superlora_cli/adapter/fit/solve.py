@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.fit.start import start
+from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.lowrank import whole_error
 from superlora_cli.adapter.shapes import Plan
@@ -39,14 +40,14 @@ class Fit:
     steps: int
 
 
-def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: Mapping[str, Tensor] | None = None) -> Fit:
+def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: FromBase | None = None) -> Fit:
     """Fit the adapter of `plan` to `wanted`, in float64.
 
     Args:
         plan: the adapter's shapes.
         wanted: ΔW of every target, (rows, columns) each.
         steps: of L-BFGS, at most; 0 uses only the closed form.
-        base: the frozen factors taken from the base, as returned by `svd.planes`.
+        base: what is taken from the base.
 
     Raises:
         RunError: a wanted ΔW is not finite.
@@ -74,7 +75,7 @@ def measured(
     wanted: Sequence[Tensor],
     found: Fit,
     *,
-    base: Mapping[str, Tensor] | None = None,
+    base: FromBase | None = None,
 ) -> Fit:
     """What was `found`, with other tensors, such as its own in fewer bits, and their errors."""
     goal = [delta.detach().double() for delta in wanted]

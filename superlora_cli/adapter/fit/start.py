@@ -62,7 +62,7 @@ def _unproject(bucket: Bucket, y: Tensor, frozen: Frozen) -> Tensor:
     def adjoint(rows: Tensor) -> Tensor:
         with torch.enable_grad():
             at = torch.zeros_like(x).requires_grad_()
-            (back,) = torch.autograd.grad(frozen.project(shape, at), at, rows)
+            (back,) = torch.autograd.grad(frozen.project(bucket, at), at, rows)
         return back
 
     residual = y
@@ -72,7 +72,7 @@ def _unproject(bucket: Bucket, y: Tensor, frozen: Frozen) -> Tensor:
     for _ in range(CONJUGATE_STEPS):
         if not (size > 1e-24 * first).any():
             break
-        image = frozen.project(shape, direction)
+        image = frozen.project(bucket, direction)
         step = size / image.square().sum(-1, keepdim=True).clamp_min(1e-300)
         x = x + step * direction
         residual = residual - step * image

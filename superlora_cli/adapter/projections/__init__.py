@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[[str], "np.random.RandomState"]  # role → the generator of that role
 Place = Callable[[Any], "Tensor"]  # array → tensor on the device of the parameters, in their dtype if floating
-Project = Callable[["Tensor"], "Tensor"]  # (groups, N_in) → (groups, N_out)
+Project = Callable[..., "Tensor"]  # (groups, N_in) → (groups, N_out)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,13 @@ class Projection:
         FULL_SIZE: it has N_in = N_out, so there is no ratio.
         SPECTRAL: it treats a group as a matrix, `Size.grid`.
         NONLINEAR: its slope vanishes at its zero, so ΔW is F(x) − F(x₀).
+        CHOOSES: it places its numbers at positions that `choose` finds in the base's weights, group by group.
     """
 
     FULL_SIZE = False
     SPECTRAL = False
     NONLINEAR = False
+    CHOOSES = False
 
     def held(self, size: Size) -> int:
         """Elements of its largest frozen tensor; by default N_out."""
@@ -83,6 +85,10 @@ class Projection:
 
     def build(self, size: Size, draw: Draw, place: Place) -> Project:
         """Draw the frozen tensors, and return the map (groups, N_in) → (groups, N_out)."""
+        raise NotImplementedError
+
+    def choose(self, weights: Tensor, count: int) -> Tensor:
+        """With `CHOOSES`: the positions (count,) of a group's numbers, from its base weights (n,)."""
         raise NotImplementedError
 
 
