@@ -87,4 +87,21 @@ class Kronecker:
         return made.view(len(x), f * self.out.shape[-2])[:, : self.rows]
 
 
+@dataclass(frozen=True)
+class Hadamard:
+    """ΔW = left ⊙ right, the elementwise product of two matrices (rows, columns). No layer is run with it."""
+
+    left: LowRank
+    right: LowRank
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.left.tensors, *self.right.tensors)
+
+    def dense(self) -> Tensor:
+        """ΔW."""
+        return self.left.dense() * self.right.dense()
+
+
 Update = Dense | LowRank | Kronecker
+Form = Update | Hadamard  # what files hold
