@@ -53,7 +53,9 @@ def original(name: str, layers: int) -> str:
         return name
     block, part, place, rest = rest.split(".", 3)
     number = int(block) * (layers + 1) + int(place) + (kind == "down_blocks")
-    return f"{'input' if kind == 'down_blocks' else 'output'}_blocks.{number}.{int(part == 'attentions')}.{inside(rest)}"
+    return (
+        f"{'input' if kind == 'down_blocks' else 'output'}_blocks.{number}.{int(part == 'attentions')}.{inside(rest)}"
+    )
 
 
 def inside(rest: str) -> str:

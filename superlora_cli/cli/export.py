@@ -24,7 +24,9 @@ def command(
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."),
+        typer.Option(
+            help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,

@@ -5,17 +5,22 @@
     LoKr    lokr_w1 (f, f), lokr_w2 (d, e) or lokr_w2_a (d, r), lokr_w2_b (r, e), alpha       ΔW = w1 ⊗ w2
     ΔW      diff
 
-Every scale is in the first factor, and alpha is the rank: loaders differ in when they multiply by alpha / r.
+Every scale is written into the first factor, and alpha is the rank: loaders differ in when they multiply by alpha / r.
+
+Convolutions may have one factor more, for the kernel (`lora_mid.weight`, `hada_t1`, `hada_t2`, `lokr_t2`), which is
+read and not written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.updates import Dense, Form, Hadamard, Kronecker, LowRank
+from superlora_cli.adapter.updates import Dense, Form, Hadamard, Kronecker, LowRank, smaller
 
 Tensors = dict[str, Tensor]
 LORA, LOHA, LOKR, DIFF = "lora", "loha", "lokr", "diff"
@@ -70,18 +75,114 @@ def _loadable(form: Kronecker, shape: Sequence[int]) -> bool:
     return terms == 1 and divides and high * high <= out and wide * wide <= into and form.out.shape[1] == out // high
 
 
-def smaller(form: Kronecker) -> LowRank | Dense:
-    """A Kronecker product as a product of two matrices if that has fewer numbers, else as ΔW.
+def form_of(parts: Mapping[str, Tensor], shape: Sequence[int], scale: Callable[[int], float] | None = None) -> Form:
+    """The update that some tensors are: what `stored` writes, and what other programs do.
 
-    L ⊗ (A Bᵀ) = (L ⊗ A) (I ⊗ Bᵀ), cropped like ΔW.
+    Args:
+        parts: the tensors by what follows the module's key.
+        shape: of the whole weight.
+        scale: from a rank, where the file says so elsewhere than in `alpha`.
+
+    Raises:
+        ValueError: they are no such update, or do not have the weight's shape.
     """
-    rows, columns, wide = form.rows, form.columns, form.left.shape[-1]
-    if form.into is not None and len(form.left) * wide * form.into.shape[-1] * (rows + columns) < rows * columns:
-        eye = torch.eye(wide)
-        left = torch.cat([torch.kron(one, two) for one, two in zip(form.left, form.out, strict=True)], 1)
-        right = torch.cat([torch.kron(eye, two.mT.contiguous()) for two in form.into])
-        return LowRank(left[:rows], right[:, :columns])
-    return Dense(form.dense())
+    parts = {name: tensor.float() for name, tensor in parts.items()}
+    reader = next((read for name, read in READERS.items() if name in parts), None)
+    if reader is None:
+        raise ValueError(f"an update of another kind ({', '.join(sorted(parts))})")
+    try:
+        form, rank, known = reader(parts, shape)
+        right_size = form.dense().numel() == math.prod(shape)
+    except (KeyError, RuntimeError, IndexError):
+        right_size, known = False, set(parts)
+    if not right_size:
+        raise ValueError(f"its factors do not make a weight of shape {list(shape)}")
+    if others := sorted(parts.keys() - known - {"alpha"}):
+        raise ValueError(f"an update that is more than its factors ({', '.join(others)})")
+    if scale is None:
+        alpha = parts.get("alpha")
+        return form if alpha is None or rank is None else scaled(form, alpha.item() / rank)
+    return scaled(form, scale(rank or 1))
+
+
+Read = tuple[Form, int | None, set[str]]  # the update, the rank that alpha is divided by, the tensors' names
+
+
+def _read_lora(parts: Mapping[str, Tensor], shape: Sequence[int]) -> Read:
+    names = ("lora_up.weight", "lora_down.weight")
+    up, down = (parts[name] for name in names)
+    right = down.flatten(1)
+    if (middle := parts.get("lora_mid.weight")) is not None:
+        right = _kernel(middle, down.flatten(1))
+    return LowRank(up.flatten(1), right), len(down), {*names, "lora_mid.weight"}
+
+
+def _read_loha(parts: Mapping[str, Tensor], shape: Sequence[int]) -> Read:
+    halves, known = [], set[str]()
+    for k in (1, 2):
+        names = (f"hada_w{k}_a", f"hada_w{k}_b", f"hada_t{k}")
+        left, right = (parts[name] for name in names[:2])
+        if (middle := parts.get(names[2])) is not None:
+            left, right = left.mT, _kernel(middle, right)
+        halves.append(LowRank(left, right))
+        known |= set(names)
+    return Hadamard(*halves), len(parts["hada_w1_b"]), known
+
+
+def _read_lokr(parts: Mapping[str, Tensor], shape: Sequence[int]) -> Read:
+    """alpha counts only where a factor is a product."""
+    rank, known = None, {f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}
+    if (left := parts.get("lokr_w1")) is None:
+        left, rank = parts["lokr_w1_a"] @ parts["lokr_w1_b"], len(parts["lokr_w1_b"])
+    if (out := parts.get("lokr_w2")) is not None:
+        return Kronecker(left[None], out.flatten(1)[None], None, shape[0], math.prod(shape[1:])), rank, known
+    out, right = parts["lokr_w2_a"], parts["lokr_w2_b"]
+    rank = len(right)
+    if (middle := parts.get("lokr_t2")) is not None:
+        out, right = out.mT, _kernel(middle, right)
+    return Kronecker(left[None], out[None], right.mT[None], shape[0], math.prod(shape[1:])), rank, known
+
+
+def _read_diff(parts: Mapping[str, Tensor], shape: Sequence[int]) -> Read:
+    return Dense(parts["diff"].flatten(1)), None, {"diff"}
+
+
+READERS: dict[str, Callable[[Mapping[str, Tensor], Sequence[int]], Read]] = {
+    "lora_up.weight": _read_lora,
+    "hada_w1_a": _read_loha,
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a"), _read_lokr),
+    "diff": _read_diff,
+}  # a name that tells the kind
+
+
+def _kernel(middle: Tensor, right: Tensor) -> Tensor:
+    """(r, s, kh, kw) and (s, in) → (r, in·kh·kw)."""
+    return torch.einsum("rs...,si->ri...", middle, right).flatten(1)
+
+
+def scaled(form: Form, factor: float) -> Form:
+    """The update times a number."""
+    if isinstance(form, Dense):
+        return Dense(form.delta * factor)
+    if isinstance(form, Hadamard):
+        return Hadamard(LowRank(form.left.left * factor, form.left.right), form.right)
+    return replace(form, left=form.left * factor)
+
+
+def sliced(form: Form, start: int, stop: int) -> Form:
+    """Some rows of an update."""
+    if isinstance(form, Hadamard):
+        return Hadamard(*(LowRank(part.left[start:stop], part.right) for part in (form.left, form.right)))
+    if isinstance(form, LowRank):
+        return LowRank(form.left[start:stop], form.right)
+    if isinstance(form, Kronecker):
+        side = form.out.shape[1]
+        if (start, stop) == (0, form.rows):
+            return form
+        if start % side == 0 and stop % side == 0:
+            return replace(form, left=form.left[:, start // side : stop // side], rows=stop - start)
+        return sliced(smaller(form), start, stop)
+    return Dense(form.delta[start:stop])
 
 
 def _number(value: int) -> Tensor:
