@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from superlora_cli.adapter import factored
+from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.initial import relative
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.shapes import Plan
@@ -26,15 +27,18 @@ def _is_hadamard(plan: Plan) -> bool:
     config = plan.config
     alone = config.groups == "weight" and config.order == 2 and config.fold == "none" and config.terms == 1
     both = config.combine == "hadamard" and config.splits == 2 and "full" not in config.ranks
-    return alone and both and config.core_kind == "identity" and not (config.projects or relative(plan))
+    return alone and both and not (config.projects or relative(plan))
 
 
 def _hadamard(adapter: SuperLora) -> list[Form]:
     found: dict[int, Form] = {}
-    factors = adapter.all_factors()
+    factors, scale = adapter.all_factors(), adapter.config.scale
     for bucket in adapter.plan.buckets:
-        one, other = (unit.of(factors) for unit in bucket.units)
+        pairs = []
+        for unit in bucket.units:
+            own = unit.of(factors)
+            pairs.append((CORES[unit.shape.core].first_mode(unit.shape, own).squeeze(1), own["A2"].squeeze(1).mT))
         for row, member in enumerate(bucket.members):
-            left, right = (LowRank(part["A1"][row, 0], part["A2"][row, 0].mT) for part in (one, other))
-            found[member] = Hadamard(LowRank(adapter.config.scale * left.left, left.right), right)
+            one, other = (LowRank(left[row], right[row]) for left, right in pairs)
+            found[member] = Hadamard(LowRank(scale * one.left, one.right), other)
     return [found[index] for index in range(len(adapter.targets))]

@@ -1,4 +1,4 @@
-"""Adapters of other programs are told apart, with what makes superlora adapters of them, wherever one of ours is wanted."""
+"""Adapters of other programs are told apart wherever one of ours is wanted, with what reads them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str]] = {
         "superlora import",
     ),
     "diffusers": (("unet.down_blocks.0.attn.to_q.lora_A.weight",), {}, "a diffusers LoRA file", "superlora import"),
-    "diffusers, older": (("unet.mid.processor.to_q_lora.down.weight",), {}, "a diffusers LoRA file", "superlora import"),
+    "diffusers, older": (("unet.mid.to_q_lora.down.weight",), {}, "a diffusers LoRA file", "superlora import"),
     "weights": (("blocks.0.attn.qkv.weight",), {"format": "pt"}, "not a superlora adapter", "superlora train wrote"),
 }  # fmt: skip
 
