@@ -10,7 +10,6 @@ from torch import Tensor
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.lowrank import Approximation
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, LowRank, Update
 
@@ -77,7 +76,7 @@ def total(target: Target, terms: Sequence[Term]) -> Update:
 
 
 def as_lora(
-    found: Sequence[Approximation], targets: Sequence[Target], *, rank: int
+    updates: Sequence[LowRank], targets: Sequence[Target], *, rank: int
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Low-rank updates as a superlora adapter of `method: lora`: its knobs and its trained tensors by name.
 
@@ -89,7 +88,7 @@ def as_lora(
     for bucket in shapes.buckets:
         (unit,) = bucket.units
         for row, member in enumerate(bucket.members):
-            left, right = found[member].update.left, found[member].update.right
+            left, right = updates[member].left, updates[member].right
             tensors[unit.name("A1")][row, 0, :, : left.shape[1]] = left
             tensors[unit.name("A2")][row, 0, :, : left.shape[1]] = right.mT
     return config, tensors

@@ -105,9 +105,12 @@ class SuperLora(nn.Module):
 
     def compute_factored(self) -> list[Update]:
         """The updates as products of factors, where `factored.why_not_factored` is None."""
-        frozen = self._not_trained()
-        with torch.autocast(frozen.device.type, enabled=False):
-            return factored.factored(self.plan, frozen.factors(self.plan, dict(self.factors.items())))
+        with torch.autocast(self._not_trained().device.type, enabled=False):
+            return factored.factored(self.plan, self.all_factors())
+
+    def all_factors(self) -> dict[str, Tensor]:
+        """{C, A} by name, those that are not trained too."""
+        return self._not_trained().factors(self.plan, dict(self.factors.items()))
 
     def _not_trained(self) -> Frozen:
         """F, F_in and the frozen factors, on the device and in the dtype of the trained ones."""

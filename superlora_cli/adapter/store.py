@@ -27,7 +27,7 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import write_atomic
 from superlora_cli.kinds import ADAPTER_MARK, MODEL_MARK, Kind
 from superlora_cli.weights import checksum
-from superlora_cli.weights.foreign import recognise
+from superlora_cli.weights.foreign import IMPORT, recognise
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 HEAD, ALSO = "head.", "also."
@@ -142,10 +142,10 @@ def load(path: Path) -> StoredAdapter:
     """
     tensors, metadata = read_safetensors(path)
     if ADAPTER_MARK not in metadata:
-        what, hint = recognise(tensors, metadata) or ("", "an adapter.safetensors that superlora train wrote")
-        what = what or (Kind.MODEL if MODEL_MARK in metadata else Kind.WEIGHTS)
-        message = f"{what}, not a superlora adapter"
-        raise UsageError(message, where=str(path), hint=hint)
+        foreign = recognise(tensors, metadata)
+        what = foreign or (Kind.MODEL if MODEL_MARK in metadata else Kind.WEIGHTS)
+        hint = IMPORT if foreign else "an adapter.safetensors that superlora train wrote"
+        raise UsageError(f"{what}, not a superlora adapter", where=str(path), hint=hint)
     if metadata[ADAPTER_MARK] not in FORMAT_VERSIONS:
         version = metadata[ADAPTER_MARK]
         known = f"{', '.join(FORMAT_VERSIONS[:-1])} and {FORMAT_VERSIONS[-1]}"

@@ -46,8 +46,8 @@ class LowRank:
 class Kronecker:
     """ΔW = Σ_t left_t ⊗ (out_t @ into_tᵀ), cropped to (rows, columns).
 
-    left (t, f, f), out (t, d, r), into (t, e, r), with f·d ≥ rows and f·e ≥ columns. `into` is None
-    (the identity) for a dense right factor.
+    left (t, g, f), out (t, d, r), into (t, e, r), with g·d ≥ rows and f·e ≥ columns. `into` is None
+    (the identity) for a dense right factor. An adapter's own have g = f.
     """
 
     left: Tensor
@@ -63,7 +63,7 @@ class Kronecker:
     def dense(self) -> Tensor:
         """ΔW."""
         right = self.out if self.into is None else self.out @ self.into.mT
-        whole = torch.einsum("tfg,tde->fdge", self.left, right)
+        whole = torch.einsum("tgf,tde->gdfe", self.left, right)
         return whole.flatten(2).flatten(0, 1)[: self.rows, : self.columns]
 
     def to(self, dtype: torch.dtype) -> Kronecker:
@@ -73,7 +73,7 @@ class Kronecker:
 
     def __call__(self, x: Tensor) -> Tensor:
         """ΔW x, (n, columns) → (n, rows), without ΔW: (L ⊗ R) vec(X) = vec(L X Rᵀ) for X (f, e)."""
-        f = self.left.shape[-1]
+        g, f = self.left.shape[-2:]
         e = self.out.shape[-1] if self.into is None else self.into.shape[-2]
         if f * e > self.columns:
             x = torch.nn.functional.pad(x, (0, f * e - self.columns))
@@ -84,7 +84,38 @@ class Kronecker:
             inner = x.view(-1, e) @ self.into.permute(1, 0, 2).flatten(1)  # (n·f, e) @ (e, t·r)
             mixed = torch.einsum("tgf,nftr->ngtr", self.left, inner.view(-1, f, terms, rank))
         made = mixed.reshape(-1, terms * rank) @ self.out.mT.flatten(0, 1)  # (n·f, t·r) @ (t·r, d)
-        return made.view(len(x), f * self.out.shape[-2])[:, : self.rows]
+        return made.view(len(x), g * self.out.shape[-2])[:, : self.rows]
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """ΔW = left ⊙ right, the elementwise product of two matrices (rows, columns). No layer is run with it."""
+
+    left: LowRank
+    right: LowRank
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.left.tensors, *self.right.tensors)
+
+    def dense(self) -> Tensor:
+        """ΔW."""
+        return self.left.dense() * self.right.dense()
 
 
 Update = Dense | LowRank | Kronecker
+Form = Update | Hadamard  # what files hold
+
+
+def smaller(form: Kronecker) -> LowRank | Dense:
+    """A Kronecker product as a product of two matrices if that has fewer numbers, else as ΔW.
+
+    L ⊗ (A Bᵀ) = (L ⊗ A) (I ⊗ Bᵀ), cropped like ΔW.
+    """
+    rows, columns, wide = form.rows, form.columns, form.left.shape[-1]
+    if form.into is not None and len(form.left) * wide * form.into.shape[-1] * (rows + columns) < rows * columns:
+        eye = torch.eye(wide)
+        left = torch.cat([torch.kron(one, two) for one, two in zip(form.left, form.out, strict=True)], 1)
+        right = torch.cat([torch.kron(eye, two.mT.contiguous()) for two in form.into])
+        return LowRank(left[:rows], right[:, :columns])
+    return Dense(form.dense())

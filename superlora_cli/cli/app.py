@@ -22,11 +22,12 @@ from superlora_cli.cli.console import report
 from superlora_cli.errors import InterruptedRunError, RunError, SuperLoraError, UsageError
 from superlora_cli.launch import speaks
 
+MODULES = {"import": "import_file"}  # a word of Python cannot be a module's name
 PATIENCE = 15  # seconds that the main process has to report an error all processes share
 
 COMMANDS = (  # in the order of work
     *("ls", "init", "validate", "count-params", "preview", "find-rate", "train", "eval", "generate", "inspect"),
-    *("merge", "export", "compress", "combine", "extract", "push", "sweep", "tune", "report", "schema"),
+    *("merge", "export", "compress", "combine", "extract", "import", "push", "sweep", "tune", "report", "schema"),
 )
 
 
@@ -53,7 +54,7 @@ def parser(names: Iterable[str] = COMMANDS) -> typer.Typer:
     )
     app.callback()(options)
     for name in names:
-        module = importlib.import_module(f"superlora_cli.cli.{name.replace('-', '_')}")
+        module = importlib.import_module(f"superlora_cli.cli.{MODULES.get(name, name).replace('-', '_')}")
         app.command(name)(module.command)
     return app
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superlora_cli.errors import SuperLoraError, printable
@@ -30,6 +31,16 @@ def stderr_console() -> Console:
 def loading(what: str = "torch and timm") -> Status:
     """Around an import that takes seconds: shows on a terminal what is being loaded."""
     return stderr_console().status(f"loading {what}")
+
+
+def writing(out: Path) -> Callable[[int], None]:
+    """Says on stderr how large a file will be, before it is written."""
+
+    def tell(size: int) -> None:
+        if speaks():
+            sys.stderr.write(f"writing {size:,} bytes to {out}\n")
+
+    return tell
 
 
 def print_json(content: Any) -> None:
@@ -74,7 +85,7 @@ def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, 
     title = f"relative error of ΔW, the worst {shown} of {len(weights)}" if len(worst) < len(weights) else None
     table = Table("weight", *(["rank"] if ranked else []), "relative error of ΔW", title=title, title_justify="left")
     for row in worst:
-        table.add_row(Text(row["name"]), *([str(row["rank"])] if ranked else []), f"{row['error']:.2e}")
+        table.add_row(Text(row["name"]), *([str(row.get("rank", ""))] if ranked else []), f"{row['error']:.2e}")
     table.add_row("all", *([""] if ranked else []), f"{whole:.2e}")
     print_table(table)
     if whole > LARGE_ERROR and speaks():

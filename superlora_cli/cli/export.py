@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs
+from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs, writing
 from superlora_cli.formats.known import FORMATS
 
 KNOWN = ", ".join(f"{name} ({form.description})" for name, form in FORMATS.items())
+NAMED = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr", "diff": "ΔW"}
 FOLDERS = ", ".join(name for name, form in FORMATS.items() if form.folder)
 
 
@@ -19,18 +20,21 @@ def command(
     to: Annotated[str, typer.Option(help=f"One of {KNOWN}.")],
     out: Annotated[Path, typer.Option(help=f"The .safetensors file to write; a folder for {FOLDERS}.")],
     rank: Annotated[
-        int | None, typer.Option(help="Largest rank of a weight in the LoRA formats; default: what --energy needs.")
+        int | None, typer.Option(help="Write LoRA, of at most this rank for each weight; default: what --energy needs.")
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Share of ‖ΔW‖² to keep in the LoRA formats; default: all if ΔW has factors, else 0.99."),
+        typer.Option(
+            help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write an adapter for timm, PEFT or diffusers, or ΔW.
+    """Write an adapter for timm, PEFT, diffusers, LyCORIS or ComfyUI, or ΔW.
 
-    It is merged for timm, written as LoRA for PEFT and diffusers, or as the update itself.
+    It is merged for timm, written as LoRA for PEFT and diffusers, in its own form (LoRA, LoHa, LoKr) or else as ΔW for
+    LyCORIS and ComfyUI, or as the update itself.
 
     LoRA is exact where the update of each weight has low rank. Otherwise it is the nearest update of that rank, and
     the relative error of every weight is reported and stored.
@@ -38,16 +42,30 @@ def command(
     with loading():
         from superlora_cli.commands.export import export
 
-    done = export(result, out, to=to, rank=rank, energy=energy, force=force)
+    done = export(result, out, to=to, rank=rank, energy=energy, force=force, tell=writing(out))
     if as_json:
         print_json(done)
         return
     size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
     rows = [("output", done["output"] + size), ("load it with", done["load"])]
     if "weights" in done:
-        ranks = f"rank at most {max(row['rank'] for row in done['weights'])}, relative error {done['error']:.1%}"
-        rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), ("as LoRA", ranks)]
+        rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *forms(done)]
     print_pairs(to, rows)
     if "weights" in done:
-        exact = " or ".join(name for name, form in FORMATS.items() if not form.lora)
-        print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to {exact} is exact")
+        others = " or ".join(name for name, form in FORMATS.items() if not form.lora)
+        exact = "without a limit it" if FORMATS[to].forms else f"--to {others}"
+        print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, {exact} is exact")
+
+
+def forms(done: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the weights are written: a row for every form of a file with several, else one for LoRA."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in done["weights"]:
+        found.setdefault(row.get("form", "lora"), []).append(row)
+    rows = []
+    for form, own in found.items():
+        ranks = f"rank at most {max(row['rank'] for row in own)}" if all("rank" in row for row in own) else "full size"
+        said = f"{len(own)} weights, {ranks}" if len(found) > 1 else ranks
+        rows.append((f"as {NAMED[form]}", said))
+    name, said = rows[0]
+    return [(name, f"{said}, relative error {done['error']:.1%}"), *rows[1:]]

@@ -86,6 +86,8 @@ def _origin(origin: Mapping[str, Any]) -> str:
     error = f"relative error {origin['error']:.2e}"
     if "extracted" in origin:
         return f"the difference between {origin['extracted']} and the base, {error}"
+    if "imported" in origin:
+        return f"{origin['imported']}, {error}"
     weights = ", ".join(f"{source['weight']:g}" for source in origin["combined"])
     return f"{len(origin['combined'])} adapters, weighted {weights}, {error}"
 

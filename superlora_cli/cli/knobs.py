@@ -65,14 +65,19 @@ INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner`
 
 
 def takes_knobs(command: Command) -> Command:
-    """Give a command that takes `**options` the options in `OPTIONS`, after its own option `model`."""
+    """Give a command that takes `**options` the options in `OPTIONS`, after its own option `model` or `partial`.
+
+    Without a `model` the weights to adapt are given by something else than an option.
+    """
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
+    names = [parameter.name for parameter in own]
     knobs = [
         Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=kind)
         for name, kind in OPTIONS.items()
+        if name != "targets" or "model" in names
     ]
-    place = [parameter.name for parameter in own].index("model") + 1
+    place = names.index("model" if "model" in names else "partial") + 1
     command.__signature__ = signature.replace(parameters=[*own[:place], *knobs, *own[place:]])  # type: ignore[attr-defined]
     return command
 

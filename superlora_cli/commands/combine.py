@@ -80,7 +80,7 @@ def combine(
         write_atomic(out, content, force=force)
         return _about(out, to, sum(target.flat.elements for target in targets), {})
     found = _limited(sums, targets, rank, energy)
-    config, tensors = as_lora(found, targets, rank=max(one.rank for one in found))
+    config, tensors = as_lora([one.update for one in found], targets, rank=max(one.rank for one in found))
     errors = {
         "weights": [
             {"name": t.name, "rank": one.rank, "error": one.error} for t, one in zip(targets, found, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,33 @@ from superlora_cli.adapter.lowrank import check_limits
 from superlora_cli.commands.merge import merge
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
-from superlora_cli.formats.format import Options
+from superlora_cli.formats.format import Options, nothing
 from superlora_cli.formats.known import FORMATS
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import check_update, read_adapter
 
 
 def export(
-    path: Path, out: Path, *, to: str, rank: int | None = None, energy: float | None = None, force: bool = False
+    path: Path,
+    out: Path,
+    *,
+    to: str,
+    rank: int | None = None,
+    energy: float | None = None,
+    force: bool = False,
+    tell: Callable[[int], None] = nothing,
 ) -> dict[str, Any]:
     """Write an adapter, from a run folder or a file, in the format `to`.
 
     Args:
-        to: a name in `FORMATS`, e.g. a merged file for timm, a folder for PEFT, a file for diffusers, or ΔW itself.
+        to: a name in `FORMATS`, e.g. a merged file for timm, a folder for PEFT, a file for ComfyUI, or ΔW itself.
         rank, energy: limits of the LoRA formats, see `adapter.lowrank.approximate`.
         force: overwrite `out`.
+        tell: called with the number of bytes before they are written.
 
     Returns:
         output, to and load; bytes, except for timm; for the LoRA formats also adapter_bytes, weights (name, rank and
-        error of each) and error (of all together).
+        error of each, and its form where there are several) and error (of all together).
 
     Raises:
         UsageError: the format is unknown, the output exists, the format is exact but limits are given, the other
@@ -47,4 +56,4 @@ def export(
         raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
     adapter = read_adapter(path)
     check_update(adapter, hint="--to timm writes all of it")
-    return {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force))}
+    return {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}

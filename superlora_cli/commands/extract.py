@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.fit.solve import fit, measured
-from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.inner_config import on_top
-from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.quantized import as_stored, as_trained, quantised_after
 from superlora_cli.adapter.store import BaseDigest, StoredAdapter
 from superlora_cli.adapter.targets import Target
+from superlora_cli.commands.fitting import around, config_of, fitted
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output
@@ -111,16 +107,7 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
     patterns = tuple(
         wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
     )
-    asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
-    config = replace(asked, bits=None)  # numbers are fitted first, and quantised after
-    for knob, used, what in (
-        ("also", config.also, "that trains other tensors"),
-        ("method", not config.adapts, "without factors"),
-        ("multiply", config.multiplies, "that multiplies the base"),
-    ):
-        if used:
-            what, hint = f"an adapter {what} cannot be fitted to a difference", "choose a method with factors only"
-            raise UsageError(what, where=f"adapter.{knob}", hint=hint)
+    asked = config_of(knobs)
     with ExitStack() as opened:
         base, source = _open_base(section, wanted, opened)
         tuned = opened.enter_context(open_weights(wanted.tuned))
@@ -130,20 +117,15 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
             if shapes
             else expand_weights(weights_in({name: base.shape(name) for name in base.names}), patterns)
         )
-        made = plan(config, [target.flat for target in targets])
         digest = BaseDigest()
         goal = _differences(base, tuned, targets, digest, wanted.tuned)
+        if not any(delta.any() for delta in goal):
+            raise UsageError("its target weights equal the base's: nothing to extract", where=str(wanted.tuned),
+                             hint="choose other weights with --targets")  # fmt: skip
         rows = (base.tensor(f"{target.module}.weight")[target.start : target.stop] for target in targets)
-        taken = from_base(made, list(rows)) if config.reads_base else None
         head = _head(shapes, base, tuned)
         elsewhere = _elsewhere(base, tuned, targets, head)
-    if not any(delta.any() for delta in goal):
-        raise UsageError("its target weights equal the base's: nothing to extract", where=str(wanted.tuned),
-                         hint="choose other weights with --targets")  # fmt: skip
-    found = fit(made, goal, steps=steps, base=taken)
-    if asked.bits is not None:
-        made = replace(made, config=quantised_after(made, found.tensors, asked.bits))
-        found = measured(made, as_trained(made, as_stored(made, found.tensors)), goal, found, base=taken)
+        made, found = fitted(asked, targets, goal, rows, steps=steps)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
     StoredAdapter.of(
@@ -284,11 +266,7 @@ def _recipe(
     if section is None or shapes is None:
         return {}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in knobs.items()}
-    model = section.model_copy(update={"head": "new" if head else "frozen"}).model_dump()
-    recipe = wanted.recipe.to_dict() if wanted.recipe else {
-        "task": shapes.task,
-        "data": {"name": "digits" if section.name in EMBEDDED else "unknown"},
-        "train": {"steps": 1, "optimizer": {"lr": 0.0}},
-    }  # fmt: skip
+    model = section.model_copy(update={"head": "new" if head else "frozen"})
+    recipe = {**wanted.recipe.to_dict(), "model": model.model_dump()} if wanted.recipe else around(model, shapes.task)
     adapter = {key: value for key, value in plain.items() if value is not None} | {"targets": list(patterns)}
-    return recipe_from_dict({**recipe, "model": model, "adapter": adapter}, "extract").to_dict()
+    return recipe_from_dict({**recipe, "adapter": adapter}, "extract").to_dict()

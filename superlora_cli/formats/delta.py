@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from superlora_cli.adapter.targets import Target
-from superlora_cli.files import write_atomic
 from superlora_cli.formats.format import Options
 from superlora_cli.formats.whole import by_module, weight_shape, whole_delta
 from superlora_cli.opening.shapes_only import Stored
@@ -20,7 +19,7 @@ from superlora_cli.weights.small import safetensors_bytes
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write the file; see `format.Format.write`."""
     content = delta_file(adapter.targets, adapter.deltas(), adapter.modules, adapter.stored.base)
-    write_atomic(out, content, force=options.force)
+    options.put(out, content)
     return {"bytes": len(content), "load": f"delta = safetensors.torch.load_file({str(out)!r})"}
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from superlora_cli.files import write_atomic
+
 if TYPE_CHECKING:
     from superlora_cli.opening.shapes_only import Stored
+
+
+def nothing(size: int) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +24,18 @@ class Options:
     Attributes:
         rank, energy: limits of a LoRA, see `adapter.lowrank.approximate`; None in other formats.
         force: overwrite the output.
+        tell: called with the number of bytes before they are written.
     """
 
     rank: int | None = None
     energy: float | None = None
     force: bool = False
+    tell: Callable[[int], None] = nothing
+
+    def put(self, out: Path, content: bytes) -> None:
+        """Tell the size of a file, then write it atomically."""
+        self.tell(len(content))
+        write_atomic(out, content, force=self.force)
 
 
 class Format:
@@ -29,13 +43,15 @@ class Format:
 
     Attributes:
         description: what it is, in a few words.
-        lora: whether it holds updates as products of two factors, whose rank can be limited.
+        lora: whether it can hold updates as products of two factors, whose rank can be limited.
+        forms: whether it holds other forms too, and so is exact without limits.
         folder: whether it is a folder rather than a file.
         merged: whether it is the base's weights plus ΔW, as merging writes them.
     """
 
     description: ClassVar[str]
     lora: ClassVar[bool] = False
+    forms: ClassVar[bool] = False
     folder: ClassVar[bool] = False
     merged: ClassVar[bool] = False
 
@@ -46,8 +62,8 @@ class Format:
             adapter: an adapter with a ΔW, and possibly a head, but nothing else.
 
         Returns:
-            bytes, and `load`, the Python that loads it; for a LoRA also adapter_bytes, weights (name, rank and error
-            of each) and error (of all together).
+            bytes, and `load`, the Python that loads it; where `lora`, also adapter_bytes, weights (name, rank and error
+            of each; where `forms`, its form) and error (of all together).
 
         Raises:
             UsageError: the format cannot hold it. RunError: ΔW is not finite.

@@ -22,6 +22,30 @@ class Timm(Format):
     merged = True
 
 
+class Kohya(Format):
+    """Keys as kohya's scripts write them, or diffusers' names, by family: those that loaders of images know."""
+
+    description = "a file for ComfyUI, A1111, Forge and kohya's scripts"
+    lora = forms = True
+
+    def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+        from superlora_cli.formats.keyed import write_kohya
+
+        return write_kohya(adapter, out, options)
+
+
+class Lycoris(Format):
+    """LyCORIS's own keys."""
+
+    description = "a file for LyCORIS"
+    lora = forms = True
+
+    def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+        from superlora_cli.formats.keyed import write_lycoris
+
+        return write_lycoris(adapter, out, options)
+
+
 class PeftLora(Format):
     """A LoRA for PEFT."""
 
@@ -35,7 +59,7 @@ class PeftLora(Format):
 
 
 class DiffusersLora(Format):
-    """A LoRA for a U-Net of diffusers."""
+    """A LoRA for a model of diffusers."""
 
     description = "a file for diffusers"
     lora = True
@@ -58,5 +82,14 @@ class Delta(Format):
 
 
 FORMATS: Table[Format] = Table(
-    "format", {"timm": Timm(), "peft-lora": PeftLora(), "diffusers-lora": DiffusersLora(), "delta": Delta()}
+    "format",
+    {
+        "timm": Timm(),
+        "kohya": (kohya := Kohya()),
+        "comfyui": kohya,
+        "lycoris": Lycoris(),
+        "peft-lora": PeftLora(),
+        "diffusers-lora": DiffusersLora(),
+        "delta": Delta(),
+    },
 )

@@ -29,9 +29,11 @@ def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write the folder; see `format.Format.write`."""
     found, name = as_loras(adapter, options), adapter.recipe.model.name
     files = peft_files(found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors)
+    size = sum(map(len, files.values()))
+    options.tell(size)
     write_folder(out, files, force=options.force)
     load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
-    return {"bytes": sum(map(len, files.values())), **found.about(adapter), "load": load}
+    return {"bytes": size, **found.about(adapter), "load": load}
 
 
 def _head(adapter: Stored) -> dict[str, Tensor]:

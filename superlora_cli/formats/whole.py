@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter.lowrank import Approximation
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import LowRank
+from superlora_cli.adapter.updates import Dense, Form, LowRank
 from superlora_cli.errors import UsageError
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -65,6 +65,18 @@ def join(targets: Sequence[Target], updates: Sequence[LowRank], shape: Sequence[
         at += width
     a = torch.cat([update.right for update in updates]).float().reshape(rank, *shape[1:])
     return Lora(a, b.reshape(*b.shape, *(1 for _ in shape[2:])))
+
+
+def whole_form(targets: Sequence[Target], forms: Sequence[Form], shape: Sequence[int]) -> Form:
+    """The update of a whole weight from that of its targets: the same form if the target is all of it, factors if all
+    have some, else ΔW."""
+    if len(forms) == 1 and targets[0].whole:
+        return forms[0]
+    factored = [form for form in forms if isinstance(form, LowRank)]
+    if len(factored) == len(forms):
+        lora = join(targets, factored, shape)
+        return LowRank(lora.b.flatten(1), lora.a.flatten(1))
+    return Dense(whole_delta(targets, [form.dense() for form in forms], shape))
 
 
 def loras(

@@ -7,7 +7,7 @@ from pathlib import Path
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.opening.hub import local
-from superlora_cli.weights.foreign import recognise_folder
+from superlora_cli.weights.foreign import IMPORT, recognise_folder
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 WANTED = "a run or an adapter"
@@ -26,7 +26,7 @@ def resolve_result(path: Path) -> Path:
                 return path / name
         foreign = recognise_folder(path)
         if foreign:
-            raise UsageError(f"{foreign[0]}, not a superlora adapter", where=str(path), hint=foreign[1])
+            raise UsageError(f"{foreign}, not a superlora adapter", where=str(path), hint=IMPORT)
         check_kind(path, WANTED, (Kind.RUN, Kind.FOLDER))
         unfinished = (path / "recipe.yaml").exists()
         hint = "the run is not finished: resume it" if unfinished else "give a run folder or an adapter file"

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter import factored, store
 from superlora_cli.adapter.attach import SuperLora
+from superlora_cli.adapter.forms import own_forms
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, LowRank, Update
+from superlora_cli.adapter.updates import Dense, Form, LowRank, Update
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
 from superlora_cli.models.base import Base
@@ -82,11 +83,24 @@ class Stored:
             made = self.adapter.compute_factored()
         if not made or not all(isinstance(update, LowRank) for update in made):
             made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
+        self._check_finite(made)
+        return made
+
+    def forms(self) -> list[Form]:
+        """The update of every target in its own form, see `adapter.forms`.
+
+        Raises:
+            RunError: ΔW is not finite.
+        """
+        made = own_forms(self.adapter)
+        self._check_finite(made)
+        return made
+
+    def _check_finite(self, made: Sequence[Form]) -> None:
         for target, update in zip(self.targets, made, strict=True):
             if not _finite(update):
                 raise RunError("the update is not finite", where=f"{self.path}: {target.name}",
                                hint="train again with a lower learning rate")  # fmt: skip
-        return made
 
     @torch.no_grad()
     def deltas(self) -> list[Tensor]:
@@ -95,7 +109,7 @@ class Stored:
         return [delta.view(target.shape) for delta, target in zip(deltas, self.targets, strict=True)]
 
 
-def _finite(update: Update) -> bool:
+def _finite(update: Form) -> bool:
     """Whether ΔW is finite; it is not computed if the norms of its factors already rule out an overflow."""
     bound = math.prod(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in update.tensors)
     return bound < torch.finfo(torch.float32).max or bool(torch.isfinite(update.dense()).all())

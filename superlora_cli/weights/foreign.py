@@ -1,4 +1,4 @@
-"""Recognises adapters of other programs, and says what merges them."""
+"""Recognises adapters of other programs, and says what makes superlora adapters of them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
+IMPORT = "superlora import makes one of it"
 LYCORIS = (".lokr_w", ".hada_w", ".oft_blocks", ".oft_diag", ".dyn_up", ".on_input", ".glora_")
 DIFFUSERS = (".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.up.", "_lora.down.", ".lora_linear_layer.")
 
 
-def recognise(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, str] | None:
-    """(What a safetensors file is, what to do with it) if it is another program's adapter, else None.
+def recognise(names: Iterable[str], metadata: Mapping[str, str]) -> str | None:
+    """What a safetensors file is if it is another program's adapter, else None; see `IMPORT` for what to do with it.
 
-    >>> recognise(["lora_unet_mid_block_to_q.lora_down.weight"], {})[0]
+    >>> recognise(["lora_unet_mid_block_to_q.lora_down.weight"], {})
     'a Kohya LoRA file'
     >>> recognise(["blocks.0.attn.qkv.weight"], {}) is None
     True
     """
     names = list(names)
     if any(name.startswith(PEFT_PREFIX) for name in names):
-        return "a PEFT adapter", "PeftModel.from_pretrained(base, FOLDER).merge_and_unload() merges it"
+        return "a PEFT adapter"
     module = metadata.get("ss_network_module", "")
     if "lycoris" in module or any(mark in name for name in names for mark in LYCORIS):
-        return "a LyCORIS file", "create_lycoris_from_weights(1.0, FILE, model)[0].merge_to() of lycoris merges it"
+        return "a LyCORIS file"
     kohya = any(".lora_down." in name or name.startswith("lora_unet_") for name in names)
     if kohya or any(key.startswith("ss_network") for key in metadata):
-        return "a Kohya LoRA file", "merge_lora.py of kohya's sd-scripts, or diffusers' load_lora_weights, merges it"
+        return "a Kohya LoRA file"
     if any(mark in name for name in names for mark in DIFFUSERS):
-        return "a diffusers LoRA file", "pipeline.load_lora_weights(FILE) and pipeline.fuse_lora() merge it"
+        return "a diffusers LoRA file"
     return None
 
 
-def recognise_folder(folder: Path) -> tuple[str, str] | None:
+def recognise_folder(folder: Path) -> str | None:
     """As `recognise`, for a folder.
 
     >>> recognise_folder(Path(".")) is None

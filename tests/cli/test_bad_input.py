@@ -130,7 +130,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     "damaged metadata": (("inspect", "damaged.safetensors"), 2, ("damaged.safetensors", "checksum")),
     "no safetensors": (("eval", "recipe.yaml"), 2, ("recipe.yaml", "is a recipe, not a run or an adapter")),
     "plain weights": (("eval", "plain.safetensors"), 2, ("plain.safetensors", "not a superlora adapter")),
-    "PEFT": (("eval", "peft.safetensors"), 2, ("peft.safetensors", "a PEFT adapter", "merge_and_unload")),
+    "PEFT": (("eval", "peft.safetensors"), 2, ("peft.safetensors", "a PEFT adapter", "superlora import")),
     "Kohya": (("merge", "kohya.safetensors", "--out", "new.safetensors"), 2, ("kohya.safetensors", "Kohya")),
     "evaluation with a bad key": (("eval", "run", "eval.batchsize=2"), 2, ("eval.batchsize=2", "batch_size")),
     "base of other bytes": (

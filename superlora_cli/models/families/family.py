@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.models.families.naming import Naming
 from superlora_cli.models.families.noise import Diffusion, Flow
 
 Conditions = dict[str, Any]  # keyword arguments of a denoiser: tensors, dicts of tensors, plain values
@@ -30,6 +31,7 @@ class Family:
         shared: its arguments that have no dimension for the images of a batch.
         noise: how images are noised, and what is predicted.
         guided: whether guidance is an argument of the denoiser, not a second call.
+        naming: how other programs name its modules.
     """
 
     denoiser: ClassVar[str] = "transformer"
@@ -38,6 +40,7 @@ class Family:
     shared: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
     guided: ClassVar[bool] = False
+    naming: ClassVar[Naming]
 
     def multiple(self, denoiser: Any) -> int:
         """Width and height of latents must be multiples of this."""

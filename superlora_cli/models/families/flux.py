@@ -8,8 +8,34 @@ import torch
 from torch import Tensor
 
 from superlora_cli.models.families.family import Conditions, Family
+from superlora_cli.models.families.naming import Naming
 
 TOKENS = 512  # of T5
+NAMES = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "double_blocks.*.img_mod.lin": "transformer_blocks.*.norm1.linear",
+    "double_blocks.*.txt_mod.lin": "transformer_blocks.*.norm1_context.linear",
+    "double_blocks.*.img_attn.qkv": "transformer_blocks.*.attn.to_{q,k,v}",
+    "double_blocks.*.txt_attn.qkv": "transformer_blocks.*.attn.add_{q,k,v}_proj",
+    "double_blocks.*.img_attn.proj": "transformer_blocks.*.attn.to_out.0",
+    "double_blocks.*.txt_attn.proj": "transformer_blocks.*.attn.to_add_out",
+    "double_blocks.*.img_mlp.0": "transformer_blocks.*.ff.net.0.proj",
+    "double_blocks.*.img_mlp.2": "transformer_blocks.*.ff.net.2",
+    "double_blocks.*.txt_mlp.0": "transformer_blocks.*.ff_context.net.0.proj",
+    "double_blocks.*.txt_mlp.2": "transformer_blocks.*.ff_context.net.2",
+    "single_blocks.*.modulation.lin": "single_transformer_blocks.*.norm.linear",
+    "single_blocks.*.linear1": "single_transformer_blocks.*.{attn.to_q,attn.to_k,attn.to_v,proj_mlp}",
+    "single_blocks.*.linear2": "single_transformer_blocks.*.proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear{[1],[0]}",
+    "final_layer.linear": "proj_out",
+}
 
 
 class Flux(Family):
@@ -17,6 +43,7 @@ class Flux(Family):
 
     shared = ("img_ids", "txt_ids")
     guided = True
+    naming = Naming("transformer.", "flux1", "flux-1-dev", NAMES)
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         """Packed: (B, C, h, w) → (B, h/2 · w/2, 4·C)."""

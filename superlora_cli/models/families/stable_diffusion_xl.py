@@ -5,16 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from superlora_cli.models.families.family import Conditions
-from superlora_cli.models.families.stable_diffusion import StableDiffusion
+from superlora_cli.models.families.stable_diffusion import StableDiffusion, UNetNaming
 
 NUMBERS = 6  # original size, corner, and target size
 
 
+class XLNaming(UNetNaming):
+    """Trainers write the names of the original checkpoint."""
+
+    def version(self, denoiser: Any) -> tuple[str, str]:
+        return self.program, self.architecture
+
+    def keys(self, denoiser: nn.Module) -> dict[str, str]:
+        return {rows.module: self.spelt(name) for name, (rows,) in self.originals(denoiser).items()}
+
+
 class StableDiffusionXL(StableDiffusion):
     """`StableDiffusionXLPipeline`."""
+
+    naming = XLNaming("lora_unet_", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         plain: Tensor = vae.encode(images).latent_dist.mode()

@@ -1,0 +1,44 @@
+"""The update of every target in the smallest form that is exactly the adapter's own, for files of other programs."""
+
+from __future__ import annotations
+
+import torch
+
+from superlora_cli.adapter import factored
+from superlora_cli.adapter.cores import CORES
+from superlora_cli.adapter.initial import relative
+from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.shapes import Plan
+from superlora_cli.adapter.updates import Dense, Form, Hadamard, LowRank
+
+
+@torch.no_grad()
+def own_forms(adapter: SuperLora) -> list[Form]:
+    """One form per target: factors, a Kronecker or an elementwise product where the knobs make one, else ΔW."""
+    if factored.why_not_factored(adapter.plan) is None:
+        return list(adapter.compute_factored())
+    if _is_hadamard(adapter.plan):
+        return _hadamard(adapter)
+    return [Dense(delta.flatten(1)) for delta in adapter.compute()]
+
+
+def _is_hadamard(plan: Plan) -> bool:
+    """Whether every weight is an elementwise product of two low-rank matrices (LoHa)."""
+    config = plan.config
+    alone = config.groups == "weight" and config.order == 2 and config.fold == "none" and config.terms == 1
+    both = config.combine == "hadamard" and config.splits == 2 and "full" not in config.ranks
+    return alone and both and not (config.projects or config.multiplies or relative(plan))
+
+
+def _hadamard(adapter: SuperLora) -> list[Form]:
+    found: dict[int, Form] = {}
+    factors, scale = adapter.all_factors(), adapter.config.scale
+    for bucket in adapter.plan.buckets:
+        pairs = []
+        for unit in bucket.units:
+            own = unit.of(factors)
+            pairs.append((CORES[unit.shape.core].first_mode(unit.shape, own).squeeze(1), own["A2"].squeeze(1).mT))
+        for row, member in enumerate(bucket.members):
+            one, other = (LowRank(left[row], right[row]) for left, right in pairs)
+            found[member] = Hadamard(LowRank(scale * one.left, one.right), other)
+    return [found[index] for index in range(len(adapter.targets))]

@@ -1,0 +1,119 @@
+"""How files of other programs name the modules of a denoiser: as diffusers does, or as the original checkpoint.
+
+A weight of an original checkpoint may stack those of several modules, as FLUX's `qkv` does with `to_q`, `to_k` and
+`to_v`; then it is a list of rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import nn
+
+EMPTY: Mapping[str, str] = {}
+
+
+class Rows(NamedTuple):
+    """Rows `start`..`stop` of the weight of a module."""
+
+    module: str
+    start: int
+    stop: int
+
+
+class Naming:
+    """The names of a family's modules in other programs' files.
+
+    Attributes:
+        prefix: of the keys that are written: `transformer.` or, with underscores for dots, `lora_unet_`.
+        program: what trainers call the base in `ss_base_model_version`, so that tools show and sort by it.
+        architecture: the same for `modelspec.architecture`.
+
+    Args:
+        originals: name in the original checkpoint → names in diffusers. `*` stands for a number, `{q,k,v}` for several
+            modules, whose weights are stacked in this order, `[0]` and `[1]` for the halves of a weight.
+    """
+
+    def __init__(self, prefix: str, program: str, architecture: str, originals: Mapping[str, str] = EMPTY) -> None:
+        self.prefix, self.program, self.architecture = prefix, program, architecture
+        self._originals = originals
+
+    @cached_property
+    def _rules(self) -> list[tuple[str, list[str]]]:
+        return [(name, list(_alternatives(own))) for name, own in self._originals.items()]
+
+    @property
+    def underscored(self) -> bool:
+        """Whether keys have underscores for dots."""
+        return not self.prefix.endswith(".")
+
+    def version(self, denoiser: Any) -> tuple[str, str]:
+        """`program` and `architecture` of one of several sizes."""
+        return self.program, self.architecture
+
+    def keys(self, denoiser: nn.Module) -> dict[str, str]:
+        """Module → the key that is written for it."""
+        return {module: self.spelt(module) for module in weighted(denoiser)}
+
+    def spelt(self, name: str) -> str:
+        """The key for a name.
+
+        >>> Naming("lora_unet_", "sd_v1", "stable-diffusion-v1").spelt("mid_block.attentions.0.proj_in")
+        'lora_unet_mid_block_attentions_0_proj_in'
+        """
+        return self.prefix + (name.replace(".", "_") if self.underscored else name)
+
+    def originals(self, denoiser: nn.Module) -> dict[str, list[Rows]]:
+        """Name in the original checkpoint → the rows that its weight stacks, for all modules with a weight."""
+        sizes = weighted(denoiser)
+        found: dict[str, list[Rows]] = {}
+        for name, owns in self._rules:
+            first = re.compile(re.escape(owns[0].partition("[")[0]).replace(r"\*", r"(\d+)"))
+            for module in sizes:
+                if match := first.fullmatch(module):
+                    parts = [_rows(_numbered(own, match.groups()), sizes) for own in owns]
+                    if all(parts):
+                        found[_numbered(name, match.groups())] = [part for part in parts if part]
+        return found
+
+
+def weighted(model: nn.Module) -> dict[str, int]:
+    """Rows of the weight of every linear and convolutional module, by name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {name: len(module.weight) for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _alternatives(pattern: str) -> Iterable[str]:
+    """
+    >>> list(_alternatives("attn.to_{q,k}")), list(_alternatives("proj"))
+    (['attn.to_q', 'attn.to_k'], ['proj'])
+    """
+    before, brace, rest = pattern.partition("{")
+    inside, _, after = rest.partition("}")
+    return [before + part + after for part in inside.split(",")] if brace else [pattern]
+
+
+def _numbered(pattern: str, numbers: Iterable[str]) -> str:
+    for number in numbers:
+        pattern = pattern.replace("*", number, 1)
+    return pattern
+
+
+def _rows(name: str, sizes: Mapping[str, int]) -> Rows | None:
+    module, half, which = name.partition("[")
+    if module not in sizes:
+        return None
+    whole = Rows(module, 0, sizes[module])
+    return halves(whole)[int(which.removesuffix("]"))] if half else whole
+
+
+def halves(rows: Rows) -> tuple[Rows, Rows]:
+    """
+    >>> halves(Rows("norm_out.linear", 0, 8))
+    (Rows(module='norm_out.linear', start=0, stop=4), Rows(module='norm_out.linear', start=4, stop=8))
+    """
+    middle = (rows.start + rows.stop) // 2
+    return rows._replace(stop=middle), rows._replace(start=middle)
