@@ -22,6 +22,7 @@ from superlora_cli.errors import UsageError
 
 VERSION = "3.11.7"
 NAME = f"docstrings-{VERSION}"
+WHAT = "the docstrings of Python's standard library"
 SHA256 = "64571d594370b8ca15e3b03728fdb9d6896e379e6666f412bb46923c85c2879d"
 LEAST = 80  # characters of a docstring that says something
 

@@ -32,8 +32,10 @@ def ship(run: Path) -> Path:
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     if folder:
-        provenance["data"] = {"sums": "made, from seed 0", docstrings.NAME: {
-            "what": "docstrings of Python's standard library", "licence": "PSF-2.0", "sha256": docstrings.SHA256}}  # fmt: skip
+        provenance["data"] = {
+            "sums": "made, from seed 0",
+            docstrings.NAME: {"what": docstrings.WHAT, "licence": "PSF-2.0", "sha256": docstrings.SHA256},
+        }
     write_json(ASSETS / f"{name}.json" if folder else target.with_suffix(".json"), provenance)
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -21,7 +22,7 @@ from superlora_cli.tasks.language.encoding import Encoded, encode, pieces
 from superlora_cli.tasks.language.task import keeps_apart, losses
 from superlora_cli.training.run import RunFolder
 from tests import language_models
-from tests.conftest import Cli, metrics
+from tests.conftest import Cli, metrics, run_cli
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(6) for b in range(5)]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %};{% endif %}{% endfor %}" \
@@ -251,3 +252,55 @@ def test_what_is_wrong_is_one_line(change: str, said: str, prepared: Cli) -> Non
     assert found.code == 2
     assert said in found.err
     assert not Path("run").exists()
+
+
+def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenizer: Any) -> None:
+    """The same tokens as transformers generates with the merged weights, whatever the batch."""
+    assert prepared("train", "r.yaml", "train.optimizer.lr=0.3", "--out", "run").code == 0
+    Path("prompts.txt").write_text("1+1=\n\n4+4 \n")
+    words = ("generate", "run", "--prompt", "3+2=", "--prompts", "prompts.txt", "--max-tokens", "5")
+    found = prepared(*words, "--json").json()["completions"]
+    assert [each["prompt"] for each in found] == ["3+2=", "1+1=", "4+4"]
+    one_by_one = prepared(*words, "--json", "--batch-size", "1").json()["completions"]
+    assert one_by_one == found
+
+    assert prepared("merge", "run", "--out", "merged").code == 0
+    model = AutoModelForCausalLM.from_pretrained("merged")
+    for each in found:
+        ids = tokenizer(each["prompt"], return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=257)[0, ids.shape[1] :]
+        assert tokenizer.decode(made, skip_special_tokens=True) == each["text"]
+
+    said = prepared(*words[:4], "--max-tokens", "5")
+    assert said.out == found[0]["text"] + "\n"
+    assert prepared(*words, "--out", "found.json").code == 0
+    assert json.loads(Path("found.json").read_text())["completions"] == found
+    drawn = [prepared(*words, "--temperature", "2", "--seed", seed, "--json").json() for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no prompt is given"),
+        (("--prompt", "1+1=", "--num", "3"), "--num: does not apply to the task language"),
+        (("--prompt", "1+1=", "--temperature", "-1"), "is no temperature"),
+        (("--prompt", ""), "a prompt is empty"),
+        (("--prompt", "1", "--out", "nowhere/x.json"), "no such folder"),
+    ],
+)
+def test_wrong_options_of_generate_are_one_line(words: tuple[str, ...], said: str, cli: Cli, adapted: Path) -> None:
+    found = cli("generate", adapted, *words)
+    assert found.code == 2
+    assert said in found.err
+
+
+@pytest.fixture(scope="module")
+def adapted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step; read only."""
+    folder = tmp_path_factory.mktemp("adapted")
+    with contextlib.chdir(folder):
+        Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        Path("r.yaml").write_text(recipe(folders["Llama"], str(folder / "sums.jsonl"), "language: {length: 16}"))
+        assert run_cli("train", "r.yaml", "train.steps=1", "--out", "run").code == 0
+    return folder / "run"
