@@ -105,10 +105,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+COST = ("images_per_second", "tokens_per_second", "data_wait", "memory")
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without what they cost in time and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait", "memory")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in COST} for line in lines]
 
 
 def environment() -> dict[str, str]:

@@ -47,7 +47,7 @@ def parser(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command line with the subcommands `names`; every one costs an import and the reading of its options."""
     app = typer.Typer(
         name="superlora",
-        help="Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.",
+        help="Fine-tune pretrained models with SuperLoRA adapters: few parameters, one recipe, one file.",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +70,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Fine-tune vision models with SuperLoRA adapters: few parameters, one recipe, one file.
+    """Fine-tune pretrained models with SuperLoRA adapters: few parameters, one recipe, one file.
 
     Add --debug to any command to see the traceback behind an error.
     """

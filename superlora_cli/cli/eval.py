@@ -228,10 +228,8 @@ def _measure_run(source: str, against: str, overrides: list[str] | None, **setti
     with loading("torch and diffusers"):
         from superlora_cli.commands.generate import recipe_of
         from superlora_cli.commands.measure import measure_run
-        from superlora_cli.tasks import TASKS
 
-    task = recipe_of(source, overrides or ()).task
-    options.refuse_others(settings, task, prompted=TASKS[task].prompted)
+    options.refuse_others(settings, recipe_of(source, overrides or ()).task)
     return measure_run(source, against, console, overrides or (), **settings)
 
 

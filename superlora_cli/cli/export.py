@@ -31,7 +31,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write an adapter for timm, PEFT, diffusers, LyCORIS or ComfyUI, or ΔW.
+    """Write an adapter in the format of another program.
 
     It is merged for timm, written as LoRA for PEFT and diffusers, in its own form (LoRA, LoHa, LoKr) or else as ΔW for
     LyCORIS and ComfyUI, or as the update itself.

@@ -23,7 +23,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     **options: Any,
 ) -> None:
-    """Make a superlora adapter of one by kohya, LyCORIS, PEFT or diffusers.
+    """Make an adapter of a file of another program.
 
     Without knobs, it is exactly the file's update: as LoRA, LoHa or LoKr where it is one throughout, else in full size.
     With knobs, such as --method lora --rank 8, an adapter is fitted to it, and the error of every weight is reported.

@@ -32,23 +32,33 @@ Guidance = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise; each image has its own, from this and its index.")]
 
-# Images from prompts.
+# From prompts.
 Prompt = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="Text-to-image: a prompt; may be given several times.")
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Text-to-image, language: a prompt; may be given several times."),
 ]
-Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="Text-to-image: a text with a prompt a line.")]
+Prompts = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text-to-image, language: a text with a prompt a line.")
+]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")]
-FOR_CLASSES = ("classes", "sampler")
-FOR_PROMPTS = ("prompts", "prompts_file", "negative", "size", "scale")
+
+# Those of each kind of task, besides the common ones.
+FOR_CLASSES = ("num", "classes", "sampler", "steps", "guidance")
+FOR_PROMPTS = ("num", "prompts", "prompts_file", "negative", "size", "scale", "steps", "guidance")
+FOR_TEXT = ("prompts", "prompts_file", "max_tokens", "temperature")
 
 
-def refuse_others(given: Collection[str], task: str, *, prompted: bool) -> None:
-    """Refuse options of generating images that another task has.
+def refuse_others(given: Collection[str], task: str) -> None:
+    """Refuse options of generating that only other tasks have.
 
     Raises:
         UsageError: one of them is given.
     """
-    for name in FOR_CLASSES if prompted else FOR_PROMPTS:
-        if name in given:
-            where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name)
+    from superlora_cli.tasks import TASKS
+
+    kind = TASKS[task]
+    own = FOR_TEXT if kind.reads else FOR_PROMPTS if kind.prompted else FOR_CLASSES
+    for name in (*FOR_CLASSES, *FOR_PROMPTS, *FOR_TEXT):
+        if name in given and name not in own:
+            where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name).replace("_", "-")
             raise UsageError(f"does not apply to the task {task}", where=where, hint="leave it out")

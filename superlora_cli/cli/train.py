@@ -102,16 +102,18 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
 
 
 def _show_result(result: dict[str, Any]) -> None:
-    metrics, params, images = result["metrics"], result["params"], result["images"]
-    measure = next(name for name in ("accuracy", "map", "loss") if name in metrics)
+    metrics, params = result["metrics"], result["params"]
+    called, unit = ("texts", "tokens") if "texts" in result else ("images", "images")
+    counts, speed = result[called], result[f"{unit}_per_second"]
+    measure = next(name for name in ("exact_match", "accuracy", "map", "loss") if name in metrics)
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
-    rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({images['test']:,} images)"))
+    rows.append((f"test {measure}", f"{metrics[measure]:.4f} ({counts['test']:,} {called})"))
     if "top5" in metrics:
         rows.append(("test top-5 accuracy", f"{metrics['top5']:.4f}"))
     split = result["selected_on"]
-    best = f"{images[split]:,} images; best, step {metrics['best_step']}"
+    best = f"{counts[split]:,} {called}; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
     if result.get("ended_early"):
         rows.append(("ended early", f"at step {result['steps']}, by train.patience"))
@@ -122,7 +124,7 @@ def _show_result(result: dict[str, Any]) -> None:
     else:
         rows.append(("parameters trained", f"{params['base']:,}"))
     rows.append(("file", f"{result.get('adapter') or result['model']}  {result['bytes']:,} bytes"))
-    rate = f", {result['images_per_second']:.0f} images/s" if result["images_per_second"] else ""
+    rate = f", {speed:.0f} {unit}/s" if speed else ""
     rows.append(("time", f"{result['seconds']:.0f} s{rate}"))
     rows += [("warning", line) for line in result.get("warnings", [])]
     print_pairs(result["run"], rows)
@@ -151,7 +153,8 @@ def _show_plan(summary: dict[str, Any]) -> None:
     if "epochs" in summary:
         rows.append(("epochs", f"{summary['epochs']:,}"))
     else:
-        rows.append(("steps", f"{summary['steps']:,} ({summary['images']:,} images)"))
+        seen = "sequences" if "sequences" in summary else "images"
+        rows.append(("steps", f"{summary['steps']:,} ({summary[seen]:,} {seen})"))
     print_pairs("dry run: nothing was trained", rows)
 
 

@@ -25,7 +25,7 @@ from superlora_cli.opening.results import ADAPTER_FILE
 from superlora_cli.opening.switching import Switching
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks import TASKS, task_of
+from superlora_cli.tasks import TASKS, image_task_of
 from superlora_cli.tasks.images import Prediction, names_of, outputs_of
 from superlora_cli.training.processes import join
 
@@ -60,7 +60,7 @@ def assign(table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] =
     base = open_base(recipe, next(iter(stored.values())))
     processes = join(recipe.train)
     model = base.model.to(processes.device).eval()
-    switching, kind = Switching(model), task_of(recipe)
+    switching, kind = Switching(model), image_task_of(recipe)
     images = FolderImages([(str(table.parent / rows[index][0]), 0) for index in readable]).seen_through(
         evaluation_transform(Look(base.image_size, base.mean, base.std))
     )

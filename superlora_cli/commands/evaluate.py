@@ -14,8 +14,8 @@ from superlora_cli.opening.build import build_from_file, stored_recipe
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.reading import OTHER_DATA
+from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import join
 
 
@@ -63,7 +63,7 @@ def evaluate(
         processes.end()
 
 
-def _doubts(file: Path, task: ImageTask) -> Iterator[str]:
+def _doubts(file: Path, task: Work) -> Iterator[str]:
     """Warn if the data are not those of training or if test images were trained on, as far as that can be known."""
     trained, splits = stored_recipe(file), task.splits
     known = read_json(file.parent / "run.json").get("data", splits.fingerprint)

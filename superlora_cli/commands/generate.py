@@ -22,7 +22,7 @@ from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
-from superlora_cli.models.embedded import ASSETS, EMBEDDED, PIPELINES
+from superlora_cli.models.embedded import ASSETS, EMBEDDED, LANGUAGE, PIPELINES
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
@@ -154,10 +154,10 @@ def generate(
 
 
 def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images.
+    """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images or text.
 
     Raises:
-        UsageError: there is no such source, or its task generates no images.
+        UsageError: there is no such source, or its task generates nothing.
     """
     path = Path(source)
     if path.exists():
@@ -166,18 +166,17 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
         data = dict(
             model.recipe if model else store.load(file).recipe
         )  # raises an error that says what else the file is
-    elif source in PIPELINES:
-        return recipe_from_dict(pipeline_recipe(source), source, overrides)
+    elif source in (*PIPELINES, *LANGUAGE):
+        return recipe_from_dict(shipped_recipe(source), source, overrides)
     elif source in EMBEDDED:
         data, kind = _provenance(source)["recipe"], "base"
     else:
-        hint = (
-            did_you_mean(source, [*EMBEDDED, *PIPELINES]) or "a run folder, an adapter.safetensors, or a shipped base"
-        )
+        near = did_you_mean(source, [*EMBEDDED, *PIPELINES, *LANGUAGE])
+        hint = near or "a run folder, an adapter.safetensors, or a shipped base"
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
     known = TASKS[task] if isinstance(task, str) and task in TASKS else None
-    if known is None or not (known.generates or known.prompted):
+    if known is None or not (known.generates or known.prompted or known.reads):
         message = f"a {task} {kind} cannot generate images"
         raise UsageError(message, where=source, hint=f"use a {kind} with task: diffusion")
     if kind == "base":
@@ -193,12 +192,13 @@ def check_task(recipe: Recipe, source: str, *, prompted: bool) -> None:
         raise UsageError(message, where=source, hint=hint)
 
 
-def pipeline_recipe(name: str) -> dict[str, Any]:
-    """The recipe that a shipped pipeline stands for; it says nothing about training."""
+def shipped_recipe(name: str) -> dict[str, Any]:
+    """The recipe that a shipped pipeline or language model stands for; it says nothing about training."""
+    pipeline = name in PIPELINES
     return {
-        "task": "text-to-image",
+        "task": "text-to-image" if pipeline else "language",
         "model": {"name": name},
-        "data": {"name": "glyphs"},
+        "data": {"name": "glyphs" if pipeline else "sums"},
         "train": {"steps": 1, "optimizer": {"lr": 0.0}},
     }
 

@@ -15,6 +15,7 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
 from superlora_cli.commands.merge_job import Job, open_job
+from superlora_cli.commands.merge_language import merge_language, of_language
 from superlora_cli.commands.merge_pipeline import merge_pipeline, of_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
 from superlora_cli.errors import MismatchError, UsageError
@@ -44,7 +45,7 @@ def merge(
     """Write the base's weights plus ΔW, under the base's own names.
 
     Args:
-        out: a file, or a folder if the base is in shards or a text-to-image pipeline.
+        out: a file, or a folder if the base is in shards, a text-to-image pipeline or a language model.
         console: where to show progress; None: nowhere.
         base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
         dtype: of the floating-point tensors written; default: as stored.
@@ -65,11 +66,15 @@ def merge(
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    if of_pipeline(adapter):
-        if base is not None:
-            hint = "leave it out: it is merged into the pipeline of its recipe"
-            raise UsageError("does not apply to a text-to-image pipeline", where="--base", hint=hint)
-        return merge_pipeline(adapter, out, dtype=cast, verify=verify, force=force, allow_mismatch=allow_mismatch)
+    for belongs, into, what in (
+        (of_pipeline, merge_pipeline, "text-to-image pipeline"),
+        (of_language, merge_language, "language model"),
+    ):
+        if belongs(adapter):
+            if base is not None:
+                hint = "leave it out: it is merged into the one of its recipe"
+                raise UsageError(f"does not apply to a {what}", where="--base", hint=hint)
+            return into(adapter, out, dtype=cast, verify=verify, force=force, allow_mismatch=allow_mismatch)
     _check_output(out, base, force)
     with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         if unmerge and (job.stored.also or not job.targets):

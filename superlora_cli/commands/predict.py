@@ -23,7 +23,7 @@ from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.progress import with_bar
-from superlora_cli.tasks import TASKS, task_of
+from superlora_cli.tasks import TASKS, image_task_of
 from superlora_cli.tasks.images import Prediction, names_of, outputs_of
 from superlora_cli.training.processes import join
 
@@ -68,7 +68,7 @@ def predict(
     model = built.model.to(processes.device).eval()
     look = Look(base.image_size, base.mean, base.std)
     images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
-    classes, kind = names_of(built.class_names, outputs_of(model)), task_of(recipe)
+    classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
     rows: list[Prediction] = []
     batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
     with built.kept():

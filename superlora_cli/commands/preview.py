@@ -17,7 +17,7 @@ from superlora_cli.files import write_atomic
 from superlora_cli.generation.grid import titled_grid
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks import TASKS, task_of
+from superlora_cli.tasks import TASKS, image_task_of
 from superlora_cli.tasks.images import outputs_of
 from superlora_cli.tasks.reading import DATA_SEED, read_training, settled
 
@@ -43,7 +43,7 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
     recipe = settled(recipe)
     base = open_base(recipe, weights=False)
     look = Look(base.image_size, base.mean, base.std)
-    splits = load_splits(task_of(recipe).data(recipe), look, seed=DATA_SEED)
+    splits = load_splits(image_task_of(recipe).data(recipe), look, seed=DATA_SEED)
     found: list[Batch] = []
     with closing(read_training(recipe, splits, 0, count, outputs=outputs_of(base.model))) as batches:
         while sum(len(labels) for _, labels in found) < count:

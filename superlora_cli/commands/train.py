@@ -17,9 +17,9 @@ from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
-from superlora_cli.tasks import task_of
-from superlora_cli.tasks.images import ImageTask
+from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.reading import OTHER_DATA, settled
+from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
 from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
@@ -40,10 +40,12 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "status": "dry-run",
         "model": built.base.call,
-        "image_size": built.base.image_size,
+        **({"image_size": built.base.image_size} if built.base.image_size else {}),
         "params": built.params,
         "steps": train.steps,
-        "images": None if train.steps is None else train.steps * train.batch_size * train.accumulate,
+        "sequences" if TASKS[recipe.task].reads else "images": (
+            None if train.steps is None else train.steps * train.batch_size * train.accumulate
+        ),
         **({} if train.epochs is None else {"epochs": train.epochs}),
     }
     if built.adapter:
@@ -91,8 +93,8 @@ def train_run(
         until: pause after this step, if it is not the last one.
 
     Returns:
-        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images (per
-        split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes (of the
+        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images or texts
+        (per split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes (of the
         file), and warnings, if any.
 
     Raises:
@@ -170,8 +172,8 @@ def _train(
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
-    images = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
-    evaluated = {"task": recipe.task, "metrics": test, "n": images["test"]}
+    counts = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
+    evaluated = {"task": recipe.task, "metrics": test, "n": counts["test"]}
     run.write("eval.json", json_text(evaluated))
     for other, text in beside.items():
         run.write(other, text)
@@ -183,7 +185,7 @@ def _train(
         "steps": at.step,
         **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
-        "images": images,
+        task.splits.called: counts,
         "selected_on": recipe.eval.select,
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
@@ -220,7 +222,7 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
     return found
 
 
-def _differences(run: RunFolder, task: ImageTask, processes: Processes) -> Iterator[str]:
+def _differences(run: RunFolder, task: Work, processes: Processes) -> Iterator[str]:
     """A line for every difference between a resumed training and what the run folder records."""
     for line in _changes(run, task.recipe, processes):
         yield f"resuming with a changed recipe: {line}"

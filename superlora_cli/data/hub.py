@@ -21,7 +21,8 @@ from typing import Any
 from PIL import Image
 
 from superlora_cli.data.images import open_rgb
-from superlora_cli.data.source import Pictures, Source, three_parts
+from superlora_cli.data.source import Pictures, Source, Unreadable, three_parts
+from superlora_cli.data.texts import Texts, TextSource, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import shows_bars
 
@@ -99,6 +100,27 @@ def read_hub(name: str, *, config: str | None, download: bool) -> Source:
     if train is None:
         raise UsageError(f"no split 'train' among {_list(splits)}", where=name)
     return Source(train, validation, test, names, digest.hexdigest(), notes=tuple(notes))
+
+
+def read_hub_texts(name: str, columns: Mapping[str, str] | None, *, config: str | None, download: bool) -> TextSource:
+    """A data set of texts; arguments as for `read_hub`.
+
+    Raises:
+        UsageError: `datasets` is not installed, the data set is not available, or it has no training split or no texts.
+    """
+    check_columns(columns)
+    bad: list[Unreadable] = []
+    parts: dict[str, Texts] = {}
+    for split, dataset in _open(name, config, download).items():
+        rows = ((f"{name}, {split}: row {number}", row) for number, row in enumerate(dataset, 1))
+        parts[split] = read_rows(rows, columns, bad)
+    train, validation, test = three_parts(lambda called: next((parts[n] for n in called if parts.get(n)), None))
+    if train is None:
+        cause = f": {bad[0].cause}" if bad else f" among {_list(parts)}"
+        hint = "columns text, prompt and completion, or messages; or name them in data.columns"
+        raise UsageError(f"no split 'train' with texts{cause}", where=name, hint=hint)
+    total = len(bad) + sum(map(len, parts.values()))
+    return TextSource(train, validation, test, tuple(bad), told(bad, total))
 
 
 def _library() -> Any:

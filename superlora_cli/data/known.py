@@ -18,6 +18,7 @@ from superlora_cli.table import Table, load_extensions
 if TYPE_CHECKING:
     from superlora_cli.data.captioned import Captioned
     from superlora_cli.data.source import Look, Source, Splits
+    from superlora_cli.data.texts import TextSource
     from superlora_cli.recipe.schema import DataSection
 
 DIGITS = tuple("0123456789")
@@ -83,6 +84,18 @@ class DataKind(ABC):
         """
         hint = "a folder of images, each with a text beside it, or with data.caption"
         raise UsageError(f"'{section.name}' has no captions", where="data.name", hint=hint)
+
+    def texts(self, section: DataSection, *, seed: int) -> TextSource:
+        """Read the data set as texts, with the columns `data.columns`.
+
+        Args:
+            seed: for made texts.
+
+        Raises:
+            UsageError: it has none, or the data are missing or cannot be read.
+        """
+        hint = "a file such as texts.jsonl, a folder of such files, or hfds/NAME"
+        raise UsageError(f"'{section.name}' holds no texts", where="data.name", hint=hint)
 
     @abstractmethod
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
@@ -153,6 +166,11 @@ class Folder(DataKind):
 
         return read_captioned_folder(self._path(section), section.caption)
 
+    def texts(self, section: DataSection, *, seed: int) -> TextSource:
+        from superlora_cli.data.text_files import read_text_files
+
+        return read_text_files(self._path(section), section.columns)
+
     def _path(self, section: DataSection) -> Path:
         return Path(section.root if section.name in self.by_root else section.name)
 
@@ -195,6 +213,12 @@ class HuggingFace(DataKind):
         name = section.name.removeprefix(self.prefix)
         return read_hub(name, config=section.config, download=section.download)
 
+    def texts(self, section: DataSection, *, seed: int) -> TextSource:
+        from superlora_cli.data.hub import read_hub_texts
+
+        name = section.name.removeprefix(self.prefix)
+        return read_hub_texts(name, section.columns, config=section.config, download=section.download)
+
 
 class Shards(DataKind):
     """`wds/PATH`: a folder of webdataset shards."""
@@ -216,9 +240,58 @@ class Shards(DataKind):
         return read_shards(Path(section.name.removeprefix(self.prefix)), classes=section.num_classes)
 
 
+class OfTexts(DataKind):
+    """Texts, which have no images."""
+
+    def class_names(self, section: DataSection) -> tuple[str, ...] | None:
+        return tuple(sorted({row["label"] for row in self.texts(section, seed=0).train.rows if "label" in row})) or None
+
+    def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
+        hint = "task: language, or a folder of images"
+        raise UsageError(f"'{section.name}' holds texts, not images", where="data.name", hint=hint)
+
+
+class TextFile(OfTexts):
+    """A file of texts."""
+
+    suffixes = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
+
+    def recognises(self, name: str) -> bool:
+        return name.lower().endswith(self.suffixes)
+
+    def texts(self, section: DataSection, *, seed: int) -> TextSource:
+        from superlora_cli.data.text_files import read_text_files
+
+        return read_text_files(Path(section.name), section.columns)
+
+
+class MadeTexts(OfTexts):
+    """Made problems in several notations, and docstrings; several sets are joined by `+`."""
+
+    names = ("sums", "sums-in-words", "sums-reversed", "sums-in-roman", "sums-to-words", "sums-in-octal",
+             "docstrings-3.11.7")  # fmt: skip
+    embedded = True
+
+    def recognises(self, name: str) -> bool:
+        return all(part in self.names for part in name.split("+"))
+
+    def texts(self, section: DataSection, *, seed: int) -> TextSource:
+        from superlora_cli.data.made_texts import read_made
+
+        return read_made(section, seed=seed)
+
+
 SOURCES: Table[DataKind] = Table(
     "kind of data",
-    {"embedded": Embedded(), "folder": Folder(), "torch": Torchvision(), "hfds": HuggingFace(), "wds": Shards()},
+    {
+        "embedded": Embedded(),
+        "folder": Folder(),
+        "torch": Torchvision(),
+        "hfds": HuggingFace(),
+        "wds": Shards(),
+        "text file": TextFile(),
+        "made texts": MadeTexts(),
+    },
 )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Base:
-    """A built base model and the image format it expects.
+    """A built base model, and the format of images that it expects, if it does.
 
     Attributes:
         model: the module, in training precision, on the CPU.
@@ -27,9 +27,9 @@ class Base:
     model: nn.Module
     architecture: str
     arguments: Mapping[str, Any]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    image_size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     trained_head: tuple[str, ...] = field(default=())
     task: str = "classification"
     by_timm: bool = True

@@ -1,4 +1,5 @@
-"""Build a base from the `model` section of a recipe: a timm model, a U-Net, a pipeline's denoiser, a shipped base."""
+"""Build a base from the `model` section of a recipe: a timm model, a U-Net, a pipeline's denoiser, a language model, or
+a shipped base."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.heads import new_head, select_rows
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
+from superlora_cli.models.language import build_language, is_language
 from superlora_cli.models.loading import Filter, load_weights
 from superlora_cli.models.pipelines import build_pipeline, is_pipeline
 
@@ -40,6 +42,8 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         UsageError: the name is unknown, timm (or a U-Net) refuses the arguments, or the weights are not available.
     """
     embedded = EMBEDDED.get(section.name)
+    if is_language(section.name):
+        return build_language(section, classes=classes, weights=weights)
     if is_pipeline(section.name):
         return build_pipeline(section, image_size=image_size, weights=weights)
     if section.name in UNETS or (embedded and embedded.architecture in UNETS):

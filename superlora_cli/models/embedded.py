@@ -43,3 +43,4 @@ EMBEDDED = {
 }
 
 PIPELINES = ("glyphs_text",)  # folders of `ASSETS`, as a pipeline's save_pretrained writes them
+LANGUAGE = ("sums_llama",)  # the same of language models

@@ -18,12 +18,13 @@ from superlora_cli.errors import UsageError, did_you_mean
 
 SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
 
-FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk"}  # last part of the module's name → what its rows hold, in equal parts
+FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk",  # last part of the module's name → what its rows hold, in equal parts
+         "c_attn": "qkv", "query_key_value": "qkv", "qkv_proj": "qkv", "Wqkv": "qkv"}  # fmt: skip
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
     "q": ("q", "q_proj", "query", "to_q", "add_q_proj"),  # `add_…`: of the text, in attention over image and text
     "k": ("k", "k_proj", "key", "to_k", "add_k_proj"),
     "v": ("v", "v_proj", "value", "to_v", "add_v_proj"),
-    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense", "to_add_out"),
+    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense", "to_add_out", "dense", "c_proj"),
 }
 AROUND = re.compile(r"(\.(proj|linear|conv|c))+$")  # own names in a layer of several, with a norm or bounds: `q.conv`
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
@@ -32,16 +33,21 @@ CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_
 SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 
 
+Rows = tuple[tuple[str, int, int], ...]  # which of q, k and v, its first row, and the row after its last
+
+
 class Weight(NamedTuple):
     """A linear or convolutional weight: its shape (out, in) or (out, in, kh, kw), and whether its rows are mixed.
 
     `mixed` is the class of an attention layer in which q, k and v are not equal blocks of rows; `classifies` says that
-    it is the model's classifier, if more than its name is known.
+    it is the model's classifier, if more than its name is known; `rows` says where q, k and v are, if they are not
+    three equal blocks.
     """
 
     shape: tuple[int, ...]
     mixed: str = ""
     classifies: bool = False
+    rows: Rows = ()
 
 
 def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Target]:
@@ -80,7 +86,7 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
     matched = []
     for name, weight in weights.items():
         if word in _fused(name):
-            matched.append(_part(name, weight, word))
+            matched += _part(name, weight, word)
         elif _role(name) == word:
             matched.append(_slice(name, weight))
     return matched
@@ -114,17 +120,20 @@ def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Target]:
         names = [name for name in weights if fnmatchcase(name, name_pattern)]
     if not sliced:
         return [_slice(name, weights[name]) for name in names]
-    return [_part(name, weights[name], sliced["slice"]) for name in names]
+    return [target for name in names for target in _part(name, weights[name], sliced["slice"])]
 
 
-def _part(name: str, weight: Weight, part: str) -> Target:
-    """The rows of a fused weight: `q` is rows 0..767 of a (2304, 768) `qkv`, `v` rows 1536..2303."""
+def _part(name: str, weight: Weight, part: str) -> list[Target]:
+    """The rows of a fused weight: `q` is rows 0..767 of a (2304, 768) `qkv`, `v` rows 1536..2303; or some of every
+    head."""
     total = weight.shape[0]
     if ":" in part:
         start, stop = map(int, part.split(":"))
         if not start < stop <= total:
             raise UsageError(f"[{part}] is not a range of its {total} rows", where=f"adapter.targets: {name}")
-        return _slice(name, weight, start, stop)
+        return [_slice(name, weight, start, stop)]
+    if weight.rows:
+        return [_slice(name, weight, start, stop) for own, start, stop in weight.rows if own == part]
     if weight.mixed:
         whole = re.sub(r"\.\d+(?=\.)", ".*", name)
         problem = f"{weight.mixed} does not keep q, k and v as equal blocks"
@@ -139,7 +148,7 @@ def _part(name: str, weight: Weight, part: str) -> Target:
         raise UsageError(f"cannot find the rows of '{part}' in {name}", where="adapter.targets", hint=hint)
     size = total // len(parts)
     start = parts.index(part) * size
-    return _slice(name, weight, start, start + size)
+    return [_slice(name, weight, start, start + size)]
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

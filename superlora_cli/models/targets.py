@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from superlora_cli.adapter.targets import Target
+from superlora_cli.models.fused import rows_of
 from superlora_cli.models.heads import classifier_parameters
-from superlora_cli.models.patterns import Weight
+from superlora_cli.models.patterns import Rows, Weight
 from superlora_cli.models.patterns import expand as expand_weights
 
 # timm's attention layers in whose fused weight q, k and v are not equal blocks of rows: most split the rows into heads
@@ -69,7 +70,7 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
     """Every linear and convolutional weight of `model` by module name, in model order."""
     modules, head = dict(model.named_modules()), set(classifier_parameters(model))
     return {
-        name: Weight(_shape(module), _mixed(modules, name), f"{name}.weight" in head)
+        name: Weight(_shape(module), _mixed(modules, name), f"{name}.weight" in head, _rows(modules, name))
         for name, module in modules.items()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name.partition(".")[0] != "superlora"
     }
@@ -86,6 +87,11 @@ def _shape(module: Any) -> tuple[int, ...]:
     sides = (module.out_channels, module.in_channels)
     first, second = reversed(sides) if module.transposed else sides
     return (first, second // module.groups, *module.kernel_size)
+
+
+def _rows(modules: dict[str, nn.Module], name: str) -> Rows:
+    above, _, own = name.rpartition(".")
+    return rows_of(own, modules[above])
 
 
 def _mixed(modules: dict[str, nn.Module], name: str) -> str:

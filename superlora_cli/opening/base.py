@@ -25,7 +25,7 @@ def open_base(
     Raises:
         UsageError, MismatchError: as `models.build.build`, or the base is made for another task.
     """
-    if classes is None and TASKS[recipe.task].has_classes:
+    if classes is None and (TASKS[recipe.task].has_classes or TASKS[recipe.task].trains_head(recipe)):
         classes = classes_of(stored, recipe) if stored else class_count(recipe.data)
     image_size = recipe.data.image_size
     if weights:

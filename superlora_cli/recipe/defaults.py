@@ -15,6 +15,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.places import Places
 from superlora_cli.recipe.schema import AdapterSection, OptimizerSection, Recipe, SchedulerSection
 from superlora_cli.recipe.yaml import read_yaml
+from superlora_cli.tasks import TASKS
 
 HEAD_RATE = 0.01  # of a new head trained with an adapter, in recipes that `init` writes
 ONE_CYCLE = SchedulerSection.model_validate({"name": "OneCycleLR", "pct_start": 0.1})
@@ -28,6 +29,8 @@ def with_defaults(recipe: Recipe, version: int, places: Places) -> Recipe:
         UsageError: the learning rate is unset and has no default.
     """
     version = recipe.defaults or version
+    if "head" not in recipe.model.model_fields_set:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": TASKS[recipe.task].head})})
     train = recipe.train
     optimizer, scheduler = train.optimizer, train.scheduler or (SchedulerSection() if version == 1 else ONE_CYCLE)
     if optimizer.lr is None:

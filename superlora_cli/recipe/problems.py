@@ -61,7 +61,10 @@ def check_recipe(data: Any, places: Places) -> Recipe:
         if not TASKS[recipe.task].mixes and getattr(recipe.data, key) is not None:
             hint = "leave it out: the model would learn to generate mixed images"
             raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(f"data.{key}"), hint=hint)
-    if recipe.data.caption is not None and TASKS[recipe.task].has_classes:
+    if recipe.data.columns is not None and not TASKS[recipe.task].reads:
+        message = f"does not apply to the task {recipe.task}"
+        raise UsageError(message, where=places.where("data.columns"), hint="leave it out")
+    if recipe.data.caption is not None and (TASKS[recipe.task].has_classes or TASKS[recipe.task].reads):
         message = f"does not apply to the task {recipe.task}"
         raise UsageError(message, where=places.where("data.caption"), hint="leave it out")
     return recipe

@@ -77,14 +77,15 @@ class ModelSection(Section):
     name: str = Field(
         min_length=1,
         description="A timm model, `hf-hub:USER/MODEL@REVISION` (pinned to a commit), a U-Net (`cfg_unet`, "
-        "`diffusers`), a text-to-image pipeline (`diffusers:NAME@REVISION` or `diffusers:FOLDER`), or a shipped base "
-        "(`superlora ls models`).",
+        "`diffusers`), a text-to-image pipeline (`diffusers:NAME@REVISION` or `diffusers:FOLDER`), a language model "
+        "(`transformers:NAME@REVISION` or `transformers:FOLDER`), or a shipped base (`superlora ls models`).",
     )
     pretrained: bool = Field(True, description="Start from pretrained weights.")
     head: Literal["new", "frozen"] | HeadRows = Field(
         "new",
         description="`new`: a new classifier, trained with the adapter. `frozen`: the pretrained one, unchanged. "
-        "`{select: [404, …]}`: those rows of the pretrained one, frozen.",
+        "`{select: [404, …]}`: those rows of the pretrained one, frozen. For `task: language` the default is `frozen`, "
+        "the model's own; with `new`, it becomes a classifier of texts.",
     )
     checkpoint: str | None = Field(None, description="Local file with the weights of the base.")
     kwargs: dict[str, Any] = Field(
@@ -95,18 +96,24 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The images."""
+    """The images, or the texts."""
 
     name: str = Field(
         min_length=1,
         description="A folder of images, `torch/cifar100` or another torchvision set, `hfds/NAME` (Hugging Face; "
-        "`hfds/NAME@REVISION` pins a commit), "
-        "`wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`.",
+        "`hfds/NAME@REVISION` pins a commit), `wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`. "
+        "Of texts: a file (`.jsonl`, `.csv`, `.parquet`, `.txt`) or a folder of them, `hfds/NAME`, or made ones: "
+        "`sums`, `sums-in-words` …, several joined by `+`.",
     )
     caption: str | None = Field(
         None,
         description="Template of captions, for text-to-image: `{text}` is the image's own caption, `{class}` the name "
         "of its folder. Default: `{text}`.",
+    )
+    columns: dict[str, str] | None = Field(
+        None,
+        description="Of texts: the columns that stand for `text`, `prompt`, `completion`, `messages`, `choices`, "
+        '`answer` or `label`, or a text with several: `{prompt: "Question: {question}", completion: answer}`.',
     )
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set with several.")
     root: str = Field("data", description="Folder that holds a torchvision set.")
@@ -128,6 +135,8 @@ class DataSection(Section):
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: that of the data.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
+    train_texts: int | None = Field(None, ge=1, description="Number of training texts of a made set (`sums`).")
+    eval_texts: int | None = Field(None, ge=1, description="Number of test texts of a made set (`sums`).")
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), as a share of the full range; default 0.02."
     )
@@ -400,7 +409,7 @@ class Recipe(Section):
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random in the run.")
     model: ModelSection = Field(description="The base model.")
-    data: DataSection = Field(description="The images.")
+    data: DataSection = Field(description="The images, or the texts.")
     adapter: AdapterSection | None = Field(None, description="The adapter; without it the base itself is trained.")
     train: TrainSection = Field(description="The training loop.")
     eval: EvalSection = Field(EvalSection(), description="Evaluation.")

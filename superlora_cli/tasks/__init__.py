@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from superlora_cli.table import Later, Table
 from superlora_cli.tasks.task import TaskKind
@@ -10,6 +10,7 @@ from superlora_cli.tasks.task import TaskKind
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
     from superlora_cli.tasks.images import ImageTask
+    from superlora_cli.tasks.work import Work
 
 
 def _classification() -> TaskKind:
@@ -36,6 +37,12 @@ def _autoencoder() -> TaskKind:
     return AutoencoderKind()
 
 
+def _language() -> TaskKind:
+    from superlora_cli.tasks.language import LanguageKind
+
+    return LanguageKind()
+
+
 TASKS: Table[TaskKind] = Table(
     "task",
     {
@@ -43,10 +50,16 @@ TASKS: Table[TaskKind] = Table(
         "diffusion": Later(_diffusion),
         "text-to-image": Later(_text_to_image),
         "autoencoder": Later(_autoencoder),
+        "language": Later(_language),
     },
 )
 
 
-def task_of(recipe: Recipe) -> type[ImageTask]:
+def task_of(recipe: Recipe) -> type[Work]:
     """The class that trains and evaluates a recipe."""
     return TASKS[recipe.task].at_work(recipe)
+
+
+def image_task_of(recipe: Recipe) -> type[ImageTask]:
+    """The same, of a recipe whose task is on images."""
+    return cast("type[ImageTask]", task_of(recipe))

@@ -1,7 +1,7 @@
 """Everything that commands may ask about a task before it runs, on one page.
 
 A task is one object in `tasks.TASKS`, by the name that `task:` has in a recipe. The work on a model and data is done by
-an `ImageTask`, which the training loop sees as `training.loop.Task`.
+a `Work`, which the training loop sees as `training.loop.Task`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from superlora_cli.recipe.schema import Recipe, Section
-    from superlora_cli.tasks.images import ImageTask
+    from superlora_cli.tasks.work import Work
 
 
 class TaskKind:
@@ -24,7 +24,9 @@ class TaskKind:
         has_classes: whether its images have classes; else they have captions.
         prompted: whether its models generate images from texts, by their pipelines.
         mixes: whether its training images may be mixed by `data.mixup` and `data.cutmix`.
+        reads: whether its data are texts, not images.
         bases: the task that its bases are made for, by name; None: this one.
+        head: `model.head` of a recipe that does not set it.
     """
 
     generates = False
@@ -32,7 +34,9 @@ class TaskKind:
     has_classes = True
     prompted = False
     mixes = True
+    reads = False
     bases: str | None = None
+    head = "new"
 
     def section(self) -> type[Section] | None:
         """The keys of a recipe that this task alone has, under its name; None where it has none."""
@@ -42,7 +46,7 @@ class TaskKind:
         """Whether a new head is trained with the adapter."""
         return self.tells_classes and recipe.model.head == "new"
 
-    def at_work(self, recipe: Recipe) -> type[ImageTask]:
+    def at_work(self, recipe: Recipe) -> type[Work]:
         """The class that trains and evaluates this recipe."""
         raise NotImplementedError
 

@@ -41,7 +41,7 @@ class Display(LiveDisplay):
         words = [
             f"loss {figures.loss:.4f}",
             f"lr {lr:.2e}",
-            f"{figures.images_per_second:.0f} images/s",
+            f"{figures.throughput:.0f} {figures.unit}/s",
             f"data {figures.data_wait:.0%}",
             f"{figures.memory / 2**30:.1f} GiB",
         ]

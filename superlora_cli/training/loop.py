@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What the loop needs to know about a task."""
+    """What the loop needs to know about a task.
+
+    Attributes:
+        unit: what throughput counts.
+    """
+
+    unit: ClassVar[str]
 
     @property
     def guessing(self) -> float:
@@ -47,8 +53,8 @@ class Task(Protocol):
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
         """This process's batches of steps `start` ... `stop` − 1, `train.accumulate` per step; deterministic."""
 
-    def images_in(self, batch: Any) -> int:
-        """The number of images in a batch."""
+    def amount(self, batch: Any) -> int:
+        """The size of a batch, in `unit`."""
 
     def loss(self, batch: Any) -> Tensor:
         """The mean loss of a batch, a scalar."""
@@ -128,7 +134,7 @@ def fit(
         RunError: NaN or Inf in the loss or the weights. InterruptedRunError: after a signal, when everything is saved.
         PausedRunError: after the step `until`, likewise.
     """
-    meter = Meter(processes)
+    meter = Meter(processes, task.unit)
     run.truncate_metrics(at.step)
 
     def finite(bad_step: int | None, lr: float, *, thoroughly: bool) -> None:
@@ -225,7 +231,7 @@ def passes(
             with processes.autocast():
                 loss = task.loss(batch)
             learner.backward(loss / train.accumulate)
-            meter.add(loss, task.images_in(batch), step)
+            meter.add(loss, task.amount(batch), step)
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:

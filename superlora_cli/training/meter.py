@@ -22,30 +22,35 @@ class Figures:
     Attributes:
         loss: the mean loss.
         bad_step: the first step whose loss was NaN or Inf; None if there was none.
-        images_per_second: throughput of training.
+        throughput: of training, in `unit` per second.
         data_wait: share of the time that this process waited for batches, 0 … 1.
         memory: peak memory of this process so far, in bytes.
     """
 
     loss: float
     bad_step: int | None
-    images_per_second: float
+    throughput: float
     data_wait: float
     memory: int
+    unit: str = "images"
 
 
 class Meter:
-    """Accumulates figures on the device between two looks: one synchronisation per look, none per step."""
+    """Accumulates figures on the device between two looks: one synchronisation per look, none per step.
 
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self.images, self.seconds, self.waited = 0, 0.0, 0.0  # over all looks
+    Args:
+        unit: what batches are measured in.
+    """
+
+    def __init__(self, processes: Processes, unit: str = "images") -> None:
+        self.processes, self.unit = processes, unit
+        self.amount, self.seconds, self.waited = 0, 0.0, 0.0  # over all looks
         self.restart()
 
     def restart(self) -> None:
         """Discard the time since the last look, which was not spent training."""
         self._seen = torch.tensor([0.0, torch.inf], device=self.processes.device)  # sum of losses, first bad step
-        self._passes, self._images, self._waited = 0, 0, 0.0
+        self._passes, self._amount, self._waited = 0, 0, 0.0
         self._started = time.monotonic()
 
     @contextmanager
@@ -55,36 +60,38 @@ class Meter:
         yield
         self._waited += time.monotonic() - before
 
-    def add(self, loss: Tensor, images: int, step: int) -> None:
-        """Add a forward and backward pass of `step` over `images` images."""
+    def add(self, loss: Tensor, amount: int, step: int) -> None:
+        """Add a forward and backward pass of `step` over a batch of some size, in `unit`."""
         loss = loss.detach().float()
         bad = torch.where(torch.isfinite(loss), torch.inf, step)
         self._seen = torch.stack([self._seen[0] + loss, torch.minimum(self._seen[1], bad)])
         self._passes += 1
-        self._images += images
+        self._amount += amount
 
     def look(self) -> Figures:
         """The figures since the last look."""
         seen = self.processes.everyones(self._seen).cpu()
         seconds = max(time.monotonic() - self._started, 1e-9)
-        images, waited = self._images * self.processes.count, self._waited
-        self.images, self.seconds, self.waited = self.images + images, self.seconds + seconds, self.waited + waited
+        amount, waited = self._amount * self.processes.count, self._waited
+        self.amount, self.seconds, self.waited = self.amount + amount, self.seconds + seconds, self.waited + waited
         bad = seen[:, 1].min().item()
         figures = Figures(
             loss=seen[:, 0].mean().item() / max(1, self._passes),
             bad_step=None if bad == torch.inf else int(bad),
-            images_per_second=images / seconds,
+            throughput=amount / seconds,
             data_wait=waited / seconds,
             memory=peak_memory(self.processes.device),
+            unit=self.unit,
         )
         self.restart()
         return figures
 
     def totals(self) -> dict[str, float | int | None]:
-        """Figures of the whole training in this process: images_per_second, data_wait, peak_memory in bytes."""
+        """Figures of the whole training in this process: images_per_second (or another unit), data_wait,
+        peak_memory in bytes."""
         trained = self.seconds > 0
         return {
-            "images_per_second": round(self.images / self.seconds, 1) if trained else None,
+            f"{self.unit}_per_second": round(self.amount / self.seconds, 1) if trained else None,
             "data_wait": round(self.waited / self.seconds, 4) if trained else None,
             "peak_memory": peak_memory(self.processes.device),
         }

@@ -101,7 +101,7 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
         with learner.having(start), torch.no_grad(), task.one_step():
             for batch in batches:
                 with processes.autocast():
-                    meter.add(task.loss(batch), task.images_in(batch), step)
+                    meter.add(task.loss(batch), task.amount(batch), step)
         return meter.look().loss
 
     with display, closing(task.batches(0, STEPS)) as batches:

@@ -163,7 +163,7 @@ class RunFolder:
     @_writing
     def record(self, step: int, metrics: Mapping[str, Any], figures: Figures | None = None) -> None:
         """Append metrics, and the cost of training, to metrics.jsonl and pass them on to the trackers."""
-        cost = {"images_per_second": round(figures.images_per_second, 1), "data_wait": round(figures.data_wait, 4),
+        cost = {f"{figures.unit}_per_second": round(figures.throughput, 1), "data_wait": round(figures.data_wait, 4),
                 "memory": figures.memory} if figures else {}  # fmt: skip
         with system_errors(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **metrics, **cost}) + "\n")

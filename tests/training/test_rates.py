@@ -48,7 +48,7 @@ class Valley:
         while True:
             yield torch.randint(2, (4,), generator=draw) * 2.0 - 1
 
-    def images_in(self, batch: Tensor) -> int:
+    def amount(self, batch: Tensor) -> int:
         return len(batch)
 
     def loss(self, batch: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.ranking import average_precisions
 from superlora_cli.tasks.classification.task import Classification
-from superlora_cli.tasks.images import Judgement, Prediction
+from superlora_cli.tasks.images import Prediction
+from superlora_cli.tasks.work import Judgement
 
 
 class MultiLabel(Classification):

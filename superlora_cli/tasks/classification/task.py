@@ -15,7 +15,8 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask, Judgement, Prediction, names_of, size_refused
+from superlora_cli.tasks.images import ImageTask, Prediction, names_of, size_refused
+from superlora_cli.tasks.work import Judgement
 from superlora_cli.training.run import CONFUSION_FILE
 
 LIKELIEST = 5  # classes among which top-5 accuracy looks for the right one

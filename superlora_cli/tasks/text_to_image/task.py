@@ -125,7 +125,7 @@ class TextToImage(ImageTask):
         empty = self.cache.get(conditions_key(EMPTY, samples[0].size, self.settings.guidance))
         return Batch(latents, [self.cache.get(sample.conditions) for sample in samples], empty)
 
-    def images_in(self, batch: Any) -> int:
+    def amount(self, batch: Any) -> int:
         return len(batch.latents)
 
     def loss(self, batch: Any) -> Tensor:

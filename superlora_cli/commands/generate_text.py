@@ -1,0 +1,98 @@
+"""Continue prompts, with a run of the task language, an adapter, or a shipped language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from superlora_cli.adapter.attach import detach
+from superlora_cli.commands.generate import open_source
+from superlora_cli.commands.generate_prompted import read_prompts
+from superlora_cli.errors import UsageError
+from superlora_cli.files import check_output, json_text, write_atomic
+from superlora_cli.launch import launched
+from superlora_cli.models.language import LanguageBase
+from superlora_cli.tasks.language.completing import Completion, How, complete, prompt_ids
+from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.training.processes import join
+
+
+def generate_text(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    prompts: Sequence[str] = (),
+    prompts_file: Path | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    force: bool = False,
+    allow_mismatch: bool = False,
+    as_it_comes: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
+    """The completions of prompts; the adapter is merged into the base first.
+
+    Args:
+        source: a run folder, an adapter or model file, or the name of a shipped language model.
+        out: a JSON file for the result.
+        max_tokens: of a completion; default: the recipe's `language.max_tokens`.
+        temperature: 0 takes the likeliest token; otherwise tokens are drawn with `seed`.
+        force: overwrite `out`.
+        as_it_comes: is given the text of a single prompt in pieces, as they are made.
+
+    Returns:
+        completions: prompt, text and number of tokens of each, in the order of the prompts.
+
+    Raises:
+        UsageError: a setting is wrong. MismatchError: the base is not the adapter's.
+    """
+    if out is not None:
+        check_output(out, force=force)
+    if launched() > 1:
+        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
+                         hint="start it as a single process")  # fmt: skip
+    for name, value, least in (("--max-tokens", max_tokens, 1), ("--batch-size", batch_size, 1)):
+        if value is not None and value < least:
+            raise UsageError(f"{value} is too few", where=name, hint=f"{least} or more")
+    if not 0 <= temperature < float("inf"):
+        raise UsageError(f"{temperature:g} is no temperature", where="--temperature", hint="0, or a positive number")
+    asked = read_prompts(prompts, prompts_file)
+    built, _ = open_source(source, overrides, allow_mismatch)
+    base = built.base
+    assert isinstance(base, LanguageBase)
+    settings = settings_of(built.recipe)
+    ids = prompt_ids(asked, base.tokenizer)
+    if built.adapter is not None:
+        detach(base.model, merge=True)
+    processes = join(built.recipe.train)
+    try:
+        model = base.model.to(processes.device).eval()
+        torch.manual_seed(seed)
+        how = How(max_tokens or settings.max_tokens, tuple(settings.stop), temperature)
+        streamer = _streamer(base.tokenizer, as_it_comes) if as_it_comes and len(asked) == 1 else None
+        found: dict[int, Completion] = {}
+        with processes.autocast():
+            found.update(complete(model, base.tokenizer, ids, how, batch_size=batch_size, device=processes.device,
+                                  streamer=streamer))  # fmt: skip
+    finally:
+        processes.end()
+    completions = [{"prompt": prompt, **found[index]._asdict()} for index, prompt in enumerate(asked)]
+    if out is not None:
+        write_atomic(out, json_text({"completions": completions}))
+    return {"completions": completions}
+
+
+def _streamer(tokenizer: Any, tell: Callable[[str], object]) -> Any:
+    """Passes on text as it is made, a word at a time."""
+    from transformers import TextStreamer
+
+    class Teller(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            tell(text)
+
+    return Teller(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,0 +1,104 @@
+"""Merge an adapter into its language model: a folder that transformers' `from_pretrained` loads, in shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from superlora_cli.adapter import store
+from superlora_cli.adapter.attach import detach
+from superlora_cli.commands.verify import TOLERANCE
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import check_output, replacing_folder, system_errors
+from superlora_cli.models.conv1d import as_conv1d
+from superlora_cli.models.language import LanguageBase, is_language
+from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.model_file import read_model
+
+CONFIG = "config.json"
+SHARD = "5GB"  # most bytes of a file
+SEQUENCES, LENGTH = 4, 16  # of random tokens, on which the merged and the adapted model are compared
+
+
+def of_language(file: Path) -> bool:
+    """Whether an adapter belongs to a language model.
+
+    Raises:
+        UsageError: it is not an adapter.
+    """
+    if read_model(file) is not None:
+        return False
+    return is_language(str((store.load(file).recipe.get("model") or {}).get("name", "")))
+
+
+def merge_language(
+    file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
+) -> dict[str, Any]:
+    """Write the language model of an adapter, with ΔW added, and its tokenizer to the folder `out`.
+
+    Args:
+        dtype: of the weights; default: as they are.
+        verify: compare the outputs of the model that was written with those of the adapted one.
+        force: replace another model's folder.
+
+    Returns:
+        As `commands.merge.merge`.
+
+    Raises:
+        UsageError: the output exists, or the model cannot be loaded. RunError: the disk is full, or a weight is not
+            finite. MismatchError: it is another base, or the verification failed.
+    """
+    check_output(out, force=force)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
+        raise UsageError("is no model", where=str(out), hint="--force only replaces a model's folder")
+    built = build_from_file(file, allow_mismatch=allow_mismatch)
+    base, adapter = built.base, built.adapter
+    assert isinstance(base, LanguageBase)
+    assert adapter is not None
+    model: Any = base.model
+    changed = len({target.module for target in adapter.targets}) + len(built.also)
+    adapted = _outputs(model) if verify else None
+    detach(model, merge=True)
+    as_conv1d(model)
+    if dtype is not None:
+        model.to(dtype)
+    if built.base.trained_head and built.class_names:
+        model.config.id2label = dict(enumerate(built.class_names))
+        model.config.label2id = {name: number for number, name in enumerate(built.class_names)}
+    error = None
+    with replacing_folder(out, force=force) as place:
+        with system_errors(out):
+            model.save_pretrained(place, max_shard_size=SHARD)
+            base.tokenizer.save_pretrained(place)
+        if adapted is not None:
+            written = type(model).from_pretrained(place, dtype="auto")
+            error = (_outputs(written) - adapted).abs().max().item()
+            if not error <= TOLERANCE.get(dtype or next(model.parameters()).dtype, 0.0) * max(1.0, _size(adapted)):
+                raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
+    return {
+        "output": str(out),
+        "tensors_changed": changed,
+        "max_abs_error": error,
+        "verified": verify,
+        "compared": "of outputs" if verify else None,
+        "verified_on": f"{SEQUENCES} random texts" if verify else None,
+        "load": f"model = transformers.{base.architecture.split('.')[1]}.from_pretrained({str(out)!r})",
+    }
+
+
+@torch.no_grad()
+def _outputs(model: Any) -> Tensor:
+    """The logits of fixed random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+    ids = torch.randint(size, (SEQUENCES, LENGTH), generator=generator)
+    found: Tensor = model.eval()(ids, attention_mask=torch.ones_like(ids)).logits.float()
+    return found
+
+
+def _size(outputs: Tensor) -> float:
+    """The root mean square of outputs, which are not normalised."""
+    return outputs.square().mean().sqrt().item()

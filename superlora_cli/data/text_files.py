@@ -1,0 +1,144 @@
+"""Texts from files: JSON lines, a JSON list, CSV, parquet, or plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.utils import natural_key
+
+from superlora_cli.data.source import Unreadable, three_parts
+from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
+from superlora_cli.errors import UsageError
+
+TABLES, PLAIN = (".jsonl", ".json", ".csv", ".parquet"), (".txt", ".md")
+SUFFIXES = (*TABLES, *PLAIN)
+Rows = Iterator[tuple[str, Any]]
+
+
+def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource:
+    """The texts of a file, or of a folder.
+
+    In a folder, files or sub-folders that are called `train`, `validation` or `test` are its parts; without a part
+    `train`, all files together are the training texts. Of a table, every row is a text; a file of plain text is one,
+    but if it is all there is, its paragraphs are.
+
+    Raises:
+        UsageError: there are no texts, or a file cannot be read.
+    """
+    check_columns(columns)
+    if not path.exists():
+        hint = f"a file that ends in {', '.join(SUFFIXES)}, or a folder of such files"
+        raise UsageError("no such file", where=f"data.name={path}", hint=hint)
+    parts: tuple[list[Path] | None, ...] = ([path], None, None)
+    if path.is_dir():
+        parts = three_parts(lambda names: _called(path, names) or None)
+        if parts[0] is None:
+            parts = (_files(path), None, None)
+    bad: list[Unreadable] = []
+    found = [None if files is None else _read(files, columns, bad) for files in parts]
+    total = len(bad) + sum(len(texts) for texts in found if texts is not None)
+    for texts, name in zip(found, ("train", "validation", "test"), strict=True):
+        if texts is not None and not len(texts):
+            cause = f": {bad[-1].cause}" if bad else ""
+            where = bad[-1].path if bad else str(path)
+            hint = "columns text, prompt and completion, or messages; or name them in data.columns"
+            raise UsageError(f"no text of the {name} part can be used{cause}", where=where, hint=hint)
+    train, validation, test = found
+    assert train is not None
+    return TextSource(train, validation, test, tuple(bad), told(bad, total))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that may hold texts, in order."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    own = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(own, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _called(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files that are called, or in a sub-folder that is called, like one of the names."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name in names:
+            found += _files(path)
+        elif path.suffix.lower() in SUFFIXES and path.stem.partition("-")[0] in names:  # train-00000-of-00002
+            found.append(path)
+    return found
+
+
+def _read(files: Sequence[Path], columns: Mapping[str, str] | None, bad: list[Unreadable]) -> Texts:
+    def rows() -> Rows:
+        for file in files:
+            yield from _rows(file, alone=len(files) == 1)
+
+    return read_rows(rows(), columns, bad)
+
+
+def _rows(file: Path, *, alone: bool) -> Rows:
+    """(Place, row) of a file."""
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from _parquet(file)
+            return
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8", where=str(file), hint="convert it to UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    if suffix == ".jsonl":
+        yield from _json_lines(file, content)
+    elif suffix == ".json":
+        yield from _json(file, content)
+    elif suffix == ".csv":
+        yield from _csv(file, content)
+    else:
+        pieces = [piece.strip() for piece in content.split("\n\n")] if alone else [content]
+        yield from ((f"{file}: text {number}", {"text": piece}) for number, piece in enumerate(pieces, 1) if piece)
+
+
+def _json_lines(file: Path, content: str) -> Rows:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except (ValueError, RecursionError):
+                yield f"{file}:{number}", UnfitError("not JSON")
+
+
+def _json(file: Path, content: str) -> Rows:
+    try:
+        rows = json.loads(content)
+        if not isinstance(rows, list):
+            raise ValueError("not a list of objects")
+    except (ValueError, RecursionError) as error:
+        hint = "a list of objects, or JSON lines in a .jsonl file"
+        raise UsageError(f"cannot be read: {error}", where=str(file), hint=hint) from None
+    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _csv(file: Path, content: str) -> Rows:
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(content, newline="")), 1):
+            yield f"{file}: row {number}", {name: value for name, value in row.items() if name is not None}
+    except csv.Error as error:
+        raise UsageError(f"cannot be read: {error}", where=str(file), hint="a CSV file with a header") from None
+
+
+def _parquet(file: Path) -> Rows:
+    try:
+        from pyarrow import parquet  # type: ignore[import-untyped]
+    except ImportError:
+        hint = "pip install 'superlora-cli[datasets]'"
+        raise UsageError("parquet needs the library pyarrow", where=str(file), hint=hint) from None
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except Exception as error:  # of a damaged file, pyarrow raises several kinds
+        cause = str(error).partition("\n")[0]
+        raise UsageError(f"cannot be read: {cause}", where=str(file), hint="copy it again") from None
+    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))

@@ -1,0 +1,200 @@
+"""Texts to train on, in one of four forms: which columns a row has decides which.
+
+    messages                    a conversation; the answers are learned
+    prompt, choices, answer     a question with several answers, one of them right (its number or its text)
+    prompt, completion          the completion is learned
+    text                        all of it is learned; with `label`, it belongs to a class
+
+`data.columns` gives the columns other names, or makes a text of several: `{prompt: "Question: {question}"}`. Rows of
+none of these forms are left out and reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import Formatter
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from superlora_cli.data.folder import some
+from superlora_cli.data.holding_out import by_content, by_position
+from superlora_cli.data.source import Splits, Unreadable
+from superlora_cli.errors import UsageError
+
+Row = Mapping[str, Any]
+FORMS = (("messages",), ("prompt", "choices", "answer"), ("prompt", "completion"), ("text",))
+LABEL = "label"
+COLUMNS = tuple(dict.fromkeys([*(name for form in FORMS for name in form), LABEL]))
+
+
+class Texts(Dataset[Any]):
+    """Rows with the columns of a form."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """A digest of every row."""
+        lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.rows)
+        return [hashlib.sha256(line.encode(errors="surrogatepass")).hexdigest() for line in lines]
+
+    def part(self, indices: Sequence[int]) -> Texts:
+        """Some of the rows."""
+        return Texts([self.rows[index] for index in indices])
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Texts as found; as `source.Source`."""
+
+    train: Texts
+    validation: Texts | None
+    test: Texts | None
+    unreadable: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_columns(columns: Mapping[str, str] | None) -> None:
+    """Refuse `data.columns` for others than the columns of a form, or with something that is not a template.
+
+    Raises:
+        UsageError: names the column.
+    """
+    for name, template in (columns or {}).items():
+        where = f"data.columns.{name}"
+        if name not in COLUMNS:
+            raise UsageError(f"there is no column '{name}'", where=where, hint="one of " + ", ".join(COLUMNS))
+        try:
+            list(Formatter().parse(template))
+        except ValueError as error:
+            hint = 'a column, or a text with columns: "Question: {question}"'
+            raise UsageError(f"not a template: {error}", where=where, hint=hint) from None
+
+
+class UnfitError(Exception):
+    """Why a row is left out."""
+
+
+def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
+    """A row with the columns of its form only.
+
+    Raises:
+        UnfitError: it is of no form.
+
+    >>> shaped({"question": "1+1?", "completion": "2", "id": 7}, {"prompt": "Q: {question}"})
+    {'prompt': 'Q: 1+1?', 'completion': '2'}
+    """
+    if not isinstance(row, Mapping):
+        raise UnfitError("not an object with columns")
+    own = {name: _value(row, name, (columns or {}).get(name, name)) for name in COLUMNS}
+    form = next((form for form in FORMS if all(own[name] is not None for name in form)), None)
+    if form is None:
+        raise UnfitError("has no text, no prompt with a completion, and no messages")
+    found = {name: own[name] for name in form}
+    if "choices" in found:
+        found["answer"] = _number(found["choices"], found["answer"])
+    elif "messages" in found:
+        _check_messages(found["messages"])
+    learned = form[-1]
+    for name in ("prompt", "completion", "text"):
+        if name in found and not isinstance(found[name], str):
+            raise UnfitError(f"its {name} is not a text")
+    if isinstance(found[learned], str) and not found[learned]:
+        raise UnfitError(f"its {learned} is empty")
+    if own[LABEL] is not None and learned == "text":
+        found[LABEL] = str(own[LABEL])
+    return found
+
+
+def _value(row: Mapping[str, Any], name: str, template: str) -> Any:
+    if "{" not in template:
+        return row.get(template)
+    try:
+        return template.format_map(row)
+    except (KeyError, IndexError, AttributeError, ValueError):
+        return None
+
+
+def _number(choices: Any, answer: Any) -> int:
+    """The number of the right answer, which is given as that, as a letter, or as its text."""
+    if not (isinstance(choices, list) and len(choices) > 1 and all(isinstance(each, str) and each for each in choices)):
+        raise UnfitError("its choices are not a list of several texts")
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    if isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
+        answer = ord(answer.upper()) - ord("A")
+    number = int(answer) if isinstance(answer, int | float) or str(answer).isdecimal() else -1
+    if not 0 <= number < len(choices):
+        raise UnfitError("its answer is none of its choices")
+    return number
+
+
+def _check_messages(messages: Any) -> None:
+    def fits(message: Any) -> bool:
+        return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+    if not (isinstance(messages, list) and messages and all(map(fits, messages))):
+        raise UnfitError("its messages are not a list of objects with role and content")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UnfitError("its messages have no answer of the assistant")
+
+
+def read_rows(rows: Iterable[tuple[str, Any]], columns: Mapping[str, str] | None, bad: list[Unreadable]) -> Texts:
+    """The rows that have a form, of (place, row or reason why it cannot be read); the others are added to `bad`."""
+    kept: list[Row] = []
+    for place, row in rows:
+        try:
+            if isinstance(row, UnfitError):
+                raise row
+            kept.append(shaped(row, columns))
+        except UnfitError as cause:
+            bad.append(Unreadable(place, str(cause)))
+    return Texts(kept)
+
+
+def told(bad: Sequence[Unreadable], total: int) -> tuple[str, ...]:
+    """A note for every reason why rows are left out."""
+    notes = []
+    for cause in sorted({row.cause for row in bad}):
+        places = [row.path for row in bad if row.cause == cause]
+        notes.append(f"left out {len(places):,} of {total:,} texts ({cause}): {some(places)}")
+    return tuple(notes)
+
+
+def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Splits:
+    """Three splits: parts that are missing are held out of the training texts, if the share is not 0.
+
+    A split without texts is the training texts: of a handful of texts, none can be spared.
+    """
+    train, given = found.train, [found.test, found.validation]
+    missing = sum(texts is None for texts in given)
+    if missing and rule == "content":
+        *held, left = by_content([0] * len(train), train.contents, share, missing)
+    else:
+        *held, left = by_position(len(train), share, missing, seed)
+    kept = train.part(left) if missing else train
+    test, validation = ((train.part(held.pop(0)) if texts is None else texts) for texts in given)
+    notes = found.notes
+    if not (len(test) and len(validation)):
+        notes += ("no texts are held out: the loss is measured on the training texts",)
+    digest = hashlib.sha256()
+    labels = set()
+    for texts in (found.train, found.validation, found.test):
+        digest.update("".join(texts.contents).encode() if texts else b"")
+        labels |= {row[LABEL] for row in texts.rows if LABEL in row} if texts else set()
+    return Splits(
+        kept, validation if len(validation) else kept, test if len(test) else kept, tuple(sorted(labels)),
+        digest.hexdigest(), unreadable=found.unreadable, notes=notes, called="texts",
+    )  # fmt: skip

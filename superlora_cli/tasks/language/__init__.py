@@ -1,0 +1,35 @@
+"""Language: a causal model learns texts, completions or conversations. Only this task needs a tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from superlora_cli.tasks.task import TaskKind
+
+if TYPE_CHECKING:
+    from superlora_cli.recipe.schema import Recipe, Section
+    from superlora_cli.tasks.work import Work
+
+
+class LanguageKind(TaskKind):
+    """A model learns to continue texts."""
+
+    mixes = False
+    has_classes = False
+    reads = True
+    head = "frozen"
+
+    def section(self) -> type[Section]:
+        from superlora_cli.tasks.language.section import LanguageSection
+
+        return LanguageSection
+
+    def trains_head(self, recipe: Recipe) -> bool:
+        return recipe.model.head == "new"
+
+    def at_work(self, recipe: Recipe) -> type[Work]:
+        from superlora_cli.tasks.language.answering import Answering
+        from superlora_cli.tasks.language.section import settings_of
+        from superlora_cli.tasks.language.task import Language
+
+        return {"loss": Language, "exact_match": Answering}[settings_of(recipe).judge]

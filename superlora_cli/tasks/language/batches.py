@@ -1,0 +1,118 @@
+"""Batches of sequences, as a pure function of seed and step, so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from superlora_cli.data.batches import Share
+from superlora_cli.tasks.language.encoding import Encoded
+
+Packed = np.ndarray  # numbers of the texts in a sequence
+WINDOW = 50  # batches among whose texts those of similar lengths are put together
+TENSORS = ("ids", "positions", "at", "wanted")  # of a batch
+MULTIPLE = 8  # sequences are padded to a multiple of this, as matrix units like it
+
+
+class Batch(NamedTuple):
+    """Sequences, and what is to be predicted.
+
+    Attributes:
+        ids, positions: (B, L) int64; positions start anew with every text.
+        at: (n,) where a learned token follows, in the flattened sequences.
+        wanted: (n,) these tokens.
+        weight: what the sum of their losses is multiplied by to become the step's mean.
+        tokens: without padding.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    at: Tensor
+    wanted: Tensor
+    weight: float
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        return self._replace(**moved)
+
+
+def packed(lengths: np.ndarray, order: np.ndarray, room: int) -> list[Packed]:
+    """Texts in this order, as many to a sequence as fit into `room`.
+
+    >>> [own.tolist() for own in packed(np.array([3, 4, 2, 6]), np.array([2, 0, 1, 3]), 6)]
+    [[2, 0], [1], [3]]
+    """
+    ends = np.cumsum(lengths[order])
+    found, start, used = [], 0, 0
+    while start < len(order):
+        stop = int(np.searchsorted(ends, used + room, side="right"))
+        found.append(order[start:stop])
+        start, used = stop, int(ends[stop - 1])
+    return found
+
+
+def epoch(encoded: Encoded, batch_size: int, seed: int, number: int, room: int | None) -> list[list[Packed]]:
+    """All batches of an epoch, in random order; packed into sequences of `room` tokens, else of similar lengths."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    order = torch.randperm(len(encoded), generator=generator).numpy()
+    if room is not None:
+        rows = packed(encoded.lengths, order, room)
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    parts = np.split(order, range(WINDOW * batch_size, len(order), WINDOW * batch_size))
+    order = np.concatenate([part[np.argsort(encoded.lengths[part], kind="stable")] for part in parts])
+    batches = [list(order[start : start + batch_size, None]) for start in range(0, len(order), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def steps_of_epoch(encoded: Encoded, batch_size: int, share: Share, room: int | None) -> int:
+    """Steps per epoch, of which each takes `share.parts` batches; batches left over at its end are dropped."""
+    return max(1, len(epoch(encoded, batch_size, 0, 0, room)) // share.parts)
+
+
+def stream(
+    encoded: Encoded, batch_size: int, *, seed: int, start: int, stop: int, share: Share, room: int | None, pad: int
+) -> Iterator[Batch]:
+    """This process's batches of steps `start` ... `stop` − 1 of an endless stream of epochs.
+
+    An epoch with fewer batches than a step takes is gone through again. A batch of a step weighs as much as it has
+    tokens to learn.
+    """
+    per_epoch, current = steps_of_epoch(encoded, batch_size, share, room), -1
+    learned = np.add.reduceat(encoded.learned, encoded.starts[:-1])  # tokens of each text
+    order: list[list[Packed]] = []
+    for step in range(start, stop):
+        number, place = divmod(step, per_epoch)
+        if number != current:
+            current, order = number, epoch(encoded, batch_size, seed, number, room)
+        own = [order[(place * share.parts + part) % len(order)] for part in range(share.parts)]
+        total = sum(int(learned[np.concatenate(rows)].sum()) for rows in own)
+        for passed in range(share.passes):
+            rows = own[passed * share.processes + share.process]
+            yield collated(encoded, rows, pad=pad, weight=share.parts / total)
+
+
+def collated(encoded: Encoded, rows: Sequence[Packed], *, pad: int, weight: float = 1.0) -> Batch:
+    """Sequences of texts as a batch, padded to the longest."""
+    sizes = [int(encoded.lengths[row].sum()) for row in rows]
+    longest = -(-max(sizes) // MULTIPLE) * MULTIPLE
+    ids = np.full((len(rows), longest), pad, np.int64)
+    positions = np.zeros((len(rows), longest), np.int64)
+    marks = np.zeros((len(rows), longest), bool)
+    for index, (row, size) in enumerate(zip(rows, sizes, strict=True)):
+        starts, stops = encoded.starts[row], encoded.starts[row + 1]
+        spans = [slice(*span) for span in zip(starts.tolist(), stops.tolist(), strict=True)]
+        ids[index, :size] = np.concatenate([encoded.tokens[span] for span in spans])
+        marks[index, :size] = np.concatenate([encoded.learned[span] for span in spans])
+        lengths = stops - starts
+        positions[index, :size] = np.arange(size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        positions[index, size:] = np.arange(longest - size)  # padding is a text of its own
+    (at,) = np.nonzero(marks.ravel())
+    wanted = ids.ravel()[at]
+    tensors = dict(zip(TENSORS, map(torch.from_numpy, (ids, positions, at - 1, wanted)), strict=True))
+    return Batch(**tensors, weight=weight, tokens=sum(sizes))

@@ -1,0 +1,102 @@
+"""A model continues prompts, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from superlora_cli.errors import UsageError
+
+
+class How(NamedTuple):
+    """How prompts are continued.
+
+    Attributes:
+        max_tokens: after so many tokens a completion ends in any case.
+        stop: texts at which it ends; they are not part of it.
+        temperature: 0 takes the likeliest token; otherwise tokens are drawn.
+    """
+
+    max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+
+
+class Completion(NamedTuple):
+    """What follows a prompt: its text, and its number of tokens."""
+
+    text: str
+    tokens: int
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: Any, *, special: bool = True) -> list[list[int]]:
+    """The tokens of prompts, as in training.
+
+    Raises:
+        UsageError: a prompt has none, and the model has no token to begin with.
+    """
+    found: list[list[int]] = tokenizer(list(prompts), add_special_tokens=special, verbose=False)["input_ids"]
+    if not all(found):
+        raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
+    return found
+
+
+@torch.no_grad()
+def complete(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    how: How,
+    *,
+    batch_size: int,
+    device: torch.device,
+    together: bool = False,
+    streamer: Any = None,
+) -> Iterator[tuple[int, Completion]]:
+    """Completions of prompts, with the prompts' numbers, in batches of prompts of similar lengths.
+
+    Args:
+        model: in evaluation mode.
+        together: whether other processes hold parts of the model, and so take as many steps.
+        streamer: of transformers, is given the tokens of a single prompt as they are made.
+    """
+    ends = _ends(model, tokenizer)
+    pad = next(iter([*filter(lambda each: each is not None, [tokenizer.pad_token_id]), *ends]), 0)
+    drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
+    stops = {"stop_strings": list(how.stop), "tokenizer": tokenizer} if how.stop else {}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        own = order[start : start + batch_size]
+        ids, mask = padded([prompts[index] for index in own], pad, device)
+        made = model.generate(
+            ids, attention_mask=mask, max_new_tokens=how.max_tokens, pad_token_id=pad, eos_token_id=ends or None,
+            synced_gpus=together, streamer=streamer, top_k=None, top_p=None, **(drawn | stops),
+        )  # fmt: skip
+        for index, tokens in zip(own, made[:, ids.shape[1] :].tolist(), strict=True):
+            yield index, _read(tokens, ends, tokenizer, how.stop)
+
+
+def padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts filled up at their beginnings, and which tokens are theirs."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(own)) + list(own) for own in prompts])
+    mask = torch.tensor([[0] * (longest - len(own)) + [1] * len(own) for own in prompts])
+    return ids.to(device), mask.to(device)
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text."""
+    known = getattr(model.generation_config, "eos_token_id", None)
+    listed = known if isinstance(known, list) else [known]
+    return sorted({each for each in [*listed, tokenizer.eos_token_id] if each is not None})
+
+
+def _read(tokens: list[int], ends: list[int], tokenizer: Any, stop: Sequence[str]) -> Completion:
+    """The text of new tokens up to the first end or stop."""
+    count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+    text: str = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+    cut = min((text.index(word) for word in stop if word in text), default=len(text))
+    return Completion(text[:cut], count)

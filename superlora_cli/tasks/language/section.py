@@ -1,0 +1,55 @@
+"""The recipe section of the task `language`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from superlora_cli.recipe.schema import Recipe, Section
+
+
+class LanguageSection(Section):
+    """Lengths of texts, and how answers are judged, of the task `language`."""
+
+    length: int | None = Field(
+        None,
+        ge=2,
+        description="Most tokens of a text; longer ones are cut off, or into several if all of a text is learned. "
+        "Default: as many as the model takes, up to 1,024.",
+    )
+    pack: bool = Field(
+        True,
+        description="Put several texts into a sequence of `length` tokens; none attends to another. `false`: one text "
+        "a sequence, in batches of similar lengths.",
+    )
+    judge: Literal["loss", "exact_match"] = Field(
+        "loss",
+        description="What selects the best step. `exact_match`: the share of prompts whose generated answer is the "
+        "completion.",
+    )
+    max_tokens: int = Field(64, ge=1, description="Most tokens of an answer that is generated.")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="Texts at which an answer that is generated ends; it always ends where the model ends it."
+    )
+    answer: str | None = Field(
+        None,
+        description="A regular expression for the part of an answer that is compared: its last match, or of that the "
+        "first group. Default: all of it.",
+    )
+
+    @field_validator("answer")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+
+def settings_of(recipe: Recipe) -> LanguageSection:
+    """The section of a recipe under the name of its task, or the defaults."""
+    found: LanguageSection | None = getattr(recipe, recipe.task, None)
+    return found or LanguageSection()

@@ -1,0 +1,204 @@
+"""A causal language model learns texts: the next token of all that is to be learned."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from superlora_cli.cache import once
+from superlora_cli.data.batches import Share
+from superlora_cli.data.known import kind_named
+from superlora_cli.data.splits import SPLITS, Splits
+from superlora_cli.data.texts import Texts, held_out
+from superlora_cli.errors import UsageError
+from superlora_cli.models.language import LanguageBase
+from superlora_cli.opening.build import Built
+from superlora_cli.progress import with_bar
+from superlora_cli.recipe.schema import DataSection, Recipe
+from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_epoch, stream
+from superlora_cli.tasks.language.encoding import Encoded, encode
+from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.reading import DATA_SEED
+from superlora_cli.tasks.work import Work
+from superlora_cli.training.processes import Processes
+
+CACHED = 4  # data sets
+CALLED_WITH = ("position_ids", "use_cache")  # arguments of some models only
+
+
+def base_of(built: Built) -> LanguageBase:
+    """The language model of a recipe."""
+    assert isinstance(built.base, LanguageBase)
+    return built.base
+
+
+def read_texts(section: DataSection) -> Splits:
+    """The texts that a recipe names.
+
+    Raises:
+        UsageError: the name is unknown, or the data are missing or cannot be read.
+    """
+
+    def read() -> Splits:
+        found = kind_named(section.name).texts(section, seed=DATA_SEED)
+        return held_out(found, section.validation, section.split, DATA_SEED)
+
+    return once("texts", section, read, most=CACHED)
+
+
+class Language(Work):
+    """The task as the training loop sees it, and its evaluation.
+
+    Attributes:
+        length: most tokens of a sequence.
+        encoded: the texts of every split as tokens.
+    """
+
+    measure = "loss"
+    unit = "tokens"
+
+    def __init__(self, built: Built, processes: Processes) -> None:
+        self.settings = settings_of(built.recipe)
+        self.tokenizer = base_of(built).tokenizer
+        self.length = self.settings.length or base_of(built).longest
+        super().__init__(built, processes)
+
+    def read(self, recipe: Recipe) -> Splits:
+        found = read_texts(recipe.data)
+        self.encoded = {split: self._encoded(found.named(split)) for split in SPLITS}
+        notes = (*found.notes, *(f"{split}: {note}" for split in SPLITS for note in self.encoded[split].notes))
+        return replace(found, notes=notes)
+
+    def _encoded(self, texts: Any) -> Encoded:
+        assert isinstance(texts, Texts)
+        return encode(texts.rows, self.tokenizer, self.length)
+
+    @property
+    def room(self) -> int | None:
+        """Tokens of a sequence that texts are packed into; None if each is alone."""
+        return self.length if self.settings.pack else None
+
+    @property
+    def pad(self) -> int:
+        """The token that fills sequences, which is never learned."""
+        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+
+    def in_steps(self, recipe: Recipe) -> Recipe:
+        train = recipe.train
+        if train.epochs is None:
+            return recipe
+        share = Share(train.accumulate, processes=self.processes.count)
+        steps = train.epochs * steps_of_epoch(self.encoded["train"], train.batch_size, share, self.room)
+        return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+    def prepare(self) -> None:
+        if self.settings.pack and not keeps_apart(self.model):
+            message = "the model does not keep the texts of a sequence apart"
+            raise UsageError(message, where="language.pack", hint="language.pack=false")
+
+    @classmethod
+    def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+
+        def batch() -> Batch:
+            ids, positions = torch.zeros(count, length, dtype=torch.long), torch.arange(length).expand(count, length)
+            at = torch.arange(count * length)
+            return Batch(ids, positions, at, torch.zeros_like(at), 1.0, count * length)
+
+        return batch, lambda batch: summed_loss(built.model, batch)
+
+    @property
+    def guessing(self) -> float:
+        """The loss if all tokens are equally likely."""
+        return math.log(len(self.tokenizer))
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        train, processes = self.recipe.train, self.processes
+        share = Share(train.accumulate, processes.index, processes.count)
+        yield from stream(
+            self.encoded["train"], train.batch_size, seed=self.recipe.seed, start=start, stop=stop, share=share,
+            room=self.room, pad=self.pad,
+        )  # fmt: skip
+
+    def amount(self, batch: Batch) -> int:
+        return batch.tokens
+
+    def loss(self, batch: Batch) -> Tensor:
+        return summed_loss(self.model, batch.to(self.processes.device)) * batch.weight
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Lower loss."""
+        return new["loss"] < old["loss"]
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """The mean loss of all learned tokens of a split, and their bits per byte of text."""
+        encoded, size = self.encoded[split], self.recipe.eval.batch_size
+        order = np.argsort(-encoded.lengths, kind="stable") if self.room is None else np.arange(len(encoded))
+        rows = packed(encoded.lengths, order, self.room) if self.room else list(order[:, None])
+        own = self.processes.share(len(rows))
+        twice = len(own) * self.processes.count - len(rows)  # repeated so that all processes do the same work
+        repeats = self.processes.index >= self.processes.count - twice
+        self.in_training = False
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        bar = with_bar(parts, f"{split} texts", total=len(own), size=len) if self.shows_progress else parts
+        with self.built.kept(), self.processes.autocast():
+            for part in bar:
+                batch = collated(encoded, [rows[index] for index in part], pad=self.pad)
+                errors = losses(self.model, batch.to(self.processes.device)).double().cpu()
+                if repeats and part is parts[-1]:
+                    errors = errors[: int(encoded_learned(encoded, [rows[index] for index in part[:-1]]))]
+                total += errors.sum()
+        total = self.processes.everyones(total.float().to(self.processes.device)).double().sum().cpu()
+        self.check_outputs(total.view(1, 1))
+        learned = int(encoded.learned.sum())
+        return {
+            "loss": total.item() / learned,
+            "bits_per_byte": total.item() / math.log(2) / max(1, encoded.bytes),
+        }
+
+
+def encoded_learned(encoded: Encoded, rows: list[np.ndarray]) -> int:
+    """How many tokens of some sequences are learned."""
+    return sum(
+        int(encoded.learned[encoded.starts[text] : encoded.starts[text + 1]].sum()) for row in rows for text in row
+    )
+
+
+def losses(model: nn.Module, batch: Batch) -> Tensor:
+    """The cross-entropy of every learned token: (n,) float32."""
+    given: dict[str, Any] = {"position_ids": batch.positions, "use_cache": False}
+    known = _known_arguments(model)
+    logits = model(batch.ids, **{name: given[name] for name in CALLED_WITH if name in known}).logits
+    return functional.cross_entropy(logits.flatten(0, 1)[batch.at].float(), batch.wanted, reduction="none")
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The sum of the losses of all learned tokens."""
+    return losses(model, batch).sum()
+
+
+def _known_arguments(model: nn.Module) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+@torch.no_grad()
+def keeps_apart(model: nn.Module) -> bool:
+    """Whether a text is not affected by another one before it in the same sequence, if positions start anew."""
+    if "position_ids" not in _known_arguments(model):
+        return False
+    model.eval()
+    ids = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])
+    positions = torch.tensor([[0, 1, 2, 0, 1]] * 2)
+    found = model(ids, position_ids=positions, use_cache=False).logits[:, 3:].float()
+    return torch.allclose(found[0], found[1], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,233 @@
+"""What all tasks have in common: the trained tensors, the device, evaluation, result files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from superlora_cli.adapter import store
+from superlora_cli.data.source import Splits
+from superlora_cli.errors import RunError, UsageError, did_you_mean
+from superlora_cli.models.recomputing import recompute
+from superlora_cli.opening.build import Built
+from superlora_cli.opening.model_file import model_bytes
+from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.training.processes import Processes
+
+if TYPE_CHECKING:
+    from superlora_cli.tasks.classification.confusion_table import ConfusionTable
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The evaluation of a model on a whole split.
+
+    Attributes:
+        per_class: a row for every class that has images, with its name and number of images `n`; None without classes.
+        confusion: None if an image does not have exactly one class.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]] | None = None
+    confusion: ConfusionTable | None = None
+
+
+class Work:
+    """A task as the training loop sees it, except for its data, its loss and its score.
+
+    Attributes:
+        recipe: with the length of training in steps.
+        measure: the metric that is reported first and selects the best step.
+        unit: what throughput counts.
+        confuses: whether an image has exactly one class, so that there is a confusion matrix.
+        splits: the data.
+        class_names: of the model's outputs, or of the labels it is conditioned on.
+        shows_progress: whether every evaluation shows a progress bar.
+    """
+
+    measure: ClassVar[str]
+    unit: ClassVar[str] = "images"
+    confuses: ClassVar[bool] = False
+    shows_progress = False
+
+    def __init__(self, built: Built, processes: Processes) -> None:
+        self.built, self.processes = built, processes
+        self.recipe, self.model = built.recipe, built.model
+        self.splits = self.read(built.recipe)
+        self.recipe = self.in_steps(built.recipe)
+        self.check_classes()
+        self.class_names = built.class_names or self.splits.class_names
+        self.match_classes()
+        self.in_training = False
+        self.prepare()
+        self._place()
+
+    def read(self, recipe: Recipe) -> Splits:
+        """The data of a recipe."""
+        raise NotImplementedError
+
+    def in_steps(self, recipe: Recipe) -> Recipe:
+        """The recipe with `train.epochs`, if set, converted to steps for these data."""
+        raise NotImplementedError
+
+    def check_classes(self) -> None:
+        """Refuse data with more classes than the model has.
+
+        Raises:
+            UsageError: there are more classes.
+        """
+
+    def match_classes(self) -> None:
+        """Find the model's number for every class of the data."""
+
+    def prepare(self) -> None:
+        """Work that is done once, before the model is on its device."""
+
+    def _place(self) -> None:
+        """Move the model to the device and set it up as the recipe's `train` section says."""
+        train = self.recipe.train
+        if train.gradient_checkpointing:
+            recompute(self.model)
+        if train.shard_base:
+            if self.built.adapter is None:
+                raise UsageError("needs an adapter: without one there is no frozen base", where="train.shard_base")
+            self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
+        else:
+            self.model.to(self.processes.device)
+        if train.compile:
+            keywords = train.compile if isinstance(train.compile, dict) else {}
+            known = torch._dynamo.list_backends(exclude_tags=None)
+            if keywords.get("backend", "inductor") not in known:
+                hint = did_you_mean(str(keywords["backend"]), known) or f"one of {', '.join(known)}"
+                raise UsageError(f"unknown backend '{keywords['backend']}'", where="train.compile", hint=hint)
+            self.model.compile(**keywords)
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Training mode; ΔW is built once per optimizer step."""
+        if not self.in_training:
+            self.in_training = True
+            self.model.train()
+        if self.built.adapter is None:
+            yield
+            return
+        with self.built.adapter.one_step():
+            yield
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that guesses at random."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The factors and the base's own tensors that are trained with them; without an adapter, the whole base."""
+        if self.built.adapter is None:
+            return dict(self.model.named_parameters())
+        return {**dict(self.built.adapter.factors.items()), **self.built.also}
+
+    def head(self) -> dict[str, nn.Parameter]:
+        """The new head that is trained with an adapter."""
+        return self.built.head
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Running statistics of a base that is trained itself."""
+        if self.built.adapter:
+            return {}
+        stored = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
+
+    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
+        """This process's batches of steps `start` ... `stop` − 1 of the shuffled training split."""
+        raise NotImplementedError
+
+    def amount(self, batch: Any) -> int:
+        """The size of a batch, in the task's `unit`."""
+        raise NotImplementedError
+
+    @classmethod
+    def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+        """To estimate memory: a function that makes a batch on torch's default device, and the loss of such a batch."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch."""
+        raise NotImplementedError
+
+    def score(self) -> dict[str, float]:
+        """Metrics on the split that selects the best step."""
+        return self.evaluate(self.recipe.eval.select)
+
+    def picture(self) -> bytes | None:
+        """A PNG to look at beside the metrics of `score`; None for most tasks."""
+        return None
+
+    def judged_by(self) -> str:
+        """`validation, 200 images`."""
+        split = self.recipe.eval.select
+        return f"{split}, {len(self.splits.named(split)):,} {self.splits.called}"  # type: ignore[arg-type]
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics on a whole split."""
+        raise NotImplementedError
+
+    def judged(self, split: str) -> tuple[dict[str, float], dict[str, str]]:
+        """The metrics of `evaluate`, and further files for the run folder: file name → text."""
+        return self.evaluate(split), {}
+
+    def judge(self, split: str) -> Judgement:
+        """The metrics of `evaluate`, and everything else that an evaluation reports."""
+        return Judgement(self.evaluate(split))
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Whether the metrics `new` are better than `old`."""
+        raise NotImplementedError
+
+    def not_finite(self) -> str | None:
+        """The name of a target whose ΔW has NaN or Inf, if any."""
+        if self.built.adapter is None or not self.built.adapter.targets:
+            return None
+        with torch.no_grad():
+            made = self.built.adapter.compute()
+        bad = torch.stack([~torch.isfinite(delta).all() for delta in made]).tolist()
+        names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
+        return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
+
+    def check_outputs(self, outputs: Tensor) -> None:
+        """Refuse outputs (n, ...) that are not finite, one row per image or text.
+
+        Raises:
+            RunError: some are NaN or Inf.
+        """
+        bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
+        if bad:
+            message = f"the model gives NaN or Inf for {bad} of {len(outputs)} {self.splits.called}"
+            hint = "train.precision=fp32, or a base and an adapter with smaller weights"
+            raise RunError(message, where=self.recipe.model.name, hint=hint)
+
+    def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
+        """The result: adapter.safetensors, or model.safetensors if the base itself was trained."""
+        recipe, adapter = self.recipe, self.built.adapter
+        if adapter is None:
+            state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+            return {MODEL_FILE: model_bytes(state, recipe, metrics, tuple(self.class_names))}
+        assert recipe.adapter is not None
+        sha256, dtype = self.built.base_digest
+        stored = store.StoredAdapter.of(
+            adapter.config,
+            adapter.targets,
+            dict(adapter.factors.items()),
+            patterns=recipe.adapter.patterns,
+            base=(recipe.model.name, sha256, dtype),
+            recipe=recipe.to_dict(),
+            metrics=metrics,
+            head=self.head(),
+            also=self.built.also,
+            classes=self.class_names,
+        )
+        return {ADAPTER_FILE: stored.to_bytes()}

@@ -1,0 +1,306 @@
+"""Language from end to end, on tiny models of every family: train, resume, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from superlora_cli.data.batches import Share
+from superlora_cli.errors import UsageError
+from superlora_cli.models.embedded import ASSETS
+from superlora_cli.tasks.language.batches import epoch, packed, stream
+from superlora_cli.tasks.language.encoding import Encoded, encode, pieces
+from superlora_cli.tasks.language.task import keeps_apart, losses
+from superlora_cli.training.run import RunFolder
+from tests import language_models
+from tests.conftest import Cli, metrics, run_cli
+
+ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(6) for b in range(5)]
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %};{% endif %}{% endfor %}" \
+       "{% if add_generation_prompt %}<assistant>{% endif %}"  # fmt: skip
+
+
+def recipe(model: Path | str, data: str, *more: str) -> str:
+    """The text of a recipe."""
+    return "\n".join([
+        "task: language",
+        f'model: {{name: "transformers:{model}"}}',
+        f"data: {{name: {data}}}",
+        "adapter: {method: lora, rank: 2, targets: [q, v, mlp]}",
+        "train: {steps: 4, batch_size: 2, checkpoint_every: 2, threads: 1, log_every: 1}",
+        *more,
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny models; read only."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: language_models.saved(name, root / name) for name in language_models.FAMILIES}
+
+
+@pytest.fixture
+def prepared(folders: dict[str, Path], cli: Cli, tmp_path: Path) -> Cli:
+    """Runs commands in a folder with `r.yaml` and `sums.jsonl`."""
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "r.yaml").write_text(recipe(folders["Llama"], "sums.jsonl", "language: {length: 16}"))
+    return cli
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(ASSETS / "sums_llama")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", language_models.FAMILIES)
+def test_a_family_is_trained_resumed_and_evaluated(family: str, folders: dict[str, Path], prepared: Cli) -> None:
+    change = (f"model.name=transformers:{folders[family]}",)
+    done = prepared("train", "r.yaml", *change, "--out", "run", "--json")
+    assert done.code == 0, done.err
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    Path("half", "adapter.safetensors").unlink()
+    assert prepared("train", "r.yaml", *change, "--resume", "half", "--json").code == 0
+    assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
+    assert metrics(Path("half")) == metrics(Path("run"))
+    judged = prepared("eval", "run", "--json").json()
+    assert judged["metrics"] == pytest.approx({k: done.json()["metrics"][k] for k in ("loss", "bits_per_byte")})
+    assert {"loss", "bits_per_byte"} == judged["metrics"].keys()
+
+
+@pytest.mark.parametrize("family", language_models.FAMILIES)
+def test_packed_texts_have_the_losses_that_they_have_alone(family: str, tokenizer: Any) -> None:
+    model = language_models.made(family)
+    assert keeps_apart(model)
+    encoded = encode(ROWS[3:8], tokenizer, 64)
+    together = losses(model, next(stream(encoded, 1, seed=0, start=0, stop=1, share=Share(), room=64, pad=257)))
+    order = [int(number) for number in epoch(encoded, 1, 0, 0, 64)[0][0]]
+    alone = []
+    for number in order:
+        row = ROWS[3 + number]
+        prompt, whole = (tokenizer(text)["input_ids"] for text in (row["prompt"], row["prompt"] + row["completion"]))
+        ids = torch.tensor([[*whole, tokenizer.eos_token_id]])
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < len(prompt), -100)
+        alone.append(model(ids, labels=labels).loss * (ids.shape[1] - len(prompt)))
+    torch.testing.assert_close(together.sum(), torch.stack(alone).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_mixes_texts_is_found() -> None:
+    model = language_models.made("Llama")
+    attend = model.forward
+
+    def without_positions(ids: Any, position_ids: Any = None, **given: Any) -> Any:
+        return attend(ids, **given)
+
+    model.forward = without_positions
+    assert not keeps_apart(model)
+
+
+def test_gradients_of_a_step_do_not_depend_on_how_it_is_divided(tokenizer: Any) -> None:
+    """One batch of four sequences, or two processes with two passes of one: every token weighs the same."""
+    encoded = encode(ROWS, tokenizer, 12)
+    whole = next(stream(encoded, 4, seed=3, start=0, stop=1, share=Share(), room=12, pad=257))
+    parts = [
+        batch
+        for process in range(2)
+        for batch in stream(encoded, 1, seed=3, start=0, stop=1, share=Share(2, process, 2), room=12, pad=257)
+    ]
+    assert sorted(torch.cat([part.wanted for part in parts]).tolist()) == sorted(whole.wanted.tolist())
+    assert sum(len(part.wanted) * part.weight for part in parts) / 4 == pytest.approx(1)
+    assert len(whole.wanted) * whole.weight == pytest.approx(1)
+
+
+def test_batches_are_a_function_of_seed_and_step(tokenizer: Any) -> None:
+    encoded = encode(ROWS, tokenizer, 16)
+    for room in (16, None):
+        given = {"seed": 1, "share": Share(), "room": room, "pad": 257}
+        all_at_once = list(stream(encoded, 3, start=0, stop=12, **given))
+        resumed = list(stream(encoded, 3, start=7, stop=12, **given))
+        assert all(torch.equal(one.ids, other.ids) for one, other in zip(all_at_once[7:], resumed, strict=True))
+
+
+def test_every_text_is_in_an_epoch_once(tokenizer: Any) -> None:
+    encoded = encode(ROWS, tokenizer, 16)
+    for room in (16, None):
+        texts = [int(text) for batch in epoch(encoded, 3, 0, 5, room) for row in batch for text in row]
+        assert sorted(texts) == list(range(len(ROWS)))
+
+
+def test_texts_of_a_batch_have_similar_lengths_without_packing(tokenizer: Any) -> None:
+    rows = [{"text": "x" * length} for length in np.random.RandomState(0).permutation(np.repeat(range(2, 42), 2))]
+    encoded = encode(rows, tokenizer, 64)
+    spans = [np.ptp(encoded.lengths[np.concatenate(batch)]) for batch in epoch(encoded, 4, 0, 0, None)]
+    assert max(spans) <= 2
+
+
+def test_only_completions_are_learned(tokenizer: Any) -> None:
+    encoded = encode([{"prompt": "ab", "completion": "c"}, {"text": "xyz"}], tokenizer, 16)
+    assert encoded.tokens.tolist() == [*b"abc", 256, *b"xyz", 256]
+    assert encoded.learned.tolist() == [False, False, True, True, False, True, True, True]
+    assert encoded.bytes == 4
+    assert encoded.notes == ()
+
+
+def test_what_is_too_long_is_cut_and_told(tokenizer: Any) -> None:
+    rows = [{"text": "abcdefg"}, {"prompt": "ab", "completion": "cdefg"}, {"prompt": "abcd", "completion": "e"}]
+    encoded = encode(rows, tokenizer, 4)
+    texts = [
+        bytes(encoded.tokens[a:b].tolist()) if 256 not in encoded.tokens[a:b] else b"efg" for a, b in spans(encoded)
+    ]
+    assert texts == [b"abcd", b"efg", b"abcd"]
+    assert encoded.notes == (
+        "3 of 3 texts are longer than 4 tokens and are cut",
+        "left out 1 of 3 texts (no token of the completion is left)",
+    )
+    with pytest.raises(UsageError, match="nothing is left to learn"):
+        encode(rows[2:], tokenizer, 4)
+
+
+def spans(encoded: Encoded) -> list[tuple[int, int]]:
+    return list(zip(encoded.starts[:-1].tolist(), encoded.starts[1:].tolist(), strict=True))
+
+
+def test_of_a_conversation_the_answers_are_learned() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "sums_llama")
+    talk = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "+1?"},
+        {"role": "assistant", "content": "3"},
+    ]
+    with pytest.raises(UsageError, match="no chat template"):
+        pieces({"messages": talk}, tokenizer)
+    tokenizer.chat_template = CHAT
+    found = pieces({"messages": talk}, tokenizer)
+    assert found == [("<user>1+1?<assistant>", False), ("2;", True), ("<user>+1?<assistant>", False), ("3;", True)]
+    encoded = encode([{"messages": talk}], tokenizer, 64)
+    assert bytes(encoded.tokens[encoded.learned].tolist()) == b"2;3;"
+    tokenizer.chat_template = "{{ messages | length }}"
+    with pytest.raises(UsageError, match="changes what it has written"):
+        pieces({"messages": talk}, tokenizer)
+
+
+def test_packing_takes_texts_in_order() -> None:
+    assert [own.tolist() for own in packed(np.array([5, 1, 1, 5]), np.arange(4), 5)] == [[0], [1, 2], [3]]
+
+
+def test_the_loss_is_that_of_transformers(prepared: Cli, folders: dict[str, Path], tokenizer: Any) -> None:
+    done = prepared("train", "r.yaml", "data.validation=0", "train.optimizer.lr=0", "--out", "run", "--json").json()
+    model = AutoModelForCausalLM.from_pretrained(folders["Llama"])
+    total = count = 0.0
+    for row in ROWS:
+        ids = torch.tensor([[*tokenizer(row["prompt"] + row["completion"])["input_ids"], 256]])
+        own = len(row["completion"]) + 1
+        total += (
+            model(ids, labels=ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - own, -100)).loss.item() * own
+        )
+        count += own
+    assert done["metrics"]["loss"] == pytest.approx(total / count, rel=1e-4)
+    size = sum(len(row["completion"]) for row in ROWS)
+    assert done["metrics"]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-4)
+    assert done["texts"] == {"train": 30, "validation": 30, "test": 30}
+    assert done["tokens_per_second"] > 0
+
+
+def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
+    with Path("sums.jsonl").open("a") as file:
+        file.write('{"prompt": "1+1="}\nno JSON\n{"prompt": 3, "completion": "x"}\n')
+    done = prepared("train", "r.yaml", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    log = Path("run", "log.txt").read_text()
+    assert "left out 1 of 33 texts (not JSON): sums.jsonl:32" in log
+    assert "left out 1 of 33 texts (its prompt is not a text): sums.jsonl:33" in log
+    assert "(has no text, no prompt with a completion, and no messages): sums.jsonl:31" in log
+
+
+def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[str, Path]) -> None:
+    shutil.copytree(folders["GPT-2"], "bare")
+    Path("bare", "model.safetensors").unlink()
+    found = prepared(
+        "train", "r.yaml", "model.name=transformers:bare", "data.name=nowhere.jsonl", "--dry-run", "--json"
+    )
+    assert found.code == 0, found.err
+    assert found.json()["targets"]["weights"] == 8  # two layers of q and v in one weight, and two of the MLP
+    assert found.json()["sequences"] == 8
+    assert found.json()["memory"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.name=transformers:./nowhere", "no such folder"),
+        ("model.kwargs={dtype: int8}", "model.kwargs.dtype: unknown dtype 'int8'"),
+        ("data.name=nowhere.jsonl", "no such file"),
+        ("data.name=digits", "'digits' holds no texts"),
+        ("data.columns={promt: x}", "data.columns.promt: there is no column 'promt'"),
+        ("language.answer='('", "language.answer"),
+        ("task=classification", "language: does not apply to the task classification"),
+    ],
+)
+def test_what_is_wrong_is_one_line(change: str, said: str, prepared: Cli) -> None:
+    found = prepared("train", "r.yaml", change, "--out", "run")
+    assert found.code == 2
+    assert said in found.err
+    assert not Path("run").exists()
+
+
+def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenizer: Any) -> None:
+    """The same tokens as transformers generates with the merged weights, whatever the batch."""
+    assert prepared("train", "r.yaml", "train.optimizer.lr=0.3", "--out", "run").code == 0
+    Path("prompts.txt").write_text("1+1=\n\n4+4 \n")
+    words = ("generate", "run", "--prompt", "3+2=", "--prompts", "prompts.txt", "--max-tokens", "5")
+    found = prepared(*words, "--json").json()["completions"]
+    assert [each["prompt"] for each in found] == ["3+2=", "1+1=", "4+4"]
+    one_by_one = prepared(*words, "--json", "--batch-size", "1").json()["completions"]
+    assert one_by_one == found
+
+    assert prepared("merge", "run", "--out", "merged").code == 0
+    model = AutoModelForCausalLM.from_pretrained("merged")
+    for each in found:
+        ids = tokenizer(each["prompt"], return_tensors="pt")["input_ids"]
+        made = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=257)[0, ids.shape[1] :]
+        assert tokenizer.decode(made, skip_special_tokens=True) == each["text"]
+
+    said = prepared(*words[:4], "--max-tokens", "5")
+    assert said.out == found[0]["text"] + "\n"
+    assert prepared(*words, "--out", "found.json").code == 0
+    assert json.loads(Path("found.json").read_text())["completions"] == found
+    drawn = [prepared(*words, "--temperature", "2", "--seed", seed, "--json").json() for seed in ("1", "1", "2")]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no prompt is given"),
+        (("--prompt", "1+1=", "--num", "3"), "--num: does not apply to the task language"),
+        (("--prompt", "1+1=", "--temperature", "-1"), "is no temperature"),
+        (("--prompt", ""), "a prompt is empty"),
+        (("--prompt", "1", "--out", "nowhere/x.json"), "no such folder"),
+    ],
+)
+def test_wrong_options_of_generate_are_one_line(words: tuple[str, ...], said: str, cli: Cli, adapted: Path) -> None:
+    found = cli("generate", adapted, *words)
+    assert found.code == 2
+    assert said in found.err
+
+
+@pytest.fixture(scope="module")
+def adapted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step; read only."""
+    folder = tmp_path_factory.mktemp("adapted")
+    with contextlib.chdir(folder):
+        Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        Path("r.yaml").write_text(recipe(folders["Llama"], str(folder / "sums.jsonl"), "language: {length: 16}"))
+        assert run_cli("train", "r.yaml", "train.steps=1", "--out", "run").code == 0
+    return folder / "run"
