@@ -12,6 +12,8 @@ the gradients is small.
 `held` is what a variant keeps between steps (its parameters, optimizer state, frozen draws) and `peak` the most
 that its tensors take in a step, held included; both are on top of the backbone's weights, and measured untimed.
 
+--compile compiles every model by `torch.compile` first, as `train.compile` does.
+
 --projection times F alone as well: all 24 q and v weights of ViT-base from ρ = 0.1. `--projection --only frozen`
 measures little else. Goals are reported, not enforced.
 """
@@ -152,6 +154,8 @@ def measure(
         before = held_bytes()
         try:
             variant = build(name, base)
+            if asked.compile:
+                variant.model.compile()
             run = partial(variant.step, images, labels, asked.precision)
             run()
         except Exception as error:
@@ -266,6 +270,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the models")
     parser.add_argument("--only", metavar="NAME,...", help="these variants, * allowed; the two bases always run")
     parser.add_argument("--projection", action="store_true", help="F alone as well")
     parser.add_argument("--elements", type=int, default=VIT_BASE_QV, help="of F's output (default %(default)s)")
@@ -276,6 +281,7 @@ def main() -> None:
         torch.set_num_threads(asked.threads)
     variants, times = measure(names, backbone(asked.depth, asked.image_size, device), asked, device)
     title = f"One step, batch {asked.batch}, {asked.depth} blocks, {asked.image_size} px, {asked.precision}"
+    title += ", compiled" if asked.compile else ""
     table = Table(title=f"{title}: {setting(device)}, {asked.repeats} rounds")
     for column in ("variant", "path"):
         table.add_column(column, no_wrap=True)

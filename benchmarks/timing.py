@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 CHUNK = 10  # steps of a training loop that are timed together: one of them logs
@@ -132,9 +133,10 @@ def peak_bytes(run: Run, device: torch.device) -> int:
 
 
 def held_bytes() -> int:
-    """Bytes in the storages of all tensors that Python knows, each storage once."""
+    """Bytes in the storages of all tensors that Python knows, each storage once; a compiler's have none."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    kinds = [(thing, type(thing)) for thing in gc.get_objects()]
+    tensors = [thing for thing, kind in kinds if issubclass(kind, Tensor) and not issubclass(kind, FakeTensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
