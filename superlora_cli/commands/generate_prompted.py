@@ -20,7 +20,7 @@ from superlora_cli.errors import InterruptedRunError, RunError, UsageError
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
 from superlora_cli.launch import launched
-from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.pipelines import PipelineBase, in_one_line
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.training.processes import join
@@ -215,11 +215,8 @@ def _painted(pipeline: Any, part: Sequence[Wanted], call: dict[str, Any], size: 
     negative = {"negative_prompt": [call["negative_prompt"]] * len(part)} if "negative_prompt" in call else {}
     noise = [torch.Generator().manual_seed(image.seed) for image in part]
     prompts = [image.prompt for image in part]
-    try:
+    with in_one_line("the pipeline refuses this", "superlora generate", hint=None):
         found = pipeline(prompts, width=size[0], height=size[1], generator=noise, output_type="pt", **call | negative)
-    except (ValueError, TypeError) as error:
-        cause = str(error).partition("\n")[0]
-        raise UsageError(f"the pipeline refuses this: {cause}", where="superlora generate") from None
     images: Tensor = found.images.float().cpu()
     if not images.isfinite().all():
         raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")

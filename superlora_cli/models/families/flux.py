@@ -15,6 +15,7 @@ TOKENS = 512  # of T5
 class Flux(Family):
     """`FluxPipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2")
     shared = ("img_ids", "txt_ids")
     guided = True
 

@@ -14,6 +14,8 @@ TOKENS = 77 + 256  # of CLIP and of T5
 class StableDiffusion3(Family):
     """`StableDiffusion3Pipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
     def multiple(self, denoiser: Any) -> int:
         """The transformer sees patches of latents."""
         return int(denoiser.config.patch_size)

@@ -16,6 +16,8 @@ NUMBERS = 6  # original size, corner, and target size
 class StableDiffusionXL(StableDiffusion):
     """`StableDiffusionXLPipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2")
+
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         plain: Tensor = vae.encode(images).latent_dist.mode()
         mean, spread = vae.config.get("latents_mean"), vae.config.get("latents_std")
