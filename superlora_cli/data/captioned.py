@@ -34,7 +34,7 @@ from superlora_cli.kinds import Kind, check_kind
 TABLES = ("metadata.jsonl", "metadata.csv")
 NAME, TEXTS = "file_name", ("text", "caption", "prompt")  # columns; of the second, the first that there is
 FIELDS = ("text", "class")
-NO_CAPTION = "no caption"
+NO_CAPTION, NOT_UTF8 = "no caption", "its caption is not UTF-8"
 
 
 class CaptionedImages(Pictures):
@@ -98,15 +98,15 @@ def check_template(template: str | None) -> tuple[str, ...]:
     ('class', 'text')
     """
     try:
-        found = tuple(name for _, name, _, _ in Formatter().parse("{text}" if template is None else template)
-                      if name is not None)  # fmt: skip
+        parts = [part for part in Formatter().parse("{text}" if template is None else template) if part[1] is not None]
     except ValueError as error:
         raise UsageError(f"not a template: {error}", where="data.caption", hint="a {class}, {text}") from None
-    for name in found:
-        if name not in FIELDS:
+    for _, name, form, conversion in parts:
+        if name not in FIELDS or form or conversion:
+            more = (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             hint = "{text} is the image's own caption, {class} the name of its folder"
-            raise UsageError(f"unknown field '{{{name}}}'", where="data.caption", hint=hint)
-    return found
+            raise UsageError(f"unknown field '{{{name}{more}}}'", where="data.caption", hint=hint)
+    return tuple(str(name) for _, name, _, _ in parts)
 
 
 def captioned(template: str | None, text: str, label: str) -> str:
@@ -199,9 +199,11 @@ def _read(
             text, cause = _text(path, name, table)
         if cause is None and "class" in fields and "/" not in name:
             cause = "in no folder that names its class"
+        caption = captioned(template, text, Path(name).parent.name)
+        if cause is None and not _is_text(caption):
+            cause = NOT_UTF8
         if cause is None:
-            label = Path(name).parent.name
-            kept.append((str(path), captioned(template, text, label), name, checked[name].content))
+            kept.append((str(path), caption, name, checked[name].content))
         else:
             bad.append(Unreadable(str(path), cause))
     columns: tuple[Any, ...] = tuple(map(list, zip(*kept, strict=True))) or ([], [], [], [])
@@ -213,15 +215,22 @@ def _text(path: Path, name: str, table: Mapping[str, str] | None) -> tuple[str, 
     if table is not None:
         return (table[name], None) if table.get(name, "").strip() else ("", NO_CAPTION)
     file = path.with_suffix(".txt")
+    if file.exists() and not file.is_file():
+        return "", "its caption is a folder, a pipe or a device"  # reading a pipe would block forever
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
         return "", NO_CAPTION
     except UnicodeDecodeError:
-        return "", "its caption is not UTF-8"
+        return "", NOT_UTF8
     except OSError as error:
         return "", f"its caption cannot be read: {error.strerror}"
     return (text, None) if text else ("", NO_CAPTION)
+
+
+def _is_text(caption: str) -> bool:
+    """Whether it can be encoded: names of files, and escapes in JSON, may be halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in caption)
 
 
 def _table(root: Path) -> dict[str, str] | None:
@@ -242,7 +251,7 @@ def _table(root: Path) -> dict[str, str] | None:
             if row[NAME] in found:
                 raise UsageError(f"'{row[NAME]}' is listed twice", where=where, hint="one row per image")
             found[row[NAME]] = row[column]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, AttributeError) as error:
+    except (OSError, csv.Error, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"cannot be read as a table: {error}", where=str(file), hint=hint) from None
     return found
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.errors import SuperLoraError, UsageError, did_you_mean
 from superlora_cli.models.arguments import refuse_others
 from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, PIPELINES
@@ -32,6 +33,7 @@ PREFIX, INDEX = "diffusers:", "model_index.json"
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation: [0, 1] becomes [−1, 1]
 DTYPES = ("float32", "bfloat16", "float16")
 EXTRA = "pip install 'superlora-cli[text-to-image]'"
+AGAIN = "copy or download the pipeline again"
 SAMPLE = 128  # side of latents, where a pipeline does not say it
 ARGUMENTS = ("torch_dtype", "variant")  # of `from_pretrained`
 COMPONENT, VAE = "component", "vae"
@@ -72,8 +74,9 @@ class PipelineBase(Base):
         """The pipeline's own scheduler."""
         import diffusers
 
-        name = _index(self.folder)["scheduler"][1]
-        return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
+        with in_one_line("cannot be loaded", self.folder / "scheduler"):
+            name = _index(self.folder)["scheduler"][1]
+            return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
 
     def pipeline(self) -> Any:
         """The whole pipeline, on the CPU, around this component.
@@ -84,12 +87,26 @@ class PipelineBase(Base):
         import diffusers
 
         given = {self.component: self.model}
-        try:
+        with in_one_line("cannot be loaded", self.folder):
             found = getattr(diffusers, self.kind).from_pretrained(self.folder, **self.options, **given)
-        except Exception as error:  # its parts come from several libraries, which may raise anything
-            raise _refused(self.folder, error) from None
         found.set_progress_bar_config(disable=True)
         return found
+
+
+@contextmanager
+def in_one_line(what: str, where: Path | str, hint: str | None = AGAIN) -> Iterator[None]:
+    """Inside, whatever the libraries of a pipeline's parts raise becomes an error of one line: "`what`: their message".
+
+    Raises:
+        UsageError: they raised something.
+    """
+    try:
+        yield
+    except (SuperLoraError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(f"{what}: {cause}", where=str(where), hint=hint) from None
 
 
 def is_pipeline(name: str) -> bool:
@@ -126,24 +143,21 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if part not in (known := (FAMILIES[kind].denoiser, VAE)):
         hint = did_you_mean(str(part), known) or "one of " + ", ".join(known)
         raise UsageError(f"no component '{part}' that can be trained", where="model.kwargs.component", hint=hint)
+    _check_parts(folder, index, FAMILIES[kind].parts)
     own = section.pretrained and section.checkpoint is None
-    try:
+    with in_one_line("cannot be loaded", folder / part):
         maker = getattr(diffusers, index[part][1])
+        config = maker.load_config(folder, subfolder=part)
         if weights and own:
             model = maker.from_pretrained(folder, subfolder=part, use_safetensors=True, **options)
         else:
-            config = maker.load_config(folder, subfolder=part)
             with torch.device("cpu" if weights else "meta"):
                 model = maker.from_config(config)
-        parts = maker.load_config(folder, subfolder=part), _config(folder / VAE / "config.json")
-    except UsageError:
-        raise
-    except Exception as error:  # damaged files make diffusers raise anything
-        raise _refused(folder / part, error) from None
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
-    sample = parts[0].get("sample_size") or SAMPLE
-    scale = 2 ** (len(parts[1]["block_out_channels"]) - 1)
+    with in_one_line("cannot be read", folder / VAE / "config.json"):
+        scale = 2 ** (len(_config(folder / VAE / "config.json")["block_out_channels"]) - 1)
+    sample = config.get("sample_size") or SAMPLE
     size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:
         raise UsageError(f"{size} is no multiple of 8", where="data.image_size", hint="use a multiple of 8")
@@ -210,9 +224,15 @@ def _config(file: Path, hint: str | None = None) -> dict[str, Any]:
         raise UsageError(f"cannot be read: {error}", where=str(file), hint=hint) from None
 
 
-def _refused(where: Path, error: Exception) -> UsageError:
-    cause = str(error).strip().partition("\n")[0] or type(error).__name__
-    return UsageError(f"cannot be loaded: {cause}", where=str(where), hint="copy or download the pipeline again")
+def _check_parts(folder: Path, index: Mapping[str, Any], parts: Iterable[str]) -> None:
+    """Refuse a pipeline that lacks a part; an index may say that there is none, as for a text encoder left out."""
+    for part in parts:
+        entry = index.get(part)
+        if not isinstance(entry, list) or len(entry) != 2:
+            hint = "a pipeline of another class, or a damaged one"
+            raise UsageError(f"names no {part}", where=str(folder / INDEX), hint=hint)
+        if entry != [None, None] and not (folder / part).is_dir():
+            raise UsageError(f"holds no {part}", where=str(folder), hint=AGAIN)
 
 
 def hush() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from tests.faults import checkpoints, disks, files, images, kills, recipes, together
+from tests.faults import captions, checkpoints, disks, files, images, kills, pipelines, recipes, together
 from tests.faults.material import Material
 from tests.faults.trials import Trial
 
@@ -26,4 +27,9 @@ AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one r
     "overrides": (recipes.on_the_command_line, 12, 120),
     "images": (images.images, 8, 40),
     "together": (together.together, 3, 25),
+    "captions": (captions.captions, 7, 84),
+    "pipelines": (pipelines.damaged, 6, 108),
+    "caches": (pipelines.caches, 3, 34),
+    "kills on pipelines": (partial(kills.kills, victims=kills.ON_A_PIPELINE), 3, 35),
+    "full disks of pipelines": (partial(disks.full, writers=disks.ON_PIPELINES), 2, 12),
 }

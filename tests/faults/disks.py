@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from tests.faults.kills import SLOW, SWEEP, TRAIN, VICTIMS, Victim, results
+from tests.faults.kills import ON_A_PIPELINE, SLOW, SWEEP, TRAIN, VICTIMS, Victim, prepare, results, start
 from tests.faults.material import BASE, Material
 from tests.faults.trials import Trial, complaint, contents, outcome
 from tests.faults.whole import half_written
 
 LARGE, PAGE = 64 * 2**20, 4096  # bytes
+ON_PIPELINES = ("train on a pipeline",)
 WRITERS = ("train", "merge", "generate", "export", "train without adapter", "merge into a file")
 READ_ONLY = (
     TRAIN[:-3],
@@ -48,30 +49,33 @@ VANISHING = (
 )
 
 
-def full(material: Material, draw: random.Random, rounds: int) -> Iterator[Trial]:
+def full(material: Material, draw: random.Random, rounds: int, writers: tuple[str, ...] = WRITERS) -> Iterator[Trial]:
     """The disk fills up at some moment of a command; with more room the same command ends right."""
     right: dict[str, dict[str, bytes]] = {}
+    given: dict[str, int] = {}  # bytes before, and after
     need: dict[str, int] = {}
     for turn in range(rounds):
-        name = WRITERS[turn % len(WRITERS)]
-        victim = VICTIMS[name]
-        words = material.fill(victim.words)
+        name = writers[turn % len(writers)]
+        victim = (VICTIMS | ON_A_PIPELINE)[name]
         if name not in right:
             with _disk(material, LARGE) as place:
-                material.commands.right(*words, cwd=place)
-                right[name] = results(place, victim)
-                need[name] = sum(-(-path.stat().st_size // PAGE) * PAGE for path in place.rglob("*"))
-        size = draw.randrange(PAGE, max(need[name], 3 * PAGE), PAGE)
+                prepare(material, place)
+                given[name] = _pages(place)
+                if (done := start(material, victim, place).done).code:
+                    raise AssertionError(done.err)
+                right[name], need[name] = results(place, victim), _pages(place)
+        size = given[name] + draw.randrange(PAGE, max(need[name] - given[name], 3 * PAGE), PAGE)
         with _disk(material, size) as place:
+            prepare(material, place)
             setup = () if mounts() else (f"{__name__}:small_files:{size // 8}",)
-            done = material.commands.start(*words, cwd=place, setup=setup).done
+            done = start(material, victim, place, setup).done
             said, fault = outcome(done), complaint(done) or half_written(place)
             if fault is None and done.code not in (0, 1):
                 fault = f"exit code {done.code}: {done.err[-300:]}"
             if fault is None and done.code:
                 _mount(place, f"remount,size={LARGE}")
                 said = "failed with one line; with room it ends as if undisturbed"
-                fault = _again(material, words, place, victim, right[name])
+                fault = _again(material, place, victim, right[name])
         yield Trial("disks", f"full, {name}", said, fault)
 
 
@@ -130,10 +134,13 @@ def slow(material: Material, draw: random.Random, rounds: int) -> Iterator[Trial
         yield Trial("disks", "slow", "the same result", None if found[0] == found[1] else f"{name} ends differently")
 
 
-def _again(
-    material: Material, words: tuple[str, ...], place: Path, victim: Victim, right: dict[str, bytes]
-) -> str | None:
-    again = material.commands.start(*words, cwd=place).done
+def _pages(place: Path) -> int:
+    """Bytes that the files of a folder take on the disk."""
+    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in place.rglob("*"))
+
+
+def _again(material: Material, place: Path, victim: Victim, right: dict[str, bytes]) -> str | None:
+    again = start(material, victim, place).done
     if again.code or results(place, victim) != right:
         return f"with more room it ends differently: {again.err[-300:]}"
     return None

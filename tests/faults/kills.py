@@ -6,11 +6,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.material import BASE, Material
+from tests.faults.material import BASE, TRAIN_TEXT, Material
 from tests.faults.trials import Trial, complaint
 from tests.faults.whole import half_written, left_over
 from tests.forking.commands import FORKED, Done, Running
@@ -96,33 +96,54 @@ VICTIMS = {
     ),
 }
 
+ON_A_PIPELINE = {
+    "train on a pipeline": Victim(
+        (*TRAIN_TEXT, "--resume", "auto"),
+        ("run/adapter.safetensors", "run/eval.json"),
+        kills=4,  # its first seconds fill the cache
+    ),
+    "generate from prompts": Victim(
+        ("generate", "glyphs_text", "--prompt", "a red seven", "--num", "3", "--batch-size", "1", "--steps", "2",
+         "--out", "images", "--force"),
+        ("images/**/*",),
+    ),
+}  # fmt: skip
 
-def kills(material: Material, draw: random.Random, rounds: int) -> Iterator[Trial]:
+
+def kills(
+    material: Material, draw: random.Random, rounds: int, victims: Mapping[str, Victim] = VICTIMS
+) -> Iterator[Trial]:
     """Every kind of command in turn, by every signal in turn."""
     alone: dict[str, tuple[dict[str, bytes], float]] = {}
     done = turn = 0
     while done < rounds:
-        name = list(VICTIMS)[turn % len(VICTIMS)]
+        name = list(victims)[turn % len(victims)]
         if name not in alone:
-            alone[name] = _undisturbed(material, VICTIMS[name])
-        for trial in _life(material, name, *alone[name], draw, turn):
+            alone[name] = _undisturbed(material, victims[name])
+        for trial in _life(material, name, victims[name], *alone[name], draw, turn):
             yield trial
             done += 1
         turn += 1
 
 
 def _life(
-    material: Material, name: str, right: dict[str, bytes], seconds: float, draw: random.Random, turn: int
+    material: Material,
+    name: str,
+    victim: Victim,
+    right: dict[str, bytes],
+    seconds: float,
+    draw: random.Random,
+    turn: int,
 ) -> Iterator[Trial]:
     """One victim, killed several times and started again."""
-    victim, pending = VICTIMS[name], []
+    pending = []
     with material.folder() as place:
-        _prepare(place)
+        prepare(material, place)
         for count in range(victim.kills):
             number = SIGNALS[(turn + count) % len(SIGNALS)]
             before = left_over(place)
             for _ in range(10):  # it may be quicker
-                running = _start(material, victim, place)
+                running = start(material, victim, place, SLOW)
                 time.sleep(draw.uniform(0, seconds))
                 running.kill(number, group=victim.group and number != signal.SIGKILL)
                 done = running.done
@@ -133,7 +154,7 @@ def _life(
             if fault is None and number != signal.SIGKILL and set(left_over(place)) - set(before):
                 fault = f"interrupted, and leaves {', '.join(left_over(place))}"
             pending.append(Trial("kills", f"{name}, {number.name}", "ends as if undisturbed", fault))
-        last = _start(material, victim, place).done
+        last = start(material, victim, place, SLOW).done
         fault = f"run again, it fails: {last.err[-300:]}" if last.code else None
         if fault is None and results(place, victim) != right:
             found = results(place, victim)
@@ -144,21 +165,25 @@ def _life(
 
 def _undisturbed(material: Material, victim: Victim) -> tuple[dict[str, bytes], float]:
     with material.folder() as place:
-        _prepare(place)
+        prepare(material, place)
         began = time.monotonic()
-        done = _start(material, victim, place).done
+        done = start(material, victim, place, SLOW).done
         seconds = time.monotonic() - began
         if done.code:
             raise AssertionError(done.err)
         return results(place, victim), seconds
 
 
-def _prepare(place: Path) -> None:
+def prepare(material: Material, place: Path) -> None:
+    """The files that victims read."""
     (place / "sweep.yaml").write_text(SWEEP)
+    material.pictures(place)
 
 
-def _start(material: Material, victim: Victim, place: Path) -> Running:
-    return material.commands.start(*material.fill(victim.words), cwd=place, setup=SLOW)
+def start(material: Material, victim: Victim, place: Path, setup: tuple[str, ...] = ()) -> Running:
+    """A victim in a folder, which holds its cache, too."""
+    env = {"XDG_CACHE_HOME": str(place / "cache")}
+    return material.commands.start(*material.fill(victim.words), cwd=place, setup=setup, env=env)
 
 
 def _rest(running: Running) -> None:

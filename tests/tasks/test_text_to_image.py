@@ -141,7 +141,7 @@ def test_what_is_wrong_is_one_line(prepared: Cli, words: list[str], code: int, s
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "foreign", "json"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "foreign", "json", "class", "part", "scheduler", "vae"])
 def test_a_damaged_pipeline_is_one_line(prepared: Cli, folders: dict[str, Path], damage: str) -> None:
     shutil.copytree(folders[FAMILY], "broken")
     weights = Path("broken", "unet", "diffusion_pytorch_model.safetensors")
@@ -152,6 +152,15 @@ def test_a_damaged_pipeline_is_one_line(prepared: Cli, folders: dict[str, Path],
         weights.write_bytes(weights.read_bytes()[:1000])
     elif damage == "foreign":
         index.write_text(index.read_text().replace("StableDiffusionPipeline", "KandinskyPipeline"))
+    elif damage == "class":
+        index.write_text(index.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+    elif damage == "part":
+        index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "scheduler"}))
+    elif damage in ("scheduler", "vae"):
+        config = next(Path("broken", damage).glob("*config.json"))
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"num_train_timesteps": [], "block_out_channels": 7})
+        )
     else:
         index.write_text("{")
     result = prepared("train", "r.yaml", "model.name=diffusers:broken", "--out", "run")
@@ -298,6 +307,16 @@ def test_what_was_computed_is_not_computed_again(
     assert contents(tmp_path / "cache") == first
     adapters = {Path(run, "adapter.safetensors").read_bytes() for run in ("one", "two", "three")}
     assert len(adapters) == 1
+
+
+def test_a_file_of_the_cache_under_anothers_name_counts_as_missing(folders: dict[str, Path], tmp_path: Path) -> None:
+    cache = Cache(folders[FAMILY], "unet")
+    for key in ("one", "other"):
+        cache.put(key, {"latents": torch.ones(2)})
+    cache.file("one").replace(cache.file("other"))
+    again = Cache(folders[FAMILY], "unet")
+    assert not again.has("one")
+    assert not again.has("other")
 
 
 def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Family:
 
     Attributes:
         denoiser: the component that is adapted.
+        encoders: the text encoders.
         noisy, time: its arguments that training replaces.
         shared: its arguments that have no dimension for the images of a batch.
         noise: how images are noised, and what is predicted.
@@ -35,12 +36,19 @@ class Family:
     """
 
     denoiser: ClassVar[str] = "transformer"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     noisy: ClassVar[str] = "hidden_states"
     time: ClassVar[str] = "timestep"
     shared: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
     guided: ClassVar[bool] = False
     naming: ClassVar[Naming]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components that such a pipeline has."""
+        tokenizers = (name.replace("text_encoder", "tokenizer") for name in self.encoders)
+        return (self.denoiser, "vae", "scheduler", *self.encoders, *tokenizers)
 
     def multiple(self, denoiser: Any) -> int:
         """Width and height of latents must be multiples of this."""

@@ -41,6 +41,7 @@ NAMES = {
 class Flux(Family):
     """`FluxPipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2")
     shared = ("img_ids", "txt_ids")
     guided = True
     naming = Naming("transformer.", "flux1", "flux-1-dev", NAMES)

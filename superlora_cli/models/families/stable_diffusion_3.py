@@ -47,6 +47,7 @@ class SD3Naming(Naming):
 class StableDiffusion3(Family):
     """`StableDiffusion3Pipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     naming = SD3Naming("transformer.", "sd3", "stable-diffusion-3", NAMES)
 
     def multiple(self, denoiser: Any) -> int:

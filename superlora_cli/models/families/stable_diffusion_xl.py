@@ -26,6 +26,7 @@ class XLNaming(UNetNaming):
 class StableDiffusionXL(StableDiffusion):
     """`StableDiffusionXLPipeline`."""
 
+    encoders = ("text_encoder", "text_encoder_2")
     naming = XLNaming("lora_unet_", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Latents of images and conditions of prompts on the disk: computed once for a pipeline, content and size.
 
 $XDG_CACHE_HOME/superlora/latents/PIPELINE/CONTENT.safetensors, a file each, whole or not at all. PIPELINE is a digest
-of the files that the result depends on and of the libraries' versions. A damaged file counts as missing.
+of the files that the result depends on and of the libraries' versions. A file that is damaged, or has another's name,
+counts as missing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from superlora_cli.files import system_errors, write_atomic
 from superlora_cli.weights import checksum
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-VERSION = "1"  # of what is stored
-PLAIN = "plain"  # key of the metadata for values that are not tensors
+VERSION = "2"  # of what is stored
+PLAIN, NAME = "plain", "name"  # keys of the metadata: of values that are not tensors, and of the file's own name
 EMPTY: Mapping[str, Any] = {}
 HELD = 2**30  # bytes of tensors that are held in memory
 
@@ -63,7 +64,7 @@ class Cache:
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         """Store a value."""
         tensors, plain = _flat(value)
-        metadata = {PLAIN: json.dumps(plain, sort_keys=True)}
+        metadata = {PLAIN: json.dumps(plain, sort_keys=True), NAME: self.file(key).stem}
         with system_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.file(key), safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata)))
@@ -76,6 +77,8 @@ class Cache:
             tensors, metadata = read_safetensors(file)
             checksum.check(tensors, metadata, file)
             found = _nested(tensors, json.loads(metadata[PLAIN]))
+            if metadata[NAME] != file.stem:
+                return None
         except (UsageError, KeyError, ValueError):
             return None
         self._bytes += sum(tensor.nbytes for tensor in tensors.values())

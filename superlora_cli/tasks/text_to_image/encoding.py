@@ -10,7 +10,7 @@ import torch
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
-from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.pipelines import PipelineBase, in_one_line
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.sizes import Size, nearest
@@ -65,7 +65,7 @@ def fill(
     if not (new_images or new_texts):
         return
     device = processes.device
-    with set_aside(), torch.no_grad():
+    with set_aside(), torch.no_grad(), in_one_line("cannot be run", base.folder):
         pipeline, family = base.pipeline(), base.family
         pipeline.to(device)  # with the denoiser: a pipeline works where its first part is
         vae: Any = pipeline.vae

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.errors import RunError, UsageError
+from superlora_cli.errors import RunError
+from superlora_cli.models.pipelines import in_one_line
 
 
 @torch.no_grad()
@@ -25,11 +26,8 @@ def painted(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: t
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
     noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-    try:
+    with in_one_line("the pipeline refuses this", "superlora generate", hint=None):
         found = pipeline(list(prompts), width=size[0], height=size[1], generator=noise, output_type="pt", **call)
-    except (ValueError, TypeError) as error:
-        cause = str(error).partition("\n")[0]
-        raise UsageError(f"the pipeline refuses this: {cause}", where="superlora generate") from None
     images: Tensor = found.images.float().cpu()
     if not images.isfinite().all():
         raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")
