@@ -115,7 +115,8 @@ def smaller(form: Kronecker) -> LowRank | Dense:
     rows, columns, wide = form.rows, form.columns, form.left.shape[-1]
     if form.into is not None and len(form.left) * wide * form.into.shape[-1] * (rows + columns) < rows * columns:
         eye = torch.eye(wide)
-        left = torch.cat([torch.kron(one, two) for one, two in zip(form.left, form.out, strict=True)], 1)
-        right = torch.cat([torch.kron(eye, two.mT.contiguous()) for two in form.into])
+        pairs = zip(form.left.contiguous(), form.out.contiguous(), strict=True)
+        left = torch.cat([torch.kron(one, two) for one, two in pairs], 1)
+        right = torch.cat([torch.kron(eye, two) for two in form.into.mT.contiguous()])
         return LowRank(left[:rows], right[:, :columns])
     return Dense(form.dense())

@@ -113,6 +113,9 @@ def updates_of(file: ForeignFile, base: Base) -> Found:
         if rows is None:
             left_out[key] = "no such weight"
             continue
+        if "diff_b" in parts:
+            left_out[f"{key}.diff_b"] = "a bias"
+            parts = {name: tensor for name, tensor in parts.items() if name != "diff_b"}
         height, shape = sum(one.stop - one.start for one in rows), weight_shape(modules[rows[0].module])
         try:
             form = _form(file, key, rows[0].module, parts, (height, *shape[1:]))
