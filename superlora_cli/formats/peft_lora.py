@@ -17,6 +17,7 @@ from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.whole import Lora
 from superlora_cli.models.heads import classifier_tensors
+from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.weights.small import safetensors_bytes
@@ -27,8 +28,11 @@ PREFIX = "base_model.model."
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write the folder; see `format.Format.write`."""
-    found, name = as_loras(adapter, options), adapter.recipe.model.name
-    files = peft_files(found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors)
+    found, base = as_loras(adapter, options), adapter.base
+    name = base.place if isinstance(base, LanguageBase) else adapter.recipe.model.name
+    files = peft_files(
+        found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors, task=base.peft_task
+    )
     size = sum(map(len, files.values()))
     options.tell(size)
     write_folder(out, files, force=options.force)
@@ -56,6 +60,7 @@ def peft_files(
     base: str,
     head: Mapping[str, Tensor],
     errors: Mapping[str, float],
+    task: str | None = None,
 ) -> dict[str, bytes]:
     """The folder's files by name.
 
@@ -65,6 +70,7 @@ def peft_files(
         base: name of the base model.
         head: trained tensors outside the adapter, by their names in the model: PEFT's `modules_to_save`.
         errors: module name → relative error of its update, stored in the header as `superlora.errors`.
+        task: PEFT's name of what the model does.
 
     Raises:
         UsageError: PEFT would mistake another module for a part of the head because of its name.
@@ -84,7 +90,7 @@ def peft_files(
             raise UsageError(f"PEFT would mistake it for the head ({', '.join(saved)})", where=name, hint=hint)
     config = {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": task,
         "base_model_name_or_path": base,
         "inference_mode": True,
         "bias": "none",

@@ -36,6 +36,11 @@ class Base:
     note: str | None = None
 
     @property
+    def peft_task(self) -> str | None:
+        """PEFT's name of what the model does, if it has one."""
+        return None
+
+    @property
     def call(self) -> str:
         """A line of Python that builds this model."""
         words = [f"{key}={value!r}" for key, value in self.arguments.items()]

@@ -60,6 +60,10 @@ class LanguageBase(Base):
             return AutoTokenizer.from_pretrained(self.place, revision=self.revision, trust_remote_code=False)
 
     @property
+    def peft_task(self) -> str:
+        return "SEQ_CLS" if self.trained_head else "CAUSAL_LM"
+
+    @property
     def longest(self) -> int:
         """The number of tokens that a text may have, unless a recipe says otherwise."""
         config: Any = self.model.config

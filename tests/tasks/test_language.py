@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from superlora_cli.commands import merge_language
 from superlora_cli.data.batches import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
@@ -63,8 +64,10 @@ def tokenizer() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", language_models.FAMILIES)
-def test_a_family_is_trained_resumed_and_evaluated(family: str, folders: dict[str, Path], prepared: Cli) -> None:
-    change = (f"model.name=transformers:{folders[family]}",)
+def test_a_family_from_training_to_merged_texts(
+    family: str, folders: dict[str, Path], prepared: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = (f"model.name=transformers:{folders[family]}", "train.optimizer.lr=0.2")
     done = prepared("train", "r.yaml", *change, "--out", "run", "--json")
     assert done.code == 0, done.err
     shutil.copytree("run", "half")
@@ -75,7 +78,19 @@ def test_a_family_is_trained_resumed_and_evaluated(family: str, folders: dict[st
     assert metrics(Path("half")) == metrics(Path("run"))
     judged = prepared("eval", "run", "--json").json()
     assert judged["metrics"] == pytest.approx({k: done.json()["metrics"][k] for k in ("loss", "bits_per_byte")})
-    assert {"loss", "bits_per_byte"} == judged["metrics"].keys()
+
+    asked = ("generate", "run", "--prompt", "1+1=", "--max-tokens", "6", "--json")
+    text = prepared(*asked).json()["completions"][0]["text"]
+    monkeypatch.setattr(merge_language, "SHARD", "20KB")
+    merged = prepared("merge", "run", "--out", "merged", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.json()["max_abs_error"] < 1e-3
+    assert len(list(Path("merged").glob("*.safetensors"))) > 1
+    plain = AutoModelForCausalLM.from_pretrained("merged")
+    assert {type(module) for module in plain.modules()} == {type(m) for m in language_models.made(family).modules()}
+    ids = torch.tensor([list(b"1+1=")])
+    made = plain.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=257)[0, 4:].tolist()
+    assert bytes(made[: made.index(256)] if 256 in made else made).decode(errors="replace") == text
 
 
 @pytest.mark.parametrize("family", language_models.FAMILIES)
