@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -172,7 +172,12 @@ class AdapterConfig:
     def to_json(self) -> str:
         """The knobs as JSON with sorted keys: the `superlora.config` entry of an adapter file."""
         unused = {f.name for f in fields(self) if f.metadata.get("later") and getattr(self, f.name) == f.default}
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in unused}, sort_keys=True)
+        return json.dumps({name: value for name, value in self.named.items() if name not in unused}, sort_keys=True)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """All knobs by name, as plain values."""
+        return vars(self) | {"inner": self.inner and self.inner.named}
 
     @property
     def adapts(self) -> bool:
@@ -216,7 +221,7 @@ class AdapterConfig:
     def format_version(self) -> str:
         """The oldest version of the adapter file format that supports these knobs."""
         used = [f.metadata.get("format", "1") for f in fields(self) if getattr(self, f.name) != f.default]
-        return max(["1" if self.adapts else "2", *used])
+        return max(["1" if self.adapts else "2", "4" if self.inner and self.inner.vectors else "1", *used])
 
     @property
     def core_kind(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
@@ -153,7 +153,7 @@ def _base_of(recipe: Mapping[str, Any]) -> Any:
 
 def _plain(config: AdapterConfig) -> dict[str, Any]:
     """All knobs as JSON values."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    found: dict[str, Any] = json.loads(json.dumps(config.named))
     return found
 
 

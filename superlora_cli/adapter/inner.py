@@ -7,13 +7,14 @@ factors are added and diagonals multiplied in, so that later steps deal with cor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from superlora_cli.adapter import projections
 from superlora_cli.adapter.initial import start, start_scale
-from superlora_cli.adapter.inner_config import MAPS
+from superlora_cli.adapter.inner_config import MAPS, Inner
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.quantized import quantized
 from superlora_cli.adapter.shapes import THETA, Plan
@@ -33,8 +34,10 @@ class InnerMaps:
         if inner := plan.config.inner:
             for number, piece in enumerate(plan.pieces):
                 size = projections.Size(inner.dim, sum(piece.sizes), plan.config.rescale)
-                key = f"inner/{number}"
-                name = MAPS[inner.projection]
+                key, name = f"inner/{number}", MAPS.get(inner.projection)
+                if name is None:
+                    self.maps.append(partial(mixtures, inner=inner, entries=size.n_out))
+                    continue
                 self.maps.append(projections.build(name, size, plan.config.seed, device=device, dtype=dtype, key=key))
             self.scales = {
                 unit.name(part): start_scale(unit.shape, part) for unit in plan.units for part in unit.trained
@@ -50,6 +53,16 @@ class InnerMaps:
                 scale = self.scales[name] if plan.config.rescale else 1.0
                 made[name] = (part * scale if scale != 1 else part).reshape(shape)
         return made
+
+
+def mixtures(theta: Tensor, inner: Inner, entries: int) -> Tensor:
+    """θ (1, d) → (1, entries), d consecutive entries at a time: Σ softmax(weights)_k · vector_k over the top k."""
+    assert inner.vectors is not None
+    assert inner.topk is not None
+    bank, weights = theta.split([inner.vectors * inner.dim, theta.shape[1] - inner.vectors * inner.dim], 1)
+    top = weights.view(-1, inner.vectors).topk(inner.topk)  # (mixtures, k)
+    chosen = bank.view(inner.vectors, inner.dim)[top.indices]  # (mixtures, k, d)
+    return (top.values.softmax(-1).unsqueeze(-1) * chosen).sum(-2).view(1, -1)[:, :entries]
 
 
 def factors(plan: Plan, params: Mapping[str, Tensor], inner: InnerMaps) -> dict[str, Tensor]:

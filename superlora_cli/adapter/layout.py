@@ -78,7 +78,8 @@ def _check_sizes(made: Plan) -> None:
         _check_map(config.projection, Size(shape.n_in, shape.n_out, grid=shape.grid), "projection")
     for piece in made.pieces:
         assert config.inner is not None
-        _check_map(MAPS[config.inner.projection], Size(config.inner.dim, sum(piece.sizes)), "inner")
+        if config.inner.projection in MAPS:
+            _check_map(MAPS[config.inner.projection], Size(config.inner.dim, sum(piece.sizes)), "inner")
 
 
 def _check_map(projection: str, size: Size, knob: str) -> None:

@@ -15,7 +15,7 @@ from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.initial import initial, relative, start, start_scale
-from superlora_cli.adapter.inner_config import MAPS
+from superlora_cli.adapter.inner_config import MAPS, Inner
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import Size
 from superlora_cli.adapter.quantized import scales
@@ -163,16 +163,32 @@ def quantized(plan: Plan, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return nearest
 
 
+def mixed(inner: Inner, entries: int, theta: Tensor) -> Tensor:
+    """VB-LoRA: vector after vector, each the mixture of the bank's vectors with the largest weights."""
+    assert inner.vectors is not None
+    assert inner.topk is not None
+    bank = theta[: inner.vectors * inner.dim].view(inner.vectors, inner.dim)
+    found = []
+    for weights in theta[bank.numel() :].split(inner.vectors):
+        best = sorted(range(inner.vectors), key=lambda index: -float(weights[index].detach()))[: inner.topk]
+        shares = weights[best].exp() / weights[best].exp().sum()
+        found.append(shares @ bank[best])
+    return torch.cat(found)[:entries]
+
+
 def factors(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = None) -> dict[str, Tensor]:
     """{C, A} = F_in(θ), by an explicit matrix; frozen factors and diagonals as in the equation."""
     params = quantized(plan, params)
     made, config = dict(params), plan.config
     if config.inner is not None:
-        made, name = {}, MAPS[config.inner.projection]
+        made, name = {}, config.inner.projection
         for number, piece in enumerate(plan.pieces):
             size = Size(config.inner.dim, sum(piece.sizes), config.rescale)
             image = params["theta"][piece.start :][: piece.count].double()
-            image = image @ projection_matrix(name, size, config.seed, f"inner/{number}")
+            if name == "bank":
+                image = mixed(config.inner, size.n_out, image[0])[None]
+            else:
+                image = image @ projection_matrix(MAPS[name], size, config.seed, f"inner/{number}")
             at = 0
             for tensor, shape in piece.tensors.items():
                 entries = math.prod(shape) // piece.count

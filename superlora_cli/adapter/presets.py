@@ -76,6 +76,11 @@ PRESETS: dict[str, Preset] = {
         "ΔW_i = A_i1 A_i2ᵀ, A_im = Σ_j θ_imj P_mj",
         "NOLA, arXiv 2310.02556",
     ),
+    "vblora": Preset(
+        {"groups": "weight", "order": 2, "fold": "none", "inner": {"projection": "bank", "dim": 64}},
+        "ΔW_i = A_i1 A_i2ᵀ, every d entries a mixture of two vectors of a shared bank",
+        "VB-LoRA, arXiv 2405.15179",
+    ),
     "vera": Preset(
         {"groups": "weight", "order": 2, "fold": "none", "core": "diagonal", "freeze": ("planes",), "diagonals": (1,)},
         "ΔW_i = D_i A_1 C_i A_2ᵀ, A random and shared",

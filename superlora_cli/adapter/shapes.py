@@ -244,7 +244,8 @@ class Plan:
         """Every trained tensor: name → shape. With an F_in it is θ alone, (rows, d)."""
         if self.config.inner is None:
             return self.entries
-        return {THETA: (self.pieces[-1].start + self.pieces[-1].count, self.config.inner.dim)}
+        last = self.pieces[-1]
+        return {THETA: (last.start + last.count, self.config.inner.numbers(sum(last.sizes)))}
 
     @property
     def params(self) -> int:

@@ -100,7 +100,7 @@ def steps(plan: Plan) -> Iterator[str]:
             plan.tensors[THETA][0],
             {"all": "all groups", "group": "a group", "factor": "a factor of a group"},
         )
-        each = f"{count} θ of {config.inner.dim} numbers, one for {whose[config.inner.per]}"
+        each = f"{count} θ of {plan.tensors[THETA][1]:,} numbers, one for {whose[config.inner.per]}"
         yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
     if config.bits is not None:
         yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"

@@ -47,10 +47,12 @@ OPTIONS: dict[str, Any] = {
         float | None, typer.Option(help="Compression ratio ρ of the projection: its inputs per output.")
     ],
     "inner": Annotated[
-        str | None, typer.Option(help=f"F_in, which maps a few numbers θ to the factors: {', '.join(MAPS)}.")
+        str | None, typer.Option(help=f"F_in, which maps a few numbers θ to the factors: {', '.join(MAPS)}, bank.")
     ],
-    "dim": Annotated[int | None, typer.Option(help="Length of θ, the input of F_in.")],
+    "dim": Annotated[int | None, typer.Option(help="Length of θ, the input of F_in; or of a bank's vectors.")],
     "per": Annotated[str | None, typer.Option(help="One θ in all, or one per group or factor.")],
+    "vectors": Annotated[int | None, typer.Option(help="Vectors in a bank.")],
+    "topk": Annotated[int | None, typer.Option(help="Vectors of the bank in each mixture.")],
     "freeze": Annotated[str | None, typer.Option(help="Factors that are not trained: core, planes, A1, left, …")],
     "frozen": Annotated[str | None, typer.Option(help=f"What frozen factors are: {_words('frozen')}.")],
     "diagonals": Annotated[str | None, typer.Option(help="Modes with a trained diagonal, e.g. 1,2.")],
@@ -61,7 +63,7 @@ OPTIONS: dict[str, Any] = {
     "block": Annotated[int | None, typer.Option(help="Side of the blocks of a rotation; default: 32.")],
     "bits": Annotated[int | None, typer.Option(help="Bits of each trained number: 1 to 8, or 16; default: float32.")],
 }
-INNER = {"projection": "inner", "dim": "dim", "per": "per"}  # key under `inner` → option
+INNER = {"projection": "inner"} | {name: name for name in ("dim", "per", "vectors", "topk")}  # key of `inner` → option
 
 
 def takes_knobs(command: Command) -> Command:

@@ -181,12 +181,15 @@ class InnerSection(Section):
     projection: InnerProjection | None = Field(
         None,
         description="`onehot`: every entry is one of the numbers; `dense`: a random matrix, held in memory; "
-        "`fastfood`: like the projection `linear`; `none`: the factors themselves are trained.",
+        "`fastfood`: like the projection `linear`; `bank`: mixtures of vectors from a trained bank; `none`: the "
+        "factors themselves are trained.",
     )
-    dim: int | None = Field(None, description="Length of θ; default 64.")
+    dim: int | None = Field(None, description="Length of θ, or of a bank's vectors; default 64.")
     per: Per | None = Field(
         None, description="One θ for `all` groups (default), one per `group`, or one per `factor` of each group."
     )
+    vectors: int | None = Field(None, description="Vectors in a bank; default 16.")
+    topk: int | None = Field(None, description="Vectors of the bank in each mixture; default 2.")
 
 
 class AdapterSection(Section):

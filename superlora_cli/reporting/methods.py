@@ -25,6 +25,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cara": ("CaRA", ("groups", "rank")),
     "unilora": ("Uni-LoRA", ("rank",)),
     "nola": ("NOLA", ("rank",)),
+    "vblora": ("VB-LoRA", ("rank",)),
     "vera": ("VeRA", ("rank",)),
     "randlora": ("RandLoRA", ("rank", "terms")),
     "lora_xs": ("LoRA-XS", ("rank",)),

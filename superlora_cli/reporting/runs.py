@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str
     """All that a result depends on apart from the seed: the recipe, with the knobs of its preset written out."""
     result = deepcopy(dict(recipe))
     if config is not None:
-        knobs = asdict(config)
+        knobs = config.named
         knobs |= {"rank": list(config.ranks), "core": config.core_kind, "alpha": config.scale * config.scale_rank}
         result["adapter"] = {"targets": recipe["adapter"].get("targets") if config.adapts else None, **knobs}
     for key in INCIDENTAL:

@@ -70,6 +70,8 @@ INNER: dict[str, dict[str, Any]] = {
     "loha of fastfood": {"method": "loha", "rank": 2, "inner": {"projection": "fastfood", "dim": 12}},
     "linear of 2D of one-hot": {"rank": 2, "projection": "linear", "ratio": 0.5, "inner": {"dim": 6}},
     "nonlinear of 2D of one-hot": {"rank": 2, "projection": "nonlinear", "ratio": 0.5, "inner": {"dim": 6}},
+    "vblora": {"method": "vblora", "rank": 2, "inner": {"dim": 3, "vectors": 4}},
+    "lorta 3D of a bank": {"method": "lorta", "rank": 2, "inner": {"projection": "bank", "dim": 5, "topk": 3}},
     "nola": {"method": "nola", "rank": 2, "inner": {"dim": 3}},
     "lorta 3D, one θ a factor": {"method": "lorta", "rank": 2, "inner": {"dim": 4, "per": "factor"}},
 }

@@ -66,6 +66,19 @@ def test_unilora_is_pefts(shapes: tuple[tuple[int, int], ...]) -> None:
     assert_same(own, {"theta": theta[None]}, frozen, layers)
 
 
+def test_vblora_is_pefts() -> None:
+    config = peft.VBLoRAConfig(r=1, num_vectors=5, vector_length=8, topk=2, target_modules=["w0", "w1"])
+    layers = theirs(config)
+    own = ours("vblora", rank=1, inner={"dim": 8, "vectors": 5})
+    frozen = Frozen(own)
+    frozen.starts = {0: torch.zeros_like(frozen.starts[0])}  # PEFT's update is not relative to its start
+    weights = [layer.vblora_logits_B["default"] for layer in layers]
+    weights += [layer.vblora_logits_A["default"] for layer in layers]
+    bank = layers[0].vblora_vector_bank["default"]
+    theta = torch.cat([bank.flatten(), *(each.flatten() for each in weights)]).detach()
+    assert_same(own, {"theta": theta[None]}, frozen, layers)
+
+
 def test_the_one_hot_map_uses_every_number_equally_often_as_pefts() -> None:
     layers = theirs(peft.UniLoraConfig(r=3, theta_d_length=20, target_modules=["w0", "w1"]))
     indices = [layer.unilora_indices_A["default"] for layer in layers]
