@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
 from superlora_cli.data.batches import Share
@@ -24,6 +25,8 @@ from superlora_cli.tasks.language.task import keeps_apart, losses
 from superlora_cli.training.run import RunFolder
 from tests import language_models
 from tests.conftest import Cli, metrics, run_cli
+from tests.forking.commands import Commands
+from tests.training.launching import together
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(6) for b in range(5)]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %};{% endif %}{% endfor %}" \
@@ -376,3 +379,47 @@ def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) ->
     model = AutoModelForSequenceClassification.from_pretrained("merged")
     assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
     assert model(torch.tensor([list(b"bbb")])).logits.argmax().item() == 1
+
+
+def factors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_with_half_the_batch_train_the_same(sharded: bool, prepared: Cli, commands: Commands) -> None:
+    """Also if answers are generated, and the base is spread over both."""
+    settings = ("language={length: 16, judge: exact_match, max_tokens: 3}", "train.device=cpu")
+    alone = prepared("train", "r.yaml", *settings, "--out", "alone", "--json")
+    assert alone.code == 0, alone.err
+    half = ("train.batch_size=1", f"train.shard_base={str(sharded).lower()}")
+    both = together(commands, "train", "r.yaml", *settings, *half, "--out", "both", "--json")
+    assert both.code == 0, both.err
+    assert both.json()["metrics"] == pytest.approx(alone.json()["metrics"], abs=1e-4)
+    wanted = factors(Path("alone"))
+    for name, own in factors(Path("both")).items():
+        torch.testing.assert_close(own, wanted[name], rtol=0, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_adapter(prepared: Cli) -> None:
+    for name, recomputes in (("plain", "false"), ("again", "true")):
+        change = (f"train.gradient_checkpointing={recomputes}", "train.steps=2")
+        assert prepared("train", "r.yaml", *change, "--out", name).code == 0
+    wanted = factors(Path("plain"))
+    for name, own in factors(Path("again")).items():
+        torch.testing.assert_close(own, wanted[name], rtol=0, atol=1e-5)
+
+
+def test_memory_of_a_step_is_less_with_recomputed_activations(cli: Cli) -> None:
+    """Of a model of seven billion parameters, which is never in memory."""
+    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11_008}
+    LlamaConfig(**shape, vocab_size=32_000, dtype="bfloat16").save_pretrained("seven")
+    Path("r.yaml").write_text(recipe("seven", "sums"))
+    plain, less = (
+        cli("train", "r.yaml", "train.precision=bf16", f"train.gradient_checkpointing={again}", "--dry-run", "--json")
+        .json()["memory"]
+        for again in ("false", "true")
+    )  # fmt: skip
+    assert plain["base"] == pytest.approx(2 * 6_738_415_616, rel=0.01)
+    assert less["activations"] < 0.2 * plain["activations"]
+    assert less["total"] < plain["total"]
