@@ -77,6 +77,15 @@ def command(
         ),
     ] = None,
     adapters: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The adapters that --assign names.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASK",
+            help="Instead, tasks of lm-evaluation-harness, by name or YAML file; may be given several times.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task of --lm-eval; default: all.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the CSV file, or the images in --out.")] = False,
     allow_base_mismatch: options.AllowBaseMismatch = False,
     as_json: options.AsJson = False,
@@ -100,6 +109,10 @@ def command(
     _refuse(given, ("adapters",), "needs --assign", "--assign TABLE.csv, with the columns file and adapter")
     if result is None:
         raise UsageError("a run or an adapter is needed", where="superlora eval", hint="superlora eval RUN_OR_ADAPTER")
+    if tasks is not None:
+        _harness(str(result), tasks, overrides, limit, given, allow=allow_base_mismatch, as_json=as_json)
+        return
+    _refuse(given, ("limit",), "needs --lm-eval", "--lm-eval TASK")
     result = local(result)
     if against is not None:
         _refuse(given, ("predict", "plot"), "cannot be used with --against", "leave out one of the two")
@@ -164,6 +177,24 @@ def _assign(table: Path, adapters: Path | None, out: Path | None, given: Collect
     print_pairs(f"wrote {found['predictions']}", rows)
 
 
+def _harness(
+    source: str, tasks: list[str], overrides: list[str] | None, limit: int | None, given: Collection[str], *,
+    allow: bool, as_json: bool,
+) -> None:  # fmt: skip
+    own = ("result", "overrides", "tasks", "limit", "allow_base_mismatch", "as_json")
+    _refuse(given, [name for name in given if name not in own], "cannot be used with --lm-eval", "leave it out")
+    with loading("torch and lm-eval"):
+        from superlora_cli.commands.lm_eval import lm_eval
+
+    found = lm_eval(source, tasks, overrides or (), limit=limit, allow_mismatch=allow)
+    if as_json:
+        print_json(found)
+        return
+    rows = [("base", found["model"]), ("adapter parameters", f"{found['params']:,}")]
+    rows += [(name, f"{value:.4f}") for name, value in found["metrics"].items()]
+    print_pairs(f"{source}, lm-evaluation-harness {found['harness']}", rows)
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -194,10 +225,13 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, allow: bool
     if as_json:
         print_json(found)
         return
+    from superlora_cli.tasks import TASKS
+
+    called = "texts" if TASKS[found["task"]].reads else "images"
     rows = [
         ("base, data", f"{found['model']}, {found['data']} (test split)"),
         ("adapter parameters", f"{found['params']:,}"),
-        *((name, f"{value:.4f} ({found['n']:,} images)") for name, value in found["metrics"].items()),
+        *((name, f"{value:.4f} ({found['n']:,} {called})") for name, value in found["metrics"].items()),
     ]
     classes = sorted(found.get("per_class", ()), key=_quality)
     if len(classes) > SHOWN:

@@ -132,7 +132,7 @@ def _csv(file: Path, content: str) -> Rows:
 
 def _parquet(file: Path) -> Rows:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError:
         hint = "pip install 'superlora-cli[datasets]'"
         raise UsageError("parquet needs the library pyarrow", where=str(file), hint=hint) from None

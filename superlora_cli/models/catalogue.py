@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.descriptions import DENOISERS, DESCRIPTIONS
+from superlora_cli.models.embedded import EMBEDDED, LANGUAGE
+from superlora_cli.models.language_shapes import SHAPES
 from superlora_cli.models.parts import Part, chosen, parts_of
 from superlora_cli.models.patterns import Weight, expand
 from superlora_cli.models.rolled import Shapes, roll, unroll
@@ -120,7 +122,7 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
         entry = json.loads(line)
         if tag in entry["classes"] or not tag:
             return _base(name, entry, tag or next(iter(entry["classes"])))
-    elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b", *DENOISERS):
+    elif architecture in ("glyphs_vit", "digits_classifier", "llama_7b", *DENOISERS, *LANGUAGE, *SHAPES):
         raise UsageError(f"{architecture} has no variants", where="model", hint=f"use the plain name {architecture}")
     return _built(name, dict(kwargs or {}))
 
@@ -134,10 +136,11 @@ def _lines() -> dict[str, str]:
 
 def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
     classes = entry["classes"][tag]
+    fused = {name: tuple(map(tuple, rows)) for name, rows in entry.get("rows", {}).items()}
     weights, classifiers = {}, {}
     for module, shape in unroll(entry["weights"]):
         if shape[0]:
-            weights[module] = Weight(shape)
+            weights[module] = Weight(shape, rows=fused.get(module.rpartition(".")[2], ()))
         else:
             classifiers[module] = shape[1]
             if classes:
@@ -152,20 +155,21 @@ def _base(name: str, entry: dict[str, Any], tag: str) -> Base:
 
 
 def _built(name: str, kwargs: dict[str, Any]) -> Base:
+    from superlora_cli.models.language import is_language
     from superlora_cli.models.pipelines import is_pipeline
+    from superlora_cli.models.targets import weights_of
 
-    unet = name in ("cfg_unet", "diffusers", "glyphs_unet") or is_pipeline(name)
-    library = "torch" if unet else "timm"
+    other = name in ("cfg_unet", "diffusers", "glyphs_unet") or is_pipeline(name) or is_language(name)
+    library = "torch" if other else "timm"
     sys.stderr.write(f"not in the catalogue: building {' '.join([name, *kwargs])} with {library}\n")
-    if unet:
-        return _built_unet(name, kwargs)
+    if other:
+        model = _built_base(name, kwargs)
+        return Base(name, _params(model), weights_of(model), {}, parts_of(model))
     import timm
 
     if ":" not in name and not timm.is_model(name):
         hint = did_you_mean(name.partition(".")[0], [*names(), *timm.list_models()]) or "superlora ls models"
         raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
-    from superlora_cli.models.targets import weights_of
-
     try:
         model = _create(name, **kwargs)
         weights, params = weights_of(model), _params(model)
@@ -178,13 +182,13 @@ def _built(name: str, kwargs: dict[str, Any]) -> Base:
     return Base(name, params, weights, classifiers, parts)
 
 
-def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
+def _built_base(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """A base that is not timm's, on the meta device."""
     from superlora_cli.models.build import build
-    from superlora_cli.models.targets import weights_of
     from superlora_cli.recipe.schema import ModelSection
 
-    model = build(ModelSection(name=name, pretrained=False, kwargs=kwargs), classes=None, weights=False).model
-    return Base(name, _params(model), weights_of(model), {}, parts_of(model))
+    section = ModelSection(name=name, pretrained=False, head="frozen", kwargs=kwargs)
+    return build(section, classes=None, weights=False).model
 
 
 # The generator.
@@ -193,7 +197,6 @@ def _built_unet(name: str, kwargs: dict[str, Any]) -> Base:
 def write() -> None:
     """Rebuild the data file from timm, from diffusers and from the descriptions of layers."""
     from superlora_cli.models.build import build
-    from superlora_cli.models.embedded import EMBEDDED
     from superlora_cli.recipe.schema import ModelSection
 
     lines = []
@@ -210,6 +213,8 @@ def write() -> None:
         lines.append({"name": name, "body": body, "classes": {"": 0}, "weights": roll(shapes), **_rolled(parts)})
     for name in DENOISERS:
         lines.append(_entry(name, denoiser(name), {"": 0}))
+    for name in (*LANGUAGE, *SHAPES):
+        lines.append(_entry(name, language_model(name), {"": 0}))
     DATA.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
 
 
@@ -232,6 +237,19 @@ def denoiser(name: str) -> Any:
         return getattr(diffusers, kind)(**arguments)
 
 
+def language_model(name: str) -> Any:
+    """A language model in the catalogue, on the meta device."""
+    import torch
+    import transformers
+
+    if name in LANGUAGE:
+        return _built_base(name, {})
+    kind, arguments = SHAPES[name]
+    with torch.device("meta"):
+        config = getattr(transformers, f"{kind}Config")(**arguments)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
 def _params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -249,7 +267,15 @@ def _entry(name: str, model: nn.Module, tags: Mapping[str, int]) -> dict[str, An
     shapes = _shapes(model)  # this gives a classifier to a model without one
     own = sum(model.get_parameter(key).numel() for n, s in shapes if not s[0] for key in (f"{n}.weight", f"{n}.bias"))
     weights, parts = roll(shapes), _parts(model, shapes)
-    return {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": weights, **_rolled(parts)}
+    body = {"name": name, "body": _params(model) - own, "classes": dict(tags), "weights": weights, **_rolled(parts)}
+    return body | ({"rows": rows} if (rows := _rows(model)) else {})
+
+
+def _rows(model: nn.Module) -> dict[str, Any]:
+    """Where q, k and v are in fused weights that do not hold them in equal blocks, by the last part of their names."""
+    from superlora_cli.models.targets import weights_of
+
+    return {name.rpartition(".")[2]: weight.rows for name, weight in weights_of(model).items() if weight.rows}
 
 
 def _parts(model: nn.Module, shapes: Shapes) -> dict[str, Part]:

@@ -103,7 +103,6 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
             if classes is None:
                 raise UsageError("the number of classes is unknown", where="data.num_classes", hint="set it")
             config.num_labels = classes
-            config.pad_token_id = None  # the last token is found by the mask of attention
         if weights and section.pretrained and section.checkpoint is None:
             model = maker.from_pretrained(
                 place, revision=revision, config=config, use_safetensors=True, **options,
@@ -113,6 +112,9 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
             stored = config.dtype or torch.float32
             with torch.device("cpu" if weights else "meta"):
                 model = maker.from_config(config, **options, **({"dtype": stored} | settings))
+    if new and model.config.pad_token_id is None:  # by which the model finds the last token of a text
+        ends = model.config.eos_token_id
+        model.config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
     as_linear(model)
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))

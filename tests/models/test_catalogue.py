@@ -18,7 +18,8 @@ from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
 from superlora_cli.models.build import build as build_base
 from superlora_cli.models.descriptions import DENOISERS, cfg_unet, llama_7b
-from superlora_cli.models.embedded import EMBEDDED
+from superlora_cli.models.embedded import EMBEDDED, LANGUAGE
+from superlora_cli.models.language_shapes import SHAPES
 from superlora_cli.models.parts import parts_of
 from superlora_cli.models.rolled import roll, unroll
 from superlora_cli.models.targets import expand
@@ -107,6 +108,39 @@ def test_the_diffusion_base_is_the_published_one() -> None:
     assert len({target.layer for target in adapted}) == 21
 
 
+OTHERS = ("cfg_unet", "llama_7b", *DENOISERS, *LANGUAGE, *SHAPES)
+PUBLISHED = {
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "phi-2": 2_779_683_840,
+    "phi-3.5-mini": 3_821_079_552,
+    "phi-4-mini": 3_836_021_760,
+    "phi-4": 14_659_507_200,
+}
+
+
+@pytest.mark.parametrize("name", [*LANGUAGE, *SHAPES])
+def test_a_language_model_is_what_transformers_builds(name: str) -> None:
+    model = catalogue.language_model(name)
+    same_targets(name, model)
+    same_parameters(name, model)
+    assert catalogue.find(name).params == PUBLISHED.get(name, 1_271_936)
+    assert all(len(catalogue.targets(name, [part])) == model.config.num_hidden_layers for part in "qkvo")
+
+
+def test_grouped_queries_of_a_fused_weight_are_found() -> None:
+    assert [target.rows for target in catalogue.targets("phi-4", ["q", "k", "v"])[:3]] == [5120, 1280, 1280]
+
+
 def test_the_language_model_has_llama_s_parameters() -> None:
     assert sum(layer.params for layer in llama_7b()) == catalogue.find("llama_7b").params == 6_738_415_616
     assert len(catalogue.targets("llama_7b", ["q", "v"])) == 64
@@ -132,7 +166,7 @@ def test_a_denoiser_is_what_diffusers_builds(name: str, params: int, queries: in
 
 
 def test_the_data_file_is_compact_and_has_every_architecture() -> None:
-    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, "cfg_unet", "llama_7b", *DENOISERS]
+    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, *OTHERS]
     assert catalogue.DATA.stat().st_size < 150_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)

@@ -22,6 +22,19 @@ adapter: {method: lora, rank: 2, targets: [q, v, mlp]}
 train: {steps: 3, batch_size: 2, optimizer: {lr: 0.2}}
 """
 
+HARNESS = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{prompt}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", language_models.FAMILIES)
@@ -41,3 +54,16 @@ def test_an_exported_adapter_gives_the_same_tokens(family: str, cli: Cli, tmp_pa
     ids = torch.tensor([list(b"1+1=")])
     made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=257)[0, 4:].tolist()
     assert bytes(made[: made.index(256)] if 256 in made else made).decode(errors="replace") == text
+
+
+@pytest.mark.slow
+def test_the_harness_finds_what_eval_finds(cli: Cli, tmp_path: Path) -> None:
+    language_models.saved("Llama", tmp_path / "base")
+    rows = ({"prompt": f"{a}+1=", "choices": [str(a), str(a + 1), f"{a}0"], "answer": 1} for a in range(12))
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("r.yaml").write_text(RECIPE)
+    done = cli("train", "r.yaml", "language={length: 16, judge: choices}", "--out", "run", "--json").json()
+    Path("tiny.yaml").write_text(HARNESS % Path("sums.jsonl").resolve())
+    found = cli("eval", "run", "--lm-eval", "tiny.yaml", "--json")
+    assert found.code == 0, found.err
+    assert found.json()["metrics"] == {"tiny/acc": pytest.approx(done["metrics"]["accuracy"])}

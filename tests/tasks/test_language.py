@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
 from superlora_cli.data.batches import Share
@@ -24,6 +25,8 @@ from superlora_cli.tasks.language.task import keeps_apart, losses
 from superlora_cli.training.run import RunFolder
 from tests import language_models
 from tests.conftest import Cli, metrics, run_cli
+from tests.forking.commands import Commands
+from tests.training.launching import together
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(6) for b in range(5)]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %};{% endif %}{% endfor %}" \
@@ -319,3 +322,104 @@ def adapted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         Path("r.yaml").write_text(recipe(folders["Llama"], str(folder / "sums.jsonl"), "language: {length: 16}"))
         assert run_cli("train", "r.yaml", "train.steps=1", "--out", "run").code == 0
     return folder / "run"
+
+
+QUESTIONS = [{"prompt": f"{a}+1=", "choices": [str(a), str(a + 1), f"{a + 2} or more"], "answer": 1} for a in range(12)]
+
+
+def choice_of(model: Any, tokenizer: Any, row: dict[str, Any]) -> int:
+    """The likeliest choice, one at a time."""
+    scores = []
+    for choice in row["choices"]:
+        ids = torch.tensor([tokenizer(row["prompt"] + choice)["input_ids"]])
+        logs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        scores.append(logs[len(row["prompt"]) - 1 :].sum().item())
+    return int(np.argmax(scores))
+
+
+def test_choices_are_rated_by_their_likelihoods(prepared: Cli, adapted: Path, tokenizer: Any) -> None:
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    change = ("data.name=questions.jsonl", "data.validation=0", "language={length: 32, judge: choices}")
+    judged = prepared("eval", adapted, *change, "eval.batch_size=7", "--json")
+    assert judged.code == 0, judged.err
+    prepared("merge", adapted, "--out", "merged")
+    model = AutoModelForCausalLM.from_pretrained("merged")
+    right = np.mean([choice_of(model, tokenizer, row) == row["answer"] for row in QUESTIONS])
+    assert judged.json()["metrics"]["accuracy"] == right
+
+
+def test_answers_are_judged_by_what_is_generated(prepared: Cli, adapted: Path) -> None:
+    """Data whose completions are what the model generates are all right, and others are not."""
+    asked = [word for row in ROWS[:4] for word in ("--prompt", row["prompt"])]
+    found = prepared("generate", adapted, *asked, "--max-tokens", "4", "--json").json()["completions"]
+    rows = [{"prompt": each["prompt"], "completion": each["text"] or "?"} for each in found]
+    Path("made.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "9", "completion": "no"}])
+    )
+    settings = "language={length: 16, judge: exact_match, max_tokens: 4}"
+    judged = prepared("eval", adapted, "data.name=made.jsonl", "data.validation=0", settings, "--json").json()
+    assert judged["metrics"]["exact_match"] == pytest.approx(4 / 5)
+
+
+def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) -> None:
+    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": "xyz"[n % 3]} for n in range(60)]
+    Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change = ("model.head=new", "data.name=labels.jsonl", "train.steps=30", "train.batch_size=16")
+    done = prepared("train", "r.yaml", *change, "train.checkpoint_every=20", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["params"]["head"] == 3 * 32
+    assert done.json()["metrics"]["accuracy"] > 0.9
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    assert prepared("train", "r.yaml", *change, "train.checkpoint_every=20", "--resume", "half", "--json").code == 0
+    assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
+    assert prepared("eval", "run", "--json").json()["metrics"]["accuracy"] == done.json()["metrics"]["accuracy"]
+    merged = prepared("merge", "run", "--out", "merged", "--json")
+    assert merged.code == 0, merged.err
+    model = AutoModelForSequenceClassification.from_pretrained("merged")
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert model(torch.tensor([list(b"bbb")])).logits.argmax().item() == 1
+
+
+def factors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_two_processes_with_half_the_batch_train_the_same(sharded: bool, prepared: Cli, commands: Commands) -> None:
+    """Also if answers are generated, and the base is spread over both."""
+    settings = ("language={length: 16, judge: exact_match, max_tokens: 3}", "train.device=cpu")
+    alone = prepared("train", "r.yaml", *settings, "--out", "alone", "--json")
+    assert alone.code == 0, alone.err
+    half = ("train.batch_size=1", f"train.shard_base={str(sharded).lower()}")
+    both = together(commands, "train", "r.yaml", *settings, *half, "--out", "both", "--json")
+    assert both.code == 0, both.err
+    assert both.json()["metrics"] == pytest.approx(alone.json()["metrics"], abs=1e-4)
+    wanted = factors(Path("alone"))
+    for name, own in factors(Path("both")).items():
+        torch.testing.assert_close(own, wanted[name], rtol=0, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_adapter(prepared: Cli) -> None:
+    for name, recomputes in (("plain", "false"), ("again", "true")):
+        change = (f"train.gradient_checkpointing={recomputes}", "train.steps=2")
+        assert prepared("train", "r.yaml", *change, "--out", name).code == 0
+    wanted = factors(Path("plain"))
+    for name, own in factors(Path("again")).items():
+        torch.testing.assert_close(own, wanted[name], rtol=0, atol=1e-5)
+
+
+def test_memory_of_a_step_is_less_with_recomputed_activations(cli: Cli) -> None:
+    """Of a model of seven billion parameters, which is never in memory."""
+    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11_008}
+    LlamaConfig(**shape, vocab_size=32_000, dtype="bfloat16").save_pretrained("seven")
+    Path("r.yaml").write_text(recipe("seven", "sums"))
+    plain, less = (
+        cli("train", "r.yaml", "train.precision=bf16", f"train.gradient_checkpointing={again}", "--dry-run", "--json")
+        .json()["memory"]
+        for again in ("false", "true")
+    )  # fmt: skip
+    assert plain["base"] == pytest.approx(2 * 6_738_415_616, rel=0.01)
+    assert less["activations"] < 0.2 * plain["activations"]
+    assert less["total"] < plain["total"]

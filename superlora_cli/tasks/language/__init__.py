@@ -29,7 +29,11 @@ class LanguageKind(TaskKind):
 
     def at_work(self, recipe: Recipe) -> type[Work]:
         from superlora_cli.tasks.language.answering import Answering
+        from superlora_cli.tasks.language.choosing import Choosing
+        from superlora_cli.tasks.language.labelling import Labelling
         from superlora_cli.tasks.language.section import settings_of
         from superlora_cli.tasks.language.task import Language
 
-        return {"loss": Language, "exact_match": Answering}[settings_of(recipe).judge]
+        if self.trains_head(recipe):
+            return Labelling
+        return {"loss": Language, "exact_match": Answering, "choices": Choosing}[settings_of(recipe).judge]

@@ -62,8 +62,8 @@ def pieces(row: Row, tokenizer: Any) -> list[Piece]:
     return [Piece(row["text"], True)]
 
 
-def encode(rows: Sequence[Row], tokenizer: Any, length: int) -> Encoded:
-    """Rows as sequences of at most `length` tokens.
+def encode(rows: Sequence[Row], tokenizer: Any, length: int, *, ended: bool = True) -> Encoded:
+    """Rows as sequences of at most `length` tokens, each with the token that ends a text unless `ended` is False.
 
     A text that is longer, and all of which is learned, becomes several sequences; else its end is cut off, and it is
     left out if nothing that is learned remains.
@@ -82,7 +82,7 @@ def encode(rows: Sequence[Row], tokenizer: Any, length: int) -> Encoded:
     for own, row in zip(parts, rows, strict=True):
         talk = "messages" in row
         ids = [next(inner if talk or number else opened) for number in range(len(own))]
-        if end is not None and not talk and (not ids[-1] or ids[-1][-1] != end):
+        if ended and end is not None and not talk and (not ids[-1] or ids[-1][-1] != end):
             ids[-1] = [*ids[-1], end]
         whole = np.concatenate([np.asarray(one, np.int32) for one in ids])
         marks = np.repeat([piece.learned for piece in own], [len(one) for one in ids])

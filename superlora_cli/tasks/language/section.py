@@ -24,10 +24,10 @@ class LanguageSection(Section):
         description="Put several texts into a sequence of `length` tokens; none attends to another. `false`: one text "
         "a sequence, in batches of similar lengths.",
     )
-    judge: Literal["loss", "exact_match"] = Field(
+    judge: Literal["loss", "exact_match", "choices"] = Field(
         "loss",
         description="What selects the best step. `exact_match`: the share of prompts whose generated answer is the "
-        "completion.",
+        "completion. `choices`: the share of questions whose right answer is the likeliest.",
     )
     max_tokens: int = Field(64, ge=1, description="Most tokens of an answer that is generated.")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(

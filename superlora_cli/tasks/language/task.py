@@ -120,7 +120,7 @@ class Language(Work):
         """The loss if all tokens are equally likely."""
         return math.log(len(self.tokenizer))
 
-    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
         train, processes = self.recipe.train, self.processes
         share = Share(train.accumulate, processes.index, processes.count)
         yield from stream(
@@ -128,10 +128,10 @@ class Language(Work):
             room=self.room, pad=self.pad,
         )  # fmt: skip
 
-    def amount(self, batch: Batch) -> int:
+    def amount(self, batch: Any) -> int:
         return batch.tokens
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
         return summed_loss(self.model, batch.to(self.processes.device)) * batch.weight
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:

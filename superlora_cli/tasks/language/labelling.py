@@ -1,0 +1,149 @@
+"""Texts with a class each: a new head on a language model, cross-entropy, accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from superlora_cli.data.batches import Share
+from superlora_cli.data.splits import Splits
+from superlora_cli.data.texts import LABEL, Texts
+from superlora_cli.errors import UsageError
+from superlora_cli.opening.build import Built
+from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.language.batches import epoch, steps_of_epoch
+from superlora_cli.tasks.language.encoding import Encoded
+from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.task import Language, base_of
+
+
+class Batch(NamedTuple):
+    """Texts, filled up at their ends, with which tokens are theirs, and their classes."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+class Labelling(Language):
+    """The class of every text, from what the model has read at its last token."""
+
+    measure = "accuracy"
+
+    def read(self, recipe: Recipe) -> Splits:
+        found = super().read(recipe)
+        for split in ("train", "validation", "test"):
+            texts = found.named(split)
+            assert isinstance(texts, Texts)
+            if without := sum(LABEL not in row for row in texts.rows):
+                hint = "data with the columns text and label; or name them in data.columns"
+                raise UsageError(f"{without:,} texts of the {split} part have no label", where="model.head", hint=hint)
+        return found
+
+    def _encoded(self, texts: Any) -> Encoded:
+        assert isinstance(texts, Texts)
+        ids = self.tokenizer([row["text"] for row in texts.rows], verbose=False)["input_ids"]
+        cut = sum(len(own) > self.length for own in ids)
+        ids = [np.asarray(own[: self.length], np.int32) for own in ids]
+        starts = np.concatenate([[0], np.cumsum([len(own) for own in ids])])
+        notes = (f"{cut:,} of {len(ids):,} texts are longer than {self.length:,} tokens and are cut",) if cut else ()
+        return Encoded(np.concatenate(ids), np.zeros(int(starts[-1]), bool), starts, 0, notes)
+
+    @property
+    def room(self) -> None:
+        return None
+
+    @property
+    def pad(self) -> int:
+        config: Any = self.model.config
+        return int(config.pad_token_id)
+
+    def check_classes(self) -> None:
+        known = int(self.model.num_labels)  # type: ignore[arg-type]
+        if self.splits.classes > known:
+            message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {known} outputs"
+            raise UsageError(message, where="data.num_classes", hint="leave it out")
+
+    def prepare(self) -> None:
+        """Each text is alone in its sequence."""
+
+    @classmethod
+    def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+
+        def batch() -> Batch:
+            ids = torch.zeros(count, length, dtype=torch.long)
+            return Batch(ids, torch.ones_like(ids), torch.zeros(count, dtype=torch.long))
+
+        return batch, lambda batch: functional.cross_entropy(_logits(built.model, batch), batch.labels)
+
+    @property
+    def guessing(self) -> float:
+        """The loss if all classes are equally likely."""
+        return math.log(self.splits.classes)
+
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        train, processes, encoded = self.recipe.train, self.processes, self.encoded["train"]
+        share = Share(train.accumulate, processes.index, processes.count)
+        per_epoch, current = steps_of_epoch(encoded, train.batch_size, share, None), -1
+        order: list[list[np.ndarray]] = []
+        for step in range(start, stop):
+            number, place = divmod(step, per_epoch)
+            if number != current:
+                current, order = number, epoch(encoded, train.batch_size, self.recipe.seed, number, None)
+            for passed in range(share.passes):
+                part = place * share.parts + passed * share.processes + share.process
+                yield self._batch("train", np.concatenate(order[part % len(order)]))
+
+    def _batch(self, split: str, numbers: np.ndarray) -> Batch:
+        encoded, texts = self.encoded[split], self.splits.named(split)
+        assert isinstance(texts, Texts)
+        own = [encoded.tokens[encoded.starts[index] : encoded.starts[index + 1]].tolist() for index in numbers]
+        longest = max(map(len, own))
+        ids = torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids in own])
+        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in own])
+        labels = torch.tensor([self.class_names.index(texts.rows[index][LABEL]) for index in numbers])
+        return Batch(*(tensor.to(self.processes.device) for tensor in (ids, mask, labels)))
+
+    def amount(self, batch: Batch) -> int:
+        return int(batch.ids.numel())
+
+    def loss(self, batch: Batch) -> Tensor:
+        smoothing = self.recipe.train.label_smoothing
+        return functional.cross_entropy(_logits(self.model, batch), batch.labels, label_smoothing=smoothing)
+
+    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
+        """Higher accuracy, or on a tie lower loss."""
+        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Accuracy (a fraction) and mean cross-entropy on a whole split."""
+        count, size = len(self.encoded[split]), self.recipe.eval.batch_size
+        own = np.array(self.processes.share(count))
+        self.in_training = False
+        self.model.eval()
+        outputs, labels = [], []
+        with self.built.kept(), self.processes.autocast():
+            for start in range(0, len(own), size):
+                batch = self._batch(split, own[start : start + size])
+                outputs.append(_logits(self.model, batch))
+                labels.append(batch.labels)
+        logits, wanted = (self.processes.gather(torch.cat(parts), count) for parts in (outputs, labels))
+        self.check_outputs(logits)
+        return {
+            "accuracy": (logits.argmax(-1) == wanted).double().mean().item(),
+            "loss": functional.cross_entropy(logits, wanted).item(),
+        }
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """The outputs (B, classes) for the last token of every text."""
+    found: Tensor = model(batch.ids, attention_mask=batch.mask, use_cache=False).logits.float()
+    return found
