@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs
+from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs, writing
 from superlora_cli.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def command(
         str | None, typer.Option(help="Factor for each adapter, e.g. 0.5,0.5; default: the mean.")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="adapter (a LoRA for eval and merge) or delta (ΔW itself, exact).")
+        str, typer.Option(help="adapter (a LoRA for eval and merge), or a format of export, such as delta.")
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Largest rank of a weight in the adapter.")] = None,
     energy: Annotated[
@@ -32,11 +32,13 @@ def command(
     with loading():
         from superlora_cli.commands.combine import combine
 
-    done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force)
+    done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force, tell=writing(out))
     if as_json:
         print_json(done)
         return
-    rows = [("output", f"{done['output']}  {done['bytes']:,} bytes"), ("parameters", f"{done['params']:,}")]
+    rows = [("output", f"{done['output']}  {done['bytes']:,} bytes")]
+    if "params" in done:
+        rows.append(("parameters", f"{done['params']:,}"))
     print_pairs(to, rows)
     if "weights" in done:
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")

@@ -28,6 +28,13 @@ def command(
             help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."
         ),
     ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="For text to image: compare N images by the file with those by the adapter."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Prompt of these images; default: what all captions share.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -42,7 +49,9 @@ def command(
     with loading():
         from superlora_cli.commands.export import export
 
-    done = export(result, out, to=to, rank=rank, energy=energy, force=force, tell=writing(out))
+    done = export(
+        result, out, to=to, rank=rank, energy=energy, force=force, images=images, prompt=prompt, tell=writing(out)
+    )
     if as_json:
         print_json(done)
         return
@@ -50,6 +59,9 @@ def command(
     rows = [("output", done["output"] + size), ("load it with", done["load"])]
     if "weights" in done:
         rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *forms(done)]
+    if "images" in done:
+        told = done["images"]
+        rows.append((f"{told['num']} images", f"differ by {told['difference']:.2%} of the range, “{told['prompt']}”"))
     print_pairs(to, rows)
     if "weights" in done:
         others = " or ".join(name for name, form in FORMATS.items() if not form.lora)

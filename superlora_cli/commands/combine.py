@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,37 @@ from superlora_cli.adapter.combine import Term, as_lora, total, union
 from superlora_cli.adapter.lowrank import Approximation, approximate, check_limits, nearest, whole_error
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Update
+from superlora_cli.adapter.updates import Form, Update
+from superlora_cli.commands.export import check_options, check_place
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
-from superlora_cli.formats.delta import delta_file
+from superlora_cli.formats.format import Options, nothing
+from superlora_cli.formats.known import FORMATS
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.base import open_base
-from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.weights.checksum import digest_tensors
 
-FORMS = ("adapter", "delta")
+ADAPTER = "adapter"
+
+
+@dataclass
+class Sum(Stored):
+    """The sum of adapters, for formats to write: the first one with other updates, targets and head."""
+
+    rows: tuple[Target, ...]
+    sums: Sequence[Update]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.rows
+
+    def updates(self) -> list[Update]:
+        return list(self.sums)
+
+    def forms(self) -> list[Form]:
+        return list(self.sums)
 
 
 def combine(
@@ -34,10 +53,11 @@ def combine(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
-    to: str = "adapter",
+    to: str = ADAPTER,
     rank: int | None = None,
     energy: float | None = None,
     force: bool = False,
+    tell: Callable[[int], None] = nothing,
 ) -> dict[str, Any]:
     """Write Σ weight · ΔW of several adapters on one base.
 
@@ -45,40 +65,49 @@ def combine(
         paths: run folders or adapter files, of any method.
         weights: one per adapter; default: their mean. A weight of 0 leaves an adapter out.
         to: `adapter`, of method lora: exact if every adapter has factors for each weight, else limited by rank or
-            energy (see `adapter.lowrank.approximate`); or `delta`, exact.
+            energy (see `adapter.lowrank.approximate`); or a format of `export`, but for merged weights.
         force: overwrite `out`.
+        tell: called with the bytes of a format before they are written.
 
     Returns:
-        output, to, bytes, params; for an adapter also weights (name, rank and error of each target) and error (of all
-        together). A single adapter with weight 1 and no limits is copied byte for byte.
+        output, to, bytes, params (of an adapter, or of ΔW); where rank can be limited also weights (name, rank and
+        error of each) and error (of all together). A single adapter with weight 1 and no limits is copied byte for
+        byte.
 
     Raises:
         UsageError: the weights do not fit the adapters, or the output exists. MismatchError: the adapters have
             different bases. RunError: an update is not finite.
     """
-    if to not in FORMS:
-        raise UsageError(f"unknown form '{to}'", where="--to", hint=did_you_mean(to, FORMS) or "adapter or delta")
-    check_limits(rank, energy)
-    if to == "delta" and (rank is not None or energy is not None):
-        raise UsageError("a delta file is exact", where="--to", hint="leave out --rank and --energy")
+    kinds = [ADAPTER, *(name for name, form in FORMATS.items() if not form.merged)]
+    if to not in kinds:
+        hint = did_you_mean(to, kinds) or f"one of {', '.join(kinds)}"
+        raise UsageError(f"unknown form '{to}'", where="--to", hint=hint)
+    if to == ADAPTER:
+        check_limits(rank, energy)
+        check_output(out, force=force)
+    else:
+        check_options(to, rank, energy)
+        check_place(to, out, force=force)
     factors = _weights(weights, len(paths))
-    files = [resolve_result(path) for path in paths]
-    check_output(out, force=force)
-    read = [read_adapter(file) for file in files]
+    read = [read_adapter(path) for path in paths]
     for adapter in read:
         check_update(adapter, hint="only ΔW and heads can be added up")
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
     terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
     first = parts[0][1]
     targets, patterns, base = _common_base(read, terms, first)
-    if len(parts) == 1 and parts[0][0] == 1 and to == "adapter" and rank is None and energy is None:
+    if len(parts) == 1 and parts[0][0] == 1 and to == ADAPTER and rank is None and energy is None:
         write_atomic(out, first.path.read_bytes(), force=force)
         return _about(out, to, first.adapter.plan.params, _exact(first.targets))
     sums = [total(target, terms) for target in targets]
-    if to == "delta":
-        content = delta_file(targets, [update.dense() for update in sums], first.modules, base)
-        write_atomic(out, content, force=force)
-        return _about(out, to, sum(target.flat.elements for target in targets), {})
+    if to != ADAPTER:
+        form = FORMATS[to]
+        stored = replace(first.stored, base=base, head=_head(parts) if form.head else {})
+        whole = Sum(first.path, stored, first.recipe, first.base, first.adapter, tuple(targets), sums)
+        done = form.write(whole, out, Options(rank, energy, force, tell))
+        params = {} if form.lora else {"params": sum(target.flat.elements for target in targets)}
+        told: dict[str, Any] = {key: done[key] for key in ("weights", "error") if key in done}
+        return {"output": str(out), "to": to, "bytes": done["bytes"], **params, **told}
     found = _limited(sums, targets, rank, energy)
     config, tensors = as_lora([one.update for one in found], targets, rank=max(one.rank for one in found))
     errors = {

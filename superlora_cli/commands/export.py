@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from superlora_cli.adapter.lowrank import check_limits
+from superlora_cli.commands.image_difference import check_images, image_difference
 from superlora_cli.commands.merge import merge
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
@@ -24,6 +25,8 @@ def export(
     rank: int | None = None,
     energy: float | None = None,
     force: bool = False,
+    images: int | None = None,
+    prompt: str | None = None,
     tell: Callable[[int], None] = nothing,
 ) -> dict[str, Any]:
     """Write an adapter, from a run folder or a file, in the format `to`.
@@ -32,28 +35,51 @@ def export(
         to: a name in `FORMATS`, e.g. a merged file for timm, a folder for PEFT, a file for ComfyUI, or ΔW itself.
         rank, energy: limits of the LoRA formats, see `adapter.lowrank.approximate`.
         force: overwrite `out`.
+        images: this many images are generated with the adapter and with the file, and compared.
+        prompt: of these images, see `image_difference`.
         tell: called with the number of bytes before they are written.
 
     Returns:
         output, to and load; bytes, except for timm; for the LoRA formats also adapter_bytes, weights (name, rank and
-        error of each, and its form where there are several) and error (of all together).
+        error of each, and its form where there are several) and error (of all together); `images` as asked for.
 
     Raises:
         UsageError: the format is unknown, the output exists, the format is exact but limits are given, the other
             library does not know the base, or the adapter is more than a ΔW and a head. RunError: ΔW is not finite.
     """
     form = FORMATS.named(to, where="--to")
-    check_limits(rank, energy)
-    for option, value in (("--rank", rank), ("--energy", energy)):
-        if value is not None and not form.lora:
-            raise UsageError(f"{to} is exact and takes no limit", where=option, hint="leave it out, or --to peft-lora")
+    check_options(to, rank, energy)
     path = resolve_result(path)
     if form.merged:
         return {"to": to, **merge(path, out, force=force)}
-    check_output(out, force=force)
-    if out.exists() and out.is_dir() != form.folder:
-        kind = "a folder" if form.folder else "a file"
-        raise UsageError(f"{to} is {kind}", where=str(out), hint="choose another --out")
+    check_place(to, out, force=force)
     adapter = read_adapter(path)
     check_update(adapter, hint="--to timm writes all of it")
-    return {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}
+    if images is not None:
+        check_images(adapter.base, images, to, exact=not form.lora)
+    done = {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}
+    return done if images is None else {**done, "images": image_difference(adapter, out, num=images, prompt=prompt)}
+
+
+def check_options(to: str, rank: int | None, energy: float | None) -> None:
+    """Refuse invalid limits, and limits of a format that is exact.
+
+    Raises:
+        UsageError: names the option.
+    """
+    check_limits(rank, energy)
+    for option, value in (("--rank", rank), ("--energy", energy)):
+        if value is not None and not FORMATS[to].lora:
+            raise UsageError(f"{to} is exact and takes no limit", where=option, hint="leave it out, or --to peft-lora")
+
+
+def check_place(to: str, out: Path, *, force: bool) -> None:
+    """Refuse early an output that exists, or a file where the format is a folder.
+
+    Raises:
+        UsageError: as described.
+    """
+    check_output(out, force=force)
+    folder = FORMATS[to].folder
+    if out.exists() and out.is_dir() != folder:
+        raise UsageError(f"{to} is {'a folder' if folder else 'a file'}", where=str(out), hint="choose another --out")

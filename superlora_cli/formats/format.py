@@ -46,6 +46,7 @@ class Format:
         lora: whether it can hold updates as products of two factors, whose rank can be limited.
         forms: whether it holds other forms too, and so is exact without limits.
         folder: whether it is a folder rather than a file.
+        head: whether it holds a trained head.
         merged: whether it is the base's weights plus ΔW, as merging writes them.
     """
 
@@ -53,6 +54,7 @@ class Format:
     lora: ClassVar[bool] = False
     forms: ClassVar[bool] = False
     folder: ClassVar[bool] = False
+    head: ClassVar[bool] = False
     merged: ClassVar[bool] = False
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class PeftLora(Format):
     """A LoRA for PEFT."""
 
     description = "a folder for PEFT"
-    lora = folder = True
+    lora = folder = head = True
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.peft_lora import write

@@ -86,6 +86,7 @@ class Stored:
         self._check_finite(made)
         return made
 
+    @torch.no_grad()
     def forms(self) -> list[Form]:
         """The update of every target in its own form, see `adapter.forms`.
 
