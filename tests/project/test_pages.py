@@ -10,7 +10,18 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-FILLING = ["bytes", "digits", "families", "faults", "figures", "first_recipe", "generation", "head_to_head", "loops"]
+FILLING = [
+    "bytes",
+    "digits",
+    "exports",
+    "families",
+    "faults",
+    "figures",
+    "first_recipe",
+    "generation",
+    "head_to_head",
+    "loops",
+]
 FILLING += ["rates", "real_base", "report", "speed", "transcripts", "transfer"]
 
 
