@@ -69,7 +69,7 @@ def deltas_of(path: Path | str) -> dict[str, Tensor]:
     from superlora_cli.opening.shapes_only import read_adapter
 
     read = read_adapter(Path(path))
-    return {target.name: delta for target, delta in zip(read.targets, read.deltas(), strict=True)}
+    return {target.name: delta.detach() for target, delta in zip(read.targets, read.deltas(), strict=True)}
 
 
 def relative(found: Any, wanted: Any) -> float:
