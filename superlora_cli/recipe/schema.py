@@ -240,7 +240,11 @@ class AdapterSection(Section):
         "the weights it is added to, so that one learning rate fits every base. Default: `weights` if alpha is unset, "
         "the factors start at unit scale and the optimizer is not SGD; else `alpha_over_rank`.",
     )
-    init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
+    init: Init | None = Field(
+        None,
+        description="`unit`: factors with entries of unit scale; `lora`: Kaiming; `gradient`: singular vectors of the "
+        "weights' gradient over the images of the first 8 steps.",
+    )
     execution: Execution | None = Field(
         None, description="Compute through the factors, through ΔW, or whichever is cheaper."
     )
