@@ -19,7 +19,7 @@ from superlora_cli.errors import UsageError, did_you_mean
 Rank = int | tuple[int | Literal["full"], ...]
 Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
-Fold = Literal["none", "regular", "stack"]
+Fold = Literal["none", "kernel", "regular", "stack"]
 Scaling = Literal["alpha_over_rank", "rslora", "alpha", "weights"]
 Init = Literal["unit", "lora", "gradient"]
 Execution = Literal["auto", "factored", "materialised"]
@@ -328,8 +328,8 @@ class AdapterConfig:
             raise refuse("left", f"left lowrank with {what}", "a low-rank left Kronecker factor needs a rank")
 
     def _check_fold(self) -> None:
-        if self.fold == "none" and self.order > 2:
-            raise refuse("fold", f"fold none with order {self.order}", "fold: regular, or order 2")
+        if self.fold in ("none", "kernel") and self.order > 2:
+            raise refuse("fold", f"fold {self.fold} with order {self.order}", "fold: regular, or order 2")
         if self.fold == "stack":
             if self.order != 3:
                 raise refuse("fold", f"fold stack with order {self.order}", "order 3, for (weights, out, in)")

@@ -16,6 +16,8 @@ from torch import Tensor
 from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.errors import UsageError
 
+TALL = 2**13  # rows of a matrix
+
 
 def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """Every frozen plane factor by name, float32 on the CPU, (groups, terms, d, r).
@@ -48,8 +50,10 @@ def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
 
     The sign of a vector makes its entry of largest magnitude positive, so that it is the same on every machine.
     """
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)  # ascending
+    tall = len(matrix) > TALL > matrix.shape[1]  # then the Gram matrix of its columns is the small one
+    values, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)  # ascending
     vectors, values = vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp_min(0).sqrt()
+    vectors = matrix @ vectors / values.clamp_min(torch.finfo(values.dtype).tiny) if tall else vectors
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
     return vectors * values if scaled else vectors

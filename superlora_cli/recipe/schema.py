@@ -222,7 +222,9 @@ class AdapterSection(Section):
     terms: int | Literal["full"] | None = Field(
         None, description="Number of products to sum; `full`: enough for ΔW to have full rank."
     )
-    fold: Fold | None = Field(None, description="Shape that a group is folded to.")
+    fold: Fold | None = Field(
+        None, description="Shape that a group is folded to; `kernel` keeps those of convolutions."
+    )
     align: int | None = Field(None, description="Each folded side is rounded up to a multiple of this.")
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
     ratio: float | None = Field(
