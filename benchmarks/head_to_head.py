@@ -39,7 +39,7 @@ from rivals import Method, ablations, adapted, base_and_data, further, methods, 
 from torch.nn import functional
 
 from superlora_cli.adapter.informed import informed
-from superlora_cli.tasks.images import FIRST
+from superlora_cli.tasks.work import FIRST
 
 RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
 STEPS, BATCH = 300, 64
@@ -186,7 +186,7 @@ def costs() -> str:
     """In Markdown: the number of runs in each part, and the time of their steps."""
     lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
     left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
-    for title, part in PARTS.items():
+    for title, part in (PARTS | OPEN).items():
         asked = [list(method) for method in part]
         own = [run for run in left if run[0] in asked and run[2] in SEEDS]
         left = [run for run in left if run not in own]
