@@ -265,10 +265,15 @@ def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> 
     axes.errorbar(at, [r.accuracy for r in own], spread, fmt=fmt, ms=5, lw=0.8, color=color, label=label)
 
 
-def places(found: list[Rows], claims: Claims, changes: list[list[Rows]]) -> pages.Places:
-    """The generated parts of the page: findings, tables and ablations."""
+def places(found: list[Rows], claims: Claims, changes: list[list[Rows]], newer: list[list[Rows]]) -> pages.Places:
+    """The generated parts of the page: findings, tables, ablations and newer ideas."""
     made = "Made by `python benchmarks/head_to_head.py`."
     tables = f"{at_budgets(found)}\n\nAll of them:\n\n{table(found)}"
     results = f"{beside_lora(claims)}\n\n{above_the_front(found)}\n\n{tables}\n\n{made}"
-    changed = "\n\n".join(ablated(rows) for rows in changes if len(rows) > 1)
-    return {(PAGE, "results"): results, (PAGE, "ablations"): changed, (README, "evidence"): summary(found, claims)}
+    changed, new = ("\n\n".join(ablated(rows) for rows in part if len(rows) > 1) for part in (changes, newer))
+    return {
+        (PAGE, "results"): results,
+        (PAGE, "ablations"): changed,
+        (PAGE, "newer"): new,
+        (README, "evidence"): summary(found, claims),
+    }

@@ -1,13 +1,14 @@
 """Accuracy against parameters: ours, PEFT's and LyCORIS's methods on the same base, data and number of steps.
 
     python benchmarks/head_to_head.py                     # runs what is missing, writes docs/evidence.md
-    python benchmarks/head_to_head.py --only comparison   # a part: comparison, further, ablations
+    python benchmarks/head_to_head.py --only comparison   # a part: comparison, further, ablations, newer
     python benchmarks/head_to_head.py --names LoRA VeRA   # methods whose name has one of these in it
     python benchmarks/head_to_head.py --list              # what would run
     python benchmarks/head_to_head.py --workers 1
 
 The comparison has every method at about three sizes; further are more sizes, and settings of ours; the ablations have
-some of ours with one thing changed.
+some of ours with one thing changed, and so has newer: what multiplies the base, chooses positions or starts from
+gradients.
 The task is the embedded one: glyphs_vit (64 wide, 6 blocks), its q and v as Linears of their own, frozen head, 300
 steps of AdamW on batches of 64 handwritten digits under OneCycleLR, no augmentation. Every method has the same grid of
 learning rates, which goes on where its end is the best; the rate with the best validation accuracy (seed 0, at the end
@@ -34,8 +35,11 @@ import evidence
 import pages
 import torch
 from evidence import LORA, Claims, Rows, draw, finalists
-from rivals import Method, ablations, adapted, base_and_data, further, methods
+from rivals import Method, ablations, adapted, base_and_data, further, methods, newer
 from torch.nn import functional
+
+from superlora_cli.adapter.informed import informed
+from superlora_cli.tasks.work import FIRST
 
 RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
 STEPS, BATCH = 300, 64
@@ -48,6 +52,7 @@ Run = tuple[Method, float, int]  # learning rate, seed
 _task: list[Any] = []  # of this process: base and data
 
 
+OPEN = {"newer": list(chain(*newer()))}  # parts whose runs are not all on record
 PARTS = {"comparison": list(methods()), "further": list(further()), "ablations": list(chain(*ablations()))}
 
 
@@ -72,19 +77,27 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in trained.items():
         groups.setdefault(next((t for end, t in times.items() if name.endswith(end)), 1.0), []).append(parameter)
+    images, labels = data["train"]
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss() -> torch.Tensor:
+        chosen = torch.randint(len(images), (BATCH,), generator=generator)
+        return functional.cross_entropy(model(images[chosen]), labels[chosen])
+
+    if knobs.get("init") == "gradient":
+        with informed(model, model.superlora.get()):
+            for _ in range(FIRST):
+                loss().backward()
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
     highest = [rate * factor for factor in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)
-    images, labels = data["train"]
-    generator = torch.Generator().manual_seed(seed)
     start, steps = time.process_time(), 0
     while steps < STEPS:
         steps += 1
-        chosen = torch.randint(len(images), (BATCH,), generator=generator)
-        loss = functional.cross_entropy(model(images[chosen]), labels[chosen])
-        if not math.isfinite(loss.item()):
+        now = loss()
+        if not math.isfinite(now.item()):
             break
-        loss.backward()
+        now.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -173,7 +186,7 @@ def costs() -> str:
     """In Markdown: the number of runs in each part, and the time of their steps."""
     lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
     left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
-    for title, part in PARTS.items():
+    for title, part in (PARTS | OPEN).items():
         asked = [list(method) for method in part]
         own = [run for run in left if run[0] in asked and run[2] in SEEDS]
         left = [run for run in left if run not in own]
@@ -189,19 +202,21 @@ def _cost(title: str, settings: int, ms: list[float]) -> str:
 def places() -> pages.Places:
     """The generated parts of the page."""
     found = finished(compared())
-    changes = [finished(changed) for changed in ablations()]
-    return evidence.places(found, claims(found), changes) | {(evidence.PAGE, "time"): costs()}
+    changes = [[finished(changed) for changed in part()] for part in (ablations, newer)]
+    return evidence.places(found, claims(found), *changes) | {(evidence.PAGE, "time"): costs()}
 
 
 def main() -> None:
     """Run missing runs, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts; default: all")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*PARTS, *OPEN], default=list(PARTS), help="parts; default: all on record"
+    )
     parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     options = parser.parse_args()
-    asked = [method for name in options.only for method in PARTS[name]]
+    asked = [method for name in options.only for method in (PARTS | OPEN)[name]]
     chosen = [m for m in asked if not options.names or any(name in m.name for name in options.names)]
     if options.list:
         runs = [key(method, rate, SEEDS[0]) for method in chosen for rate in grid(method, known())]

@@ -19,9 +19,9 @@ from superlora_cli.errors import UsageError, did_you_mean
 Rank = int | tuple[int | Literal["full"], ...]
 Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
-Fold = Literal["none", "regular", "stack"]
+Fold = Literal["none", "kernel", "regular", "stack"]
 Scaling = Literal["alpha_over_rank", "rslora", "alpha", "weights"]
-Init = Literal["unit", "lora"]
+Init = Literal["unit", "lora", "gradient"]
 Execution = Literal["auto", "factored", "materialised"]
 Also = Literal["bias", "norm"]
 
@@ -154,7 +154,7 @@ class AdapterConfig:
         if isinstance(merged.get("inner"), Mapping):
             merged["inner"] = Inner.from_knobs({**(preset.get("inner") or {}), **merged["inner"]})
         made = cls(**merged)
-        unit = made.adapts and made.init == "unit" and made.frozen != "svd"
+        unit = made.adapts and made.init != "lora" and made.frozen != "svd"
         own = not {"alpha", "scaling"}.isdisjoint(merged)
         made = replace(made, scaling="weights") if defaults >= 2 and unit and not own else made
         if defaults >= 3 and made.scaling == "weights" and made.alpha is None and made._follows_few_directions:
@@ -286,6 +286,15 @@ class AdapterConfig:
         self._check_fold()
         self._check_projection()
         self._check_frozen()
+        self._check_init()
+
+    def _check_init(self) -> None:
+        """Refuse a start from the gradient where no factor can be found in it, or none can be zero."""
+        shapes = {"order": self.order == 1, "splits": self.splits > 1, "terms": self.terms != 1}
+        others = {"projection": self.projects, "inner": self.inner is not None, "bits": self.has_levels}
+        for knob, used in (shapes | others).items():
+            if self.init == "gradient" and used:
+                raise refuse("init", f"init gradient with {knob} {getattr(self, knob)}", "init: unit")
 
     def _check_rank(self) -> None:
         if self.order == 1:
@@ -319,8 +328,8 @@ class AdapterConfig:
             raise refuse("left", f"left lowrank with {what}", "a low-rank left Kronecker factor needs a rank")
 
     def _check_fold(self) -> None:
-        if self.fold == "none" and self.order > 2:
-            raise refuse("fold", f"fold none with order {self.order}", "fold: regular, or order 2")
+        if self.fold in ("none", "kernel") and self.order > 2:
+            raise refuse("fold", f"fold {self.fold} with order {self.order}", "fold: regular, or order 2")
         if self.fold == "stack":
             if self.order != 3:
                 raise refuse("fold", f"fold stack with order {self.order}", "order 3, for (weights, out, in)")

@@ -36,7 +36,7 @@ def why_not_factored(plan: Plan) -> str | None:
         return "an elementwise product is not a matrix product of its factors"
     if config.fold == "stack":
         return None if config.splits == 1 else "a stack with Kronecker splits is not one matrix product per weight"
-    if config.fold == "regular":
+    if config.fold in ("regular", "kernel"):
         return "a folded group does not keep the rows of its weights"
     if config.splits > 1:
         if config.groups != "weight" or config.splits > 2:

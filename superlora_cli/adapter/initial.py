@@ -21,6 +21,7 @@ def initial(plan: Plan) -> dict[str, Tensor]:
     """Initial values of the trained tensors: name → float32 tensor, such that ΔW = 0 exactly.
 
     `unit`: planes with orthonormal columns times √d, so that entries have unit scale; the core is N(0, 1) / √r^(M−1).
+    `gradient`: the same, until there is a gradient (`informed`).
     `lora`: planes uniform within the bound of PEFT's LoRA (Kaiming). One tensor of each group starts at zero
     (`GroupShape.zeroed`: for Kronecker the right unit's first plane); `relative` says where that is not possible.
     θ of an F_in starts normal, so that entries have the same scale as without F_in; with `lora` it is uniform within

@@ -101,14 +101,14 @@ class _Span:
 
 def _cut(config: AdapterConfig, targets: tuple[TargetShape, ...]) -> list[_Span]:
     if config.groups == "weight":
-        return _boundaries([(target,) for target in targets])
+        return _boundaries(config, [(target,) for target in targets])
     if config.groups == "layer":
         layers: dict[str, list[TargetShape]] = {}
         for target in targets:
             layers.setdefault(target.layer or target.name, []).append(target)
         if [target for layer in layers.values() for target in layer] != list(targets):
             raise UsageError("the targets of a layer are not adjacent", where="adapter.groups", hint="groups: weight")
-        return _boundaries([tuple(layer) for layer in layers.values()])
+        return _boundaries(config, [tuple(layer) for layer in layers.values()])
     total, count = sum(target.elements for target in targets), int(config.groups)
     n = -(-total // count)
     if (count - 1) * n >= total:
@@ -117,15 +117,20 @@ def _cut(config: AdapterConfig, targets: tuple[TargetShape, ...]) -> list[_Span]
             where="adapter.groups",
             hint=f"at most {-(-total // n)} groups",
         )
-    width = max(target.columns for target in targets)
+    width = _width(config, targets)
     return [_Span(g * n, n, width, targets) for g in range(count)]
 
 
-def _boundaries(groups: Sequence[tuple[TargetShape, ...]]) -> list[_Span]:
+def _width(config: AdapterConfig, weights: Sequence[TargetShape]) -> int:
+    """The columns of a group that keeps those of its weights, or the elements of their kernels: the most of any."""
+    return max(weight.kernel if config.fold == "kernel" else weight.columns for weight in weights)
+
+
+def _boundaries(config: AdapterConfig, groups: Sequence[tuple[TargetShape, ...]]) -> list[_Span]:
     spans, start = [], 0
     for weights in groups:
         n = sum(weight.elements for weight in weights)
-        spans.append(_Span(start, n, max(weight.columns for weight in weights), weights))
+        spans.append(_Span(start, n, _width(config, weights), weights))
         start += n
     return spans
 
@@ -149,7 +154,7 @@ def _group_shape(config: AdapterConfig, span: _Span) -> GroupShape:
 
 def _grid(config: AdapterConfig, span: _Span) -> tuple[int, int]:
     """A group as a matrix (rows, columns), folded as `fold` says; unfolded, it keeps the columns of the weights."""
-    if config.fold == "none":
+    if config.fold in ("none", "kernel"):
         return (-(-span.n // span.width), span.width)
     return (root_ceil(span.n, 2),) * 2
 
@@ -158,7 +163,7 @@ def _fold(config: AdapterConfig, span: _Span, n_in: int) -> tuple[int, ...]:
     """The sides a group's n_in elements are folded to."""
     if config.order == 1:
         return (n_in,)
-    if config.fold == "none":
+    if config.fold in ("none", "kernel"):
         return (-(-n_in // span.width), span.width)
     if config.fold == "regular":
         side = -(-root_ceil(n_in, config.order) // config.align) * config.align

@@ -98,21 +98,21 @@ class SuperLora(nn.Module):
         """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast."""
         if not self.targets:
             return []
-        frozen = self._not_trained()
+        frozen = self.not_trained()
         with torch.autocast(frozen.device.type, enabled=False):
             made = deltas(self.plan, dict(self.factors.items()), frozen)
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def compute_factored(self) -> list[Update]:
         """The updates as products of factors, where `factored.why_not_factored` is None."""
-        with torch.autocast(self._not_trained().device.type, enabled=False):
+        with torch.autocast(self.not_trained().device.type, enabled=False):
             return factored.factored(self.plan, self.all_factors())
 
     def all_factors(self) -> dict[str, Tensor]:
         """{C, A} by name, those that are not trained too."""
-        return self._not_trained().factors(self.plan, dict(self.factors.items()))
+        return self.not_trained().factors(self.plan, dict(self.factors.items()))
 
-    def _not_trained(self) -> Frozen:
+    def not_trained(self) -> Frozen:
         """F, F_in and the frozen factors, on the device and in the dtype of the trained ones."""
         one = next(iter(self.factors.values()))
         frozen = self._frozen  # another thread may create it at the same time

@@ -148,6 +148,11 @@ PRESETS: dict[str, Preset] = {
         "ΔW_i has the numbers A_i at n elements, and zeros elsewhere",
         "SHiRA, arXiv 2406.13175",
     ),
+    "atoms": Preset(
+        {"groups": "weight", "order": 2, "fold": "kernel", "freeze": ("A1",), "frozen": "svd"},
+        "ΔW_i = A_i1 A_i2ᵀ, kernels as rows: trained atoms A_i2, their coefficients A_i1 those of W_i",
+        "filter atoms, arXiv 2403.00269",
+    ),
     "none": Preset({"groups": "none"}, "ΔW = 0: the head alone", "the probe that adapters are compared with"),
     "bitfit": Preset(
         {"groups": "none", "also": ("bias",)}, "ΔW = 0, every bias is trained", "BitFit, arXiv 2106.10199"

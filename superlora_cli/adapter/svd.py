@@ -8,13 +8,15 @@ recomputed from the base.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.errors import UsageError
+
+TALL = 2**13  # rows of a matrix
 
 
 def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -29,21 +31,17 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     if any(weight.is_meta for weight in weights):
         return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
-    vector = torch.cat([weight.detach().flatten().cpu() for weight in weights])
     found: dict[str, list[Tensor]] = {name: [] for name in _shapes(plan)}
-    for bucket in plan.buckets:
+    for bucket, group, tensor in folded(plan, weights):
         (own,), terms = bucket.units, bucket.shape.terms
-        unit = own.shape
-        for group in bucket.members:
-            folded = _folded(bucket, vector[plan.starts[group] :][: bucket.shape.n_out].double())
-            if not folded.any():
-                what = f"group {group} of the base's weights is all zero, so it has no singular vectors"
-                raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
-            for m, (side, rank) in enumerate(zip(unit.sides, unit.ranks, strict=True), 1):
-                if f"A{m}" in unit.frozen:
-                    unfolded = folded.movedim(m - 1, 0).reshape(side, -1)
-                    vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
-                    found[own.name(f"A{m}")].append(vectors.view(side, terms, rank).movedim(1, 0))
+        if not tensor.any():
+            what = f"group {group} of the base's weights is all zero, so it has no singular vectors"
+            raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
+        for m, (side, rank) in enumerate(zip(own.shape.sides, own.shape.ranks, strict=True), 1):
+            if f"A{m}" in own.shape.frozen:
+                unfolded = tensor.movedim(m - 1, 0).reshape(side, -1)
+                vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
+                found[own.name(f"A{m}")].append(vectors.view(side, terms, rank).movedim(1, 0))
     return {name: torch.stack(group).float() for name, group in found.items()}
 
 
@@ -52,17 +50,26 @@ def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
 
     The sign of a vector makes its entry of largest magnitude positive, so that it is the same on every machine.
     """
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)  # ascending
+    tall = len(matrix) > TALL > matrix.shape[1]  # then the Gram matrix of its columns is the small one
+    values, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)  # ascending
     vectors, values = vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp_min(0).sqrt()
+    vectors = matrix @ vectors / values.clamp_min(torch.finfo(values.dtype).tiny) if tall else vectors
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
     return vectors * values if scaled else vectors
 
 
-def _folded(bucket: Bucket, x: Tensor) -> Tensor:
-    """The elements of a group as its unit's tensor, padded with zeros."""
-    sides = bucket.shape.sides
-    return torch.nn.functional.pad(x, (0, math.prod(sides) - len(x))).view(sides)
+def folded(plan: Plan, pieces: Sequence[Tensor]) -> Iterator[tuple[Bucket, int, Tensor]]:
+    """The elements of all targets, group by group: the bucket, the group, and its elements as the tensor of its unit.
+
+    In float64 on the CPU, padded with zeros.
+    """
+    vector = torch.cat([piece.detach().flatten().cpu() for piece in pieces])
+    for bucket in plan.buckets:
+        sides = bucket.shape.sides
+        for group in bucket.members:
+            own = vector[plan.starts[group] :][: bucket.shape.n_out].double()
+            yield bucket, group, torch.nn.functional.pad(own, (0, math.prod(sides) - len(own))).view(sides)
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -11,13 +11,15 @@ from typing import NamedTuple
 class TargetShape:
     """One weight (or slice of a fused weight) to adapt, as a matrix (rows, columns).
 
-    A convolution's weight (out, in, kh, kw) counts as (out, in·kh·kw). `layer` names the block that contains it.
+    A convolution's weight (out, in, kh, kw) counts as (out, in·kh·kw), with a `kernel` of kh·kw elements. `layer` names
+    the block that contains it.
     """
 
     name: str
     rows: int
     columns: int
     layer: str = ""
+    kernel: int = 1
 
     @property
     def elements(self) -> int:
@@ -48,9 +50,10 @@ class Target(NamedTuple):
         """The target as (rows, columns), with the name of its block.
 
         >>> Target("blocks.0.attn.qkv", 0, 768, (768, 768), False).flat
-        TargetShape(name='blocks.0.attn.qkv[0:768]', rows=768, columns=768, layer='blocks.0')
+        TargetShape(name='blocks.0.attn.qkv[0:768]', rows=768, columns=768, layer='blocks.0', kernel=1)
         """
-        return TargetShape(self.name, self.shape[0], math.prod(self.shape[1:]), block_of(self.module))
+        columns, kernel = math.prod(self.shape[1:]), math.prod(self.shape[2:])
+        return TargetShape(self.name, self.shape[0], columns, block_of(self.module), kernel)
 
 
 def block_of(module: str) -> str:

@@ -120,9 +120,9 @@ def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iter
         aligned = f", rounded up to {shape.sides[0]:,} (a multiple of {config.align})" if config.align > 1 else ""
         bounds = f"{side - 1:,}{power} < {shape.n_in:,} ≤ {side:,}{power}"
         yield f"{prefix}fold: {bounds}, so every side is {side:,}{aligned}"
-    elif config.fold == "none":
+    elif config.fold in ("none", "kernel"):
         rows, width = shape.sides
-        yield f"{prefix}fold: none, ⌈{shape.n_in:,} / {width:,}⌉ = {rows:,} rows of {width:,}"
+        yield f"{prefix}fold: {config.fold}, ⌈{shape.n_in:,} / {width:,}⌉ = {rows:,} rows of {width:,}"
     else:
         yield f"{prefix}fold: stack, (weights, out, in) = {sides}"
     if config.splits > 1 and config.combine == "kronecker":

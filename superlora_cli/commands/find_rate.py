@@ -33,6 +33,7 @@ def find_rate(recipe: Recipe, console: Console, *, plot: Path | None = None) -> 
     try:
         processes.seed(recipe.seed)
         task = task_of(recipe)(built, processes)
+        task.begin()
         display = Display(console, steps=STEPS, start=0, quiet=not processes.is_main)
         found = range_test(task, task.recipe.train, processes, display)
         if plot is not None:

@@ -147,6 +147,8 @@ def _train(
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
+    if resume is None:
+        task.begin()
     learner, at = ready(task, recipe.train, processes, resume)  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""

@@ -222,7 +222,9 @@ class AdapterSection(Section):
     terms: int | Literal["full"] | None = Field(
         None, description="Number of products to sum; `full`: enough for ΔW to have full rank."
     )
-    fold: Fold | None = Field(None, description="Shape that a group is folded to.")
+    fold: Fold | None = Field(
+        None, description="Shape that a group is folded to; `kernel` keeps those of convolutions."
+    )
     align: int | None = Field(None, description="Each folded side is rounded up to a multiple of this.")
     projection: Projection | None = Field(None, description="Fixed projection F from parameters to weights.")
     ratio: float | None = Field(
@@ -240,7 +242,11 @@ class AdapterSection(Section):
         "the weights it is added to, so that one learning rate fits every base. Default: `weights` if alpha is unset, "
         "the factors start at unit scale and the optimizer is not SGD; else `alpha_over_rank`.",
     )
-    init: Init | None = Field(None, description="`unit`: factors with entries of unit scale; `lora`: Kaiming.")
+    init: Init | None = Field(
+        None,
+        description="`unit`: factors with entries of unit scale; `lora`: Kaiming; `gradient`: singular vectors of the "
+        "weights' gradient over the images of the first 8 steps.",
+    )
     execution: Execution | None = Field(
         None, description="Compute through the factors, through ΔW, or whichever is cheaper."
     )

@@ -13,6 +13,7 @@ from superlora_cli.errors import UsageError
 NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fourierft": ("FourierFT", ("ratio",)),
     "shira": ("SHiRA", ("ratio",)),
+    "atoms": ("filter atoms", ("groups", "rank")),
     "dense": ("dense", ()),
     "krona": ("KronA", ("split_dim", "terms")),
     "lora": ("LoRA", ("rank",)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.informed import informed
 from superlora_cli.data.source import Splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.models.recomputing import recompute
@@ -22,6 +23,9 @@ from superlora_cli.training.processes import Processes
 
 if TYPE_CHECKING:
     from superlora_cli.tasks.classification.confusion_table import ConfusionTable
+
+
+FIRST = 8  # steps whose batches `init: gradient` sees
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,25 @@ class Work:
             return
         with self.built.adapter.one_step():
             yield
+
+    def begin(self) -> None:
+        """With `init: gradient`: start from the gradient over the batches of the first steps.
+
+        Raises:
+            UsageError: the base is sharded. RunError: the gradient is not finite.
+        """
+        adapter, train = self.built.adapter, self.recipe.train
+        if adapter is None or adapter.config.init != "gradient":
+            return
+        if train.shard_base:
+            raise UsageError("init gradient with a sharded base", where="adapter.init", hint="init: unit")
+        with closing(self.batches(0, min(FIRST, train.length))) as batches, informed(self.model, adapter) as weights:
+            with self.one_step():
+                for batch in batches:
+                    with self.processes.autocast():
+                        loss = self.loss(batch)
+                    loss.backward()
+            self.processes.average([weight.grad for weight in weights if weight.grad is not None], stop=False)
 
     @property
     def guessing(self) -> float:

@@ -138,6 +138,13 @@ def test_what_is_not_refused_starts_with_a_gradient(method: str, projection: str
         assert max(value.grad.abs().max().item() for value in params.values()) > 1e-6
 
 
+def test_singular_vectors_of_a_tall_matrix_are_found_from_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = svd.singular(matrix, 3, scaled=True)
+    monkeypatch.setattr(svd, "TALL", 8)
+    torch.testing.assert_close(svd.singular(matrix, 3, scaled=True), wanted)
+
+
 def test_a_base_of_zeros_has_no_singular_vectors() -> None:
     shapes = plan(AdapterConfig.from_knobs("lora_xs", rank=2), WEIGHTS[:2])
     with pytest.raises(UsageError, match="group 1 of the base's weights is all zero"):

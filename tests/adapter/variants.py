@@ -19,6 +19,7 @@ MIXED = [
     TargetShape("blocks.1.attn.q", 7, 4, "blocks.1"),
     TargetShape("blocks.1.conv", 4, 9, "blocks.1"),
 ]
+KERNELS = [TargetShape("conv1", 3, 8, "", 4), TargetShape("conv2", 2, 12, "", 4)]
 
 PLAIN: dict[str, dict[str, Any]] = {
     "dense": {"method": "dense"},
@@ -132,6 +133,12 @@ STACKED: dict[str, dict[str, Any]] = {
     "lotr of 3 bits": {"method": "lotr", "rank": 2, "bits": 3},
 }
 
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "atoms": {"method": "atoms", "rank": 2},
+    "atoms of all weights, coefficients trained": {"groups": 1, "fold": "kernel", "rank": 3},
+    "atoms with random coefficients": {"method": "atoms", "rank": 2, "frozen": "random", "groups": 2},
+}
+
 PROJECTED: dict[str, dict[str, Any]] = {
     f"{projection} {ratio:g} of {name}": {**knobs, "projection": projection, "ratio": ratio, "seed": 3}
     for projection, ratios in {
@@ -178,6 +185,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
 SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL, **MULTIPLIED, **QUANTISED}
 VARIANTS = {
     **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},
+    **{name: (knobs, KERNELS) for name, knobs in CONVOLUTIONS.items()},
     **{f"{name}, equal weights": (knobs, EQUAL) for name, knobs in {**SINGLE, **STACKED}.items()},
 }
 
