@@ -1,0 +1,193 @@
+"""Sums with Roman numerals, by the shipped language model: LoRA of rank 1 against fewer numbers; docs/language.md.
+
+    python benchmarks/language.py --workers 2         # runs what is missing, and fills the page
+    python benchmarks/language.py --fill              # only fills it
+
+Every run has the data, the steps and the batches of `recipes/sums_roman_lora.yaml`, and keeps its best step on the
+validation problems. PEFT's LoRA is trained by a plain loop at several learning rates, of which the best is taken on
+validation; ours have the default rate. Results are in records/language.jsonl, one run a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pages
+import torch
+from rich.console import Console
+
+from superlora_cli.commands.train import train_run
+from superlora_cli.models.embedded import ASSETS
+from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.load import load_recipe
+from superlora_cli.tasks import task_of
+from superlora_cli.training.processes import join
+from superlora_cli.training.run import RunFolder
+
+RESULTS, RUNS = Path(__file__).parent / "records" / "language.jsonl", pages.ROOT / "runs" / "language"
+PAGE = pages.DOCS / "language.md"
+RECIPE, BASE, SEEDS = "sums_roman_lora", "sums_llama", (0, 1, 2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of PEFT's LoRA
+PEFT = "PEFT's LoRA, r 1"
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def onehot(dim: int, rank: int = 4, **more: Any) -> dict[str, Any]:
+    return {"order": 2, "rank": rank, "inner": {"projection": "onehot", "dim": dim}, **more}
+
+
+OURS: dict[str, dict[str, Any]] = {
+    "LoRA, r 1": {"method": "lora", "rank": 1},
+    **{f"one-hot 2D, {dim}": onehot(dim) for dim in (300, 739, 1478, 2956)},
+    **{f"one-hot 2D, r 8, {dim}": onehot(dim, 8) for dim in (1478, 2956)},
+    "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
+    "LoRTA 3D, r 4": {"method": "lorta", "order": 3, "rank": 4},
+    "LoRTA 3D, r 7": {"method": "lorta", "order": 3, "rank": 7},
+    "CP of order 4, r 10": {"method": "lorta", "order": 4, "rank": 10, "core": "identity"},
+    "CP of order 3, r 6": {"method": "lorta", "order": 3, "rank": 6, "core": "identity"},
+}
+
+
+class Job(NamedTuple):
+    """A setting, with PEFT's rate, and a seed."""
+
+    name: str
+    lr: float | None
+    seed: int
+
+
+def recipe_of(job: Job) -> Any:
+    overrides = [f"seed={job.seed}", "train.threads=1"]
+    if job.name != PEFT:
+        overrides.append("adapter=" + json.dumps({"targets": ["q", "k", "v", "o", "mlp"], **OURS[job.name]}))
+    return load_recipe(RECIPE, overrides)
+
+
+def setting(job: Job) -> dict[str, Any]:
+    """What a result depends on, but for the seed."""
+    recipe = json.loads(recipe_of(job).to_json())
+    kept = (
+        {key: recipe[key] for key in ("adapter", "data", "language", "train")} if job.name != PEFT else {"lr": job.lr}
+    )
+    return {"base": json.loads((ASSETS / f"{BASE}.json").read_text())["sha256"][:12], **kept}
+
+
+def work(job: Job) -> dict[str, Any]:
+    """One run, trained and tested."""
+    found = by_peft(job) if job.name == PEFT else by_us(job)
+    return {"name": job.name, "seed": job.seed, "setting": setting(job), **found}
+
+
+def by_us(job: Job) -> dict[str, Any]:
+    recipe = recipe_of(job)
+    folder = RUNS / f"{job.name.replace(' ', '_')}-{job.seed}"
+    with RunFolder(folder).opened() as run:
+        run.clear()
+        train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
+        about = run.about()
+    metrics = about["metrics"]
+    return {"parameters": about["params"]["adapter"], "lr": recipe.train.optimizer.lr, "seconds": about["seconds"],
+            "validation": metrics["val_exact_match"], "test": metrics["exact_match"],
+            "before": metrics["exact_match_before"]}  # fmt: skip
+
+
+def by_peft(job: Job) -> dict[str, Any]:
+    """PEFT's LoRA in a plain loop, on the same batches."""
+    import peft
+
+    recipe = recipe_of(job).model_copy(update={"adapter": None})
+    train, processes = recipe.train, join(recipe.train)
+    task: Any = task_of(recipe)(build_for_training(recipe), processes)
+    torch.manual_seed(job.seed)
+    task.model.requires_grad_(False)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=1, lora_alpha=8, target_modules=LINEAR), task.model)
+    task.model.to(processes.device)
+    own = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(own, job.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, train.steps, pct_start=0.1)
+    best: dict[str, float] = {"validation": -1.0}
+    for step, batch in enumerate(task.batches(0, train.steps), 1):
+        task.in_training = True
+        task.model.train()
+        task.loss(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % recipe.eval.every == 0:
+            seen = task.evaluate("validation")["exact_match"]
+            if seen > best["validation"]:
+                best = {"validation": seen, "test": task.evaluate("test")["exact_match"]}
+    return {"parameters": sum(parameter.numel() for parameter in own), "lr": job.lr, **best}
+
+
+def load() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def on_record(rows: Sequence[Mapping[str, Any]], job: Job) -> Mapping[str, Any] | None:
+    wanted = setting(job)
+    return next((row for row in rows if row["seed"] == job.seed and row["setting"] == wanted), None)
+
+
+def jobs() -> list[Job]:
+    named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS]
+    return [Job(name, rate, seed) for seed in SEEDS for name, rate in named]
+
+
+def results(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per setting, by parameters: mean and standard deviation of the test over seeds."""
+    own: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    for job in jobs():
+        if row := on_record(rows, job):
+            own.setdefault((job.name, job.lr), []).append(row)
+    rates = {key: statistics.mean(row["validation"] for row in found) for key, found in own.items() if key[0] == PEFT}
+    best = max(rates, key=lambda key: rates[key], default=None)
+    found = []
+    for key, group in own.items():
+        if key[0] == PEFT and key != best:
+            continue
+        tests = [row["test"] for row in group]
+        found.append({"name": key[0], "parameters": group[0]["parameters"], "lr": group[0]["lr"], "tests": tests})
+    return sorted(found, key=lambda row: -row["parameters"])
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """In Markdown."""
+    lines = ["| | parameters | rate | exact match | of 3 seeds |", "|---|---:|---:|---:|---:|"]
+    for row in found:
+        tests = row["tests"]
+        lines.append(f"| {row['name']} | {row['parameters']:,} | {row['lr']:g} | {statistics.mean(tests):.3f} | "
+                     f"{min(tests):.3f} – {max(tests):.3f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def places() -> pages.Places:
+    """The generated part of the page."""
+    return {(PAGE, "roman"): table(results(load()))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--fill", action="store_true", help="only fill the page")
+    asked = parser.parse_args()
+    rows = load()
+    missing = [] if asked.fill else [job for job in jobs() if not on_record(rows, job)]
+    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool, RESULTS.open("a") as file:
+        for done in as_completed([pool.submit(work, job) for job in missing]):
+            print(json.dumps(done.result()), file=file, flush=True)
+            print({key: value for key, value in done.result().items() if key != "setting"}, flush=True)
+    print(table(results(load())))
+    pages.fill(places())
+
+
+if __name__ == "__main__":
+    main()
