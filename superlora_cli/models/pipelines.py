@@ -124,6 +124,14 @@ class PipelineBase(Base):
         return found
 
 
+def placed(pipeline: Any, device: torch.device, *, offload: bool) -> Any:
+    """A pipeline on a device; with `offload`, on a GPU, each part is there only while it works, and else in memory."""
+    if offload and device.type == "cuda":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
 @contextmanager
 def in_one_line(what: str, where: Path | str, hint: str | None = AGAIN) -> Iterator[None]:
     """Inside, whatever the libraries of a pipeline's parts raise becomes an error of one line: "`what`: their message".

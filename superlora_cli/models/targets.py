@@ -56,7 +56,7 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
         UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
             contiguous block of rows.
     """
-    weights, beside = weights_of(model), getattr(model, BESIDE, ())
+    weights, beside = weights_of(model), parts_beside(model)
     found: set[Target] = set()
     for pattern in patterns:
         part = part_named(pattern, beside)
@@ -75,6 +75,12 @@ def part_named(pattern: str, parts: Iterable[str]) -> str | None:
     """
     name = re.split(r"\\?\.", pattern.removeprefix("re:"), maxsplit=1)
     return name[0] if len(name) == 2 and name[0] in parts else None
+
+
+def parts_beside(model: nn.Module) -> tuple[str, ...]:
+    """The names of children of a model that are parts beside it."""
+    found: tuple[str, ...] = getattr(model, BESIDE, ())
+    return found
 
 
 def set_beside(model: nn.Module, parts: tuple[str, ...]) -> None:

@@ -156,6 +156,7 @@ def test_conditions_are_differentiable_in_every_text_encoder_and_the_same(name: 
         assert found.abs().sum() > 0
 
 
+@torch.no_grad()
 def test_a_denoiser_that_is_not_called_is_an_error() -> None:
     pipeline, _ = pair("StableDiffusion")
     with pytest.raises(RuntimeError, match="did not call"):

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from superlora_cli.data.images import cropped
-from superlora_cli.models.pipelines import build_pipeline
+from superlora_cli.models.pipelines import build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
@@ -222,6 +222,8 @@ def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
     assert cli(*words, "--resume", "half").code == 0
     assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
     assert cli("generate", "run", "--prompt", "dog", "--steps", "2", "--out", "images").code == 0
+    refused = cli("export", "run", "--to", "diffusers-lora", "--out", "lora.safetensors")
+    assert "superlora merge writes the whole pipeline" in refused.message
     merged = cli("merge", "run", "--out", "merged")
     assert merged.code == 0, merged.err
     pipeline = getattr(diffusers, type(pipelines.made(family)).__name__).from_pretrained("merged")
@@ -333,6 +335,27 @@ def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monke
     monkeypatch.setattr(objective, "errors", lambda *_: torch.tensor([1.0, 3.0, 10.0, 30.0]))
     loss = objective.loss(base.model, Batch(torch.zeros(4, 4, 4, 4), [""] * 4, (8, 8), beside=2), torch.device("cpu"))
     assert loss.item() == 2 + 0.5 * 20
+
+
+def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
+    class Moved:
+        def enable_model_cpu_offload(self, device: torch.device) -> None:
+            self.device = ("in turn", device.type)
+
+        def to(self, device: torch.device) -> Moved:
+            self.device = ("whole", device.type)
+            return self
+
+    for name, offload, found in (("cuda", True, "in turn"), ("cuda", False, "whole"), ("cpu", True, "whole")):
+        assert placed(Moved(), torch.device(name), offload=offload).device == (found, name)
+    words = ("train", "r.yaml", "train.steps=1")
+    assert prepared(*words, "--out", "plain").code == 0
+    assert prepared(*words, "text-to-image.offload=true", "--out", "run").code == 0
+    made = [
+        prepared("generate", run, "--prompt", "a", "--steps", "2", "--out", f"{run}-images") for run in ("plain", "run")
+    ]
+    assert [one.code for one in made] == [0, 0]
+    assert contents(Path("plain-images", "images")) == contents(Path("run-images", "images"))
 
 
 def test_weights_that_a_file_lacks_are_not_drawn_at_random(prepared: Cli, folders: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
 from superlora_cli.models.families.family import Conditions
-from superlora_cli.models.pipelines import PipelineBase, in_one_line
+from superlora_cli.models.pipelines import PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.objective import EMPTY
@@ -51,6 +51,8 @@ def fill(
     splits: Iterable[tuple[CaptionedImages, Sequence[Seen]]],
     processes: Processes,
     guidance: float,
+    *,
+    offload: bool,
 ) -> None:
     """Compute and store what is missing: every process its share. Autoencoder and text encoders are only loaded if
     something is, and leave memory afterwards. The global random numbers stay as they are.
@@ -72,8 +74,8 @@ def fill(
         return
     device = processes.device
     with set_aside(), torch.no_grad(), in_one_line("cannot be run", base.folder):
-        pipeline, family = base.pipeline(), base.family
-        pipeline.to(device)  # with the denoiser: a pipeline works where its first part is
+        family = base.family
+        pipeline = placed(base.pipeline(), device, offload=offload)  # all of it: it works where its first part is
         vae: Any = pipeline.vae
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
@@ -82,6 +84,7 @@ def fill(
         for key in with_bar(new_texts, "encoding the captions", total=len(new_texts), size=lambda key: 1):
             text, size = texts[key]
             cache.put(key, family.conditions(pipeline, [text], size, guidance))
+        pipeline.remove_all_hooks()  # of offloading
 
 
 class Stored:

@@ -55,6 +55,11 @@ class TextToImageSection(Section):
         description="Prompts that an image is made of at every evaluation, for `pictures/` in the run folder, trackers "
         "and reports.",
     )
+    offload: bool = Field(
+        False,
+        description="Keep the pipeline's parts on the GPU only while they work, when captions and images are encoded, "
+        "and when images are generated; slower.",
+    )
     guidance: float = Field(
         1.0, ge=0, description="Guidance in training, for models that take it as an input, such as FLUX.1-dev."
     )

@@ -95,8 +95,9 @@ class TextToImage(ImageTask):
         """What is missing in the cache is computed before training takes up memory."""
         parts = [(self.images(split), self.seen[split]) for split in SPLITS]
         parts += [(self.prior, samples) for samples in self.beside.values()]
+        guidance, offload = self.settings.guidance, self.settings.offload
         with self.processes.alone():
-            fill(self.cache, base_of(self.built), parts, self.processes, self.settings.guidance)
+            fill(self.cache, base_of(self.built), parts, self.processes, guidance, offload=offload)
         self.processes.wait()
 
     def images(self, split: str) -> CaptionedImages:
