@@ -33,7 +33,7 @@ def plain(task: TextToImage) -> dict[str, Run]:
     base, train = build_pipeline(ModelSection(name=MODEL)), task.recipe.train
     everything = task.batch(task.seen["train"])
     latents = everything.latents
-    words = torch.cat([each["encoder_hidden_states"] for each in everything.conditions])
+    words = task.denoising.conditioning(everything.captions, everything.size)["encoder_hidden_states"]
     loop = Plain(base.model, base.scheduler, rank=RANK, lr=LR, steps=train.length)
 
     def step() -> None:

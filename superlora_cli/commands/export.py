@@ -13,6 +13,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
 from superlora_cli.formats.format import Options, nothing
 from superlora_cli.formats.known import FORMATS
+from superlora_cli.models.targets import parts_beside
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import check_update, read_adapter
 
@@ -55,6 +56,9 @@ def export(
     check_place(to, out, force=force)
     adapter = read_adapter(path)
     check_update(adapter, hint="--to timm writes all of it")
+    if beside := parts_beside(adapter.base.model):
+        message = f"{' and '.join(beside)} is adapted as well, which the file has no place for"
+        raise UsageError(message, where="--to", hint="superlora merge writes the whole pipeline")
     if images is not None:
         check_images(adapter.base, images, to, exact=not form.lora)
     done = {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}

@@ -78,11 +78,7 @@ def generate(
     """
     folder = ImagesFolder(out)
     folder.check(force=force)
-    if num < 1:
-        raise UsageError(f"{num} images", where="--num", hint="1 or more")
-    if launched() > 1:
-        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
-                         hint="start it as a single process")  # fmt: skip
+    check_start(num=num)
     check_task(recipe_of(source, overrides), source, prompted=False)
     built, about = open_source(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
@@ -151,6 +147,20 @@ def generate(
     finally:
         processes.end()
     return {**told, "seconds": time.monotonic() - started}
+
+
+def check_start(**counts: int | None) -> None:
+    """Refuse several processes, and counts below 1, given by the names of their options.
+
+    Raises:
+        UsageError: names what is wrong.
+    """
+    if launched() > 1:
+        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
+                         hint="start it as a single process")  # fmt: skip
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"{count} is too few", where=f"--{name.replace('_', '-')}", hint="1 or more")
 
 
 def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -15,16 +15,16 @@ from torch import Tensor
 import superlora_cli
 from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.layers import stored_parameter
-from superlora_cli.commands.generate import check_task, open_source, recipe_of
+from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
-from superlora_cli.launch import launched
-from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.pipelines import PipelineBase, placed
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import captions_of
+from superlora_cli.tasks.text_to_image.section import settings_of
 from superlora_cli.training.processes import join
 
 SCALES = (1.0,)
@@ -133,12 +133,7 @@ def generate_prompted(
     """
     folder = ImagesFolder(out)
     folder.check(force=force)
-    if num < 1 or batch_size < 1:
-        where = "--num" if num < 1 else "--batch-size"
-        raise UsageError(f"{min(num, batch_size)} images", where=where, hint="1 or more")
-    if launched() > 1:
-        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
-                         hint="start it as a single process")  # fmt: skip
+    check_start(num=num, batch_size=batch_size)
     recipe, scales = recipe_of(source, overrides), read_scales(scale)
     check_task(recipe, source, prompted=True)
     captions = captions_of(recipe, "test") if in_turn and not (prompts or prompts_file) else prompts
@@ -189,7 +184,7 @@ def generate_prompted(
     started = time.monotonic()
     try:
         with _scaled(built) as set_scale:
-            pipeline = base.pipeline().to(processes.device)
+            pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
             folder.begin(settings, images)
             parts = _parts(wanted, batch_size)
             names = iter(images)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from superlora_cli.adapter.attach import detach
-from superlora_cli.commands.generate import open_source
+from superlora_cli.commands.generate import check_start, open_source
 from superlora_cli.commands.generate_prompted import read_prompts
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output, json_text, write_atomic
-from superlora_cli.launch import launched
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.tasks.language.completing import Completion, How, complete, prompt_ids
 from superlora_cli.tasks.language.section import settings_of
@@ -53,12 +52,7 @@ def generate_text(
     """
     if out is not None:
         check_output(out, force=force)
-    if launched() > 1:
-        raise UsageError(f"launched as {launched()} processes", where="superlora generate",
-                         hint="start it as a single process")  # fmt: skip
-    for name, value, least in (("--max-tokens", max_tokens, 1), ("--batch-size", batch_size, 1)):
-        if value is not None and value < least:
-            raise UsageError(f"{value} is too few", where=name, hint=f"{least} or more")
+    check_start(max_tokens=max_tokens, batch_size=batch_size)
     if not 0 <= temperature < float("inf"):
         raise UsageError(f"{temperature:g} is no temperature", where="--temperature", hint="0, or a positive number")
     asked = read_prompts(prompts, prompts_file)

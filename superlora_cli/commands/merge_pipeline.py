@@ -60,9 +60,10 @@ def merge_pipeline(
     assert built.adapter is not None
     changed = len({target.module for target in built.adapter.targets}) + len(built.also)
     own = next(base.model.parameters()).dtype
-    adapted = _predictions(base, base.model) if verify else None
-    detach(base.model, merge=True)
     pipeline = base.pipeline()
+    adapted = _predictions(base, pipeline) if verify else None
+    detach(base.model, merge=True)
+    base.separate()
     if dtype is not None:
         pipeline.to(dtype)
     error = None
@@ -70,8 +71,10 @@ def merge_pipeline(
         with system_errors(out):
             pipeline.save_pretrained(place, safe_serialization=True)
         if adapted is not None:
-            written = type(base.model).from_pretrained(place, subfolder=base.component)  # type: ignore[attr-defined]
-            error = (_predictions(base, written.to(torch.float32)) - adapted).abs().max().item()
+            for part in (base.component, *base.encoders):
+                written = type(getattr(pipeline, part)).from_pretrained(place, subfolder=part)
+                pipeline.register_modules(**{part: written.to(torch.float32)})
+            error = (_predictions(base, pipeline) - adapted).abs().max().item()
             if not error <= max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)):
                 raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
     return {
@@ -86,22 +89,33 @@ def merge_pipeline(
 
 
 @torch.no_grad()
-def _predictions(base: PipelineBase, denoiser: Any) -> Tensor:
-    """What a denoiser of this pipeline predicts of fixed noise, with fixed conditions; what its autoencoder keeps of
-    it."""
-    generator = torch.Generator().manual_seed(0)
+def _predictions(base: PipelineBase, pipeline: Any) -> Tensor:
+    """What the denoiser of a pipeline predicts of fixed noise, with random conditions or, if text encoders are adapted,
+    those of a few words; what its autoencoder keeps of noise."""
+    family, generator = base.family, torch.Generator().manual_seed(0)
+    model = getattr(pipeline, base.component).eval()
+    own = next(model.parameters()).dtype
     if base.component == VAE:
         images = torch.randn(IMAGES, 3, base.image_size, base.image_size, generator=generator)
-        latents = denoiser.eval().encode(images.to(next(denoiser.parameters()).dtype)).latent_dist.mode()
-        kept: Tensor = denoiser.decode(latents).sample
+        kept: Tensor = model.decode(model.encode(images.to(own)).latent_dist.mode()).sample
         return kept.float()
     side = base.image_size // base.scale
-    shape, conditions = base.family.example(denoiser, (side, side), IMAGES)
-    noisy, own = torch.randn(shape, generator=generator), next(denoiser.parameters()).dtype
-    times = base.family.noise(base.scheduler).times(torch.linspace(0.1, 0.9, IMAGES))
-    filled = _filled(conditions, base.family.shared, generator, own)
-    found = base.family.predict(denoiser.eval(), noisy.to(own), times, filled)
-    return found.float()
+    shape, conditions = family.example(model, (side, side), IMAGES)
+    noisy = torch.randn(shape, generator=generator)
+    times = family.noise(base.scheduler).times(torch.linspace(0.1, 0.9, IMAGES))
+    if base.encoders:
+        words = [f"{number} words" for number in range(IMAGES)]
+        conditions = _cast(family.conditions(pipeline, words, (base.image_size, base.image_size)), own)
+    else:
+        conditions = _filled(conditions, family.shared, generator, own)
+    return family.predict(model, noisy.to(own), times, conditions).float()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Conditions with their numbers in another precision."""
+    if isinstance(value, Mapping):
+        return {name: _cast(part, dtype) for name, part in value.items()}
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _filled(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ class Base:
     task: str = "classification"
     by_timm: bool = True
     note: str | None = None
+
+    def include(self, patterns: Iterable[str]) -> None:
+        """Make what target patterns name a part of `model`, where a base has more than its model; most have not."""
 
     @property
     def peft_task(self) -> str | None:

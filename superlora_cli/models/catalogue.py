@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.descriptions import DENOISERS, DESCRIPTIONS
-from superlora_cli.models.embedded import EMBEDDED, LANGUAGE
+from superlora_cli.models.embedded import EMBEDDED, LANGUAGE, PIPELINES
 from superlora_cli.models.language_shapes import SHAPES
 from superlora_cli.models.parts import Part, chosen, parts_of
 from superlora_cli.models.patterns import Weight, expand
@@ -205,6 +205,8 @@ def write() -> None:
     for name, embedded in EMBEDDED.items():
         base = build(ModelSection(name=name, head="frozen"), classes=None, weights=False)
         lines.append(_entry(name, base.model, {"": embedded.classes if base.by_timm else 0}))
+    for name in PIPELINES:
+        lines.append(_entry(name, build(ModelSection(name=name), classes=None, weights=False).model, {"": 0}))
     for name, describe in DESCRIPTIONS.items():
         layers = list(describe())
         shapes = [(layer.name, layer.shape) for layer in layers if layer.shape]

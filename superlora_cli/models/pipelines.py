@@ -1,7 +1,7 @@
 """Text-to-image pipelines as bases: `diffusers:FOLDER`, `diffusers:NAME@REVISION` of the hub, or a shipped one.
 
-The base is the pipeline's denoiser alone, or with `model.kwargs.component: vae` its autoencoder; the other parts are
-loaded when they are needed.
+The base is the pipeline's denoiser, with the text encoders that targets name, or with `model.kwargs.component: vae` its
+autoencoder; the other parts are loaded when they are needed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from superlora_cli.errors import SuperLoraError, UsageError, did_you_mean
 from superlora_cli.models.arguments import refuse_others
@@ -24,6 +25,7 @@ from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, PIPELINES
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 from superlora_cli.models.loading import load_weights
+from superlora_cli.models.targets import part_named, set_beside
 
 if TYPE_CHECKING:
     from superlora_cli.models.families.family import Family
@@ -34,6 +36,7 @@ HALF = (0.5, 0.5, 0.5)  # mean and standard deviation: [0, 1] becomes [−1, 1]
 DTYPES = ("float32", "bfloat16", "float16")
 EXTRA = "pip install 'superlora-cli[text-to-image]'"
 AGAIN = "copy or download the pipeline again"
+ABSENT = [None, None]  # in the index: a part that a pipeline may have, but has not
 SAMPLE = 128  # side of latents, where a pipeline does not say it
 ARGUMENTS = ("torch_dtype", "variant")  # of `from_pretrained`
 COMPONENT, VAE = "component", "vae"
@@ -49,6 +52,7 @@ class PipelineBase(Base):
         kind: its class.
         scale: pixels per latent pixel.
         options: for `from_pretrained`: dtype and variant.
+        encoders: text encoders that are adapted as well, children of `model` under their names in the pipeline.
     """
 
     folder: Path
@@ -56,6 +60,32 @@ class PipelineBase(Base):
     kind: str
     scale: int
     options: Mapping[str, Any]
+    encoders: dict[str, nn.Module] = field(default_factory=dict)
+
+    def include(self, patterns: Iterable[str]) -> None:
+        """Load the text encoders that patterns name: `text_encoder.*.q_proj`.
+
+        Raises:
+            UsageError: one cannot be loaded.
+        """
+        for name in () if self.component == VAE else self.family.encoders:
+            if any(part_named(pattern, (name,)) for pattern in patterns):
+                self.encoders[name] = self._part(name)
+                self.model.add_module(name, self.encoders[name])
+        set_beside(self.model, tuple(self.encoders))
+
+    def separate(self) -> None:
+        """Make the text encoders children of `model` no longer."""
+        for name in self.encoders:
+            delattr(self.model, name)
+
+    def _part(self, name: str) -> nn.Module:
+        """A component with weights, the autoencoder or a text encoder."""
+        kind = _class_of(self.folder, name)
+        if next(self.model.parameters()).is_meta:
+            with in_one_line("cannot be loaded", self.folder / name), torch.device("meta"):
+                return cast(nn.Module, kind(kind.config_class.from_pretrained(self.folder, subfolder=name)))
+        return loaded(kind, self.folder, name, self.options)
 
     @property
     def family(self) -> Family:
@@ -72,11 +102,9 @@ class PipelineBase(Base):
     @property
     def scheduler(self) -> Any:
         """The pipeline's own scheduler."""
-        import diffusers
-
+        kind = _class_of(self.folder, "scheduler")
         with in_one_line("cannot be loaded", self.folder / "scheduler"):
-            name = _index(self.folder)["scheduler"][1]
-            return getattr(diffusers, name).from_pretrained(self.folder, subfolder="scheduler")
+            return kind.from_pretrained(self.folder, subfolder="scheduler")
 
     def pipeline(self) -> Any:
         """The whole pipeline, on the CPU, around this component.
@@ -86,11 +114,22 @@ class PipelineBase(Base):
         """
         import diffusers
 
-        given = {self.component: self.model}
+        given = {self.component: self.model, **self.encoders}
+        for name in (VAE, *self.family.encoders):
+            if name not in given and _index(self.folder)[name] != ABSENT:
+                given[name] = self._part(name)
         with in_one_line("cannot be loaded", self.folder):
             found = getattr(diffusers, self.kind).from_pretrained(self.folder, **self.options, **given)
         found.set_progress_bar_config(disable=True)
         return found
+
+
+def placed(pipeline: Any, device: torch.device, *, offload: bool) -> Any:
+    """A pipeline on a device; with `offload`, on a GPU, each part is there only while it works, and else in memory."""
+    if offload and device.type == "cuda":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
 
 
 @contextmanager
@@ -107,6 +146,36 @@ def in_one_line(what: str, where: Path | str, hint: str | None = AGAIN) -> Itera
     except Exception as error:
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(f"{what}: {cause}", where=str(where), hint=hint) from None
+
+
+def loaded(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -> nn.Module:
+    """A part of a pipeline with its weights; those that a file lacks are never drawn at random.
+
+    Raises:
+        UsageError: it cannot be loaded completely.
+    """
+    how = dict(options)
+    if not list((folder / part).glob(f"*.{how.get('variant')}.*")):
+        how.pop("variant", None)  # not all parts have one
+    if kind.__module__.startswith("transformers.") and "torch_dtype" in how:
+        how["dtype"] = how.pop("torch_dtype")
+    with in_one_line("cannot be loaded", folder / part):
+        found, about = kind.from_pretrained(
+            folder, subfolder=part, use_safetensors=True, output_loading_info=True, **how
+        )
+        if missing := sorted(about["missing_keys"]):
+            raise ValueError(f"its files lack {len(missing):,} tensors, such as {missing[0]}")
+    return cast(nn.Module, found)
+
+
+def _class_of(folder: Path, part: str) -> Any:
+    """The class of a part, of diffusers or transformers; no other module is ever imported."""
+    import diffusers
+    import transformers
+
+    with in_one_line("cannot be loaded", folder / part):
+        library, name = _index(folder)[part]
+        return getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
 
 
 def is_pipeline(name: str) -> bool:
@@ -126,8 +195,6 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     """
     if find_spec("transformers") is None:
         raise UsageError("text encoders need the library transformers", where=section.name, hint=EXTRA)
-    import diffusers
-
     from superlora_cli.models.families import FAMILIES
 
     hush()
@@ -145,18 +212,21 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         raise UsageError(f"no component '{part}' that can be trained", where="model.kwargs.component", hint=hint)
     _check_parts(folder, index, FAMILIES[kind].parts)
     own = section.pretrained and section.checkpoint is None
+    maker = _class_of(folder, part)
     with in_one_line("cannot be loaded", folder / part):
-        maker = getattr(diffusers, index[part][1])
         config = maker.load_config(folder, subfolder=part)
-        if weights and own:
-            model = maker.from_pretrained(folder, subfolder=part, use_safetensors=True, **options)
-        else:
+        if not (weights and own):
             with torch.device("cpu" if weights else "meta"):
                 model = maker.from_config(config)
+    if weights and own:
+        model = loaded(maker, folder, part, options)
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
     with in_one_line("cannot be read", folder / VAE / "config.json"):
-        scale = 2 ** (len(_config(folder / VAE / "config.json")["block_out_channels"]) - 1)
+        widths = _config(folder / VAE / "config.json")["block_out_channels"]
+        if not widths or not isinstance(widths, list):
+            raise ValueError(f"block_out_channels is {widths!r}")
+    scale = 2 ** (len(widths) - 1)
     sample = config.get("sample_size") or SAMPLE
     size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:
@@ -231,7 +301,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any], parts: Iterable[str]) -
         if not isinstance(entry, list) or len(entry) != 2:
             hint = "a pipeline of another class, or a damaged one"
             raise UsageError(f"names no {part}", where=str(folder / INDEX), hint=hint)
-        if entry != [None, None] and not (folder / part).is_dir():
+        if entry != ABSENT and not (folder / part).is_dir():
             raise UsageError(f"holds no {part}", where=str(folder), hint=AGAIN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from superlora_cli.models.fused import rows_of
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import Rows, Weight
 from superlora_cli.models.patterns import expand as expand_weights
+
+BESIDE = "superlora_beside"  # attribute of a model: names of children that are parts beside it
 
 # timm's attention layers in whose fused weight q, k and v are not equal blocks of rows: most split the rows into heads
 # first and then each head into q, k, v; some have blocks of unequal size. The function says when.
@@ -46,11 +49,43 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
     >>> [(target.name, target.shape) for target in expand(layers, ["v", "o*"])]  # rows × what they multiply
     [('qkv[128:192]', (64, 64)), ('out', (32, 64, 3, 3))]
 
+    A part that is `beside` the model itself, such as a text encoder, only has targets by patterns that begin with its
+    name.
+
     Raises:
         UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
             contiguous block of rows.
     """
-    return _tied(dict(model.named_modules()), expand_weights(weights_of(model), patterns))
+    weights, beside = weights_of(model), parts_beside(model)
+    found: set[Target] = set()
+    for pattern in patterns:
+        part = part_named(pattern, beside)
+        own = {name: weight for name, weight in weights.items() if part_named(name + ".", beside) == part}
+        found.update(expand_weights(own, [pattern]))
+    order = {name: index for index, name in enumerate(weights)}
+    ordered = sorted(found, key=lambda rows: (order[rows.module], rows.start))
+    return _tied(dict(model.named_modules()), ordered)
+
+
+def part_named(pattern: str, parts: Iterable[str]) -> str | None:
+    r"""Which of some parts of a model a target pattern begins with.
+
+    >>> part_named("text_encoder.*.q_proj", ["text_encoder"]), part_named(r"re:text_encoder\..*", ["text_encoder"])
+    ('text_encoder', 'text_encoder')
+    """
+    name = re.split(r"\\?\.", pattern.removeprefix("re:"), maxsplit=1)
+    return name[0] if len(name) == 2 and name[0] in parts else None
+
+
+def parts_beside(model: nn.Module) -> tuple[str, ...]:
+    """The names of children of a model that are parts beside it."""
+    found: tuple[str, ...] = getattr(model, BESIDE, ())
+    return found
+
+
+def set_beside(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Say which children of a model are parts beside it."""
+    model.__dict__[BESIDE] = parts
 
 
 def _tied(modules: dict[str, nn.Module], targets: list[Target]) -> list[Target]:

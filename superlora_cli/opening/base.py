@@ -36,6 +36,8 @@ def open_base(
     if task != base.task:
         message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
         raise UsageError(message, where="task", hint=f"task: {base.task}, or another base")
+    if recipe.adapter is not None:
+        base.include(recipe.adapter.patterns)
     return base
 
 

@@ -249,7 +249,7 @@ def test_a_base_without_classes_draws_without_them(models: Models, file: Path, c
     [
         (("--classes", "0,11"), "--classes: the model has no class '11' (it has 0, 1, 2, 3, 4, 5, 6, 7, …)"),
         (("--classes", ""), "--classes: the model has no class ''"),
-        (("--num", "0"), "--num: 0 images (1 or more)"),
+        (("--num", "0"), "--num: 0 is too few (1 or more)"),
         (("--sampler", "dpm"), "--sampler: unknown sampler 'dpm' (did you mean '"),
         (("--steps", "1001"), "--steps: 1001 sampling steps, but the noise schedule has 1000 (1 to 1000)"),
         (("--steps", "30"), "--steps: ddim takes equal steps, but 30 does not divide 1000 (25 or 40; dpm++"),

@@ -18,7 +18,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.models import catalogue
 from superlora_cli.models.build import build as build_base
 from superlora_cli.models.descriptions import DENOISERS, cfg_unet, llama_7b
-from superlora_cli.models.embedded import EMBEDDED, LANGUAGE
+from superlora_cli.models.embedded import EMBEDDED, LANGUAGE, PIPELINES
 from superlora_cli.models.language_shapes import SHAPES
 from superlora_cli.models.parts import parts_of
 from superlora_cli.models.rolled import roll, unroll
@@ -82,7 +82,7 @@ def test_every_entry_is_what_timm_builds_for_every_tag(name: str) -> None:
         same_parameters(tag, model)
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", [*EMBEDDED, *PIPELINES])
 def test_a_shipped_base_is_what_its_recipe_builds(name: str) -> None:
     model = build_base(ModelSection(name=name, head="frozen"), classes=None, weights=False).model
     same_targets(name, model)
@@ -166,7 +166,7 @@ def test_a_denoiser_is_what_diffusers_builds(name: str, params: int, queries: in
 
 
 def test_the_data_file_is_compact_and_has_every_architecture() -> None:
-    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, *OTHERS]
+    assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, *PIPELINES, *OTHERS]
     assert catalogue.DATA.stat().st_size < 150_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)

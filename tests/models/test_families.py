@@ -49,12 +49,6 @@ def step_of(pipeline: Any, denoiser: Any, **call: Any) -> tuple[dict[str, Any], 
     return given[0], to_scheduler[0]
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", pipelines.FAMILIES)
@@ -143,6 +137,26 @@ def test_a_perfect_direction_leads_back_to_the_image() -> None:
     torch.testing.assert_close(found, latents, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+def test_conditions_are_differentiable_in_every_text_encoder_and_the_same(name: str) -> None:
+    pipeline, family = pair(name)
+    prompts = list(PROMPTS[:2])
+    with torch.no_grad():
+        plain = family.conditions(pipeline, prompts, SIZES[0])
+    made = family.conditions(pipeline, prompts, SIZES[0])
+    torch.testing.assert_close(
+        *({key: value for key, value in part.items() if value is not None} for part in (made, plain)), rtol=0, atol=5e-5
+    )
+    tensors = [made, made.get("added_cond_kwargs") or {}]
+    parts = [
+        value.sum() for part in tensors for value in part.values() if isinstance(value, Tensor) and value.requires_grad
+    ]
+    weights = [next(getattr(pipeline, encoder).parameters()) for encoder in family.encoders]
+    for found in torch.autograd.grad(sum(parts), weights):
+        assert found.abs().sum() > 0
+
+
+@torch.no_grad()
 def test_a_denoiser_that_is_not_called_is_an_error() -> None:
     pipeline, _ = pair("StableDiffusion")
     with pytest.raises(RuntimeError, match="did not call"):

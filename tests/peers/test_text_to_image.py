@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(passes: int) -> None:
     assert adapter is not None
     other_unet = build_pipeline(ModelSection(name="glyphs_text")).model
     plain = Plain(other_unet, base.scheduler, rank=RANK, lr=0.1, steps=1)
-    objective = Objective(base, TextToImageSection())
+    objective = Objective(base, TextToImageSection(), lambda captions, size: {})
     with torch.no_grad():
         for ours, place, theirs, transposed in pairs(adapter, plain):
             theirs.copy_(torch.randn(theirs.shape, generator=draw) * 0.1)
@@ -55,7 +55,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(passes: int) -> None:
             latents, noise = (torch.randn(BATCH, 4, 8, 8, generator=draw) for _ in range(2))
             words = torch.randn(BATCH, 77, 64, generator=draw)
             times = torch.randint(1000, (BATCH,), generator=draw)
-            conditions = [{"encoder_hidden_states": each[None]} for each in words]
+            conditions = {"encoder_hidden_states": words}
             own = objective.errors(built.model, latents, noise, times, conditions, torch.device("cpu")).mean()
             other = plain.loss(latents, words, noise, times)
             assert own.item() == pytest.approx(other.item(), rel=1e-5)

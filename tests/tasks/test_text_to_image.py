@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from superlora_cli.data.images import cropped
-from superlora_cli.models.pipelines import build_pipeline
+from superlora_cli.models.pipelines import build_pipeline, placed
+from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
-from superlora_cli.tasks.text_to_image.section import TextToImageSection
+from superlora_cli.tasks.text_to_image.section import Prior, TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import buckets, nearest
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
@@ -195,6 +196,46 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
     assert contents(Path("run")) == before
 
 
+ENCODERS = {
+    "StableDiffusion": "text_encoder.*.q_proj",
+    "StableDiffusionXL": "text_encoder_2.*.v_proj",
+    "StableDiffusion3": "text_encoder_3.*.SelfAttention.q",
+    "Flux": r"re:text_encoder_2\..*\.SelfAttention\.v",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", pipelines.FAMILIES)
+def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
+    family: str, folders: dict[str, Path], data: Path, cli: Cli
+) -> None:
+    """From training to merged images; the short name `q` is the denoiser's alone."""
+    Path("r.yaml").write_text(recipe(folders[family], data, "text-to-image: {caption_dropout: 0.3}"))
+    words = ("train", "r.yaml", f"adapter.targets=[q, '{ENCODERS[family]}']", "--json")
+    done = cli(*words, "--out", "run")
+    assert done.code == 0, done.err
+    adapted = [target.module for target in build_from_file(Path("run", "adapter.safetensors")).adapter.targets]
+    assert len([name for name in adapted if name.startswith("text_encoder")]) == 2
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    Path("half", "adapter.safetensors").unlink()
+    assert cli(*words, "--resume", "half").code == 0
+    assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
+    assert cli("generate", "run", "--prompt", "dog", "--steps", "2", "--out", "images").code == 0
+    refused = cli("export", "run", "--to", "diffusers-lora", "--out", "lora.safetensors")
+    assert "superlora merge writes the whole pipeline" in refused.message
+    merged = cli("merge", "run", "--out", "merged")
+    assert merged.code == 0, merged.err
+    pipeline = getattr(diffusers, type(pipelines.made(family)).__name__).from_pretrained("merged")
+    name = ENCODERS[family].removeprefix("re:").partition(".")[0].rstrip("\\")
+    old, new = (dict(getattr(model, name).named_parameters()) for model in (pipelines.made(family), pipeline))
+    assert len([key for key, value in old.items() if not torch.equal(value, new[key])]) == 2
+    noise = torch.Generator().manual_seed(0)
+    image = pipeline("dog", width=16, height=16, num_inference_steps=2, generator=noise, output_type="pt").images[0]
+    ours = np.array(Image.open(next(Path("images", "images").iterdir()))).astype(int)
+    assert np.abs((image.permute(1, 2, 0) * 255).round().numpy().astype(int) - ours).max() <= 1
+
+
 @pytest.mark.slow
 def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -257,6 +298,82 @@ def test_two_processes_fill_one_cache_and_resume_with_the_same_bytes(prepared: C
     assert prepared("eval", "run", "--json").json()["metrics"]["loss"] == pytest.approx(told, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_other_images_in_every_batch_preserve_what_the_model_knows(
+    prepared: Cli, folders: dict[str, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("known").mkdir()
+    for number, size in enumerate(((16, 16), (30, 20), (8, 40))):
+        Image.new("RGB", size, (80 * number, 0, 0)).save(Path("known", f"{number}.png"))
+    Path("known", "bad.png").write_text("no image")
+    seen: list[Batch] = []
+    loss = Objective.loss
+    monkeypatch.setattr(
+        Objective, "loss", lambda own, model, batch, *on: seen.append(batch) or loss(own, model, batch, *on)
+    )
+    words = ("train", "r.yaml", "text-to-image.prior={images: known, caption: a dog, weight: 0.5}", "--json")
+    done = prepared(*words, "--out", "run")
+    assert done.code == 0, done.err
+    for batch in seen:
+        own = len(batch.latents) // 2
+        assert batch.beside == own == len(batch.captions) - own
+        assert batch.captions[own:] == ["a dog"] * own
+    assert "left out 1 of 4 images" in Path("run", "log.txt").read_text()
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    Path("half", "adapter.safetensors").unlink()
+    assert prepared(*words, "--resume", "half").code == 0
+    assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
+    plain = prepared("train", "r.yaml", "--dry-run", "--json").json()["memory"]["activations"]
+    assert prepared(*words, "--dry-run").json()["memory"]["activations"] > 1.5 * plain
+
+
+def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = build_pipeline(ModelSection(name=f"diffusers:{folders[FAMILY]}"))
+    settings = TextToImageSection(prior=Prior(images="known", weight=0.5))
+    objective = Objective(base, settings, lambda captions, size: {})
+    monkeypatch.setattr(objective, "errors", lambda *_: torch.tensor([1.0, 3.0, 10.0, 30.0]))
+    loss = objective.loss(base.model, Batch(torch.zeros(4, 4, 4, 4), [""] * 4, (8, 8), beside=2), torch.device("cpu"))
+    assert loss.item() == 2 + 0.5 * 20
+
+
+def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
+    class Moved:
+        def enable_model_cpu_offload(self, device: torch.device) -> None:
+            self.device = ("in turn", device.type)
+
+        def to(self, device: torch.device) -> Moved:
+            self.device = ("whole", device.type)
+            return self
+
+    for name, offload, found in (("cuda", True, "in turn"), ("cuda", False, "whole"), ("cpu", True, "whole")):
+        assert placed(Moved(), torch.device(name), offload=offload).device == (found, name)
+    words = ("train", "r.yaml", "train.steps=1")
+    assert prepared(*words, "--out", "plain").code == 0
+    assert prepared(*words, "text-to-image.offload=true", "--out", "run").code == 0
+    made = [
+        prepared("generate", run, "--prompt", "a", "--steps", "2", "--out", f"{run}-images") for run in ("plain", "run")
+    ]
+    assert [one.code for one in made] == [0, 0]
+    assert contents(Path("plain-images", "images")) == contents(Path("run-images", "images"))
+
+
+def test_weights_that_a_file_lacks_are_not_drawn_at_random(prepared: Cli, folders: dict[str, Path]) -> None:
+    shutil.copytree(folders[FAMILY], "broken")
+    for part, file in (
+        ("text_encoder", "model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("unet", "diffusion_pytorch_model"),
+    ):
+        path = Path("broken", part, f"{file}.safetensors")
+        tensors = load_file(path)
+        name = next(name for name in tensors if name.endswith(".bias"))
+        save_file({name + "x" if key == name else key: value for key, value in tensors.items()}, path, {"format": "pt"})
+        result = prepared("train", "r.yaml", "model.name=diffusers:broken", "--out", "run")
+        assert result.code == 2
+        assert f"broken/{part}: cannot be loaded: its files lack 1 tensors" in result.message
+
+
 @pytest.mark.parametrize("predicts", ["epsilon", "sample", "v_prediction"])
 def test_min_snr_weighs_every_image_by_its_time(
     folders: dict[str, Path], predicts: str, monkeypatch: pytest.MonkeyPatch
@@ -264,11 +381,11 @@ def test_min_snr_weighs_every_image_by_its_time(
     from diffusers.training_utils import compute_snr
 
     base = build_pipeline(ModelSection(name=f"diffusers:{folders[FAMILY]}"))
-    objective = Objective(base, TextToImageSection(min_snr=5))
+    objective = Objective(base, TextToImageSection(min_snr=5), lambda captions, size: {})
     objective.noise.predicts = predicts
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(objective, "errors", lambda model, latents, noise, times, *_: seen.append(times) or 1 + times)
-    loss = objective.loss(base.model, Batch(torch.zeros(8, 4, 4, 4), [{}] * 8, {}), torch.device("cpu"))
+    loss = objective.loss(base.model, Batch(torch.zeros(8, 4, 4, 4), ["a"] * 8, (8, 8)), torch.device("cpu"))
     ratio = compute_snr(diffusers.DDPMScheduler.from_config(base.scheduler.config), seen[0])
     divided = {"epsilon": ratio, "sample": 1, "v_prediction": ratio + 1}[predicts]
     torch.testing.assert_close(loss, ((1 + seen[0]) * ratio.clamp(max=5) / divided).mean())
@@ -361,7 +478,7 @@ def test_cropping_keeps_the_middle() -> None:
 def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
     from superlora_cli.data.batches import Share
 
-    samples = [Seen(number, (16, 16) if number % 3 else (8, 24), f"{number}", "") for number in range(11)]
+    samples = [Seen(number, (16, 16) if number % 3 else (8, 24), "", f"{number}") for number in range(11)]
     samples = repeated(samples, [f"{number}.png" for number in range(11)], {"1*": 3, "*": 2})
     assert [sample.number for sample in samples].count(1) == 3
     for number in range(2):

@@ -116,16 +116,19 @@ class _CalledError(Exception):
 
 
 def recorded(pipeline: Any, denoiser: nn.Module, **call: Any) -> dict[str, Any]:
-    """The arguments, by name, with which `pipeline(**call)` calls its denoiser first; it ends there."""
+    """The arguments, by name, with which `pipeline(**call)` calls its denoiser first; it ends there.
+
+    They are differentiable in the text encoders where gradients are enabled: a pipeline itself disables them.
+    """
     signature = inspect.signature(denoiser.forward)
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _CalledError(dict(signature.bind(*args, **kwargs).arguments))
 
-    hook = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
+    hook = denoiser.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)  # before an adapter sees a call
     pipeline.set_progress_bar_config(disable=True)
     try:
-        pipeline(**call)
+        inspect.unwrap(type(pipeline).__call__)(pipeline, **call)
     except _CalledError as found:
         return found.arguments
     finally:

@@ -51,3 +51,11 @@ def stream(
         for passed in range(share.passes):
             first = place * share.parts + passed * share.processes + share.process
             yield order[first % len(order)]
+
+
+def drawn_beside(count: int, among: int, *, seed: int, place: int) -> list[int]:
+    """Numbers of other images for a batch of `count`, drawn anew for each place in the stream; [] if there are none."""
+    if not among:
+        return []
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) * 2 + 1)
+    return torch.randint(among, (count,), generator=generator).tolist()

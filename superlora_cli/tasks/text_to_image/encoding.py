@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -10,54 +11,61 @@ import torch
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
-from superlora_cli.models.pipelines import PipelineBase, in_one_line
+from superlora_cli.models.families.family import Conditions
+from superlora_cli.models.pipelines import PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
+from superlora_cli.tasks.text_to_image.objective import EMPTY
 from superlora_cli.tasks.text_to_image.sizes import Size, nearest
 from superlora_cli.training.processes import Processes
 
-EMPTY = ""  # the caption of an image whose own is dropped
-
 
 class Seen(NamedTuple):
-    """An image as training sees it: its number, its size, and the keys of its latents and conditions."""
+    """An image as training sees it: its number, its size, its caption, and the key of its latents."""
 
     number: int
     size: Size
+    caption: str
     latents: str
-    conditions: str
 
 
-def seen(images: CaptionedImages, side: int, multiple: int, buckets: bool, guidance: float) -> list[Seen]:
+def seen(images: CaptionedImages, side: int, multiple: int, buckets: bool) -> list[Seen]:
     """All images of a split; with `buckets` in the size nearest to their own, else square."""
-    found = []
-    for index, content in enumerate(images.contents):
-        size = nearest(images.size(index), side, multiple) if buckets else (side, side)
-        found.append(Seen(index, size, f"image {content} {size}", conditions_key(images.texts[index], size, guidance)))
-    return found
+    sizes = (nearest(images.size(i), side, multiple) if buckets else (side, side) for i in range(len(images)))
+    return [seen_in(images, index, size) for index, size in enumerate(sizes)]
+
+
+def seen_in(images: CaptionedImages, index: int, size: Size) -> Seen:
+    """One image, in a given size."""
+    return Seen(index, size, images.texts[index], f"image {images.contents[index]} {size}")
 
 
 def conditions_key(text: str, size: Size, guidance: float) -> str:
-    """The key of the conditions of a prompt."""
+    """The key of the conditions of a caption."""
     return f"text {size} {guidance:g} {text}"
 
 
 def fill(
     cache: Cache,
     base: PipelineBase,
-    parts: Iterable[tuple[CaptionedImages, Sequence[Seen]]],
+    splits: Iterable[tuple[CaptionedImages, Sequence[Seen]]],
     processes: Processes,
     guidance: float,
+    *,
+    offload: bool,
 ) -> None:
     """Compute and store what is missing: every process its share. Autoencoder and text encoders are only loaded if
-    something is, and leave memory afterwards. The global random numbers stay as they are."""
+    something is, and leave memory afterwards. The global random numbers stay as they are.
+
+    Captions are left out if text encoders are adapted: what becomes of them changes with every step.
+    """
     images: dict[str, tuple[CaptionedImages, Seen]] = {}
     texts: dict[str, tuple[str, Size]] = {}
-    for split, samples in parts:
+    for split, samples in splits:
         for sample in samples:
             images[sample.latents] = (split, sample)
-            texts[sample.conditions] = (split.texts[sample.number], sample.size)
-            texts[conditions_key(EMPTY, sample.size, guidance)] = (EMPTY, sample.size)
+            for text in () if base.encoders else (sample.caption, EMPTY):
+                texts[conditions_key(text, sample.size, guidance)] = (text, sample.size)
     new_images, new_texts = (
         [key for key in list(keys)[processes.index :: processes.count] if not cache.has(key)]
         for keys in (images, texts)
@@ -66,8 +74,8 @@ def fill(
         return
     device = processes.device
     with set_aside(), torch.no_grad(), in_one_line("cannot be run", base.folder):
-        pipeline, family = base.pipeline(), base.family
-        pipeline.to(device)  # with the denoiser: a pipeline works where its first part is
+        family = base.family
+        pipeline = placed(base.pipeline(), device, offload=offload)  # all of it: it works where its first part is
         vae: Any = pipeline.vae
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
@@ -76,3 +84,33 @@ def fill(
         for key in with_bar(new_texts, "encoding the captions", total=len(new_texts), size=lambda key: 1):
             text, size = texts[key]
             cache.put(key, family.conditions(pipeline, [text], size, guidance))
+        pipeline.remove_all_hooks()  # of offloading
+
+
+class Stored:
+    """The denoiser's arguments for captions, from the cache."""
+
+    def __init__(self, cache: Cache, base: PipelineBase, guidance: float) -> None:
+        self.cache, self.base, self.guidance = cache, base, guidance
+
+    def __call__(self, captions: Sequence[str], size: Size) -> Conditions:
+        return self.base.family.together(
+            [self.cache.get(conditions_key(text, size, self.guidance)) for text in captions]
+        )
+
+
+class Encoded:
+    """The denoiser's arguments for captions, by the pipeline itself, differentiable in its text encoders."""
+
+    def __init__(self, base: PipelineBase, device: torch.device, guidance: float) -> None:
+        self.base, self.device, self.guidance = base, device, guidance
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline without its autoencoder, loaded when it is first needed."""
+        found = self.base.pipeline()
+        found.register_modules(vae=None)
+        return found.to(self.device)
+
+    def __call__(self, captions: Sequence[str], size: Size) -> Conditions:
+        return self.base.family.conditions(self.pipeline, captions, size, self.guidance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,35 +10,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from superlora_cli.models.families.family import Family
+from superlora_cli.models.families.family import Conditions, Family
 from superlora_cli.models.families.noise import Diffusion, Flow, moved
-from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.pipelines import PipelineBase, in_one_line
 from superlora_cli.tasks.text_to_image.section import TextToImageSection
+from superlora_cli.tasks.text_to_image.sizes import Size
+
+EMPTY = ""  # the caption of an image whose own is dropped
+Conditioning = Callable[[Sequence[str], Size], Conditions]  # the denoiser's arguments for captions, all together
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one size as their pipeline's denoiser sees them.
+    """Images of one size with their captions.
 
     Attributes:
-        latents: without noise, (B, C, h, w) or packed (B, tokens, C).
-        conditions, empty: arguments of the denoiser for each image: of its caption, and of an empty one.
+        latents: without noise, as the denoiser sees them, (B, C, h, w) or packed (B, tokens, C).
+        size: in pixels.
+        beside: how many images, the last ones, are there to preserve what the model knows.
     """
 
     latents: Tensor
-    conditions: Sequence[Mapping[str, Any]]
-    empty: Mapping[str, Any]
+    captions: Sequence[str]
+    size: Size
+    beside: int = 0
 
 
 class Objective:
     """The loss of a pipeline's denoiser, as a recipe's section sets it.
 
+    Args:
+        conditioning: how captions become arguments of the denoiser.
+
     Raises:
         UsageError: Min-SNR weights are wanted for a flow.
     """
 
-    def __init__(self, base: PipelineBase, settings: TextToImageSection) -> None:
+    def __init__(self, base: PipelineBase, settings: TextToImageSection, conditioning: Conditioning) -> None:
         self.family: Family = base.family
+        self.conditioning = conditioning
         self.noise: Diffusion | Flow = self.family.noise(base.scheduler)
         self.settings = settings
         if settings.min_snr is not None:
@@ -55,14 +65,18 @@ class Objective:
         noise = torch.randn(latents.shape)
         if settings.noise_offset:
             noise += settings.noise_offset * torch.randn(_of_channels(latents))
-        conditions = list(batch.conditions)
+        captions = list(batch.captions)
         if settings.caption_dropout:
             dropped = (torch.rand(len(latents)) < settings.caption_dropout).tolist()
-            conditions = [batch.empty if drop else own for drop, own in zip(dropped, conditions, strict=True)]
-        found = self.errors(model, latents, noise, times, conditions, device)
+            captions = [EMPTY if drop else own for drop, own in zip(dropped, captions, strict=True)]
+        found = self.errors(model, latents, noise, times, self.conditioning(captions, batch.size), device)
         if settings.min_snr is not None:
             found = found * self.noise.weights(times, settings.min_snr).to(device)
-        return found.mean()
+        if not batch.beside:
+            return found.mean()
+        assert settings.prior is not None
+        own, beside = found[: -batch.beside], found[-batch.beside :]
+        return own.mean() + settings.prior.weight * beside.mean()
 
     def shares(self, count: int, tokens: int) -> Tensor:
         """Random shares of the way to noise, (count,), for images that are so many tokens to the denoiser."""
@@ -77,15 +91,15 @@ class Objective:
         latents: Tensor,
         noise: Tensor,
         times: Tensor,
-        conditions: Sequence[Mapping[str, Any]],
+        conditions: Conditions,
         device: torch.device,
     ) -> Tensor:
         """The mean squared error of each image: (B,) float32."""
         latents, noise = latents.float().to(device), noise.to(device)
-        together = moved_to(self.family.together([dict(each) for each in conditions]), device)
         noisy, target = self.noise.noisy(latents, noise, times), self.noise.target(latents, noise, times)
         own = next(model.parameters()).dtype  # of a base in half precision
-        predicted = self.family.predict(model, noisy.to(own), times.to(device), together)
+        with in_one_line("cannot be run", self.family.denoiser, hint=None):
+            predicted = self.family.predict(model, noisy.to(own), times.to(device), moved_to(conditions, device))
         return functional.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(1)
 
 

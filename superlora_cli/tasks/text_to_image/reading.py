@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from superlora_cli.data.captioned import held_out
+from superlora_cli.data.captioned import Captioned, held_out
 from superlora_cli.data.known import kind_named
 from superlora_cli.data.splits import Splits
-from superlora_cli.recipe.schema import Recipe
+from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.reading import DATA_SEED
+from superlora_cli.tasks.text_to_image.section import settings_of
 
 SIZE = 64  # of images that are not looked at
 
@@ -15,6 +16,15 @@ def read_captioned(recipe: Recipe, size: int) -> Splits:
     """The three splits; `size` is that of images that are drawn, in pixels."""
     data = recipe.data
     return held_out(kind_named(data.name).captioned(data, size, seed=DATA_SEED), data.validation, data.split, DATA_SEED)
+
+
+def read_prior(recipe: Recipe, size: int) -> Captioned | None:
+    """The images that preserve what the model knows; None if the recipe has none."""
+    prior = settings_of(recipe).prior
+    if prior is None:
+        return None
+    section = DataSection(name=prior.images, caption=prior.caption)
+    return kind_named(prior.images).captioned(section, size, seed=DATA_SEED)
 
 
 def captions_of(recipe: Recipe, split: str) -> list[str]:

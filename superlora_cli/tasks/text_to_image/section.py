@@ -9,6 +9,14 @@ from pydantic import Field
 from superlora_cli.recipe.schema import Recipe, Section
 
 
+class Prior(Section):
+    """Images of what the model knows already and is to keep, such as dogs in general beside one dog."""
+
+    images: str = Field(min_length=1, description="A folder of images, as `data.name`.")
+    caption: str | None = Field(None, description="Template of their captions, as `data.caption`.")
+    weight: float = Field(1.0, gt=0, description="Weight of their loss; that of the images of `data` is 1.")
+
+
 class TextToImageSection(Section):
     """Sizes, captions and noise of the task `text-to-image`."""
 
@@ -20,6 +28,10 @@ class TextToImageSection(Section):
     repeats: dict[str, Annotated[int, Field(ge=1)]] = Field(
         {},
         description='How often images are seen in an epoch, by patterns of file names: `{"dogs/*": 10}`; else once.',
+    )
+    prior: Prior | None = Field(
+        None,
+        description="As many other images in every batch, with a loss of their own (DreamBooth; Ruiz et al., 2023).",
     )
     caption_dropout: float = Field(
         0.0, ge=0, le=1, description="Fraction of images trained with an empty caption, for classifier-free guidance."
@@ -42,6 +54,11 @@ class TextToImageSection(Section):
         [],
         description="Prompts that an image is made of at every evaluation, for `pictures/` in the run folder, trackers "
         "and reports.",
+    )
+    offload: bool = Field(
+        False,
+        description="Keep the pipeline's parts on the GPU only while they work, when captions and images are encoded, "
+        "and when images are generated; slower.",
     )
     guidance: float = Field(
         1.0, ge=0, description="Guidance in training, for models that take it as an input, such as FLUX.1-dev."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,16 +15,17 @@ from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.splits import SPLITS, Splits
 from superlora_cli.errors import UsageError
 from superlora_cli.generation.grid import titled_grid
+from superlora_cli.models.families.family import Conditions
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import repeated, steps_of_epoch, stream
+from superlora_cli.tasks.text_to_image.batches import drawn_beside, repeated, steps_of_epoch, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
-from superlora_cli.tasks.text_to_image.encoding import EMPTY, Seen, conditions_key, fill, seen
-from superlora_cli.tasks.text_to_image.objective import Batch, Objective
+from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
+from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
-from superlora_cli.tasks.text_to_image.reading import read_captioned
+from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
 from superlora_cli.tasks.text_to_image.section import settings_of
 from superlora_cli.tasks.text_to_image.sizes import Size
 from superlora_cli.training.processes import Processes
@@ -44,9 +46,11 @@ class TextToImage(ImageTask):
     Attributes:
         seen: the images of every split, with their sizes and what is stored of them.
         epoch: those of an epoch, some of them several times.
+        prior: further images for every batch, and `beside` how they are seen, by size; {} without a prior.
     """
 
     measure = "loss"
+    prior: CaptionedImages
 
     def __init__(self, built: Built, processes: Processes) -> None:
         base = base_of(built)
@@ -54,17 +58,25 @@ class TextToImage(ImageTask):
         if self.settings.validation_prompts and built.recipe.train.shard_base:
             where, hint = "text-to-image.validation_prompts", "generate images after training"
             raise UsageError("a sharded base makes no images while it trains", where=where, hint=hint)
-        self.denoising = Objective(base, self.settings)
         self.cache = Cache(base.folder, base.family.denoiser, base.options)
+        guidance = self.settings.guidance
+        adapted = Encoded(base, processes.device, guidance) if base.encoders else Stored(self.cache, base, guidance)
+        self.denoising = Objective(base, self.settings, adapted)
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
-        return read_captioned(recipe, self.look.size)
+        splits, prior = read_captioned(recipe, self.look.size), read_prior(recipe, self.look.size)
+        if prior is None:
+            return splits
+        self.prior = prior.train
+        return replace(splits, notes=splits.notes + prior.notes, unreadable=splits.unreadable + prior.unreadable)
 
     def in_steps(self, recipe: Recipe) -> Recipe:
         train, names = recipe.train, self.images("train").names
         self.seen = {split: self._seen(split) for split in SPLITS}
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
+        sizes = {sample.size for sample in self.epoch} if self.settings.prior else set()
+        self.beside = {size: [seen_in(self.prior, i, size) for i in range(len(self.prior))] for size in sizes}
         if train.epochs is None:
             return recipe
         share = Share(train.accumulate, processes=self.processes.count)
@@ -77,13 +89,15 @@ class TextToImage(ImageTask):
         if self.look.size % multiple:
             message = f"the model cannot halve images of {self.look.size} × {self.look.size} often enough"
             raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
-        return seen(self.images(split), self.look.size, multiple, settings.buckets, settings.guidance)
+        return seen(self.images(split), self.look.size, multiple, settings.buckets)
 
     def prepare(self) -> None:
         """What is missing in the cache is computed before training takes up memory."""
         parts = [(self.images(split), self.seen[split]) for split in SPLITS]
+        parts += [(self.prior, samples) for samples in self.beside.values()]
+        guidance, offload = self.settings.guidance, self.settings.offload
         with self.processes.alone():
-            fill(self.cache, base_of(self.built), parts, self.processes, self.settings.guidance)
+            fill(self.cache, base_of(self.built), parts, self.processes, guidance, offload=offload)
         self.processes.wait()
 
     def images(self, split: str) -> CaptionedImages:
@@ -99,12 +113,17 @@ class TextToImage(ImageTask):
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
         base, count = base_of(built), built.recipe.train.batch_size
         settings = settings_of(built.recipe).model_copy(update={"caption_dropout": 0.0})  # a matter of values
-        objective, side = Objective(base, settings), base.image_size // base.scale
+        side, beside = base.image_size, count if settings.prior else 0
+        latent = side // base.scale, side // base.scale
+
+        def example(captions: Sequence[str], size: Size) -> Conditions:
+            return base.family.example(built.model, latent, len(captions))[1]
 
         def batch() -> Batch:
-            shape, conditions = base.family.example(built.model, (side, side), 1)
-            return Batch(torch.empty(count, *shape[1:]), [conditions] * count, conditions)
+            shape, _ = base.family.example(built.model, latent, count + beside)
+            return Batch(torch.empty(shape), [EMPTY] * (count + beside), (side, side), beside)
 
+        objective = Objective(base, settings, example)
         return batch, lambda batch: objective.loss(built.model, batch, torch.device("cpu"))
 
     @property
@@ -115,15 +134,17 @@ class TextToImage(ImageTask):
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
         train, processes = self.recipe.train, self.processes
         share = Share(train.accumulate, processes.index, processes.count)
-        seed = self.recipe.seed
-        for samples in stream(self.epoch, train.batch_size, seed=seed, start=start, stop=stop, share=share):
-            yield self.batch(samples)
+        seed, first = self.recipe.seed, start * share.passes
+        found = stream(self.epoch, train.batch_size, seed=seed, start=start, stop=stop, share=share)
+        for place, samples in enumerate(found, first):
+            known = self.beside.get(samples[0].size, [])
+            drawn = drawn_beside(len(samples), len(known), seed=seed, place=place * share.processes + share.process)
+            yield self.batch([*samples, *(known[number] for number in drawn)], len(drawn))
 
-    def batch(self, samples: Sequence[Seen]) -> Batch:
-        """The stored latents and conditions of images of one size."""
+    def batch(self, samples: Sequence[Seen], beside: int = 0) -> Batch:
+        """Images of one size, the last ones `beside` the others, with their stored latents."""
         latents = torch.cat([self.cache.get(sample.latents)["latents"] for sample in samples])
-        empty = self.cache.get(conditions_key(EMPTY, samples[0].size, self.settings.guidance))
-        return Batch(latents, [self.cache.get(sample.conditions) for sample in samples], empty)
+        return Batch(latents, [sample.caption for sample in samples], samples[0].size, beside)
 
     def amount(self, batch: Any) -> int:
         return len(batch.latents)
@@ -171,9 +192,8 @@ class TextToImage(ImageTask):
                     places = [place for place, _ in draws[start : start + size]]
                     batch = self.batch([samples[own[place]] for place in places])
                     times, noise = self._draws([key for _, key in draws[start : start + size]], batch.latents)
-                    found = self.denoising.errors(
-                        self.model, batch.latents, noise, times, batch.conditions, self.processes.device
-                    )
+                    words = self.denoising.conditioning(batch.captions, batch.size)
+                    found = self.denoising.errors(self.model, batch.latents, noise, times, words, self.processes.device)
                     totals.index_add_(0, torch.tensor(places), found.cpu() / passes)
         errors = self.processes.gather(totals.to(self.processes.device), len(samples))
         self.check_outputs(errors[:, None])
