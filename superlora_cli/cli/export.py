@@ -58,7 +58,7 @@ def command(
     size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
     rows = [("output", done["output"] + size), ("load it with", done["load"])]
     if "weights" in done:
-        rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *forms(done)]
+        rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *_forms(done)]
     if "images" in done:
         told = done["images"]
         rows.append((f"{told['num']} images", f"differ by {told['difference']:.2%} of the range, “{told['prompt']}”"))
@@ -69,7 +69,7 @@ def command(
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, {exact} is exact")
 
 
-def forms(done: dict[str, Any]) -> list[tuple[str, str]]:
+def _forms(done: dict[str, Any]) -> list[tuple[str, str]]:
     """How the weights are written: a row for every form of a file with several, else one for LoRA."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in done["weights"]:

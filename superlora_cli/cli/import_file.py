@@ -43,4 +43,5 @@ def command(
         *((f"left out: {key}", why) for key, why in done["left_out"].items()),
     ]
     print_pairs("imported", rows)
-    print_errors(done["weights"], done["error"], "a higher rank or another method may fit better")
+    if done["error"]:
+        print_errors(done["weights"], done["error"], "a higher rank or another method may fit better")

@@ -23,6 +23,7 @@ from superlora_cli.formats.format import Options, nothing
 from superlora_cli.formats.known import FORMATS
 from superlora_cli.models.targets import expand
 from superlora_cli.opening.base import open_base
+from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 from superlora_cli.recipe.schema import AdapterSection
 from superlora_cli.weights.checksum import digest_tensors
@@ -84,12 +85,15 @@ def combine(
         raise UsageError(f"unknown form '{to}'", where="--to", hint=hint)
     if to == ADAPTER:
         check_limits(rank, energy)
-        check_output(out, force=force)
     else:
         check_options(to, rank, energy)
-        check_place(to, out, force=force)
     factors = _weights(weights, len(paths))
-    read = [read_adapter(path) for path in paths]
+    files = [resolve_result(path) for path in paths]
+    if to == ADAPTER:
+        check_output(out, force=force)
+    else:
+        check_place(to, out, force=force)
+    read = [read_adapter(file) for file in files]
     for adapter in read:
         check_update(adapter, hint="only ΔW and heads can be added up")
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]

@@ -21,8 +21,9 @@ def about(adapter: Stored, title: str, network: Mapping[str, str]) -> dict[str, 
     said = {**network, "ss_output_name": title, "ss_sd_model_name": adapter.stored.base["name"].rpartition("/")[2]}
     spec = {"sai_model_spec": "1.0.0", "title": title, "implementation": "diffusers"}
     if isinstance(base := adapter.base, PipelineBase):
-        said["ss_base_model_version"], architecture = base.family.naming.version(base.model)
-        spec["architecture"] = f"{architecture}/lora"
+        program, architecture = base.family.naming.version(base.model)
+        if program:
+            said["ss_base_model_version"], spec["architecture"] = program, f"{architecture}/lora"
         spec["resolution"] = f"{base.image_size}x{base.image_size}"
     if trigger:
         said["ss_tag_frequency"] = json.dumps({title: {trigger: 1}})

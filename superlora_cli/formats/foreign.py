@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from superlora_cli.adapter.updates import Form, LowRank
@@ -78,6 +79,8 @@ def read_foreign(path: Path) -> ForeignFile:
     parts: dict[str, dict[str, Tensor]] = {}
     others, shared = [], {}
     for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"tensor {name} holds NaN or Inf", where=str(path), hint="copy it again")
         if match := ENDINGS.match(name):
             parts.setdefault(match["key"], {})[_usual(match["part"])] = tensor
         elif name.startswith(f"{PEFT_PREFIX.rpartition('.model.')[0]}.vera_"):
@@ -86,8 +89,8 @@ def read_foreign(path: Path) -> ForeignFile:
             others.append(name)
     settings = read_json(path.parent / PEFT_CONFIG) if path.name == PEFT_FILE else {}
     try:
-        settings = settings or json.loads(metadata.get(SETTINGS, "{}"))
-    except ValueError:
+        settings = settings or dict(json.loads(metadata.get(SETTINGS, "{}")))
+    except (ValueError, TypeError):
         raise UsageError(f"damaged metadata: {SETTINGS}", where=str(path), hint="copy it again") from None
     return ForeignFile(path, parts, tuple(others), shared, settings)
 
@@ -155,7 +158,10 @@ def _form(file: ForeignFile, key: str, module: str, parts: Mapping[str, Tensor],
         return _vera(file, parts, shape)
     component = key.partition(".")[0]
     settings = {name.removeprefix(f"{component}."): value for name, value in file.settings.items()}
-    return form_of(parts, shape, _scale(settings, module) if settings else None)
+    try:
+        return form_of(parts, shape, _scale(settings, module) if settings else None)
+    except (TypeError, ZeroDivisionError, re.error) as error:
+        raise ValueError(f"damaged settings: {error}") from None
 
 
 def _vera(file: ForeignFile, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> LowRank:

@@ -64,8 +64,8 @@ class Format:
             adapter: an adapter with a ΔW, and possibly a head, but nothing else.
 
         Returns:
-            bytes, and `load`, the Python that loads it; where `lora`, also adapter_bytes, weights (name, rank and error
-            of each; where `forms`, its form) and error (of all together).
+            bytes, and `load`, how it is loaded, in Python if possible; where `lora`, also adapter_bytes, weights (name,
+            rank and error of each; where `forms`, its form) and error (of all together).
 
         Raises:
             UsageError: the format cannot hold it. RunError: ΔW is not finite.

@@ -8,18 +8,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from superlora_cli.adapter.updates import Form, LowRank
 from superlora_cli.errors import UsageError
-from superlora_cli.formats import lycoris
 from superlora_cli.formats.about import about
 from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
+from superlora_cli.formats.lycoris import DIFF, LORA, Written, written
 from superlora_cli.formats.whole import by_module, weight_shape, whole_form
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.shapes_only import Stored
@@ -40,60 +37,40 @@ def write_kohya(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         raise UsageError(message, where="--to", hint="--to lycoris or peft-lora works for any torch module")
     naming = base.family.naming
     done = _write(adapter, out, options, naming.keys(base.model), dotted=not naming.underscored)
-    load = f"pipeline.load_lora_weights({str(out)!r})" if done.pop("plain") else "copy it to the folder models/loras"
-    return {**done, "load": load}
+    plain = all(row["form"] == LORA for row in done["weights"])
+    python = f", or pipeline.load_lora_weights({str(out)!r})" if plain else ""
+    return {**done, "load": f"copy it to the folder models/loras{python}"}
 
 
 def write_lycoris(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write a file with LyCORIS's own keys, for any model; see `format.Format.write`."""
     keys = {name: PREFIX + name.replace(".", "_") for name in adapter.modules}
     done = _write(adapter, out, options, keys, dotted=False)
-    del done["plain"]
     return {**done, "load": f"lycoris.create_lycoris_from_weights(1.0, {str(out)!r}, model)[0].merge_to()"}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What is written for a weight."""
-
-    kind: str
-    rank: int | None
-    tensors: Mapping[str, Tensor]
-
-
 def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str], *, dotted: bool) -> dict[str, Any]:
-    """`plain` says whether it is LoRA throughout."""
+    errors: dict[str, float] = {}
     if options.rank is None and options.energy is None:
-        forms, errors, error = _own(adapter), {}, 0.0
+        forms, error = _own(adapter), 0.0
     else:
         found = as_loras(adapter, options)
         errors, error = found.errors, found.error
         forms = {name: LowRank(lora.b.flatten(1), lora.a.flatten(1)) for name, lora in found.made.items()}
     shapes = {name: weight_shape(adapter.modules[name]) for name in forms}
-    parts = {name: _Part(*lycoris.stored(form, shapes[name], dotted=dotted)) for name, form in forms.items()}
+    parts = {name: written(form, shapes[name], dotted=dotted) for name, form in forms.items()}
     tensors = {f"{keys[name]}.{own}": t for name, part in parts.items() for own, t in part.tensors.items()}
     metadata = {"format": "pt", **about(adapter, out.stem, _network(list(parts.values())))}
     if errors:
         metadata["superlora.errors"] = json.dumps(errors, sort_keys=True)
     content = safetensors_bytes(tensors, metadata)
     options.put(out, content)
-    rows = [
-        {
-            "name": name,
-            "form": part.kind,
-            **({} if part.rank is None else {"rank": part.rank}),
-            "error": errors.get(name, 0.0),
-        }
-        for name, part in parts.items()
-    ]
-    plain = all(part.kind == lycoris.LORA for part in parts.values())
-    return {
-        "bytes": len(content),
-        "adapter_bytes": adapter.path.stat().st_size,
-        "weights": rows,
-        "error": error,
-        "plain": plain,
-    }
+    rows = []
+    for name, part in parts.items():
+        rank = {} if part.rank is None else {"rank": part.rank}
+        rows.append({"name": name, "form": part.kind, **rank, "error": errors.get(name, 0.0)})
+    sizes = {"bytes": len(content), "adapter_bytes": adapter.path.stat().st_size}
+    return {**sizes, "weights": rows, "error": error}
 
 
 def _own(adapter: Stored) -> dict[str, Form]:
@@ -105,13 +82,13 @@ def _own(adapter: Stored) -> dict[str, Form]:
     return found
 
 
-def _network(parts: Sequence[_Part]) -> dict[str, str]:
+def _network(parts: Sequence[Written]) -> dict[str, str]:
     """What trainers write about the kind of adapter: alpha is the rank everywhere."""
     kinds = {part.kind for part in parts}
     ranks = Counter(part.rank for part in parts if part.rank is not None)
     rank = str(ranks.most_common(1)[0][0]) if ranks else "1"
     said = {"ss_network_dim": rank, "ss_network_alpha": f"{rank}.0"}
-    if kinds == {lycoris.LORA}:
+    if kinds == {LORA}:
         return {**said, "ss_network_module": "networks.lora"}
-    algo = {lycoris.DIFF: "full"}.get(kind := min(kinds - {lycoris.LORA}), kind)
+    algo = {DIFF: "full"}.get(kind := min(kinds - {LORA}), kind)
     return {**said, "ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": algo})}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,16 @@ Tensors = dict[str, Tensor]
 LORA, LOHA, LOKR, DIFF = "lora", "loha", "lokr", "diff"
 
 
-def stored(form: Form, shape: Sequence[int], *, dotted: bool) -> tuple[str, int | None, Tensors]:
-    """The kind of an update, its rank if it has one, and its tensors.
+class Written(NamedTuple):
+    """An update as a file has it: its kind, its rank if it has one, and its tensors by what follows the key."""
+
+    kind: str
+    rank: int | None
+    tensors: Tensors
+
+
+def written(form: Form, shape: Sequence[int], *, dotted: bool) -> Written:
+    """The update of a weight as it is written.
 
     Args:
         form: a Kronecker product that LyCORIS cannot load is written as LoRA or ΔW, whichever is smaller.
@@ -37,14 +46,14 @@ def stored(form: Form, shape: Sequence[int], *, dotted: bool) -> tuple[str, int 
     if isinstance(form, Kronecker) and not _loadable(form, shape):
         form = smaller(form)
     if isinstance(form, LowRank):
-        return LORA, form.right.shape[0], _lora(form, shape, dotted)
+        return Written(LORA, form.right.shape[0], _lora(form, shape, dotted))
     if isinstance(form, Hadamard):
         one, other = form.left, form.right
         pairs = {"hada_w1_a": one.left, "hada_w1_b": one.right, "hada_w2_a": other.left, "hada_w2_b": other.right}
-        return LOHA, one.right.shape[0], {**pairs, "alpha": _number(one.right.shape[0])}
+        return Written(LOHA, one.right.shape[0], {**pairs, "alpha": _number(one.right.shape[0])})
     if isinstance(form, Kronecker):
-        return LOKR, *_lokr(form, shape)
-    return DIFF, None, {"diff": form.delta.reshape(tuple(shape))}
+        return Written(LOKR, *_lokr(form, shape))
+    return Written(DIFF, None, {"diff": form.delta.reshape(tuple(shape))})
 
 
 def _lora(form: LowRank, shape: Sequence[int], dotted: bool) -> Tensors:
@@ -76,7 +85,7 @@ def _loadable(form: Kronecker, shape: Sequence[int]) -> bool:
 
 
 def form_of(parts: Mapping[str, Tensor], shape: Sequence[int], scale: Callable[[int], float] | None = None) -> Form:
-    """The update that some tensors are: what `stored` writes, and what other programs do.
+    """The update that some tensors are: what `written` makes, and what other programs do.
 
     Args:
         parts: the tensors by what follows the module's key.
@@ -92,10 +101,10 @@ def form_of(parts: Mapping[str, Tensor], shape: Sequence[int], scale: Callable[[
         raise ValueError(f"an update of another kind ({', '.join(sorted(parts))})")
     try:
         form, rank, known = reader(parts, shape)
-        right_size = form.dense().numel() == math.prod(shape)
+        fits = _sides(form) == (shape[0], math.prod(shape[1:]))
     except (KeyError, RuntimeError, IndexError):
-        right_size, known = False, set(parts)
-    if not right_size:
+        fits, known = False, set(parts)
+    if not fits:
         raise ValueError(f"its factors do not make a weight of shape {list(shape)}")
     if others := sorted(parts.keys() - known - {"alpha"}):
         raise ValueError(f"an update that is more than its factors ({', '.join(others)})")
@@ -103,6 +112,21 @@ def form_of(parts: Mapping[str, Tensor], shape: Sequence[int], scale: Callable[[
         alpha = parts.get("alpha")
         return form if alpha is None or rank is None else scaled(form, alpha.item() / rank)
     return scaled(form, scale(rank or 1))
+
+
+def _sides(form: Form) -> tuple[int, ...]:
+    """(rows, columns) of an update; () if its factors do not fit each other."""
+    if isinstance(form, Dense):
+        return tuple(form.delta.shape)
+    if isinstance(form, LowRank):
+        return (len(form.left), form.right.shape[1]) if form.left.shape[1] == len(form.right) else ()
+    if isinstance(form, Hadamard):
+        one, other = _sides(form.left), _sides(form.right)
+        return one if one == other else ()
+    (_, high, wide), (_, rows, inner) = form.left.shape, form.out.shape
+    if form.into is None:
+        return high * rows, wide * inner
+    return (high * rows, wide * form.into.shape[1]) if form.into.shape[2] == inner else ()
 
 
 Read = tuple[Form, int | None, set[str]]  # the update, the rank that alpha is divided by, the tensors' names

@@ -150,6 +150,9 @@ def test_what_is_no_adapter_of_another_program_is_refused(cli: Cli, adapter: Pat
     Path("peft").mkdir()
     Path("peft/adapter_config.json").write_text("{}")
     write(lora(), "said.safetensors", lora_adapter_metadata="{")
+    write(lora(), "odd.safetensors", lora_adapter_metadata='{"r": "two"}')
+    write(lora(alpha=float("nan")), "nan.safetensors")
+    write({f"{BLOCK}.diff": noise(32, 128)}, "turned.safetensors")
     Path("taken").write_text("mine")
     write(lora(), "good.safetensors")
     for words, said in (
@@ -160,6 +163,9 @@ def test_what_is_no_adapter_of_another_program_is_refused(cli: Cli, adapter: Pat
         (("peft",), "no such file"),
         (("missing.safetensors",), "no such file"),
         (("said.safetensors",), "damaged metadata"),
+        (("odd.safetensors",), "damaged settings"),
+        (("nan.safetensors",), "holds NaN or Inf"),
+        (("turned.safetensors",), "do not make a weight of shape [64, 64]"),
         ((adapter,), "is a superlora adapter already"),
         (("good.safetensors", "--base", "glyphs_vitt"), "did you mean"),
         (("good.safetensors", "--base", "nowhere.yaml"), "no such file or shipped recipe"),

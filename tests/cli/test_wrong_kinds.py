@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], set[Kind]]] = {  # what takes what
     ),
     "export": (("export", IN, "--to", "delta", "--out", "new.safetensors"), RESULTS),
     "combine": (("combine", "adapter.safetensors", IN, "--out", "new.safetensors"), RESULTS),
+    "import": (("import", IN, "--base", "glyphs_vit", "--out", "new.safetensors"), {Kind.WEIGHTS, Kind.PEFT}),
     "extract": (
         ("extract", "quickstart", "--tuned", IN, "--out", "new.safetensors"),
         WEIGHTS,
@@ -132,6 +133,7 @@ def test_the_input_is_looked_at_before_the_output(things: None, cli: Cli) -> Non
         ("eval", "missing", "--predict", "pets", "--out", "notes.txt"),
         ("generate", "./missing", "--out", "runs"),
         ("extract", "quickstart", "--tuned", "missing", "--out", "runs"),
+        ("import", "missing", "--base", "glyphs_vit", "--out", "runs"),
         ("init", "--data", "missing", "--out", "notes.txt"),
     ):
         assert "missing: no such" in cli(*words).message

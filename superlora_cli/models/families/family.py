@@ -42,7 +42,7 @@ class Family:
     shared: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
     guided: ClassVar[bool] = False
-    naming: ClassVar[Naming]
+    naming: ClassVar[Naming] = Naming("transformer.")
 
     @property
     def parts(self) -> tuple[str, ...]:

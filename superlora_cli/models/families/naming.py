@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from superlora_cli.models.targets import weights_of
+
 EMPTY: Mapping[str, str] = {}
 
 
@@ -29,7 +31,7 @@ class Naming:
 
     Attributes:
         prefix: of the keys that are written: `transformer.` or, with underscores for dots, `lora_unet_`.
-        program: what trainers call the base in `ss_base_model_version`, so that tools show and sort by it.
+        program: what trainers call the base in `ss_base_model_version`, so that tools show and sort by it; or empty.
         architecture: the same for `modelspec.architecture`.
 
     Args:
@@ -37,7 +39,9 @@ class Naming:
             modules, whose weights are stacked in this order, `[0]` and `[1]` for the halves of a weight.
     """
 
-    def __init__(self, prefix: str, program: str, architecture: str, originals: Mapping[str, str] = EMPTY) -> None:
+    def __init__(
+        self, prefix: str, program: str = "", architecture: str = "", originals: Mapping[str, str] = EMPTY
+    ) -> None:
         self.prefix, self.program, self.architecture = prefix, program, architecture
         self._originals = originals
 
@@ -82,8 +86,7 @@ class Naming:
 
 def weighted(model: nn.Module) -> dict[str, int]:
     """Rows of the weight of every linear and convolutional module, by name."""
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    return {name: len(module.weight) for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: weight.shape[0] for name, weight in weights_of(model).items()}
 
 
 def _alternatives(pattern: str) -> Iterable[str]:
