@@ -120,5 +120,5 @@ def seconds_per_step(recipe: Recipe) -> float:
     few["eval"] |= {"every": STEPS}
     short, quiet = recipe_from_dict(few, "sweep"), Console(file=io.StringIO())
     with tempfile.TemporaryDirectory(prefix="superlora-") as folder, RunFolder(Path(folder) / "run").opened() as run:
-        rate: float = train_run(short, run, quiet, join(short.train), quiet=True)["images_per_second"]
-    return short.train.batch_size * short.train.accumulate / rate
+        found: float = train_run(short, run, quiet, join(short.train), quiet=True)["seconds_per_step"]
+    return found

@@ -94,7 +94,8 @@ def train_run(
 
     Returns:
         status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images or texts
-        (per split), selected_on, seconds, images_per_second, data_wait (a fraction), peak_memory (bytes), bytes (of the
+        (per split), selected_on, seconds, images_per_second (or another
+        unit), seconds_per_step, data_wait (a fraction), peak_memory (bytes), bytes (of the
         file), and warnings, if any.
 
     Raises:

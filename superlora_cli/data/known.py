@@ -268,8 +268,7 @@ class TextFile(OfTexts):
 class MadeTexts(OfTexts):
     """Made problems in several notations, and docstrings; several sets are joined by `+`."""
 
-    names = ("sums", "sums-in-words", "sums-reversed", "sums-in-roman", "sums-to-words", "sums-in-octal",
-             "docstrings-3.11.7")  # fmt: skip
+    names = ("sums", "sums-in-words", "sums-reversed", "sums-in-roman", "sums-in-octal", "docstrings-3.11.7")
     embedded = True
 
     def recognises(self, name: str) -> bool:

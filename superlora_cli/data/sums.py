@@ -84,7 +84,6 @@ NOTATIONS = {
     "sums-in-words": Notation(lambda own: own.words, lambda own: f" {in_words(own.result)}", 2),
     "sums-reversed": Notation(lambda own: own.digits, lambda own: str(own.result)[::-1], 3),
     "sums-in-roman": Notation(lambda own: own.digits, lambda own: in_roman(own.result), 2),
-    "sums-to-words": Notation(lambda own: own.digits, lambda own: in_words(own.result), 2),
     "sums-in-octal": Notation(lambda own: own.digits, lambda own: f"{own.result:o}", 2),
 }
 

@@ -31,7 +31,7 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
         UsageError: there are no texts, or a file cannot be read.
     """
     check_columns(columns)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         hint = f"a file that ends in {', '.join(SUFFIXES)}, or a folder of such files"
         raise UsageError("no such file", where=f"data.name={path}", hint=hint)
     parts: tuple[list[Path] | None, ...] = ([path], None, None)
@@ -66,7 +66,9 @@ def _called(folder: Path, names: Sequence[str]) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name in names:
             found += _files(path)
-        elif path.suffix.lower() in SUFFIXES and path.stem.partition("-")[0] in names:  # train-00000-of-00002
+        elif (
+            path.is_file() and path.suffix.lower() in SUFFIXES and path.stem.partition("-")[0] in names
+        ):  # train-00000-of-00002
             found.append(path)
     return found
 

@@ -76,11 +76,14 @@ def check_columns(columns: Mapping[str, str] | None) -> None:
         where = f"data.columns.{name}"
         if name not in COLUMNS:
             raise UsageError(f"there is no column '{name}'", where=where, hint="one of " + ", ".join(COLUMNS))
+        hint = 'a column, or a text with columns: "Question: {question}"'
         try:
-            list(Formatter().parse(template))
+            parts = list(Formatter().parse(template))
         except ValueError as error:
-            hint = 'a column, or a text with columns: "Question: {question}"'
             raise UsageError(f"not a template: {error}", where=where, hint=hint) from None
+        for _, column, form, conversion in parts:
+            if column is not None and (not column or form or conversion or set(column) & set(".[]")):
+                raise UsageError(f"'{{{column}}}' is not the name of a column alone", where=where, hint=hint)
 
 
 class UnfitError(Exception):

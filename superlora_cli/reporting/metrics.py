@@ -49,6 +49,8 @@ METRICS = {
     for metric in (
         Metric("accuracy", "test accuracy", higher=True, part=True, of_images=False),
         Metric("map", "test mAP", higher=True, part=True, of_images=False),
+        Metric("exact_match", "exact match", higher=True, part=True, of_images=False),
+        Metric("bits_per_byte", "bits per byte", of_images=False),
         Metric("loss", "test loss", of_images=False),
         Metric("fid", "FID"),
         Metric("is_l1", "IS-l1"),

@@ -102,6 +102,7 @@ class SweepFolder:
             "error": None if error is None else self.told(str(error)),
             "run": f"runs/{run.id}",
             **{key: about.get(key) for key in COST},
+            **{key: value for key, value in about.items() if key.endswith("_per_second")},
         }
 
     def rows(self) -> list[Row]:

@@ -45,6 +45,7 @@ class Meter:
     def __init__(self, processes: Processes, unit: str = "images") -> None:
         self.processes, self.unit = processes, unit
         self.amount, self.seconds, self.waited = 0, 0.0, 0.0  # over all looks
+        self.steps: set[int] = set()
         self.restart()
 
     def restart(self) -> None:
@@ -67,6 +68,7 @@ class Meter:
         self._seen = torch.stack([self._seen[0] + loss, torch.minimum(self._seen[1], bad)])
         self._passes += 1
         self._amount += amount
+        self.steps.add(step)
 
     def look(self) -> Figures:
         """The figures since the last look."""
@@ -87,11 +89,12 @@ class Meter:
         return figures
 
     def totals(self) -> dict[str, float | int | None]:
-        """Figures of the whole training in this process: images_per_second (or another unit), data_wait,
-        peak_memory in bytes."""
+        """Figures of the whole training in this process: images_per_second (or another unit), seconds_per_step,
+        data_wait, peak_memory in bytes."""
         trained = self.seconds > 0
         return {
             f"{self.unit}_per_second": round(self.amount / self.seconds, 1) if trained else None,
+            "seconds_per_step": round(self.seconds / len(self.steps), 6) if trained else None,
             "data_wait": round(self.waited / self.seconds, 4) if trained else None,
             "peak_memory": peak_memory(self.processes.device),
         }

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.faults import captions, checkpoints, disks, files, images, kills, pipelines, recipes, together
+from tests.faults import captions, checkpoints, disks, files, images, kills, pipelines, recipes, texts, together
 from tests.faults.material import Material
 from tests.faults.trials import Trial
 
@@ -31,5 +31,7 @@ AREAS: dict[str, tuple[Area, int, int]] = {  # trials in the tests, and in one r
     "pipelines": (pipelines.damaged, 6, 108),
     "caches": (pipelines.caches, 3, 34),
     "kills on pipelines": (partial(kills.kills, victims=kills.ON_A_PIPELINE), 3, 35),
+    "texts": (texts.texts, 10, 120),
+    "kills on texts": (partial(kills.kills, victims=kills.ON_TEXTS), 2, 20),
     "full disks of pipelines": (partial(disks.full, writers=disks.ON_PIPELINES), 2, 12),
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.material import BASE, TRAIN_TEXT, Material
+from tests.faults.material import BASE, TRAIN_ON_TEXTS, TRAIN_TEXT, Material
 from tests.faults.trials import Trial, complaint
 from tests.faults.whole import half_written, left_over
 from tests.forking.commands import FORKED, Done, Running
@@ -110,6 +110,15 @@ ON_A_PIPELINE = {
 }  # fmt: skip
 
 
+ON_TEXTS = {
+    "train on texts": Victim((*TRAIN_ON_TEXTS, "--resume", "auto"), ("run/adapter.safetensors", "run/eval.json")),
+    "continue prompts": Victim(
+        ("generate", "sums_llama", "--prompt", "1+1=", "--prompt", "20+4=", "--out", "found.json", "--force"),
+        ("found.json",),
+    ),
+}
+
+
 def kills(
     material: Material, draw: random.Random, rounds: int, victims: Mapping[str, Victim] = VICTIMS
 ) -> Iterator[Trial]:
@@ -178,6 +187,7 @@ def prepare(material: Material, place: Path) -> None:
     """The files that victims read."""
     (place / "sweep.yaml").write_text(SWEEP)
     material.pictures(place)
+    material.texts(place)
 
 
 def start(material: Material, victim: Victim, place: Path, setup: tuple[str, ...] = ()) -> Running:

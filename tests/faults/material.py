@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,15 @@ adapter: {{method: lora, rank: 1, targets: [q]}}
 train: {{steps: 4, batch_size: 2, checkpoint_every: 2, threads: 1}}
 """
 TRAIN_TEXT = ("train", "text.yaml", "--out", "run", "--quiet")
+LANGUAGE = """\
+task: language
+model: {name: sums_llama}
+data: {name: texts.jsonl}
+language: {length: 16}
+adapter: {method: lora, rank: 1, targets: [q]}
+train: {steps: 4, batch_size: 2, checkpoint_every: 2, threads: 1}
+"""
+TRAIN_ON_TEXTS = ("train", "language.yaml", "--out", "run", "--quiet")
 QUICK = ("train.steps=6", "eval.every=3", "train.checkpoint_every=2", "train.keep=3", "train.threads=1")
 
 
@@ -80,6 +90,13 @@ class Material:
             image = Image.frombytes("RGB", (16, 16), draw.randbytes(16 * 16 * 3))
             image.save(place / PHOTOS / f"{number}.png")
             (place / PHOTOS / f"{number}.txt").write_text(f"picture {number}")
+
+    @staticmethod
+    def texts(place: Path) -> None:
+        """`language.yaml`, a recipe, and its texts."""
+        (place / "language.yaml").write_text(LANGUAGE)
+        rows = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(4) for b in range(5)]
+        (place / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def fill(self, words: Sequence[str]) -> tuple[str, ...]:
         """Words of a command with the paths that `ADAPTER` and `RUN` stand for."""
