@@ -88,9 +88,10 @@ def from_gradients(adapter: SuperLora, gradients: Sequence[Tensor]) -> dict[str,
 
 def _of_made(adapter: SuperLora, gradients: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of what the units make, from those of ΔW."""
-    frozen, made = adapter.not_trained(), []
+    frozen = adapter.not_trained()
     if not frozen.product.takes_weight:
         return list(gradients)
+    made: list[Tensor] = []
     for shape, gradient, weight in zip(adapter.plan.made, gradients, frozen.weights, strict=True):
         x = gradient.new_zeros(shape.rows, shape.columns).requires_grad_()
         made += torch.autograd.grad(frozen.product.delta(x, weight.to(gradient)), x, gradient)
