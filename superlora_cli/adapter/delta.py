@@ -46,10 +46,14 @@ def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Te
     >>> len(made), made[0].shape, made[0].count_nonzero().item()  # zero at the start
     (24, torch.Size([768, 768]), 0)
     """
+    return frozen.multiplied(made(plan, trained, frozen))
+
+
+def made(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Tensor]:
+    """What the units make for every target, shaped as `plan.made` says: ΔW, or what `multiply` makes ΔW from."""
     factors = frozen.factors(plan, trained)
     groups = [group_deltas(plan, bucket, factors, frozen) for bucket in plan.buckets]
-    made = [piece.view(x.rows, x.columns) for piece, x in zip(spliced(plan, groups), plan.made, strict=True)]
-    return frozen.multiplied(made)
+    return [piece.view(x.rows, x.columns) for piece, x in zip(spliced(plan, groups), plan.made, strict=True)]
 
 
 def group_deltas(plan: Plan, bucket: Bucket, factors: Mapping[str, Tensor], frozen: Frozen) -> Tensor:

@@ -54,7 +54,7 @@ def _rows(weight: nn.Parameter, start: int, stop: int, name: str) -> Tensor:
     rows = weight.grad[start:stop]
     if not torch.isfinite(rows).all():
         raise RunError("the first gradient is not finite", where=name, hint="init: unit")
-    return rows.flatten(1)
+    return rows.flatten(1).float()
 
 
 def from_gradients(adapter: SuperLora, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def from_gradients(adapter: SuperLora, gradients: Sequence[Tensor]) -> dict[str,
     Args:
         gradients: of ΔW of every target, (rows, columns).
     """
-    shapes, found = adapter.plan, {name: factor.detach().cpu() for name, factor in adapter.factors.items()}
+    shapes, found = adapter.plan, {name: factor.detach().cpu().clone() for name, factor in adapter.factors.items()}
     for bucket, group, tensor in folded(shapes, _of_made(adapter, gradients)):
         if not tensor.any():
             continue
@@ -88,11 +88,11 @@ def from_gradients(adapter: SuperLora, gradients: Sequence[Tensor]) -> dict[str,
 
 def _of_made(adapter: SuperLora, gradients: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of what the units make, from those of ΔW."""
-    frozen, made = adapter.not_trained(), []
-    for shape, gradient, index in zip(adapter.plan.made, gradients, range(len(gradients)), strict=True):
-        if frozen.product.takes_weight:
-            x = gradient.new_zeros(shape.rows, shape.columns).requires_grad_()
-            delta = frozen.product.delta(x, frozen.weights[index].to(gradient))
-            (gradient,) = torch.autograd.grad(delta, x, gradient)
-        made.append(gradient)
+    frozen = adapter.not_trained()
+    if not frozen.product.takes_weight:
+        return list(gradients)
+    made: list[Tensor] = []
+    for shape, gradient, weight in zip(adapter.plan.made, gradients, frozen.weights, strict=True):
+        x = gradient.new_zeros(shape.rows, shape.columns).requires_grad_()
+        made += torch.autograd.grad(frozen.product.delta(x, weight.to(gradient)), x, gradient)
     return made

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import root_ceil
 from superlora_cli.adapter.shapes import THETA, Bucket, Plan, Unit, UnitShape
+from superlora_cli.adapter.targets import TargetShape
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -80,17 +81,17 @@ def steps(plan: Plan) -> Iterator[str]:
     if not config.adapts:
         yield "groups: none, so no weight is adapted and there are no factors"
         return
-    shapes = Counter((target.rows, target.columns) for target in plan.targets)
-    listed = " + ".join(f"{count} × {rows:,}×{columns:,}" for (rows, columns), count in shapes.items())
-    yield f"targets: {listed} = {n_total:,} elements (N)"
+    if config.multiplies:
+        yield f"targets: {_shapes(plan.targets)}"
+        yield f"multiply: {config.multiply}, by {_shapes(plan.made)} = {n_total:,} elements (N)"
+    else:
+        yield f"targets: {_shapes(plan.targets)} = {n_total:,} elements (N)"
     if isinstance(config.groups, str):
         yield f"groups: one per {config.groups}, {len(plan.starts)} in all"
     else:
         yield f"groups: n = ⌈{n_total:,} / {config.groups}⌉ = {plan.buckets[0].shape.n_out:,} elements each"
     for bucket in plan.buckets:
         yield from _fold_steps(config, bucket, several=len(plan.buckets) > 1)
-    if config.multiplies:
-        yield f"multiply: ΔW is the product of the base with these numbers ({config.multiply})"
     if config.freeze:
         kind = "singular vectors of the base" if config.frozen == "svd" else "random"
         yield f"frozen: {', '.join(config.freeze)}, {kind}, not stored"
@@ -104,6 +105,12 @@ def steps(plan: Plan) -> Iterator[str]:
         yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
     if config.bits is not None:
         yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"
+
+
+def _shapes(targets: Sequence[TargetShape]) -> str:
+    """How many there are of each shape."""
+    shapes = Counter((target.rows, target.columns) for target in targets)
+    return " + ".join(f"{count} × {rows:,}×{columns:,}" for (rows, columns), count in shapes.items())
 
 
 def _fold_steps(config: AdapterConfig, bucket: Bucket, *, several: bool) -> Iterator[str]:

@@ -58,6 +58,30 @@ class PeftLora(Format):
         return write(adapter, out, options)
 
 
+class PeftIa3(Format):
+    """Scales for PEFT."""
+
+    description = "a folder for PEFT: IA³"
+    folder = True
+
+    def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+        from superlora_cli.formats.peft_products import write_ia3
+
+        return write_ia3(adapter, out, options)
+
+
+class PeftOft(Format):
+    """Rotations for PEFT."""
+
+    description = "a folder for PEFT: OFT"
+    folder = True
+
+    def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
+        from superlora_cli.formats.peft_products import write_oft
+
+        return write_oft(adapter, out, options)
+
+
 class DiffusersLora(Format):
     """A LoRA for a model of diffusers."""
 
@@ -89,6 +113,8 @@ FORMATS: Table[Format] = Table(
         "comfyui": kohya,
         "lycoris": Lycoris(),
         "peft-lora": PeftLora(),
+        "peft-ia3": PeftIa3(),
+        "peft-oft": PeftOft(),
         "diffusers-lora": DiffusersLora(),
         "delta": Delta(),
     },

@@ -42,7 +42,7 @@ def as_loras(adapter: Stored, options: Options) -> Loras:
     """
     found = [approximate(update, rank=options.rank, energy=options.energy) for update in adapter.updates()]
     made = loras(adapter.targets, found, adapter.modules)
-    _check_called(adapter)
+    check_called(adapter)
     errors = {
         name: whole_error((found[index].norm, found[index].error) for index in indices)
         for name, indices in by_module(adapter.targets).items()
@@ -51,7 +51,7 @@ def as_loras(adapter: Stored, options: Options) -> Loras:
 
 
 @torch.no_grad()
-def _check_called(adapter: Stored) -> None:
+def check_called(adapter: Stored) -> None:
     """Run the base on shapes only, to check that each adapted layer is called: a LoRA acts on calls of its layer.
 
     Raises:

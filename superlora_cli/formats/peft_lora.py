@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,24 @@ PREFIX = "base_model.model."
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write the folder; see `format.Format.write`."""
-    found, base = as_loras(adapter, options), adapter.base
-    name = base.place if isinstance(base, LanguageBase) else adapter.recipe.model.name
-    files = peft_files(
-        found.made, modules=adapter.modules, base=name, head=_head(adapter), errors=found.errors, task=base.peft_task
-    )
+    found = as_loras(adapter, options)
+    files = peft_files(found.made, errors=found.errors, **about_base(adapter))
+    return put(adapter, out, files, options) | found.about(adapter)
+
+
+def about_base(adapter: Stored) -> dict[str, Any]:
+    """What a folder says of an adapter's base: the keywords `modules`, `base`, `head` and `task` of `folder_files`."""
+    name = adapter.base.place if isinstance(adapter.base, LanguageBase) else adapter.recipe.model.name
+    return {"modules": adapter.modules, "base": name, "head": _head(adapter), "task": adapter.base.peft_task}
+
+
+def put(adapter: Stored, out: Path, files: Mapping[str, bytes], options: Options) -> dict[str, Any]:
+    """Write a folder; its bytes, and the Python that loads it."""
     size = sum(map(len, files.values()))
     options.tell(size)
     write_folder(out, files, force=options.force)
     load = f"{adapter.loading}; peft.PeftModel.from_pretrained(model, {str(out)!r})"
-    return {"bytes": size, **found.about(adapter), "load": load}
+    return {"bytes": size, "load": load}
 
 
 def _head(adapter: Stored) -> dict[str, Tensor]:
@@ -66,21 +74,45 @@ def peft_files(
 
     Args:
         loras: module name → its LoRA.
+        errors: module name → relative error of its update, stored in the header as `superlora.errors`.
+        modules, base, head, task: as in `folder_files`; it raises the same.
+    """
+    tensors = {name: {"lora_A.weight": lora.a, "lora_B.weight": lora.b} for name, lora in loras.items()}
+    settings = {"bias": "none", "lora_dropout": 0.0, **lora_settings(loras, modules)}
+    told = {"superlora.errors": json.dumps(dict(errors), sort_keys=True)}
+    return folder_files("LORA", tensors, settings, told, modules=modules, base=base, head=head, task=task)
+
+
+def folder_files(
+    kind: str,
+    own: Mapping[str, Mapping[str, Tensor]],
+    settings: Mapping[str, Any],
+    told: Mapping[str, str],
+    *,
+    modules: Iterable[str],
+    base: str,
+    head: Mapping[str, Tensor],
+    task: str | None = None,
+) -> dict[str, bytes]:
+    """The files of a folder of any kind, by name.
+
+    Args:
+        kind: PEFT's name of the kind of tuner.
+        own: module name → its tensors, by what follows the module's name.
+        settings: further entries of the configuration.
+        told: further entries of the header of the tensors.
         modules: names of all modules of the base.
         base: name of the base model.
         head: trained tensors outside the adapter, by their names in the model: PEFT's `modules_to_save`.
-        errors: module name → relative error of its update, stored in the header as `superlora.errors`.
         task: PEFT's name of what the model does.
 
     Raises:
         UsageError: PEFT would mistake another module for a part of the head because of its name.
     """
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
-    for name, lora in loras.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = lora.a
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora.b
+    tensors |= {f"{PREFIX}{name}.{part}": t for name, parts in own.items() for part, t in parts.items()}
     saved = sorted({name.rpartition(".")[0] for name in head})
-    for name in loras:
+    for name in own:
         if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
             hint = "--to timm or --to delta"
             raise UsageError(f"PEFT would mistake it for the head ({', '.join(saved)})", where=name, hint=hint)
@@ -89,33 +121,39 @@ def peft_files(
             hint = "--to timm or --to delta"
             raise UsageError(f"PEFT would mistake it for the head ({', '.join(saved)})", where=name, hint=hint)
     config = {
-        "peft_type": "LORA",
+        "peft_type": kind,
         "task_type": task,
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "bias": "none",
-        "lora_dropout": 0.0,
         "modules_to_save": saved or None,
-        **lora_settings(loras, modules),
+        **settings,
     }
-    metadata = {"format": "pt", "superlora.errors": json.dumps(dict(errors), sort_keys=True)}
-    return {CONFIG_FILE: json_text(config).encode(), WEIGHTS_FILE: safetensors_bytes(tensors, metadata)}
+    content = safetensors_bytes(tensors, {"format": "pt", **told})
+    return {CONFIG_FILE: json_text(config).encode(), WEIGHTS_FILE: content}
 
 
 def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str]) -> dict[str, Any]:
     """Targets and ranks under the names of PEFT's `LoraConfig`; alpha equals the rank everywhere, so that ΔW = B A.
 
     Modules whose rank is not the most frequent one are in `rank_pattern`, whose keys are regular expressions; `^` and
-    escaping make each match one module only. In a list of targets PEFT matches suffixes of module names; if that would
-    adapt more of the `modules`, the targets are a regular expression instead.
+    escaping make each match one module only.
     """
     rank = Counter(lora.rank for lora in loras.values()).most_common(1)[0][0]
     ranks = {f"^{re.escape(name)}": lora.rank for name, lora in loras.items() if lora.rank != rank}
-    ambiguous = any(name not in loras and name.endswith(tuple(f".{own}" for own in loras)) for name in modules)
     return {
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
-        "target_modules": "|".join(map(re.escape, sorted(loras))) if ambiguous else sorted(loras),
+        "target_modules": target_modules(loras, modules),
     }
+
+
+def target_modules(own: Collection[str], modules: Iterable[str]) -> str | list[str]:
+    """The adapted modules as PEFT's `target_modules`.
+
+    In a list PEFT matches suffixes of module names; if that would adapt more of the `modules`, it is a regular
+    expression instead.
+    """
+    ambiguous = any(name not in own and name.endswith(tuple(f".{one}" for one in own)) for name in modules)
+    return "|".join(map(re.escape, sorted(own))) if ambiguous else sorted(own)

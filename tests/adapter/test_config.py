@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,23 @@ def test_numbers_of_numpy_are_numbers(knobs: dict[str, object], same: dict[str, 
 
 def test_a_preset_with_a_form_of_its_own_knows_them_too() -> None:
     assert AdapterConfig.from_knobs("lotr", rank=np.int64(2)).ranks == ("full", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "version"),
+    [
+        ({}, "1"),
+        ({"method": "vera"}, "1"),
+        ({"also": ["bias"]}, "2"),
+        ({"method": "none"}, "2"),
+        ({"bits": 4, "also": ["norm"]}, "3"),
+        ({"method": "hira"}, "4"),
+        ({"method": "oft", "bits": 4}, "4"),
+        ({"method": "vblora"}, "4"),
+    ],
+)
+def test_a_file_has_the_oldest_format_that_knows_its_knobs(knobs: dict[str, Any], version: str) -> None:
+    assert AdapterConfig.from_knobs(knobs.pop("method", None), **knobs).format_version == version
 
 
 def test_a_whole_number_stays_one_in_the_file() -> None:

@@ -181,6 +181,14 @@ def test_a_copy_keeps_the_factors_from_the_base_when_the_weights_change() -> Non
         ({"inner": {"dim": 9}, "projection": "nonlinear", "init": "lora"}, "init lora with projection nonlinear"),
         ({"inner": {"dim": 9}, "projection": "nonlinear_v2", "rescale": False}, "rescale false and inner with"),
         ({"projection": "nonlinear_v2", "init": "lora"}, "init lora with projection nonlinear_v2"),
+        ({"freeze": ["planes"], "frozen": "svd", "multiply": "rows"}, "frozen svd with multiply rows"),
+        ({"projection": "largest", "ratio": 0.5, "multiply": "elementwise"}, "largest with multiply elementwise"),
+        ({"multiply": "rotations"}, "unknown multiply 'rotations'"),
+        ({"multiply": "rotation", "block": 0}, "block is 0"),
+        ({"order": 3, "fold": "kernel"}, "fold kernel with order 3"),
+        ({"inner": {"vectors": 3}}, "vectors and topk with projection onehot"),
+        ({"inner": {"projection": "bank", "vectors": 3, "topk": 4}}, "topk 4 of 3 vectors"),
+        ({"inner": {"projection": "bank", "per": "group"}}, "per group with projection bank"),
     ],
 )
 def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, object], message: str) -> None:

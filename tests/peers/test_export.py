@@ -247,3 +247,40 @@ def test_an_adapter_of_a_diffusers_unet_is_exported_for_it(cli: Cli) -> None:
     with torch.no_grad():
         wanted = own(*inputs, torch.zeros(2, dtype=torch.long))
         assert (theirs(*inputs).sample - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("ia3", ["adapter.method=ia3", "adapter.multiply=columns", "adapter.targets=[o,mlp]"]),
+        ("oft", ["adapter.method=oft", "adapter.block=8", "adapter.targets=[o,mlp]"]),
+        ("oft", ["adapter.method=null", "adapter.groups=1", "adapter.rank=3", "adapter.multiply=rotation",
+                 "adapter.block=16", "adapter.targets=[o]"]),
+    ],
+    ids=["scales", "rotations", "rotations of one matrix"],
+)  # fmt: skip
+def test_what_multiplies_the_base_is_exact_in_peft(kind: str, overrides: list[str], cli: Cli) -> None:
+    file = write_adapter("a.safetensors", "digits_lora", "adapter.alpha=null", "adapter.rank=null", *overrides)
+    assert cli("export", file, "--to", f"peft-{kind}", "--out", "folder").code == 0
+    theirs = peft.PeftModel.from_pretrained(vit(), "folder")
+    x = noise(8, 3, 16, 16)
+    assert type(theirs.base_model).__name__ == f"{kind.upper()}Model"
+    torch.testing.assert_close(outputs(theirs, x), outputs(build_from_file(file).model, x), rtol=1e-4, atol=1e-4)
+    assert (outputs(theirs, x) - outputs(vit(), x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("to", "overrides", "what"),
+    [
+        ("peft-ia3", [], "multiply is none, not rows or columns"),
+        ("peft-ia3", ["adapter.method=ia3"], "has a bias, which PEFT's IA³ multiplies too"),
+        ("peft-ia3", ["adapter.method=ia3", "adapter.multiply=columns"], "a whole layer, not of some rows"),
+        ("peft-oft", ["adapter.method=oft", "adapter.block=24", "adapter.targets=[o]"], "do not divide its 64 inputs"),
+    ],
+)
+def test_what_pefts_products_cannot_be_is_refused(to: str, overrides: list[str], what: str, cli: Cli) -> None:
+    file = write_adapter("a.safetensors", "digits_lora", "adapter.alpha=null", "adapter.rank=null", *overrides)
+    result = cli("export", file, "--to", to, "--out", "folder")
+    assert result.code == 2
+    assert what in result.err
+    assert not Path("folder").exists()
