@@ -156,7 +156,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
     with in_one_line("cannot be read", folder / VAE / "config.json"):
-        scale = 2 ** (len(_config(folder / VAE / "config.json")["block_out_channels"]) - 1)
+        scale = FAMILIES[kind].scale(_config(folder / VAE / "config.json"))
     sample = config.get("sample_size") or SAMPLE
     size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:
