@@ -61,6 +61,12 @@ def _budgets(text: str | None) -> list[int]:
 
 def _show(done: dict[str, Any]) -> None:
     rows = [("runs", f"{done['runs']:,}")]
+    for table in done.get("suites", ()):
+        rows += [("suite", table["title"]), ("parameters", " · ".join(table["columns"]))]
+        for means in table["rows"]:
+            shown = [f"{means['means'][name]:.4g}" if name in means["means"] else "—" for name in table["columns"]]
+            name = ", ".join(filter(None, (means["method"], means["knobs"])))
+            rows.append((f"{means['params']:>10,}", f"{' · '.join(shown)}  {name}"))
     for section in done["sections"]:
         rows.append(("section", f"{section['title']}, {len(section['rows'])} configurations"))
         for measure in section["measures"][:1]:

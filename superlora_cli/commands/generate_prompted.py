@@ -146,8 +146,9 @@ def generate_prompted(
     if negative is not None and base.family.guided:
         raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
     width, height = read_size(size, base)
-    given = {"num_inference_steps": steps, "guidance_scale": guidance, "negative_prompt": negative}
-    call = {name: value for name, value in given.items() if value is not None}
+    call = {**base.family.call, **base.family.steered(guidance, negative)}
+    if steps is not None:
+        call["num_inference_steps"] = steps
     if in_turn:
         own = [(chosen[number % len(chosen)], seed + number) for number in range(num)]
         chosen = list(dict.fromkeys(prompt for prompt, _ in own))

@@ -118,16 +118,14 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _filled(
-    value: Mapping[str, Any], shared: tuple[str, ...], generator: torch.Generator, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Conditions with random values; what has no dimension for images, such as positions, is zero."""
-    filled: dict[str, Any] = {}
-    for name, part in value.items():
-        if isinstance(part, Mapping):
-            filled[name] = _filled(part, shared, generator, dtype)
-        elif name in shared:
-            filled[name] = torch.zeros_like(part)
-        else:
-            filled[name] = torch.randn(part.shape, generator=generator).to(dtype)
-    return filled
+def _filled(value: Any, shared: tuple[str, ...], generator: torch.Generator, dtype: torch.dtype, name: str = "") -> Any:
+    """Conditions with random values; what has no dimension for images, such as positions, is zero, masks are one."""
+    if isinstance(value, Mapping):
+        return {key: _filled(part, shared, generator, dtype, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, shared, generator, dtype, name) for part in value]
+    if not isinstance(value, Tensor):
+        return value
+    if name in shared:
+        return torch.zeros_like(value)
+    return torch.randn(value.shape, generator=generator).to(dtype) if value.is_floating_point() else value.fill_(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from superlora_cli.reporting.plots import (
 )
 from superlora_cli.reporting.runs import STOPPED, Skipped, collect
 from superlora_cli.reporting.sections import Row, Section, sections
+from superlora_cli.reporting.suites import suite_tables
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
 
@@ -52,7 +54,7 @@ def report(
 
     Returns:
         report, figures (paths), runs, skipped ({run, why}), notes, sections (title, rows, measures with their front,
-        ratios, budgets, and geometry if asked for).
+        ratios, budgets, and geometry if asked for), and suites (title, metric, columns, rows) if there are runs of one.
 
     Raises:
         UsageError: there are no runs, the metric is unknown, or the page cannot be written.
@@ -77,7 +79,8 @@ def report(
         views.append(_view(section, in_words(ratios, budgeted), near, prefix))
         told.append(facts(section, ratios, budgeted, near))
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    text = page(title, views, [*_in_lines(skipped), *notes])
+    suites = suite_tables(made)
+    text = page(title, views, [*_in_lines(skipped), *notes], suites)
     plots = [plot for view in views for plot in (*view.plots, *view.geometry)]
     written = place.write(out, text, {plot.file: to_file(plot.svg) for plot in plots})
     return {
@@ -87,6 +90,7 @@ def report(
         "skipped": [{"run": one.path, "why": one.why} for one in skipped],
         "notes": notes,
         "sections": told,
+        **({"suites": [asdict(table) for table in suites]} if suites else {}),
     }
 
 

@@ -21,11 +21,12 @@ from typing import Any
 from PIL import Image
 
 from superlora_cli.data.images import open_rgb
-from superlora_cli.data.source import Pictures, Source, Unreadable, three_parts
+from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import shows_bars
 
+WHOLE = "train800val200"  # of VTAB-1k
 TIMEOUT = 5  # seconds to wait for the hub's first answer
 
 
@@ -67,13 +68,14 @@ def hub_classes(name: str, *, config: str | None, download: bool) -> tuple[str, 
     return _classes(name, _open(name, config, download))[1]
 
 
-def read_hub(name: str, *, config: str | None, download: bool) -> Source:
+def read_hub(name: str, *, config: str | None, download: bool, whole: bool = False) -> Source:
     """A data set whose splits have a column of images and one of classes.
 
     Args:
         name: name on the hub, optionally with `@REVISION`, or a folder.
         config: the configuration; None: the only one, or the default.
         download: download it if it is neither a folder nor in the cache.
+        whole: train on all 1,000 images of a data set of VTAB-1k.
 
     Raises:
         UsageError: `datasets` is not installed, the data set is not available, or it lacks such columns or a training
@@ -96,6 +98,8 @@ def read_hub(name: str, *, config: str | None, download: bool) -> Source:
         labels = [numbers[value] for value in found]
         parts[split] = HubImages(f"{name}, {split}", images, labels)
         digest.update(json.dumps([split, labels]).encode())
+    if whole and WHOLE in parts:
+        parts[TRAIN[0]] = parts[WHOLE]
     train, validation, test = three_parts(lambda called: next((parts[n] for n in called if n in parts), None))
     if train is None:
         raise UsageError(f"no split 'train' among {_list(splits)}", where=name)

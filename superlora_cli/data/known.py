@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from superlora_cli.data.suites import names_of
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.table import Table, load_extensions
 
@@ -210,8 +211,8 @@ class HuggingFace(DataKind):
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.hub import read_hub
 
-        name = section.name.removeprefix(self.prefix)
-        return read_hub(name, config=section.config, download=section.download)
+        name, whole = section.name.removeprefix(self.prefix), not section.validation
+        return read_hub(name, config=section.config, download=section.download, whole=whole)
 
     def texts(self, section: DataSection, *, seed: int) -> TextSource:
         from superlora_cli.data.hub import read_hub_texts
@@ -238,6 +239,30 @@ class Shards(DataKind):
         from superlora_cli.data.shards import read_shards
 
         return read_shards(Path(section.name.removeprefix(self.prefix)), classes=section.num_classes)
+
+
+class Listed(DataKind):
+    """`vtab/NAME` and `fgvc/NAME`: the data sets of a suite, each in a folder of `data.root` with its lists.
+
+    Args:
+        suite: a name in `suites.SUITES`.
+    """
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.names = names_of(suite)  # type: ignore[misc]
+        self.example = next(iter(self.names))  # type: ignore[misc]
+
+    def class_count(self, name: str) -> int | None:
+        return names_of(self.suite)[name]
+
+    def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
+        from superlora_cli.data.listed import read_fgvc, read_vtab
+
+        name, classes = section.name.partition("/")[2], names_of(self.suite)[section.name]
+        if self.suite == "vtab":
+            return read_vtab(Path(section.root, name), classes, whole=not section.validation)
+        return read_fgvc(Path(section.root, name), classes)
 
 
 class OfTexts(DataKind):
@@ -288,6 +313,8 @@ SOURCES: Table[DataKind] = Table(
         "torch": Torchvision(),
         "hfds": HuggingFace(),
         "wds": Shards(),
+        "vtab": Listed("vtab"),
+        "fgvc": Listed("fgvc"),
         "text file": TextFile(),
         "made texts": MadeTexts(),
     },

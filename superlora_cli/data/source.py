@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32, normalised; class, or (classes,) float32 for several labels
 T = TypeVar("T")
 
-TRAIN, VALIDATION, TEST = ("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",)
+TRAIN, TEST = ("train", "training", "train800"), ("test",)  # `train800` and `val200`: of VTAB-1k
+VALIDATION = ("validation", "val", "valid", "eval", "evaluation", "val200")
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,23 @@ DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {  # of text-to-image pipelin
         },
     ),
     "flux.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "flux.2-klein": (  # of 4 billion parameters
+        "Flux2Transformer2DModel",
+        {
+            "num_layers": 5,
+            "num_single_layers": 20,
+            "num_attention_heads": 24,
+            "joint_attention_dim": 7680,
+            "guidance_embeds": False,
+        },
+    ),
+    "z-image": ("ZImageTransformer2DModel", {}),
+    "qwen-image": ("QwenImageTransformer2DModel", {}),
+    "sana-1.6b": ("SanaTransformer2DModel", {}),
+    "pixart-sigma": (
+        "PixArtTransformer2DModel",
+        {"sample_size": 128, "caption_channels": 4096, "use_additional_conditions": False},
+    ),
 }
 DESCRIPTIONS: dict[str, Callable[[], Iterator[Layer]]] = {"cfg_unet": cfg_unet, "llama_7b": llama_7b}
 

@@ -20,15 +20,18 @@ SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
 
 FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk",  # last part of the module's name → what its rows hold, in equal parts
          "c_attn": "qkv", "query_key_value": "qkv", "qkv_proj": "qkv", "Wqkv": "qkv"}  # fmt: skip
+WITH_MLP = "to_qkv_mlp_proj"  # of FLUX.2: q, k and v, each as many rows as there are columns, and then the MLP's
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
     "q": ("q", "q_proj", "query", "to_q", "add_q_proj"),  # `add_…`: of the text, in attention over image and text
     "k": ("k", "k_proj", "key", "to_k", "add_k_proj"),
     "v": ("v", "v_proj", "value", "to_v", "add_v_proj"),
-    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "output.dense", "to_add_out", "dense", "c_proj"),
+    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "to_out", "output.dense", "to_add_out", "dense", "c_proj"),
 }
 AROUND = re.compile(r"(\.(proj|linear|conv|c))+$")  # own names in a layer of several, with a norm or bounds: `q.conv`
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
-MLP = re.compile(r"(^|\.)(mlp|ffn|ff|ff_context|proj_mlp|feed_forward|intermediate)(\.|$)")
+MLP = re.compile(
+    r"(^|(?<!t_embedder)\.)(mlp|ffn|ff|ff_context|proj_mlp|img_mlp|txt_mlp|feed_forward|intermediate)(\.|$)"
+)
 CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_dist")
 SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 
@@ -82,7 +85,8 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
         linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2 and not weight.classifies}
         return [_slice(name, weight) for name, weight in linear.items() if name not in CLASSIFIERS]
     if word == "mlp":
-        return [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]
+        own = [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]
+        return own + [_slice(name, of, 3 * of.shape[1]) for name, of in weights.items() if _has_mlp(name)]
     matched = []
     for name, weight in weights.items():
         if word in _fused(name):
@@ -102,8 +106,13 @@ def _role(name: str) -> str | None:
 
 
 def _fused(name: str) -> str:
-    """Which of q, k and v the rows of a weight are, in equal parts; empty if its name says nothing of them."""
-    return FUSED.get(AROUND.sub("", name).rpartition(".")[2], "")
+    """Which of q, k and v the rows of a weight begin with, in equal parts; empty if its name says nothing of them."""
+    return "qkv" if _has_mlp(name) else FUSED.get(AROUND.sub("", name).rpartition(".")[2], "")
+
+
+def _has_mlp(name: str) -> bool:
+    """Whether the rows of a weight are q, k, v and the first layer of an MLP."""
+    return name.rpartition(".")[2] == WITH_MLP
 
 
 def _pattern(pattern: str, weights: Mapping[str, Weight]) -> list[Target]:
@@ -143,6 +152,8 @@ def _part(name: str, weight: Weight, part: str) -> list[Target]:
             hint=f"adapt the whole weight: '{whole}'",
         )
     parts = _fused(name) or "qkv"
+    if _has_mlp(name):
+        total = len(parts) * weight.shape[1]
     if part not in parts or total % len(parts):
         hint = f"give rows as [start:stop] out of {total}"
         raise UsageError(f"cannot find the rows of '{part}' in {name}", where="adapter.targets", hint=hint)

@@ -223,10 +223,9 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
     with in_one_line("cannot be read", folder / VAE / "config.json"):
-        widths = _config(folder / VAE / "config.json")["block_out_channels"]
-        if not widths or not isinstance(widths, list):
-            raise ValueError(f"block_out_channels is {widths!r}")
-    scale = 2 ** (len(widths) - 1)
+        scale = FAMILIES[kind].scale(_config(folder / VAE / "config.json"))
+        if not scale:
+            raise ValueError("it has no layers")
     sample = config.get("sample_size") or SAMPLE
     size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:

@@ -101,7 +101,8 @@ class DataSection(Section):
     name: str = Field(
         min_length=1,
         description="A folder of images, `torch/cifar100` or another torchvision set, `hfds/NAME` (Hugging Face; "
-        "`hfds/NAME@REVISION` pins a commit), `wds/PATH` (webdataset shards), `digits`, `glyphs` or `digits+glyphs`. "
+        "`hfds/NAME@REVISION` pins a commit), `wds/PATH` (webdataset shards), `vtab/NAME` or `fgvc/NAME` "
+        "(docs/suites.md), `digits`, `glyphs` or `digits+glyphs`. "
         "Of texts: a file (`.jsonl`, `.csv`, `.parquet`, `.txt`) or a folder of them, `hfds/NAME`, or made ones: "
         "`sums`, `sums-in-words` …, several joined by `+`.",
     )
@@ -116,7 +117,7 @@ class DataSection(Section):
         '`answer` or `label`, or a text with several: `{prompt: "Question: {question}", completion: answer}`.',
     )
     config: str | None = Field(None, min_length=1, description="Configuration of a Hugging Face set with several.")
-    root: str = Field("data", description="Folder that holds a torchvision set.")
+    root: str = Field("data", description="Folder that holds a torchvision set, or the sets of a suite.")
     image_size: int | None = Field(None, ge=1, description="Image size in pixels; default: the model's.")
     validation: float = Field(
         0.1,

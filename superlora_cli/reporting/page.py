@@ -12,9 +12,11 @@ from typing import Any
 
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.reporting.geometry import PRINCIPAL, at_random
+from superlora_cli.reporting.metrics import METRICS
 from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.plots import looks_of, to_page
 from superlora_cli.reporting.sections import Measure, Row, Section
+from superlora_cli.reporting.suites import SuiteTable
 
 CAPTIONED = ("fid", "is_l1", "class_accuracy")  # metrics shown under generated images
 
@@ -39,10 +41,11 @@ class View:
     geometry: Sequence[Plot] = ()
 
 
-def page(title: str, views: Sequence[View], notes: Sequence[str]) -> str:
+def page(title: str, views: Sequence[View], notes: Sequence[str], suites: Sequence[SuiteTable] = ()) -> str:
     """The page.
 
     Args:
+        suites: means over the data sets of suites, which stand first.
         notes: what a reader should know about runs that are left out, a line each.
     """
     runs = sum(len(row.runs) for view in views for row in view.section.rows)
@@ -51,6 +54,7 @@ def page(title: str, views: Sequence[View], notes: Sequence[str]) -> str:
         title=title,
         summary=f"{runs:,} runs of {settings:,} configurations",
         figures=[plot.file for view in views for plot in (*view.plots, *view.geometry)],
+        suites=[_suite(table) for table in suites],
         sections=[_section(view, f"s{number}") for number, view in enumerate(views)],
         notes=notes,
     )
@@ -62,6 +66,22 @@ def _template() -> Any:
 
     text = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
     return Environment(autoescape=True, trim_blocks=True).from_string(text)
+
+
+def _suite(table: SuiteTable) -> dict[str, Any]:
+    metric = METRICS[table.metric]
+    heads = [_head("method", False), _head("configuration", False), _head("parameters"), *map(_head, table.columns)]
+    rows = []
+    for row in table.rows:
+        cells = [_text(row.method), _text(row.knobs), _number(row.params, f"{row.params:,}")]
+        for column in table.columns:
+            mean = row.means.get(column)
+            cells.append(_number(mean, "—" if mean is None else metric.text(mean)))
+        rows.append(cells)
+    words = f"Means of {metric.label} over data sets, each at the learning rate that is best there; best first."
+    if "groups" in table.columns:
+        words += " groups: of the means of the groups; all: of the data sets."
+    return {"title": table.title, "heads": heads, "rows": rows, "legend": words}
 
 
 def _section(view: View, prefix: str) -> dict[str, Any]:

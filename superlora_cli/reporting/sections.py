@@ -144,7 +144,7 @@ def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
             notes.append(f"{run.path} repeats {seen[run.seeds].path}, seed included: left out")
         seen.setdefault(run.seeds, run)
     groups = [tuple(seen.values()) for seen in settings.values()]
-    named = [(method_name(own[0].config), _main_knobs(own[0].config), own) for own in groups]
+    named = [(method_name(own[0].config), main_knobs(own[0].config), own) for own in groups]
     alike: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for method, knobs, own in named:
         alike[method, knobs].append(own[0])
@@ -156,7 +156,7 @@ def _rows(runs: Sequence[Run], notes: list[str]) -> list[Row]:
     return [Row(number, *row) for number, row in enumerate(made)]
 
 
-def _main_knobs(config: AdapterConfig | None) -> str:
+def main_knobs(config: AdapterConfig | None) -> str:
     """The main knobs: `G 4 · rank 2 · ρ 0.1`, and d of an F_in."""
     if config is None or not config.adapts:
         return ""

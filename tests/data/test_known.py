@@ -89,7 +89,8 @@ def test_unsupported_names_are_refused_with_the_closest() -> None:
         splits_of("toy", config="small")
     with pytest.raises(UsageError, match=r"unknown data set 'toi' \(did you mean 'toy'\?\)"):
         splits_of("toi")
-    with pytest.raises(UsageError, match=r"a name such as torch/cifar100, hfds/beans, wds/folder-of-shards or toy/8\)"):
+    examples = "torch/cifar100, hfds/beans, wds/folder-of-shards, vtab/cifar, fgvc/cub200 or toy/8"
+    with pytest.raises(UsageError, match=rf"a name such as {examples}\)"):
         splits_of("0/0")
     with pytest.raises(UsageError, match="there already is a kind of data 'toy'"):
         SOURCES.add("toy", Toy())

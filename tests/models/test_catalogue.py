@@ -155,6 +155,11 @@ def test_the_language_model_has_llama_s_parameters() -> None:
         ("sdxl", 2_567_463_684, 140),
         ("sd3.5-medium", 2_243_171_520, 24 + 13 + 24),
         ("flux.1-dev", 11_901_408_320, 19 + 38 + 19),
+        ("flux.2-klein", 3_875_544_576, 5 + 5 + 20),
+        ("z-image", 6_154_908_736, 30 + 2 + 2),
+        ("qwen-image", 20_430_401_088, 60 + 60),
+        ("sana-1.6b", 1_604_462_752, 20 + 20),
+        ("pixart-sigma", 610_856_096, 28 + 28),
     ],
 )
 def test_a_denoiser_is_what_diffusers_builds(name: str, params: int, queries: int) -> None:

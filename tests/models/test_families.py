@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -11,10 +14,12 @@ from torch import Tensor
 from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.families.family import Family, recorded
 from superlora_cli.models.families.noise import Diffusion, Flow
+from superlora_cli.models.targets import expand, weights_of
 from tests import pipelines
 
 PROMPTS = ("a red seven on a blue ground, serif", "seven", "")
-SIZES = ((16, 16), (32, 16))
+SIZES = ((1, 1), (2, 1))  # in a family's units
+OF_ANY_LENGTH = {"ZImage": "cap_feats", "QwenImage": "encoder_hidden_states"}  # a batch is as long as its longest text
 
 
 def pair(name: str) -> tuple[Any, Family]:
@@ -42,7 +47,8 @@ def step_of(pipeline: Any, denoiser: Any, **call: Any) -> tuple[dict[str, Any], 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     pipeline.scheduler.step = stepped
     try:
-        pipeline(num_inference_steps=1, output_type="latent", **call)
+        family = FAMILIES[type(pipeline).__name__]
+        pipeline(num_inference_steps=1, output_type="latent", **family.call, **call)
     finally:
         hook.remove()
         pipeline.scheduler.step = step
@@ -55,12 +61,17 @@ def step_of(pipeline: Any, denoiser: Any, **call: Any) -> tuple[dict[str, Any], 
 @torch.no_grad()
 def test_training_calls_the_denoiser_as_the_pipeline_does(name: str, batch: int, size: tuple[int, int]) -> None:
     pipeline, family = pair(name)
+    size = pipelines.unit(name) * size[0], pipelines.unit(name) * size[1]
     denoiser = getattr(pipeline, family.denoiser)
-    prompts, guidance = list(PROMPTS[:batch]), 2.5 if family.guided else 1.0
+    prompts, guidance = list(PROMPTS[:batch]), 2.5 if family.guided else family.unguided
     generators = [torch.Generator().manual_seed(number) for number in range(batch)]
     theirs, to_scheduler = step_of(
-        pipeline, denoiser, prompt=prompts, width=size[0], height=size[1], guidance_scale=guidance, generator=generators
-    )
+        pipeline, denoiser, prompt=list(prompts), width=size[0], height=size[1], guidance_scale=guidance,
+        generator=generators,
+    )  # fmt: skip
+    noisy = theirs[family.noisy]
+    if isinstance(noisy, list):  # of images of one frame each
+        noisy = torch.stack(noisy)[:, :, 0]
     alone = [family.conditions(pipeline, [prompt], size, guidance) for prompt in prompts]
     time = pipeline.scheduler.timesteps[0].expand(batch)
     ours: list[dict[str, Any]] = []
@@ -70,7 +81,7 @@ def test_training_calls_the_denoiser_as_the_pipeline_does(name: str, batch: int,
 
     hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        prediction = family.predict(denoiser, theirs[family.noisy], time, family.together(alone))
+        prediction = family.predict(denoiser, noisy, time, family.together(alone))
     finally:
         hook.remove()
     assert torch.equal(ours[0].pop(family.time), theirs.pop(family.time).expand(batch))
@@ -87,11 +98,14 @@ def test_training_calls_the_denoiser_as_the_pipeline_does(name: str, batch: int,
 def test_latents_are_those_that_the_pipeline_decodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline whose only step ends at our latents of an image shows what the autoencoder keeps of it."""
     pipeline, family = pair(name)
-    image = torch.rand(2, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    side = pipelines.unit(name)
+    image = torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = family.latents(pipeline.vae, image)
     monkeypatch.setattr(pipeline.scheduler, "step", lambda *args, **kwargs: (latents,))
-    shown = pipeline(["a", "b"], width=32, height=16, num_inference_steps=1, guidance_scale=1.0, output_type="pt")
-    kept = pipeline.vae.decode(pipeline.vae.encode(image).latent_dist.mode()).sample
+    size = {"width": 2 * side, "height": side, **family.call}
+    shown = pipeline(prompt=["a", "b"], num_inference_steps=1, guidance_scale=1.0, output_type="pt", **size)
+    film = isinstance(pipeline.vae, diffusers.AutoencoderKLQwenImage)
+    kept = pipeline.vae(image[:, :, None]).sample[:, :, 0] if film else pipeline.vae(image).sample
     torch.testing.assert_close(shown.images, (kept / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
 
 
@@ -106,7 +120,10 @@ def test_images_are_noised_as_the_pipelines_scheduler_does(name: str, place: int
     made = family.noise(scheduler)
     scheduler.set_timesteps(4, **({"mu": 0.7} if scheduler.config.get("use_dynamic_shifting") else {}))
     time = scheduler.timesteps[[place]]
-    if isinstance(made, Flow):
+    if isinstance(made, Flow) and not hasattr(scheduler, "scale_noise"):
+        theirs = scheduler.add_noise(latents, noise, time)
+        time = 1000 * scheduler.sigmas[list(scheduler.timesteps).index(time[0]), None]  # its timesteps are rounded
+    elif isinstance(made, Flow):
         theirs = scheduler.scale_noise(latents, time, noise)
     else:
         theirs = scheduler.scale_model_input(scheduler.add_noise(latents, noise, time), time[0])
@@ -167,13 +184,54 @@ def test_a_denoiser_that_is_not_called_is_an_error() -> None:
 @torch.no_grad()
 def test_the_example_for_memory_has_the_shapes_of_a_real_batch(name: str) -> None:
     pipeline, family = pair(name)
-    denoiser, size = getattr(pipeline, family.denoiser), (32, 16)
-    scale = pipeline.vae_scale_factor
+    denoiser, size = getattr(pipeline, family.denoiser), (2 * pipelines.unit(name), pipelines.unit(name))
+    scale = family.scale(pipeline.vae.config)
     shape, example = family.example(denoiser, (size[0] // scale, size[1] // scale), 2)
     latents = family.latents(pipeline.vae, torch.zeros(2, 3, size[1], size[0]))
     real = family.together([family.conditions(pipeline, [prompt], size) for prompt in PROMPTS[:2]])
     assert shape == latents.shape
-    flat = {**real, **(real.get("added_cond_kwargs") or {})}
-    flat = {key: value.shape for key, value in flat.items() if isinstance(value, Tensor)}
-    own = {**example, **example.get("added_cond_kwargs", {})}
-    assert {key: value.shape for key, value in own.items() if isinstance(value, Tensor)} == flat
+    ours, theirs = shapes_in(example), shapes_in(real)
+    masks = {"encoder_hidden_states_mask"} if name == "QwenImage" else set()  # only of texts of unequal length
+    assert ours.keys() == theirs.keys() - masks
+    for key in ours:
+        shape = theirs[key]
+        if OF_ANY_LENGTH.get(name) == key.partition(".")[0]:
+            assert shape[-2] <= ours[key][-2]
+            shape = (*shape[:-2], ours[key][-2], shape[-1])
+        assert ours[key] == shape, key
+
+
+def shapes_in(value: Any, name: str = "") -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of nested dicts and lists, by dotted name."""
+    if isinstance(value, Tensor):
+        return {name: tuple(value.shape)}
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found: dict[str, tuple[int, ...]] = {}
+    for key, part in parts:
+        found |= shapes_in(part, f"{name}.{key}".removeprefix("."))
+    return found
+
+
+@pytest.mark.parametrize("name", pipelines.FAMILIES)
+def test_the_short_names_are_all_projections_of_attention_and_mlps(name: str) -> None:
+    pipeline, family = pair(name)
+    denoiser = getattr(pipeline, family.denoiser)
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for word in ("q", "k", "v", "o", "mlp"):
+        for target in expand(denoiser, [word]):
+            rows.setdefault(target.module, []).append((target.start, target.stop))
+    inside = re.compile(r"blocks\.\d|^layers\.|refiner\.")
+    for module, weight in weights_of(denoiser).items():
+        wanted = inside.search(module) and re.search(r"attn|attention|ff|mlp|feed_forward", module)
+        wanted = wanted and not re.search(r"resnets|samplers|attentions\.\d\.proj", module)
+        found = sorted(rows.get(module, []))
+        assert (sum(stop - start for start, stop in found) == weight.shape[0]) == bool(wanted), module
+        assert all(first[1] == second[0] for first, second in pairwise(found))
+
+
+def test_guidance_of_qwen_image_is_away_from_a_prompt() -> None:
+    _, family = pair("QwenImage")
+    assert family.steered(None, None) == {}
+    assert family.steered(4.0, None) == {"true_cfg_scale": 4.0, "negative_prompt": " "}
+    assert family.steered(4.0, "grey") == {"true_cfg_scale": 4.0, "negative_prompt": "grey"}
+    assert pair("Flux")[1].steered(2.0, "grey") == {"guidance_scale": 2.0, "negative_prompt": "grey"}

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from superlora_cli.data.images import cropped
+from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
@@ -70,8 +71,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_family_from_training_to_merged_images(
     family: str, folders: dict[str, Path], data: Path, cli: Cli, tmp_path: Path
 ) -> None:
+    side = pipelines.unit(family)
+    width = 24 if side == 16 else 2 * side
     settings = "text-to-image: {caption_dropout: 0.3, noise_offset: 0.1}"
-    (tmp_path / "r.yaml").write_text(recipe(folders[family], data, settings, "seed: 3"))
+    text = recipe(folders[family], data, settings, "seed: 3").replace("image_size: 16", f"image_size: {side}")
+    (tmp_path / "r.yaml").write_text(text)
     done = cli("train", "r.yaml", "train.ema=0.5", "--out", "run", "--json")
     assert done.code == 0, done.err
     assert "left out 1 of 5 images (no caption)" in (tmp_path / "run" / "log.txt").read_text()
@@ -86,18 +90,19 @@ def test_a_family_from_training_to_merged_images(
     judged = cli("eval", "run", "--json").json()
     assert judged["metrics"]["loss"] == pytest.approx(done.json()["metrics"]["loss"], abs=1e-6)
 
-    words = ("--prompt", "a red seven", "--prompt", "dog", "--steps", "2", "--size", "24x16", "--seed", "5", "--json")
-    made = cli("generate", "run", *words, "--out", "images", "--scale", "0,1")
+    words = ("--prompt", "a red seven", "--prompt", "dog", "--steps", "2", "--seed", "5", "--json")
+    made = cli("generate", "run", *words, "--size", f"{width}x{side}", "--out", "images", "--scale", "0,1")
     assert made.code == 0, made.err
     merged = cli("merge", "run", "--out", "merged", "--json")
     assert merged.code == 0, merged.err
     assert merged.json()["max_abs_error"] < 1e-5
-    pipeline = getattr(diffusers, type(pipelines.made(family)).__name__).from_pretrained("merged")
+    kind = type(pipelines.made(family)).__name__
+    pipeline = getattr(diffusers, kind).from_pretrained("merged")
+    call = {"width": width, "height": side, "num_inference_steps": 2, "output_type": "pt", **FAMILIES[kind].call}
     names = sorted(path.name for path in Path("images", "images").iterdir())
     assert names == ["00000_a_red_seven.png", "00001_dog.png", "00002_a_red_seven.png", "00003_dog.png"]
     for model, name in ((pipelines.made(family), names[0]), (pipeline, names[2])):
-        noise = torch.Generator().manual_seed(5)
-        image = model("a red seven", width=24, height=16, num_inference_steps=2, generator=noise, output_type="pt")
+        image = model(prompt="a red seven", generator=torch.Generator().manual_seed(5), **call)
         theirs = np.array(Image.open(Path("images", "images", name))).astype(int)
         ours = (image.images[0].permute(1, 2, 0) * 255).round().numpy().astype(int)
         assert np.abs(ours - theirs).max() <= 1  # of 255: pairs of images are rounded a little differently
@@ -110,12 +115,15 @@ def prepared(folders: dict[str, Path], data: Path, cli: Cli, tmp_path: Path) -> 
     return cli
 
 
-def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, tmp_path: Path, folders: dict[str, Path]) -> None:
-    shutil.copytree(folders[FAMILY], "bare")
+@pytest.mark.parametrize(("family", "weights"), [(FAMILY, 24), ("ZImage", 15), ("QwenImage", 8)])
+def test_a_dry_run_needs_neither_data_nor_weights(
+    prepared: Cli, folders: dict[str, Path], family: str, weights: int
+) -> None:
+    shutil.copytree(folders[family], "bare")
     for file in Path("bare").rglob("*.safetensors"):
         file.unlink()
     found = prepared("train", "r.yaml", "model.name=diffusers:bare", "data.name=nowhere", "--dry-run", "--json").json()
-    assert found["targets"]["weights"] == 24
+    assert found["targets"]["weights"] == weights
     assert found["memory"]["total"] > 0
 
 
@@ -448,6 +456,7 @@ def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: 
 def test_conditions_come_back_from_the_cache_as_they_were(folders: dict[str, Path], tmp_path: Path) -> None:
     cache = Cache(folders[FAMILY], "unet")
     value = {"a": torch.ones(2), "b": {"c": torch.zeros(1, 3), "d": None, "e": {}}, "f": False}
+    value |= {"g": [torch.full((2,), float(number)) for number in range(11)], "h": [[[1, 2, 3]]], "i": []}
     assert not cache.has("key")
     cache.put("key", value)
     for one in (cache, Cache(folders[FAMILY], "unet")):
@@ -456,6 +465,8 @@ def test_conditions_come_back_from_the_cache_as_they_were(folders: dict[str, Pat
         assert found["b"]["d"] is None
         assert found["b"]["e"] == {}
         assert found["f"] is False
+        assert [one[0].item() for one in found["g"]] == list(range(11))
+        assert (found["h"], found["i"]) == ([[[1, 2, 3]]], [])
 
 
 def test_every_bucket_is_in_the_area_and_the_nearest_is_taken() -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from superlora_cli.models.families.naming import Naming
 from superlora_cli.models.families.noise import Diffusion, Flow
 
-Conditions = dict[str, Any]  # keyword arguments of a denoiser: tensors, dicts of tensors, plain values
+Conditions = dict[str, Any]  # keyword arguments of a denoiser: tensors, dicts, lists (of images), plain values
+OF_ANY_SIZE: Mapping[str, Any] = {"use_resolution_binning": False}  # images of just the size that is asked for
 
 
 class Family:
@@ -32,6 +33,8 @@ class Family:
         shared: its arguments that have no dimension for the images of a batch.
         noise: how images are noised, and what is predicted.
         guided: whether guidance is an argument of the denoiser, not a second call.
+        unguided: the value of the pipeline's `guidance_scale` that calls the denoiser once.
+        call: further arguments of every call of the pipeline.
         naming: how other programs name its modules.
     """
 
@@ -42,6 +45,8 @@ class Family:
     shared: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
     guided: ClassVar[bool] = False
+    unguided: ClassVar[float] = 1.0
+    call: ClassVar[Mapping[str, Any]] = {}
     naming: ClassVar[Naming] = Naming("transformer.")
 
     @property
@@ -49,6 +54,10 @@ class Family:
         """The components that such a pipeline has."""
         tokenizers = (name.replace("text_encoder", "tokenizer") for name in self.encoders)
         return (self.denoiser, "vae", "scheduler", *self.encoders, *tokenizers)
+
+    def scale(self, vae: Mapping[str, Any]) -> int:
+        """Pixels per latent pixel, from the configuration of the autoencoder."""
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
 
     def multiple(self, denoiser: Any) -> int:
         """Width and height of latents must be multiples of this."""
@@ -96,11 +105,17 @@ class Family:
             prompt=list(prompts),
             width=size[0],
             height=size[1],
-            guidance_scale=guidance if self.guided else 1.0,
+            guidance_scale=guidance if self.guided else self.unguided,
             num_inference_steps=1,
             generator=torch.Generator().manual_seed(0),
+            **self.call,
         )
         return {name: value for name, value in call.items() if name not in (self.noisy, self.time)}
+
+    def steered(self, guidance: float | None, negative: str | None) -> dict[str, Any]:
+        """Arguments of the pipeline for guidance and a negative prompt; None leaves them as they are by default."""
+        given = {"guidance_scale": guidance, "negative_prompt": negative}
+        return {name: value for name, value in given.items() if value is not None}
 
     def together(self, samples: Sequence[Conditions]) -> Conditions:
         """The conditions of a batch, from those of its images, B = 1 each."""
@@ -140,6 +155,8 @@ def _together(samples: Sequence[Mapping[str, Any]], shared: Sequence[str]) -> Co
     def joined(name: str, values: Sequence[Any]) -> Any:
         if isinstance(values[0], Mapping):
             return _together(values, shared)
+        if isinstance(values[0], list):
+            return [part for value in values for part in value]
         return torch.cat(list(values)) if isinstance(values[0], Tensor) and name not in shared else values[0]
 
     return {name: joined(name, [sample[name] for sample in samples]) for name in samples[0]}

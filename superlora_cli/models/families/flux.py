@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.models.families.family import Conditions, Family
+from superlora_cli.models.families.family import Conditions
 from superlora_cli.models.families.naming import Naming
+from superlora_cli.models.families.packed import Packed, packed
 
 TOKENS = 512  # of T5
 NAMES = {
@@ -38,7 +39,7 @@ NAMES = {
 }
 
 
-class Flux(Family):
+class Flux(Packed):
     """`FluxPipeline`."""
 
     encoders = ("text_encoder", "text_encoder_2")
@@ -47,16 +48,7 @@ class Flux(Family):
     naming = Naming("transformer.", "flux1", "flux-1-dev", NAMES)
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
-        """Packed: (B, C, h, w) → (B, h/2 · w/2, 4·C)."""
-        plain = super().latents(vae, images)
-        squares = plain.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, h/2, 2, w/2, 2)
-        return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def times(self, times: Tensor) -> Tensor:
-        return times / 1000
-
-    def tokens(self, latents: Tensor) -> int:
-        return latents.shape[1]
+        return packed(super().latents(vae, images))
 
     def example(self, denoiser: Any, size: tuple[int, int], batch: int) -> tuple[tuple[int, ...], Conditions]:
         config, length = denoiser.config, size[0] * size[1] // 4

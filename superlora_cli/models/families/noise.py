@@ -79,8 +79,8 @@ class Flow:
     def shift(self, tokens: int) -> float:
         """How much the scheduler moves times towards more noise, for a sequence of so many tokens."""
         config = self.scheduler.config
-        if not config.use_dynamic_shifting:
-            return float(config.shift)
+        if not config.get("use_dynamic_shifting"):
+            return float(config["flow_shift"] if "flow_shift" in config else config["shift"])
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return math.exp(config.base_shift + slope * (tokens - config.base_image_seq_len))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class StableDiffusion(Family):
 
     denoiser, noisy = "unet", "sample"
     noise = Diffusion
-    naming = UNetNaming("lora_unet_", "sd_v1", "stable-diffusion-v1")
+    naming: ClassVar[Naming] = UNetNaming("lora_unet_", "sd_v1", "stable-diffusion-v1")
 
     def multiple(self, denoiser: Any) -> int:
         """As often as the U-Net halves its latents: an odd half is doubled to another size."""

@@ -28,7 +28,7 @@ HELD = 2**30  # bytes of tensors that are held in memory
 
 
 class Cache:
-    """Nested dicts of tensors and plain values by a key, for one pipeline.
+    """Nested dicts and lists of tensors and plain values by a key, for one pipeline.
 
     Args:
         folder: the pipeline.
@@ -106,10 +106,13 @@ def fingerprint(folder: Path, without: str, options: Mapping[str, Any]) -> str:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the plain values of nested dicts, by dotted names; an empty dict is a plain value."""
+    """The tensors and the plain values of nested dicts, by dotted names; an empty dict is a plain value, and so is a
+    list without tensors. A list with some is a dict whose keys are `#0`, `#1`, ..."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for name, part in value.items():
+        if isinstance(part, list) and any(isinstance(one, Tensor) for one in part):
+            part = {f"#{index}": one for index, one in enumerate(part)}
         if isinstance(part, Mapping) and part:
             inner = _flat(part, f"{prefix}{name}.")
             tensors |= inner[0]
@@ -124,8 +127,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor]
 def _nested(*parts: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `_flat`.
 
-    >>> _nested({"a.b": 1}, {"c": None})
-    {'a': {'b': 1}, 'c': None}
+    >>> _nested({"a.b": 1, "d.#0": 2}, {"c": None})
+    {'a': {'b': 1}, 'd': [2], 'c': None}
     """
     found: dict[str, Any] = {}
     for part in parts:
@@ -135,4 +138,12 @@ def _nested(*parts: Mapping[str, Any]) -> dict[str, Any]:
             for key in above:
                 inner = inner.setdefault(key, {})
             inner[last] = value
-    return found
+    return {name: _listed(value) for name, value in found.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Nested dicts, those with the keys of a list as lists."""
+    if not isinstance(value, dict):
+        return value
+    parts = {name: _listed(part) for name, part in value.items()}
+    return [parts[f"#{index}"] for index in range(len(parts))] if "#0" in parts else parts

@@ -110,7 +110,9 @@ def _of_channels(latents: Tensor) -> tuple[int, ...]:
 
 
 def moved_to(value: Any, device: torch.device) -> Any:
-    """Nested dicts with their tensors on a device."""
+    """Nested dicts and lists with their tensors on a device."""
     if isinstance(value, Mapping):
         return {name: moved_to(part, device) for name, part in value.items()}
+    if isinstance(value, list):
+        return [moved_to(part, device) for part in value]
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

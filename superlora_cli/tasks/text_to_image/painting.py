@@ -25,9 +25,9 @@ def painted(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: t
     """
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
-    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    call |= {"width": size[0], "height": size[1], "generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     with in_one_line("the pipeline refuses this", "superlora generate", hint=None):
-        found = pipeline(list(prompts), width=size[0], height=size[1], generator=noise, output_type="pt", **call)
+        found = pipeline(prompt=list(prompts), output_type="pt", **call)
     images: Tensor = found.images.float().cpu()
     if not images.isfinite().all():
         raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")

@@ -163,7 +163,8 @@ class TextToImage(ImageTask):
         self.model.eval()
         with self.built.kept(), set_aside(), self.processes.autocast():
             pipeline = base.pipeline().to(self.processes.device)
-            images = [painted(pipeline, [prompt], [self.recipe.seed], size) for prompt in prompts]
+            call = base.family.call
+            images = [painted(pipeline, [prompt], [self.recipe.seed], size, **call) for prompt in prompts]
         return titled_grid(torch.cat(images), prompts)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
