@@ -1,6 +1,6 @@
 """Faults and bad input in large numbers: kills, full disks, bad files, recipes and images, two commands at once.
 
-    python benchmarks/faults.py                           # about 1,400 trials, half an hour on one core
+    python benchmarks/faults.py                           # about 1,700 trials, an hour on one core
     python benchmarks/faults.py --rounds 10 --seed 1      # ten times as many, others
     python benchmarks/faults.py --only kills recipes
     python benchmarks/faults.py --table                   # docs/reliability.md again from what is on record

@@ -139,6 +139,8 @@ def test_a_dry_run_needs_neither_data_nor_weights(
         (["model.kwargs.torch_dtype=half"], 2, "unknown dtype 'half'"),
         (["model.kwargs.revision=main"], 2, "has no argument 'revision'"),
         (["text-to-image.times=normal"], 2, "'logit-normal'"),
+        (["text-to-image.prior={images: nowhere}"], 2, "text-to-image.prior: "),
+        (["adapter.targets=['text_encoder.*.nothing']"], 2, "matches no weight"),
         (["text-to-image.repeats={'*': 0}"], 2, "a whole number ≥ 1"),
         (["task=diffusion", "data.name=digits"], 2, "is a base for text-to-image, not for diffusion"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from superlora_cli.data.captioned import Captioned, held_out
 from superlora_cli.data.known import kind_named
 from superlora_cli.data.splits import Splits
+from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.tasks.text_to_image.section import settings_of
@@ -19,12 +20,20 @@ def read_captioned(recipe: Recipe, size: int) -> Splits:
 
 
 def read_prior(recipe: Recipe, size: int) -> Captioned | None:
-    """The images that preserve what the model knows; None if the recipe has none."""
+    """The images that preserve what the model knows; None if the recipe has none.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
     prior = settings_of(recipe).prior
     if prior is None:
         return None
     section = DataSection(name=prior.images, caption=prior.caption)
-    return kind_named(prior.images).captioned(section, size, seed=DATA_SEED)
+    try:
+        return kind_named(prior.images).captioned(section, size, seed=DATA_SEED)
+    except UsageError as error:
+        error.where = f"text-to-image.prior: {error.where}"
+        raise
 
 
 def captions_of(recipe: Recipe, split: str) -> list[str]:

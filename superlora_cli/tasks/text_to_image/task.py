@@ -50,7 +50,7 @@ class TextToImage(ImageTask):
     """
 
     measure = "loss"
-    prior: CaptionedImages
+    prior: CaptionedImages | None = None
 
     def __init__(self, built: Built, processes: Processes) -> None:
         base = base_of(built)
@@ -65,18 +65,21 @@ class TextToImage(ImageTask):
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
-        splits, prior = read_captioned(recipe, self.look.size), read_prior(recipe, self.look.size)
-        if prior is None:
-            return splits
-        self.prior = prior.train
-        return replace(splits, notes=splits.notes + prior.notes, unreadable=splits.unreadable + prior.unreadable)
+        return read_captioned(recipe, self.look.size)
 
     def in_steps(self, recipe: Recipe) -> Recipe:
         train, names = recipe.train, self.images("train").names
+        if found := read_prior(recipe, self.look.size):
+            self.prior = found.train
+            self.splits = replace(
+                self.splits,
+                notes=self.splits.notes + found.notes,
+                unreadable=self.splits.unreadable + found.unreadable,
+            )
         self.seen = {split: self._seen(split) for split in SPLITS}
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
-        sizes = {sample.size for sample in self.epoch} if self.settings.prior else set()
-        self.beside = {size: [seen_in(self.prior, i, size) for i in range(len(self.prior))] for size in sizes}
+        prior, sizes = self.prior, sorted({sample.size for sample in self.epoch})
+        self.beside = {size: [seen_in(prior, i, size) for i in range(len(prior))] for size in sizes} if prior else {}
         if train.epochs is None:
             return recipe
         share = Share(train.accumulate, processes=self.processes.count)
@@ -94,7 +97,7 @@ class TextToImage(ImageTask):
     def prepare(self) -> None:
         """What is missing in the cache is computed before training takes up memory."""
         parts = [(self.images(split), self.seen[split]) for split in SPLITS]
-        parts += [(self.prior, samples) for samples in self.beside.values()]
+        parts += [(self.prior, samples) for samples in self.beside.values() if self.prior]
         guidance, offload = self.settings.guidance, self.settings.offload
         with self.processes.alone():
             fill(self.cache, base_of(self.built), parts, self.processes, guidance, offload=offload)
