@@ -26,6 +26,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "LoRA": ("method=lora", "rank=2"),
     "LoRA, convolutions too": ("method=lora", "rank=2", "targets=['re:.*(to_q|conv1|proj|proj_out)']"),
     "VeRA": ("method=vera", "rank=2"),
+    "LoRA of 4 bits": ("method=lora", "rank=1", "bits=4"),
+    "Uni-LoRA": ("method=unilora", "rank=1"),
     "LoHa": ("method=loha", "rank=2"),
     "LoKr": ("method=lokr", "split_dim=2", "rank=1"),
     "LoKr, cropped": ("method=lokr", "split_dim=3", "rank=1"),

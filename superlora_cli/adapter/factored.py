@@ -19,8 +19,12 @@ from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
 
 
-def why_not_factored(plan: Plan) -> str | None:
-    """Why these knobs cannot take the factored path; None if they can."""
+def why_not_factored(plan: Plan, *, moved: bool = False) -> str | None:
+    """Why these knobs cannot take the factored path; None if they can.
+
+    Args:
+        moved: ask of ΔW before that of the start is subtracted from it.
+    """
     config = plan.config
     if config.multiplies:
         return f"ΔW is a product with the base's weights (multiply: {config.multiply})"
@@ -28,7 +32,7 @@ def why_not_factored(plan: Plan) -> str | None:
         return f"projection {config.projection} mixes all elements"
     if config.order == 1:
         return "order 1 has no factors"
-    if relative(plan):
+    if relative(plan) and not moved:
         return "ΔW is relative to its start, where no factor is zero"
     if config.splits == 1 and config.terms != 1:
         return "a sum of several terms is not a single product of factors"

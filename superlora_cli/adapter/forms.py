@@ -17,9 +17,25 @@ def own_forms(adapter: SuperLora) -> list[Form]:
     """One form per target: factors, a Kronecker or an elementwise product where the knobs make one, else ΔW."""
     if factored.why_not_factored(adapter.plan) is None:
         return list(adapter.compute_factored())
+    if factored.why_not_factored(adapter.plan, moved=True) is None and (forms := _moved(adapter)):
+        return forms
     if _is_hadamard(adapter.plan):
         return _hadamard(adapter)
     return [Dense(delta.flatten(1)) for delta in adapter.compute()]
+
+
+def _moved(adapter: SuperLora) -> list[Form]:
+    """Where ΔW is relative to its start, the factors of both side by side; [] if that is not smaller than ΔW."""
+    starts = factored.factored(adapter.plan, adapter.not_trained().start_factors(adapter.plan))
+    found: list[Form] = []
+    for now, start in zip(adapter.compute_factored(), starts, strict=True):
+        if not (isinstance(now, LowRank) and isinstance(start, LowRank)):
+            return []
+        left, right = torch.cat([now.left, -start.left], 1), torch.cat([now.right, start.right])
+        if left.numel() + right.numel() >= len(left) * right.shape[1]:
+            return []
+        found.append(LowRank(left, right))
+    return found
 
 
 def _is_hadamard(plan: Plan) -> bool:

@@ -27,7 +27,7 @@ from tests.makers import deltas_of, relative
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "records" / "exports.jsonl"
 SOME = [("LoRA, convolutions too", "StableDiffusionXL"), ("LoHa", "StableDiffusion3"), ("LoKr", "StableDiffusion")]
-SOME += [("LoRTA", "Flux"), ("KronA", "Flux"), ("LoRA", "Flux")]
+SOME += [("LoRTA", "Flux"), ("KronA", "Flux"), ("LoRA", "Flux"), ("Uni-LoRA", "StableDiffusion")]
 
 
 @pytest.mark.parametrize(("variant", "family"), SOME)
