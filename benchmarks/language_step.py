@@ -11,18 +11,16 @@ The two take turns step by step in one process; ratios are of ten steps each, wi
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import threading
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from timing import CHUNK, Criterion, Run, Spread, Times, ratio, setting
+from timing import CHUNK, Run, Times
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from turns import ENGINE, measured
+from turns import compare, measured
 
 from superlora_cli.data.batches import Share
 from superlora_cli.models.language import build_language
@@ -118,31 +116,5 @@ def measure(steps: int, batch: int, overrides: list[str]) -> Times:
     return measured(recipe, trainer)
 
 
-def main() -> None:
-    """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="of each (default %(default)s)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help="sequences a step (default 2 and 16)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
-    asked = parser.parse_args()
-    words = [f"train.threads={asked.threads}", *asked.overrides]
-    times = {batch: measure(asked.steps, batch, words) for batch in asked.batch}
-    goals = {
-        batch: Criterion(f"a step of {batch} sequences ≤ {GOAL} × {TRAINER}", GOAL, ratio(seconds, ENGINE, TRAINER))
-        for batch, seconds in times.items()
-    }
-    if asked.json:
-        criteria = {batch: goal.figures() for batch, goal in goals.items()}
-        print(json.dumps({"setting": setting(torch.device("cpu")), "seconds": times, "criteria": criteria}))
-        return
-    print(setting(torch.device("cpu")))
-    for batch, goal in goals.items():
-        for name, seconds in times[batch].items():
-            print(f"{batch:4} sequences, {name:20} {Spread.of(seconds).median / CHUNK * 1000:8.2f} ms a step")
-        print(goal)
-
-
 if __name__ == "__main__":
-    main()
+    compare(__doc__, measure, other=TRAINER, goal=GOAL, unit="sequences")

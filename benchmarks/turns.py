@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
-from timing import CHUNK, Run, Times
+from timing import CHUNK, Criterion, Run, Spread, Times, ratio, setting
 
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.schema import Recipe
@@ -57,3 +60,37 @@ def measured(recipe: Recipe, loops: Callable[[Any], Mapping[str, Run]]) -> Times
     kept = {name: of[CHUNK - 1 :] for name, of in seconds.items()}  # the first steps warm up
     chunks = len(kept[ENGINE]) // CHUNK
     return {name: [sum(of[i * CHUNK : (i + 1) * CHUNK]) for i in range(chunks)] for name, of in kept.items()}
+
+
+def compare(
+    about: str | None, measure: Callable[[int, int, list[str]], Times], *, other: str, goal: float, unit: str
+) -> None:
+    """A command line that measures batches of several sizes and reports the ratios of the engine to another loop.
+
+    Args:
+        about: the script's docstring.
+        measure: (steps, batch size, overrides of the recipe) → seconds of both.
+        unit: what a batch consists of.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="of each loop (default %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[2, 16], help=f"{unit} a step (default 2 and 16)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
+    asked = parser.parse_args()
+    words = [f"train.threads={asked.threads}", *asked.overrides]
+    times = {batch: measure(asked.steps, batch, words) for batch in asked.batch}
+    goals = {
+        batch: Criterion(f"a step of {batch} {unit} ≤ {goal} × {other}", goal, ratio(seconds, ENGINE, other))
+        for batch, seconds in times.items()
+    }
+    if asked.json:
+        criteria = {batch: own.figures() for batch, own in goals.items()}
+        print(json.dumps({"setting": setting(torch.device("cpu")), "seconds": times, "criteria": criteria}))
+        return
+    print(setting(torch.device("cpu")))
+    for batch, own in goals.items():
+        for name, seconds in times[batch].items():
+            print(f"{batch:4} {unit}, {name:20} {Spread.of(seconds).median / CHUNK * 1000:8.2f} ms a step")
+        print(own)

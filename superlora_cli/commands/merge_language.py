@@ -10,9 +10,8 @@ from torch import Tensor
 
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
+from superlora_cli.commands.merge_folder import check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
-from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import check_output, replacing_folder, system_errors
 from superlora_cli.models.conv1d import as_conv1d
 from superlora_cli.models.language import LanguageBase, is_language
 from superlora_cli.opening.build import build_from_file
@@ -51,42 +50,32 @@ def merge_language(
         UsageError: the output exists, or the model cannot be loaded. RunError: the disk is full, or a weight is not
             finite. MismatchError: it is another base, or the verification failed.
     """
-    check_output(out, force=force)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
-        raise UsageError("is no model", where=str(out), hint="--force only replaces a model's folder")
+    check_folder(out, CONFIG, force=force, what="model")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
-    base, adapter = built.base, built.adapter
+    base = built.base
     assert isinstance(base, LanguageBase)
-    assert adapter is not None
     model: Any = base.model
-    changed = len({target.module for target in adapter.targets}) + len(built.also)
-    adapted = _outputs(model) if verify else None
+    own = next(model.parameters()).dtype
+    adapted = _outputs(model)
     detach(model, merge=True)
     as_conv1d(model)
     if dtype is not None:
         model.to(dtype)
-    if built.base.trained_head and built.class_names:
+    if base.trained_head and built.class_names:
         model.config.id2label = dict(enumerate(built.class_names))
         model.config.label2id = {name: number for number, name in enumerate(built.class_names)}
-    error = None
-    with replacing_folder(out, force=force) as place:
-        with system_errors(out):
-            model.save_pretrained(place, max_shard_size=SHARD)
-            base.tokenizer.save_pretrained(place)
-        if adapted is not None:
-            written = type(model).from_pretrained(place, dtype="auto")
-            error = (_outputs(written) - adapted).abs().max().item()
-            if not error <= TOLERANCE.get(dtype or next(model.parameters()).dtype, 0.0) * max(1.0, _size(adapted)):
-                raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
-    return {
-        "output": str(out),
-        "tensors_changed": changed,
-        "max_abs_error": error,
-        "verified": verify,
-        "compared": "of outputs" if verify else None,
-        "verified_on": f"{SEQUENCES} random texts" if verify else None,
-        "load": f"model = transformers.{base.architecture.split('.')[1]}.from_pretrained({str(out)!r})",
-    }
+
+    def write(place: Path) -> None:
+        model.save_pretrained(place, max_shard_size=SHARD)
+        base.tokenizer.save_pretrained(place)
+
+    error = write_folder(
+        out, write, force=force, adapted=adapted if verify else None,
+        outputs=lambda place: _outputs(type(model).from_pretrained(place, dtype="auto")),
+        tolerance=TOLERANCE.get(dtype or own, 0.0) * max(1.0, _size(adapted)),
+    )  # fmt: skip
+    load = f"model = transformers.{base.architecture.split('.')[1]}.from_pretrained({str(out)!r})"
+    return result(built, out, error, over=f"{SEQUENCES} random texts", load=load)
 
 
 @torch.no_grad()

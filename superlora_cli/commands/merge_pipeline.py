@@ -11,9 +11,8 @@ from torch import Tensor
 
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
+from superlora_cli.commands.merge_folder import check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
-from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import check_output, replacing_folder, system_errors
 from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase, is_pipeline
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.model_file import read_model
@@ -50,15 +49,10 @@ def merge_pipeline(
         UsageError: the output exists, or the pipeline cannot be loaded. RunError: the disk is full, or a weight is not
             finite. MismatchError: it is another base, or the verification failed.
     """
-    check_output(out, force=force)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / INDEX).is_file())):
-        hint = "--force only replaces a pipeline's folder"
-        raise UsageError("is no pipeline", where=str(out), hint=hint)
+    check_folder(out, INDEX, force=force, what="pipeline")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
     base = built.base
     assert isinstance(base, PipelineBase)
-    assert built.adapter is not None
-    changed = len({target.module for target in built.adapter.targets}) + len(built.also)
     own = next(base.model.parameters()).dtype
     pipeline = base.pipeline()
     adapted = _predictions(base, pipeline) if verify else None
@@ -66,26 +60,19 @@ def merge_pipeline(
     base.separate()
     if dtype is not None:
         pipeline.to(dtype)
-    error = None
-    with replacing_folder(out, force=force) as place:
-        with system_errors(out):
-            pipeline.save_pretrained(place, safe_serialization=True)
-        if adapted is not None:
-            for part in (base.component, *base.encoders):
-                written = type(getattr(pipeline, part)).from_pretrained(place, subfolder=part)
-                pipeline.register_modules(**{part: written.to(torch.float32)})
-            error = (_predictions(base, pipeline) - adapted).abs().max().item()
-            if not error <= max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)):
-                raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
-    return {
-        "output": str(out),
-        "tensors_changed": changed,
-        "max_abs_error": error,
-        "verified": verify,
-        "compared": "of outputs" if verify else None,
-        "verified_on": f"{IMAGES} images" if verify else None,
-        "load": f"pipeline = diffusers.{base.kind}.from_pretrained({str(out)!r})",
-    }
+
+    def written(place: Path) -> Tensor:
+        for part in (base.component, *base.encoders):
+            found = type(getattr(pipeline, part)).from_pretrained(place, subfolder=part)
+            pipeline.register_modules(**{part: found.to(torch.float32)})
+        return _predictions(base, pipeline)
+
+    error = write_folder(
+        out, lambda place: pipeline.save_pretrained(place, safe_serialization=True), force=force, adapted=adapted,
+        outputs=written, tolerance=max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)),
+    )  # fmt: skip
+    load = f"pipeline = diffusers.{base.kind}.from_pretrained({str(out)!r})"
+    return result(built, out, error, over=f"{IMAGES} images", load=load)
 
 
 @torch.no_grad()

@@ -61,6 +61,17 @@ def held_out_of(images: int, part: float, parts: int) -> int:
     return min(max(least, round(part * images)), (images - 1) // parts)
 
 
+def seen(test: Sequence[str], train: Sequence[str], called: str = "images") -> str | None:
+    """A note about test images that are also training images, by their contents; None if there are none.
+
+    >>> seen(["a", "b"], ["b", "c"])
+    '1 of 2 test images are also training images'
+    """
+    known = set(train)
+    count = sum(content in known for content in test)
+    return f"{count:,} of {len(test):,} test {called} are also training {called}" if count else None
+
+
 def by_position(count: int, part: float, parts: int, seed: int) -> list[list[int]]:
     """Split a shuffle of 0 … count − 1, which changes completely with each added image; returns as `by_content`."""
     order = np.random.RandomState(seed).permutation(count).tolist()

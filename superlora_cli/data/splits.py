@@ -12,9 +12,10 @@ from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
 from superlora_cli.data.augment import training_transform
-from superlora_cli.data.holding_out import by_content, by_position
+from superlora_cli.data.holding_out import by_content, by_position, seen
 from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
 from superlora_cli.data.source import Look, Pictures, Sample, Source, Splits
+from superlora_cli.data.texts import Texts
 from superlora_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,16 +122,15 @@ def labels_of(images: Dataset[Sample]) -> list[int]:
 
 
 def contents_of(images: Dataset[Sample]) -> list[str]:
-    """A digest of every image of a split; [] for embedded data sets, whose splits are fixed."""
+    """A digest of every image or text of a split; [] for embedded sets of images, whose splits are fixed."""
+    if isinstance(images, Texts):
+        return images.contents
     return _of_each(images, lambda pictures: pictures.contents)
 
 
 def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | None:
-    """A note about test images that are also training images; None if there are none."""
-    known = set(contents_of(train))
-    found = contents_of(test)
-    count = sum(content in known for content in found)
-    return f"{count:,} of {len(found):,} test images are also training images" if count else None
+    """A note about test images (or texts) that are also training images; None if there are none."""
+    return seen(contents_of(test), contents_of(train), "texts" if isinstance(test, Texts) else "images")
 
 
 def _few(splits: Splits) -> str | None:

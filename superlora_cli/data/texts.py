@@ -22,7 +22,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from superlora_cli.data.folder import some
-from superlora_cli.data.holding_out import by_content, by_position
+from superlora_cli.data.holding_out import by_content, by_position, seen
 from superlora_cli.data.source import Splits, Unreadable
 from superlora_cli.errors import UsageError
 
@@ -189,7 +189,8 @@ def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Sp
         *held, left = by_position(len(train), share, missing, seed)
     kept = train.part(left) if missing else train
     test, validation = ((train.part(held.pop(0)) if texts is None else texts) for texts in given)
-    notes = found.notes
+    doubt = seen(test.contents, kept.contents, "texts") if missing and rule == "content" else None
+    notes = (*found.notes, *filter(None, [doubt]))
     if not (len(test) and len(validation)):
         notes += ("no texts are held out: the loss is measured on the training texts",)
     digest = hashlib.sha256()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from superlora_cli.errors import UsageError, did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16")  # of weights
 
 
 def refuse_unknown(name: str, arguments: Iterable[str], constructor: Callable[..., Any]) -> None:
@@ -20,3 +22,20 @@ def refuse_others(name: str, arguments: Iterable[str], known: Collection[str]) -
         if key not in known:
             hint = did_you_mean(key, known) or f"its arguments are {', '.join(known)}"
             raise UsageError(f"{name} has no argument '{key}'", where="model.kwargs", hint=hint)
+
+
+def with_dtype(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Arguments in which the dtype called `name`, if it is given, is torch's.
+
+    Raises:
+        UsageError: there is no such dtype.
+    """
+    import torch  # here: listing models does without
+
+    found = dict(arguments)
+    if name in found:
+        if found[name] not in DTYPES:
+            hint = "one of " + ", ".join(DTYPES)
+            raise UsageError(f"unknown dtype {found[name]!r}", where=f"model.kwargs.{name}", hint=hint)
+        found[name] = getattr(torch, found[name])
+    return found

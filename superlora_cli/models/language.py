@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from superlora_cli.errors import SuperLoraError, UsageError
-from superlora_cli.models.arguments import refuse_others
+from superlora_cli.models.arguments import refuse_others, with_dtype
 from superlora_cli.models.base import Base
 from superlora_cli.models.conv1d import as_linear
 from superlora_cli.models.embedded import ASSETS, LANGUAGE
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 PREFIX = "transformers:"
 EXTRA = "pip install 'superlora-cli[language]'"
-DTYPES = ("float32", "bfloat16", "float16")
 ARGUMENTS = ("dtype", "attn_implementation")  # of `from_pretrained`
 HEAD = "score"  # what a classifier of texts is called
 LONGEST = 1024  # tokens of a text, if neither recipe nor model asks for fewer
@@ -96,7 +95,7 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
     place, revision = _place(section.name)
     new = section.head == "new"
     maker: Any = transformers.AutoModelForSequenceClassification if new else transformers.AutoModelForCausalLM
-    options, settings = {"trust_remote_code": False}, _settings(section)
+    options, settings = {"trust_remote_code": False}, with_dtype(section.kwargs, "dtype")
     with _one_line(place, f"model.name={section.name}"):
         config = transformers.AutoConfig.from_pretrained(place, revision=revision, **options)
         if new:
@@ -124,17 +123,6 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
         model, f"transformers.{maker.__name__}.from_pretrained", arguments, trained_head=trained, task="language",
         by_timm=False, place=place, revision=revision,
     )  # fmt: skip
-
-
-def _settings(section: ModelSection) -> dict[str, Any]:
-    """The arguments of the recipe, with the dtype as torch's."""
-    settings = dict(section.kwargs)
-    if "dtype" in settings:
-        if settings["dtype"] not in DTYPES:
-            hint = "one of " + ", ".join(DTYPES)
-            raise UsageError(f"unknown dtype {settings['dtype']!r}", where="model.kwargs.dtype", hint=hint)
-        settings["dtype"] = getattr(torch, settings["dtype"])
-    return settings
 
 
 def _place(name: str) -> tuple[str, str | None]:

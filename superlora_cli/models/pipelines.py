@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from superlora_cli.errors import SuperLoraError, UsageError, did_you_mean
-from superlora_cli.models.arguments import refuse_others
+from superlora_cli.models.arguments import refuse_others, with_dtype
 from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, PIPELINES
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 PREFIX, INDEX = "diffusers:", "model_index.json"
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation: [0, 1] becomes [−1, 1]
-DTYPES = ("float32", "bfloat16", "float16")
 EXTRA = "pip install 'superlora-cli[text-to-image]'"
 AGAIN = "copy or download the pipeline again"
 ABSENT = [None, None]  # in the index: a part that a pipeline may have, but has not
@@ -199,7 +198,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
 
     hush()
     refuse_others(section.name, section.kwargs, (*ARGUMENTS, COMPONENT))
-    options = _options(section)
+    options = with_dtype(section.kwargs, "torch_dtype")
     folder = _folder(section, weights=weights)
     index = _index(folder)
     kind = str(index.get("_class_name"))
@@ -236,16 +235,6 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         task="autoencoder" if part == VAE else "text-to-image",
         by_timm=False, folder=folder, component=part, kind=kind, scale=scale, options=options,
     )  # fmt: skip
-
-
-def _options(section: ModelSection) -> dict[str, Any]:
-    options = dict(section.kwargs)
-    if "torch_dtype" in options:
-        if options["torch_dtype"] not in DTYPES:
-            hint = "one of " + ", ".join(DTYPES)
-            raise UsageError(f"unknown dtype {options['torch_dtype']!r}", where="model.kwargs.torch_dtype", hint=hint)
-        options["torch_dtype"] = getattr(torch, options["torch_dtype"])
-    return options
 
 
 def _folder(section: ModelSection, *, weights: bool) -> Path:

@@ -20,6 +20,7 @@ from superlora_cli.sweeping.work import Event
 
 BEST = {
     "fid": min,
+    "val_exact_match": max,
     "val_accuracy": max,
     "val_map": max,
     "val_loss": min,

@@ -164,5 +164,5 @@ def test_the_metrics_of_generation_are_known_by_their_names() -> None:
     names = {"accuracy", "fid", "is_l1", "kid", "msid", "precision", "recall", "class_accuracy", "loss"}
     assert names <= METRICS.keys()
     assert {name for name in METRICS if METRICS[name].higher} == {
-        "accuracy", "map", "precision", "recall", "class_accuracy"
+        "accuracy", "map", "exact_match", "precision", "recall", "class_accuracy"
     }  # fmt: skip

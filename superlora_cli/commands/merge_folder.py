@@ -1,0 +1,81 @@
+"""Write a merged model as a folder of another library, and check it before it is in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.files import check_output, replacing_folder, system_errors
+from superlora_cli.opening.build import Built
+
+
+def check_folder(out: Path, mark: str, *, force: bool, what: str) -> None:
+    """Refuse an output that exists, unless it may be replaced: it is empty or, with `force`, one of the same kind.
+
+    Args:
+        mark: a file that every folder of this kind has.
+        what: the kind, for messages.
+
+    Raises:
+        UsageError: as described.
+    """
+    check_output(out, force=force)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file())):
+        raise UsageError(f"is no {what}", where=str(out), hint=f"--force only replaces a {what}'s folder")
+
+
+def write_folder(
+    out: Path,
+    write: Callable[[Path], object],
+    *,
+    force: bool,
+    adapted: Tensor | None,
+    outputs: Callable[[Path], Tensor],
+    tolerance: float,
+) -> float | None:
+    """Write a folder and compare the outputs of what was written with those of the adapted model.
+
+    Args:
+        write: fills a folder.
+        adapted: these outputs; None to compare nothing.
+        outputs: of what is in a folder.
+        tolerance: the largest difference that is accepted.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        RunError: the disk is full. MismatchError: they differ; nothing is written then.
+    """
+    error = None
+    with replacing_folder(out, force=force) as place:
+        with system_errors(out):
+            write(place)
+        if adapted is not None:
+            error = (outputs(place) - adapted).abs().max().item()
+            if not error <= tolerance:
+                raise MismatchError(f"merged and adapted outputs differ by {error:.3g}", hint="nothing was written")
+    return error
+
+
+def result(built: Built, out: Path, error: float | None, *, over: str, load: str) -> dict[str, Any]:
+    """What `commands.merge.merge` returns.
+
+    Args:
+        over: what the outputs were compared on.
+        load: a line of Python.
+    """
+    assert built.adapter is not None
+    return {
+        "output": str(out),
+        "tensors_changed": len({target.module for target in built.adapter.targets}) + len(built.also),
+        "max_abs_error": error,
+        "verified": error is not None,
+        "compared": None if error is None else "of outputs",
+        "verified_on": None if error is None else over,
+        "load": load,
+    }

@@ -1,0 +1,204 @@
+"""Texts from files, Hugging Face sets and made ones: every row in its form, or left out and named."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from superlora_cli.data import docstrings
+from superlora_cli.data.known import MadeTexts, TextFile, kind_named
+from superlora_cli.data.splits import class_names, seen_in_training
+from superlora_cli.data.sums import NOTATIONS, Problem, problems
+from superlora_cli.data.text_files import SUFFIXES, read_text_files
+from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, held_out, read_rows, shaped
+from superlora_cli.errors import UsageError
+from superlora_cli.recipe.schema import DataSection
+
+ROWS = [{"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(20)]
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows in the form that a file's name says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(__import__("pyarrow").Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_kind_of_table_has_the_same_rows(suffix: str, tmp_path: Path) -> None:
+    rows = [*ROWS, {"prompt": 'a "b",\nc', "completion": " ü"}]
+    write(tmp_path / f"rows{suffix}", rows)
+    assert list(read_text_files(tmp_path / f"rows{suffix}", None).train.rows) == rows
+    assert read_text_files(tmp_path / f"rows{suffix}", {"text": "prompt"}).train.rows[0] == ROWS[0]
+
+
+def test_parts_of_a_folder_are_found_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path / "train-00000-of-00002.jsonl", ROWS[:3])
+    write(tmp_path / "train-00001-of-00002.jsonl", ROWS[3:5])
+    (tmp_path / "test").mkdir()
+    write(tmp_path / "test" / "any.csv", ROWS[5:6])
+    found = read_text_files(tmp_path, None)
+    assert (len(found.train), found.validation, len(found.test or ())) == (5, None, 1)
+
+
+def test_plain_files_are_texts_and_paragraphs_if_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\n\n")
+    assert [row["text"] for row in read_text_files(tmp_path / "a.txt", None).train.rows] == ["one", "two"]
+    (tmp_path / "b.md").write_text("three")
+    assert [row["text"] for row in read_text_files(tmp_path, None).train.rows] == ["one\n\ntwo\n\n\n", "three"]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "found"),
+    [
+        ({"text": "a", "id": 3}, None, {"text": "a"}),
+        ({"text": "a", "label": 3}, None, {"text": "a", "label": "3"}),
+        ({"review": "a", "stars": 1}, {"text": "review", "label": "stars"}, {"text": "a", "label": "1"}),
+        ({"q": "1?", "a": 2}, {"prompt": "Q: {q}", "completion": " {a}"}, {"prompt": "Q: 1?", "completion": " 2"}),
+        ({"messages": TALK, "prompt": "x", "completion": "y"}, None, {"messages": TALK}),
+        *(
+            ({"prompt": "p", "choices": ["x", "y"], "answer": answer}, None,
+             {"prompt": "p", "choices": ["x", "y"], "answer": 1})
+            for answer in (1, 1.0, "1", "B", "b", "y")
+        ),
+    ],
+)  # fmt: skip
+def test_a_row_has_the_form_of_its_columns(row: Any, columns: Any, found: Any) -> None:
+    check_columns(columns)
+    assert shaped(row, columns) == found
+
+
+@pytest.mark.parametrize("row", [7, {}, {"text": ""}, {"text": 3}, {"prompt": "a"}, {"messages": TALK[:1]},
+                                 {"prompt": "p", "choices": ["x"], "answer": 0}, {"prompt": "a", "completion": ""},
+                                 {"prompt": "p", "choices": ["x", "y"], "answer": "z"}], ids=str)  # fmt: skip
+def test_a_row_of_no_form_is_not_read(row: Any) -> None:
+    with pytest.raises(UnfitError):
+        shaped(row, None)
+
+
+@pytest.mark.parametrize("template", ["{", "{}", "{a.b}", "{a[0]}", "{a:>1000000000}", "{a!r}"])
+def test_templates_only_have_columns(template: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.columns\.prompt"):
+        check_columns({"prompt": template})
+
+
+def test_rows_that_are_left_out_are_named_with_their_lines(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ROWS)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('\n{"prompt": 1}\n[\n')
+    found = read_text_files(tmp_path / "a.jsonl", None)
+    assert [(Path(bad.path).name, bad.cause) for bad in found.unreadable] == [
+        ("a.jsonl:22", "has no text, no prompt with a completion, and no messages"),
+        ("a.jsonl:23", "not JSON"),
+    ]
+    assert len(found.notes) == 2
+
+
+@pytest.mark.parametrize("kind", ["missing", "pipe", "empty folder", "empty file", "not UTF-8"])
+def test_files_that_are_none_are_one_line(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    {
+        "missing": lambda: None,
+        "pipe": lambda: os.mkfifo(file),
+        "empty folder": file.mkdir,
+        "empty file": file.touch,
+        "not UTF-8": lambda: file.write_bytes(b"\xff"),
+    }[kind]()
+    with pytest.raises(UsageError, match=r"no such file|no text of the train part|not UTF-8"):
+        read_text_files(file, None)
+
+
+def test_texts_are_held_out_by_their_contents() -> None:
+    texts = read_rows(((str(number), row) for number, row in enumerate(ROWS)), None, [])
+    splits = held_out(TextSource(texts, None, None), 0.1, "content", 0)
+    more = held_out(TextSource(Texts([*texts.rows, {"text": "new"}]), None, None), 0.1, "content", 0)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 2, 2]  # type: ignore[arg-type]
+    assert sum(row in more.test.rows for row in splits.test.rows) >= 1  # type: ignore[attr-defined]
+    assert splits.fingerprint != more.fingerprint
+    assert splits.called == "texts"
+    twice = held_out(TextSource(Texts([*texts.rows, *texts.rows]), None, None), 0.12, "content", 0)
+    assert twice.notes == ("1 of 5 test texts are also training texts",)  # equal ones are beside each other
+    assert seen_in_training(splits.test, twice.test) == "2 of 2 test texts are also training texts"
+
+
+def test_a_set_of_the_hub_has_texts(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = {"train": ROWS[:5], "test": [*ROWS[5:7], {"prompt": "x", "completion": None}]}
+    sets = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
+    datasets.DatasetDict(sets).save_to_disk(tmp_path / "set")
+    section = DataSection(name=f"hfds/{tmp_path / 'set'}")
+    found = kind_named(section.name).texts(section, seed=0)
+    assert list(found.train.rows) == ROWS[:5]
+    assert found.test is not None
+    assert list(found.test.rows) == ROWS[5:7]
+    assert "test: row 3" in found.notes[0]
+
+
+def test_classes_are_the_labels(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in ("ab", "cb", "da")])
+    assert class_names(DataSection(name=str(tmp_path / "a.jsonl"))) == ("a", "b")
+
+
+def test_names_are_written_in_one_way() -> None:
+    assert set(MadeTexts.names) == {*NOTATIONS, docstrings.NAME}
+    assert TextFile.suffixes == SUFFIXES
+
+
+# Made problems
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+def test_no_pair_of_numbers_is_in_two_splits(digits: int) -> None:
+    def pairs(split: str, of: int) -> set[tuple[int, int]]:
+        return {(min(own[:2]), max(own[:2])) for own in problems(split, 20_000, of)}
+
+    for split in ("validation", "test"):
+        for other in (2, 3):  # whichever notation was learned before
+            assert not pairs(split, digits) & pairs("train", other)
+    assert not pairs("validation", digits) & pairs("test", digits)
+
+
+def test_problems_are_written_and_solved_in_every_notation() -> None:
+    sum_, difference = Problem(37, 85, minus=False), Problem(85, 37, minus=True)
+    written = {name: (own.prompt(sum_), own.completion(sum_)) for name, own in NOTATIONS.items()}
+    assert written == {
+        "sums": ("37+85=", "122"),
+        "sums-in-words": ("thirty-seven plus eighty-five is", " one hundred and twenty-two"),
+        "sums-reversed": ("37+85=", "221"),
+        "sums-in-roman": ("37+85=", "CXXII"),
+        "sums-in-octal": ("37+85=", "172"),
+    }
+    assert (difference.digits, difference.result) == ("85-37=", 48)
+    assert all(own.result >= 0 for own in problems("train", 500, 3))
+
+
+def test_made_sets_are_joined() -> None:
+    section = DataSection(name="sums+sums-in-words", train_texts=30, eval_texts=4)
+    found = kind_named(section.name).texts(section, seed=0)
+    assert (len(found.train), len(found.validation or ()), len(found.test or ())) == (60, 8, 8)
+    assert kind_named(section.name).embedded
+
+
+def test_docstrings_are_those_of_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["some docstring", "another"]
+    monkeypatch.setattr(docstrings, "SHA256", docstrings.checksum(texts))
+    (tmp_path / f"{docstrings.NAME}.json").write_text(json.dumps(texts))
+    assert docstrings.read_docstrings(str(tmp_path)) == texts
+    (tmp_path / f"{docstrings.NAME}.json").write_text(json.dumps(texts[:1]))
+    with pytest.raises(UsageError, match="not those of Python"):
+        docstrings.read_docstrings(str(tmp_path))
