@@ -60,7 +60,7 @@ def test_a_registered_format_can_be_exported_to(cli: Cli) -> None:
 
 
 def test_without_it_the_others_are_named() -> None:
-    names = "timm, kohya, comfyui, lycoris, peft-lora, diffusers-lora, delta"
+    names = "timm, kohya, comfyui, lycoris, peft-lora, peft-ia3, peft-oft, diffusers-lora, delta"
     with pytest.raises(UsageError, match=rf"unknown format 'onnx' \(one of {names}\)"):
         FORMATS.named("onnx", where="--to")
 

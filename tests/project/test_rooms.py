@@ -94,7 +94,10 @@ NAMES = {
     "cores": ("identity|diagonal|dense", ("adapter/cores.py",)),
     "formats": ("peft-lora|diffusers-lora|delta|timm", ("formats/", "commands/combine.py")),  # whose --to is its own
     "projections": ("identity|shuffle|linear|nonlinear", ("adapter/config.py", "adapter/naive.py")),  # of Eq. 2 alone
-    "products": ("elementwise|rows|columns|rotation|magnitude", ("adapter/multiplied.py", "adapter/naive.py")),
+    "products": (
+        "elementwise|rows|columns|rotation|magnitude",
+        ("adapter/multiplied.py", "adapter/naive.py", "formats/peft_products.py"),
+    ),
     "kinds of data": ("torch/|hfds/?|wds/?|digits|glyphs|torch/image_folder|torch/folder", ("data/",)),
 }
 
