@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 class Multiply:
-    """The interface of a kind, and the plain one: ΔW = X, and W is not needed."""
+    """The interface of a kind, and the plain one: ΔW = X, and W is not needed.
 
-    takes_weight = False
+    Attributes:
+        scales_inputs: whether W + ΔW is W with its inputs scaled.
+    """
+
+    takes_weight = scales_inputs = False
 
     def shape(self, rows: int, columns: int, block: int) -> tuple[int, int]:
         """The shape of X for a weight (rows, columns)."""
@@ -60,7 +64,7 @@ class Rows(Multiply):
 class Columns(Multiply):
     """ΔW = W diag(x) (IA³ on inputs)."""
 
-    takes_weight = True
+    takes_weight = scales_inputs = True
 
     def shape(self, rows: int, columns: int, block: int) -> tuple[int, int]:
         return 1, columns

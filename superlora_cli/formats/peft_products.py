@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.delta import made
+from superlora_cli.adapter.multiplied import MULTIPLY
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.format import Options
@@ -22,10 +23,10 @@ HINT = "--to timm or --to delta"
 
 def write_ia3(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write IA³'s scales; see `format.Format.write`. PEFT multiplies a bias too, so `rows` need layers without one."""
-    multiply = _one_of(adapter, "rows", "columns")
+    inputs = MULTIPLY[_one_of(adapter, "rows", "columns")].scales_inputs
     own: dict[str, dict[str, Tensor]] = {}
     for target, layer, x in _layers(adapter):
-        if multiply == "columns":
+        if inputs:
             _whole(target)
             own[target.module] = {"ia3_l": 1 + x}
             continue
@@ -34,7 +35,7 @@ def write_ia3(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         parts = own.setdefault(target.module, {"ia3_l": torch.ones(layer.out_features, 1)})
         parts["ia3_l"][target.start : target.stop] += x.mT
     names = target_modules(own, adapter.modules)
-    settings = {"target_modules": names, "feedforward_modules": names if multiply == "columns" else []}
+    settings = {"target_modules": names, "feedforward_modules": names if inputs else []}
     return put(adapter, out, folder_files("IA3", own, settings, {}, **about_base(adapter)), options)
 
 
