@@ -84,7 +84,10 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
 
     >>> did_you_mean("ordr", ["rank", "order"]), did_you_mean("adamw", ["Adam", "AdamW"])
     ("did you mean 'order'?", "did you mean 'AdamW'?")
+    >>> did_you_mean("peft", ["timm", "peft-lora", "peft-oft"])  # the first that begins with it
+    "did you mean 'peft-lora'?"
     """
     names = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.5)
+    longer = [name for name in names if len(word) > 2 and name.startswith(word.lower())]
+    near = longer[:count] or difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.5)
     return "did you mean " + " or ".join(f"'{names[name]}'" for name in near) + "?" if near else None

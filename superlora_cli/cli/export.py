@@ -64,7 +64,7 @@ def command(
         rows.append((f"{told['num']} images", f"differ by {told['difference']:.2%} of the range, “{told['prompt']}”"))
     print_pairs(to, rows)
     if "weights" in done:
-        others = " or ".join(name for name, form in FORMATS.items() if not form.lora)
+        others = " or ".join(name for name, form in FORMATS.items() if not (form.lora or form.products))
         exact = "without a limit it" if FORMATS[to].forms else f"--to {others}"
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, {exact} is exact")
 

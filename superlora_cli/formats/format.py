@@ -48,6 +48,7 @@ class Format:
         folder: whether it is a folder rather than a file.
         head: whether it holds a trained head.
         merged: whether it is the base's weights plus ΔW, as merging writes them.
+        products: whether it holds only adapters that multiply the base.
     """
 
     description: ClassVar[str]
@@ -56,6 +57,7 @@ class Format:
     folder: ClassVar[bool] = False
     head: ClassVar[bool] = False
     merged: ClassVar[bool] = False
+    products: ClassVar[bool] = False
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         """Write the update of an adapter, atomically.

@@ -62,7 +62,7 @@ class PeftIa3(Format):
     """Scales for PEFT."""
 
     description = "a folder for PEFT: IA³"
-    folder = True
+    folder = products = True
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.peft_products import write_ia3
@@ -74,7 +74,7 @@ class PeftOft(Format):
     """Rotations for PEFT."""
 
     description = "a folder for PEFT: OFT"
-    folder = True
+    folder = products = True
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.peft_products import write_oft
