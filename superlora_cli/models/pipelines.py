@@ -152,7 +152,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
             model = maker.from_pretrained(folder, subfolder=part, use_safetensors=True, **options)
         else:
             with torch.device("cpu" if weights else "meta"):
-                model = maker.from_config(config)
+                model = maker.from_config(config).to(options.get("torch_dtype"))
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
     with in_one_line("cannot be read", folder / VAE / "config.json"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.batches import Share
@@ -103,6 +104,10 @@ class TextToImage(ImageTask):
 
         def batch() -> Batch:
             shape, conditions = base.family.example(built.model, (side, side), 1)
+            own = next(built.model.parameters()).dtype
+            conditions = tree_map_only(
+                Tensor, lambda part: part.to(own) if part.is_floating_point() else part, conditions
+            )
             return Batch(torch.empty(count, *shape[1:]), [conditions] * count, conditions)
 
         return batch, lambda batch: objective.loss(built.model, batch, torch.device("cpu"))
