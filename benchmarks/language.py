@@ -88,7 +88,8 @@ def setting(job: Job) -> dict[str, Any]:
 def work(job: Job) -> dict[str, Any]:
     """One run, trained and tested."""
     found = by_peft(job) if job.name == PEFT else by_us(job) if job.name in OURS else unadapted(job)
-    return {"name": job.name, "seed": job.seed, "setting": setting(job), **found}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"name": job.name, "seed": job.seed, "setting": setting(job), **found, "device": device}
 
 
 def unadapted(job: Job) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -73,6 +74,7 @@ def setting(job: Job) -> dict[str, Any]:
 def work(job: Job) -> dict[str, Any]:
     """Train, generate and measure."""
     row = {"name": job.name, "seed": job.seed, "setting": setting(job), "parameters": 0, "validation": None}
+    row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     source = BASE
     if job.name != BASE:
         overrides = [f"seed={job.seed}", "train.threads=1"]
