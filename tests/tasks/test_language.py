@@ -346,6 +346,8 @@ def test_choices_are_rated_by_their_likelihoods(prepared: Cli, adapted: Path, to
     model = AutoModelForCausalLM.from_pretrained("merged")
     right = np.mean([choice_of(model, tokenizer, row) == row["answer"] for row in QUESTIONS])
     assert judged.json()["metrics"]["accuracy"] == right
+    short = prepared("eval", adapted, *change[:2], "language={length: 5, judge: choices}", "--json")
+    assert "has no room for its choices" in short.out
 
 
 def test_answers_are_judged_by_what_is_generated(prepared: Cli, adapted: Path) -> None:

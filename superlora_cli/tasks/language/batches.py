@@ -41,6 +41,11 @@ class Batch(NamedTuple):
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         return self._replace(**moved)
 
+    def per_sequence(self, values: Tensor) -> Tensor:
+        """Sums (B,) over the learned tokens (n,) of each sequence."""
+        count, length = self.ids.shape
+        return torch.zeros(count, device=values.device).index_add_(0, self.at // length, values)
+
 
 def packed(lengths: np.ndarray, order: np.ndarray, room: int) -> list[Packed]:
     """Texts in this order, as many to a sequence as fit into `room`.

@@ -53,10 +53,11 @@ class Choosing(Language):
         """Whether the right answer is the likeliest, and the likeliest per byte: (n, 2)."""
         options = [{"prompt": row["prompt"], "completion": choice} for row in rows for choice in row["choices"]]
         encoded = encode(options, self.tokenizer, self.length, ended=False)
-        batch = collated(encoded, list(np.arange(len(encoded))[:, None]), pad=self.pad)
-        errors = losses(self.model, batch.to(self.processes.device)).cpu()
-        row_of = batch.at // batch.ids.shape[1]
-        likelihoods = torch.zeros(len(options)).index_add_(0, row_of, -errors)
+        if encoded.notes:  # some are cut, or left out
+            message = f"a question has no room for its choices in {self.length:,} tokens"
+            raise UsageError(message, where="language.length", hint="a greater length")
+        batch = collated(encoded, list(np.arange(len(encoded))[:, None]), pad=self.pad).to(self.processes.device)
+        likelihoods = -batch.per_sequence(losses(self.model, batch)).cpu()
         per_byte = likelihoods / torch.tensor([len(option["completion"].encode()) for option in options])
         found, start = [], 0
         for row in rows:

@@ -72,10 +72,7 @@ class Language(Work):
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
-        found = read_texts(recipe.data)
-        self.encoded = {split: self._encoded(found.named(split)) for split in SPLITS}
-        notes = (*found.notes, *(f"{split}: {note}" for split in SPLITS for note in self.encoded[split].notes))
-        return replace(found, notes=notes)
+        return read_texts(recipe.data)
 
     def _encoded(self, texts: Any) -> Encoded:
         assert isinstance(texts, Texts)
@@ -92,6 +89,9 @@ class Language(Work):
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
     def in_steps(self, recipe: Recipe) -> Recipe:
+        self.encoded = {split: self._encoded(self.splits.named(split)) for split in SPLITS}
+        told = (f"{split}: {note}" for split in SPLITS for note in self.encoded[split].notes)
+        self.splits = replace(self.splits, notes=(*self.splits.notes, *told))
         train = recipe.train
         if train.epochs is None:
             return recipe
@@ -145,34 +145,20 @@ class Language(Work):
         order = np.argsort(-encoded.lengths, kind="stable") if self.room is None else np.arange(len(encoded))
         rows = packed(encoded.lengths, order, self.room) if self.room else list(order[:, None])
         own = self.processes.share(len(rows))
-        twice = len(own) * self.processes.count - len(rows)  # repeated so that all processes do the same work
-        repeats = self.processes.index >= self.processes.count - twice
         self.in_training = False
         self.model.eval()
-        total = torch.zeros((), dtype=torch.float64)
         parts = [own[start : start + size] for start in range(0, len(own), size)]
         bar = with_bar(parts, f"{split} texts", total=len(own), size=len) if self.shows_progress else parts
+        sums = []
         with self.built.kept(), self.processes.autocast():
             for part in bar:
-                batch = collated(encoded, [rows[index] for index in part], pad=self.pad)
-                errors = losses(self.model, batch.to(self.processes.device)).double().cpu()
-                if repeats and part is parts[-1]:
-                    errors = errors[: int(encoded_learned(encoded, [rows[index] for index in part[:-1]]))]
-                total += errors.sum()
-        total = self.processes.everyones(total.float().to(self.processes.device)).double().sum().cpu()
-        self.check_outputs(total.view(1, 1))
-        learned = int(encoded.learned.sum())
-        return {
-            "loss": total.item() / learned,
-            "bits_per_byte": total.item() / math.log(2) / max(1, encoded.bytes),
-        }
-
-
-def encoded_learned(encoded: Encoded, rows: list[np.ndarray]) -> int:
-    """How many tokens of some sequences are learned."""
-    return sum(
-        int(encoded.learned[encoded.starts[text] : encoded.starts[text + 1]].sum()) for row in rows for text in row
-    )
+                batch = collated(encoded, [rows[index] for index in part], pad=self.pad).to(self.processes.device)
+                sums.append(batch.per_sequence(losses(self.model, batch)))
+        found = self.processes.gather(torch.cat(sums), len(rows))
+        self.check_outputs(found[:, None])
+        total = found.cpu().double().sum().item()
+        bits = total / math.log(2)
+        return {"loss": total / int(encoded.learned.sum()), "bits_per_byte": bits / max(1, encoded.bytes)}
 
 
 def losses(model: nn.Module, batch: Batch) -> Tensor:
