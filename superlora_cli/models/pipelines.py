@@ -216,7 +216,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         config = maker.load_config(folder, subfolder=part)
         if not (weights and own):
             with torch.device("cpu" if weights else "meta"):
-                model = maker.from_config(config)
+                model = maker.from_config(config).to(options.get("torch_dtype"))
     if weights and own:
         model = loaded(maker, folder, part, options)
     if weights and section.checkpoint:

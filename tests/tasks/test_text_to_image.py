@@ -127,6 +127,14 @@ def test_a_dry_run_needs_neither_data_nor_weights(
     assert found["memory"]["total"] > 0
 
 
+@pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
+def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
+    words = ("train", "r.yaml", f"model.name=diffusers:{folders[family]}", "--dry-run", "--json")
+    plain, half = (prepared(*words, *more).json()["memory"] for more in ((), ("model.kwargs.torch_dtype=bfloat16",)))
+    assert half["base"] == pytest.approx(plain["base"] / 2, rel=0.02)
+    assert half["activations"] < 0.8 * plain["activations"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

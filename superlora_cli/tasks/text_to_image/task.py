@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.batches import Share
@@ -120,7 +121,12 @@ class TextToImage(ImageTask):
         latent = side // base.scale, side // base.scale
 
         def example(captions: Sequence[str], size: Size) -> Conditions:
-            return base.family.example(built.model, latent, len(captions))[1]
+            found = base.family.example(built.model, latent, len(captions))[1]
+            own = next(built.model.parameters()).dtype
+            made: Conditions = tree_map_only(
+                Tensor, lambda part: part.to(own) if part.is_floating_point() else part, found
+            )
+            return made
 
         def batch() -> Batch:
             shape, _ = base.family.example(built.model, latent, count + beside)
