@@ -121,8 +121,12 @@ class TextToImage(ImageTask):
         latent = side // base.scale, side // base.scale
 
         def example(captions: Sequence[str], size: Size) -> Conditions:
-            made, own = base.family.example(built.model, latent, len(captions))[1], next(built.model.parameters()).dtype
-            return tree_map_only(Tensor, lambda part: part.to(own) if part.is_floating_point() else part, made)
+            found = base.family.example(built.model, latent, len(captions))[1]
+            own = next(built.model.parameters()).dtype
+            made: Conditions = tree_map_only(
+                Tensor, lambda part: part.to(own) if part.is_floating_point() else part, found
+            )
+            return made
 
         def batch() -> Batch:
             shape, _ = base.family.example(built.model, latent, count + beside)
