@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pages
 import torch
 from speed import Benchmark, Found, markdown, steps
 from timing import device_called, setting
@@ -77,6 +78,18 @@ def estimates(found: Found) -> str:
     return markdown(["<adapter", "estimated, GiB", "held, GiB", "held ÷ estimated"], rows)
 
 
+def shown(name: str, found: Found) -> str:
+    """The table of a benchmark."""
+    return BENCHMARKS[name].shown(found) if name in BENCHMARKS else estimates(found)
+
+
+def places() -> pages.Places:
+    """The newest figures of each benchmark, for the page."""
+    newest = {row["benchmark"]: row for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
+    return {(pages.DOCS / "benchmarks.md", f"gpu {name}"): f"{row['setting']}\n\n{shown(name, row['found'])}"
+            for name, row in newest.items()}  # fmt: skip
+
+
 def main() -> None:
     """Measure, print, record."""
     names = [*BENCHMARKS, "memory"]
@@ -88,8 +101,7 @@ def main() -> None:
     card = setting(device_called("cuda"))
     for name in asked.only:
         found = BENCHMARKS[name].run() if name in BENCHMARKS else memory()
-        shown = BENCHMARKS[name].shown(found) if name in BENCHMARKS else estimates(found)
-        print(f"{name}: {card}\n\n{shown}\n", flush=True)
+        print(f"{name}: {card}\n\n{shown(name, found)}\n", flush=True)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"benchmark": name, "setting": card, "found": found}, ensure_ascii=False) + "\n")
 

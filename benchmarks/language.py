@@ -189,7 +189,7 @@ def places() -> pages.Places:
     words = [
         f"{row['test']:.3f} of `{job.name}`" for job in jobs() if job.name in OWN and (row := on_record(rows, job))
     ]
-    known = f"Of held-out problems it answers {' and '.join(words)} exactly right.\n"
+    known = f"Of held-out problems it answers {' and '.join(words)} exactly right."
     return {(PAGE, "roman"): table(results(rows)), (PAGE, "base"): known}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from superlora_cli.adapter.config import AdapterConfig
@@ -202,7 +203,7 @@ class Plan:
     starts: tuple[int, ...]  # where each group starts in the vector
     buckets: tuple[Bucket, ...]
 
-    @property
+    @cached_property
     def made(self) -> tuple[TargetShape, ...]:
         """What the units make for each target: ΔW, or with `multiply` what the base is multiplied by."""
         return made(self.config.multiply, self.config.block, self.targets)

@@ -22,7 +22,7 @@ FILLING = [
     "head_to_head",
     "loops",
 ]
-FILLING += ["rates", "real_base", "report", "speed", "transcripts", "transfer"]
+FILLING += ["gpu", "language", "rates", "real_base", "report", "speed", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)
