@@ -53,7 +53,7 @@ class Frozen:
         self.inner = InnerMaps(plan, base.planes, device=device, dtype=dtype)
         self.product = MULTIPLY[config.multiply]
         self.chosen = {group: positions.to(device) for group, positions in base.chosen.items()}
-        self.weights = [] if light else [weight.flatten(1).to(device, dtype) for weight in base.weights]
+        self.weights = [] if light else [weight.flatten(1).to(device) for weight in base.weights]
         self.maps: dict[tuple[object, ...], projections.Project] = {}
         for shape in (bucket.shape for bucket in plan.buckets):
             size = projections.Size(shape.n_in, shape.n_out, config.rescale, shape.grid)
@@ -88,4 +88,4 @@ class Frozen:
         """ΔW of every target, (rows, columns), from what the units made for it."""
         if not self.product.takes_weight:
             return list(made)
-        return [self.product.delta(x, weight) for x, weight in zip(made, self.weights, strict=True)]
+        return [self.product.delta(x, weight.to(x)) for x, weight in zip(made, self.weights, strict=True)]

@@ -122,8 +122,18 @@ def _cut(config: AdapterConfig, targets: tuple[TargetShape, ...]) -> list[_Span]
 
 
 def _width(config: AdapterConfig, weights: Sequence[TargetShape]) -> int:
-    """The columns of a group that keeps those of its weights, or the elements of their kernels: the most of any."""
-    return max(weight.kernel if config.fold == "kernel" else weight.columns for weight in weights)
+    """The columns of a group that keeps those of its weights, the most of any; or the elements of their kernels.
+
+    Raises:
+        UsageError: their kernels have different sizes.
+    """
+    if config.fold != "kernel":
+        return max(weight.columns for weight in weights)
+    kernels = sorted({weight.kernel for weight in weights})
+    if len(kernels) > 1:
+        raise UsageError(f"kernels of {' and '.join(map(str, kernels))} elements in a group", where="adapter.fold",
+                         hint="targets with equal kernels, or groups: weight")  # fmt: skip
+    return kernels[0]
 
 
 def _boundaries(config: AdapterConfig, groups: Sequence[tuple[TargetShape, ...]]) -> list[_Span]:

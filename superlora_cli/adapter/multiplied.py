@@ -95,8 +95,8 @@ class Rotation(Multiply):
         inside = (torch.arange(height, device=x.device) < columns).view(-1, block, 1).to(x.dtype)
         skew = (square - square.mT) * inside * inside.mT
         turned = torch.linalg.solve(torch.eye(block, dtype=x.dtype, device=x.device) - skew, 2 * skew)  # Q − 1
-        padded = torch.nn.functional.pad(weight, (0, height - columns)).unflatten(1, (-1, 1, block))
-        return (padded @ turned).flatten(1)[:, :columns]
+        padded = torch.nn.functional.pad(weight, (0, height - columns)).unflatten(1, (-1, block))
+        return torch.einsum("rbi,bij->rbj", padded, turned).flatten(1)[:, :columns]
 
 
 class Magnitude(Multiply):

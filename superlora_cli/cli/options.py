@@ -38,7 +38,7 @@ Prompt = Annotated[
     typer.Option(metavar="TEXT", help="Text-to-image, language: a prompt; may be given several times."),
 ]
 Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Text-to-image, language: a text with a prompt a line.")
+    Path | None, typer.Option(metavar="FILE", help="Text-to-image, language: a text with one prompt per line.")
 ]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")]
 

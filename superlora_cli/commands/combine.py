@@ -79,7 +79,7 @@ def combine(
         UsageError: the weights do not fit the adapters, or the output exists. MismatchError: the adapters have
             different bases. RunError: an update is not finite.
     """
-    kinds = [ADAPTER, *(name for name, form in FORMATS.items() if not form.merged)]
+    kinds = [ADAPTER, *(name for name, form in FORMATS.items() if not (form.merged or form.products))]
     if to not in kinds:
         hint = did_you_mean(to, kinds) or f"one of {', '.join(kinds)}"
         raise UsageError(f"unknown form '{to}'", where="--to", hint=hint)

@@ -50,7 +50,9 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
             lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UsageError(f"cannot be read: {cause}", where=str(file), hint="a text with a prompt a line") from None
+            raise UsageError(
+                f"cannot be read: {cause}", where=str(file), hint="a text with one prompt per line"
+            ) from None
     found = [*prompts, *filter(None, lines)]
     if not found:
         raise UsageError("no prompt is given", where="--prompt", hint='--prompt "a red seven", or --prompts FILE')
@@ -145,6 +147,8 @@ def generate_prompted(
         raise UsageError("there is no adapter to scale", where="--scale", hint="leave it out")
     if negative is not None and base.family.guided:
         raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
+    if negative is not None and not base.family.takes_negative:
+        raise UsageError("the pipeline takes no negative prompt", where="--negative", hint="leave it out")
     width, height = read_size(size, base)
     call = {**base.family.call, **base.family.steered(guidance, negative)}
     if steps is not None:
@@ -184,7 +188,7 @@ def generate_prompted(
     made: list[Tensor] = []
     started = time.monotonic()
     try:
-        with _scaled(built) as set_scale:
+        with _scaled(built, scales) as set_scale:
             pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
             folder.begin(settings, images)
             parts = _parts(wanted, batch_size)
@@ -220,9 +224,11 @@ def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
 
 
 @contextmanager
-def _scaled(built: Built) -> Iterator[Callable[[float], None]]:
+def _scaled(built: Built, scales: Sequence[float]) -> Iterator[Callable[[float], None]]:
     """Merge the adapter. Inside, a function makes the weights those of the base plus the adapter times a number."""
-    if built.adapter is None:
+    if built.adapter is None or tuple(scales) == SCALES:
+        if built.adapter is not None:
+            detach(built.model, merge=True)
         yield lambda scale: None
         return
     names = {f"{target.module}.weight" for target in built.adapter.targets} | {*built.also}
@@ -231,9 +237,13 @@ def _scaled(built: Built) -> Iterator[Callable[[float], None]]:
         plain = {name: stored_parameter(built.model, name).detach().clone() for name in names}
         detach(built.model, merge=True)
         whole = {name: stored_parameter(built.model, name).detach().clone() for name in names}
+    now = [1.0]
 
     @torch.no_grad()
     def scale_to(scale: float) -> None:
+        if scale == now[0]:
+            return
+        now[0] = scale
         for name in names:
             own = stored_parameter(built.model, name)
             value = whole[name] if scale == 1 else plain[name] + scale * (whole[name] - plain[name])

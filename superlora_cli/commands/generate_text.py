@@ -59,6 +59,8 @@ def generate_text(
     built, _ = open_source(source, overrides, allow_mismatch)
     base = built.base
     assert isinstance(base, LanguageBase)
+    if base.trained_head:
+        raise UsageError("a classifier of texts writes none", where=source, hint="superlora eval")
     settings = settings_of(built.recipe)
     ids = prompt_ids(asked, base.tokenizer)
     if built.adapter is not None:
@@ -68,13 +70,16 @@ def generate_text(
         model = base.model.to(processes.device).eval()
         torch.manual_seed(seed)
         how = How(max_tokens or settings.max_tokens, tuple(settings.stop), temperature)
-        streamer = _streamer(base.tokenizer, as_it_comes) if as_it_comes and len(asked) == 1 else None
+        streams = as_it_comes is not None and len(asked) == 1 and not settings.stop  # a stop is cut off afterwards
+        streamer = _streamer(base.tokenizer, as_it_comes) if as_it_comes and streams else None
         found: dict[int, Completion] = {}
         with processes.autocast():
             found.update(complete(model, base.tokenizer, ids, how, batch_size=batch_size, device=processes.device,
                                   streamer=streamer))  # fmt: skip
     finally:
         processes.end()
+    if as_it_comes and len(asked) == 1 and not streams:
+        as_it_comes(found[0].text)
     completions = [{"prompt": prompt, **found[index]._asdict()} for index, prompt in enumerate(asked)]
     if out is not None:
         write_atomic(out, json_text({"completions": completions}))

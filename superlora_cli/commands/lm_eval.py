@@ -74,7 +74,7 @@ def lm_eval(
     finally:
         processes.end()
     metrics = {
-        f"{task}/{metric.partition(',')[0]}": value
+        f"{task}/{metric.removesuffix(',none')}": value
         for task, values in found["results"].items()
         for metric, value in values.items()
         if isinstance(value, float | int) and "stderr" not in metric and not isinstance(value, bool) and "," in metric

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
 from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
 from superlora_cli.generation.metrics import measure as measure_features
-from superlora_cli.generation.similarity import clip_similarity, dino_similarity
+from superlora_cli.generation.similarity import clip_similarity, dino_similarity, load_judge
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks import TASKS
@@ -105,6 +106,9 @@ def measure_run(
     parsed = parse_reference(against)
     recipe = recipe_of(source, overrides)
     load_extractor(extractor, weights)  # fails before images are generated if anything is missing
+    for name, where in ((dino, "--dino"), (clip, "--clip")):
+        if name:
+            load_judge(name, where)
     real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
     with _place(Path(source), out) as (folder, ours):
         how = {"force": ours or force, "reuse": True, "allow_mismatch": allow_mismatch, **sampling}
@@ -211,7 +215,7 @@ def measure(
 
 
 def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> ImageSet:
-    """The real images, at the size of the generated ones.
+    """The real images, at the size of the generated ones; of images made from prompts, as training sees them.
 
     Raises:
         UsageError: the folder has images of another size.
@@ -220,6 +224,8 @@ def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> Image
     if not isinstance(against, Path):
         return read_split(*against, size)
     real = read_images(against)
+    if made.prompts is not None:
+        return replace(real, side=size)
     if real.size != size:
         message = f"images of {in_words(real.size)} pixels, but those in {made.name} have {in_words(size)}"
         raise UsageError(message, where=real.name, hint="images of the same size")

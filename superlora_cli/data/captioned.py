@@ -189,7 +189,8 @@ def _read(
         key=natural_key,
     )  # fmt: skip
     table = _table(root) if "text" in fields else None
-    if table is not None and (gone := [name for name in table if name not in set(names)]):
+    known = set(names)
+    if table is not None and (gone := [name for name in table if name not in known]):
         notes.append(f"{len(gone):,} lines of the table name no image: {some(gone)}")
     checked, kept, bad = scan(root, names), [], []
     for name in names:
@@ -257,7 +258,7 @@ def _table(root: Path) -> dict[str, str] | None:
 
 
 def _json_rows(text: str) -> Iterator[dict[str, Any]]:
-    return (json.loads(line) for line in text.splitlines() if line.strip())
+    return (json.loads(line) for line in text.split("\n") if line.strip())
 
 
 def _csv_rows(text: str) -> Iterator[dict[str, Any]]:

@@ -21,12 +21,12 @@ from typing import Any
 from PIL import Image
 
 from superlora_cli.data.images import open_rgb
+from superlora_cli.data.listed import SEEN, WHOLE
 from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import shows_bars
 
-WHOLE = "train800val200"  # of VTAB-1k
 TIMEOUT = 5  # seconds to wait for the hub's first answer
 
 
@@ -100,6 +100,7 @@ def read_hub(name: str, *, config: str | None, download: bool, whole: bool = Fal
         digest.update(json.dumps([split, labels]).encode())
     if whole and WHOLE in parts:
         parts[TRAIN[0]] = parts[WHOLE]
+        notes.append(SEEN)
     train, validation, test = three_parts(lambda called: next((parts[n] for n in called if n in parts), None))
     if train is None:
         raise UsageError(f"no split 'train' among {_list(splits)}", where=name)

@@ -24,8 +24,8 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
     """The texts of a file, or of a folder.
 
     In a folder, files or sub-folders that are called `train`, `validation` or `test` are its parts; without a part
-    `train`, all files together are the training texts. Of a table, every row is a text; a file of plain text is one,
-    but if it is all there is, its paragraphs are.
+    `train`, all other files together are the training texts. Of a table, every row is a text; a file of plain text is
+    one, but if it is all there is, its paragraphs are.
 
     Raises:
         UsageError: there are no texts, or a file cannot be read.
@@ -38,7 +38,8 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
     if path.is_dir():
         parts = three_parts(lambda names: _called(path, names) or None)
         if parts[0] is None:
-            parts = (_files(path), None, None)
+            held = {file for part in parts for file in part or ()}
+            parts = ([file for file in _files(path) if file not in held], *parts[1:])
     bad: list[Unreadable] = []
     found = [None if files is None else _read(files, columns, bad) for files in parts]
     total = len(bad) + sum(len(texts) for texts in found if texts is not None)

@@ -114,6 +114,8 @@ def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
     for name in ("prompt", "completion", "text"):
         if name in found and not isinstance(found[name], str):
             raise UnfitError(f"its {name} is not a text")
+    if not _is_text(found):
+        raise UnfitError("is not valid Unicode")
     if isinstance(found[learned], str) and not found[learned]:
         raise UnfitError(f"its {learned} is empty")
     if own[LABEL] is not None and learned == "text":
@@ -121,9 +123,20 @@ def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
     return found
 
 
+def _is_text(row: Row) -> bool:
+    """Whether all of it can be encoded: escapes in JSON may be halves of characters."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _value(row: Mapping[str, Any], name: str, template: str) -> Any:
     if "{" not in template:
         return row.get(template)
+    if any(row.get(column) is None for _, column, *_ in Formatter().parse(template) if column):
+        return None
     try:
         return template.format_map(row)
     except (KeyError, IndexError, AttributeError, ValueError):
@@ -136,9 +149,11 @@ def _number(choices: Any, answer: Any) -> int:
         raise UnfitError("its choices are not a list of several texts")
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
-    if isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
+    if isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         answer = ord(answer.upper()) - ord("A")
-    number = int(answer) if isinstance(answer, int | float) or str(answer).isdecimal() else -1
+    whole = isinstance(answer, int) and not isinstance(answer, bool)
+    whole |= isinstance(answer, float) and answer.is_integer()
+    number = int(answer) if whole or (isinstance(answer, str) and answer.isascii() and answer.isdecimal()) else -1
     if not 0 <= number < len(choices):
         raise UnfitError("its answer is none of its choices")
     return number

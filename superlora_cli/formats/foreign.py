@@ -28,6 +28,7 @@ from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.weights.foreign import PEFT_CONFIG, PEFT_PREFIX
 from superlora_cli.weights.small import read_safetensors
 
+CHANGED = ("pissa", "olora", "corda")  # starts of PEFT that take something out of the base
 ENDINGS = re.compile(
     r"^(?P<key>.+?)(?:\.|(?=_lora\.))(?P<part>alpha|diff|diff_b|scalar|dora_scale|(?:hada|lokr|oft|boft|glora|ia3)_\w+"
     r"|_?lora(?:_linear_layer)?[._](?:up|down|mid|A|B|magnitude_vector)(?:\.default)?(?:\.weight)?"
@@ -92,6 +93,9 @@ def read_foreign(path: Path) -> ForeignFile:
         settings = settings or dict(json.loads(metadata.get(SETTINGS, "{}")))
     except (ValueError, TypeError):
         raise UsageError(f"damaged metadata: {SETTINGS}", where=str(path), hint="copy it again") from None
+    if not settings and any(key.startswith(PEFT_PREFIX) for key in parts):
+        message = f"its scale is in {PEFT_CONFIG}, which is missing or damaged"
+        raise UsageError(message, where=str(path.parent), hint=f"give PEFT's folder, with {PEFT_FILE}")
     return ForeignFile(path, parts, tuple(others), shared, settings)
 
 
@@ -158,6 +162,9 @@ def _form(file: ForeignFile, key: str, module: str, parts: Mapping[str, Tensor],
         return _vera(file, parts, shape)
     component = key.partition(".")[0]
     settings = {name.removeprefix(f"{component}."): value for name, value in file.settings.items()}
+    start = str(settings.get("init_lora_weights")).lower()
+    if start.startswith(CHANGED):
+        raise ValueError(f"belongs to a base that {start} has changed: convert it to LoRA with PEFT first")
     try:
         return form_of(parts, shape, _scale(settings, module) if settings else None)
     except (TypeError, ZeroDivisionError, re.error) as error:

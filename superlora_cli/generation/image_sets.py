@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from superlora_cli.data.embedded import Images
-from superlora_cli.data.images import SUFFIXES, open_rgb
+from superlora_cli.data.images import SUFFIXES, cropped, open_rgb
 from superlora_cli.data.known import kind_of, nearest_set
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
@@ -49,18 +49,23 @@ class ImageSet(Dataset[Tensor]):
         images: files, or a data set of (3, S, S) float32 in [0, 1].
         classes: the class of every image, by name; None if unknown.
         prompts: the prompt of every image; None if it was not made from one.
+        side: height and width that files are cropped and resized to; None leaves them as they are.
     """
 
     name: str
     images: Sequence[Path] | Dataset[Sample]
     classes: tuple[str, ...] | None
     prompts: tuple[str, ...] | None = None
+    side: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Tensor:
         item: Any = self.images[index]
+        if isinstance(item, Path) and self.side is not None:
+            seen = cropped(open_rgb(item), (self.side[1], self.side[0]))
+            return ((seen + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         if isinstance(item, Path):
             return torch.from_numpy(np.array(open_rgb(item))).permute(2, 0, 1).contiguous()
         return item[0].mul(255).round().clamp(0, 255).to(torch.uint8)

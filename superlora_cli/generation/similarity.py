@@ -31,7 +31,7 @@ def dino_similarity(name: str, images: ImageSet, reference: ImageSet, device: to
     Raises:
         UsageError: the model cannot be loaded.
     """
-    model, processor = _loaded(name, "--dino", device)
+    model, processor = load_judge(name, "--dino", device)
 
     def embed(pixels: Tensor) -> Tensor:
         found: Tensor = model(pixel_values=pixels).last_hidden_state[:, 0]
@@ -52,18 +52,19 @@ def clip_similarity(name: str, images: ImageSet, device: torch.device) -> float:
     """
     if images.prompts is None:
         raise UsageError("the images have no prompts", where="--clip", hint="images of superlora generate have them")
-    model, processor = _loaded(name, "--clip", device)
-    if not hasattr(model, "get_text_features"):
-        raise UsageError("reads no text", where=f"--clip {name}", hint="--clip openai/clip-vit-base-patch32")
+    model, processor = load_judge(name, "--clip", device)
 
     def embed(pixels: Tensor) -> Tensor:
         return _pooled(model.get_image_features(pixel_values=pixels))
 
-    texts = sorted(set(images.prompts))
-    with torch.no_grad():
-        tokens = processor(text=texts, padding=True, truncation=True, return_tensors="pt").to(device)
-        read = functional.normalize(_pooled(model.get_text_features(**tokens)).float().cpu(), dim=-1)
-    own = read[[texts.index(prompt) for prompt in images.prompts]]
+    texts, read = list(dict.fromkeys(images.prompts)), []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        with torch.no_grad():
+            tokens = processor(text=part, padding=True, truncation=True, return_tensors="pt").to(device)
+            read.append(functional.normalize(_pooled(model.get_text_features(**tokens)).float().cpu(), dim=-1))
+    places = {text: place for place, text in enumerate(texts)}
+    own = torch.cat(read)[[places[prompt] for prompt in images.prompts]]
     return float((_embedded(images, processor, embed, device) * own).sum(-1).mean())
 
 
@@ -73,8 +74,15 @@ def _pooled(found: Any) -> Tensor:
     return pooled
 
 
-def _loaded(name: str, where: str, device: torch.device) -> tuple[Any, Any]:
-    """A model and its processor."""
+def load_judge(name: str, where: str, device: torch.device | str = "cpu") -> tuple[Any, Any]:
+    """A model and its processor.
+
+    Args:
+        where: the option that names it, `--dino` or `--clip`.
+
+    Raises:
+        UsageError: it cannot be loaded, or cannot do what the option asks for.
+    """
     if find_spec("transformers") is None:
         raise UsageError("needs the library transformers", where=where, hint=EXTRA)
     from transformers import AutoModel, AutoProcessor
@@ -86,6 +94,8 @@ def _loaded(name: str, where: str, device: torch.device) -> tuple[Any, Any]:
         cause = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = "a folder written by save_pretrained, or a name on the hub"
         raise UsageError(f"cannot be loaded: {cause}", where=f"{where} {name}", hint=hint) from None
+    if where == "--clip" and not hasattr(model, "get_text_features"):
+        raise UsageError("reads no text", where=f"--clip {name}", hint="--clip openai/clip-vit-base-patch32")
     return model.to(device).eval(), processor
 
 

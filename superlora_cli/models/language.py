@@ -63,10 +63,15 @@ class LanguageBase(Base):
         return "SEQ_CLS" if self.trained_head else "CAUSAL_LM"
 
     @property
+    def positions(self) -> int | None:
+        """The number of tokens that the model is made for, if it says so."""
+        config: Any = self.model.config
+        return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+    @property
     def longest(self) -> int:
         """The number of tokens that a text may have, unless a recipe says otherwise."""
-        config: Any = self.model.config
-        return min(LONGEST, getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST)
+        return min(LONGEST, self.positions or LONGEST)
 
 
 def is_language(name: str) -> bool:

@@ -206,7 +206,8 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         hint = did_you_mean(kind, FAMILIES) or "one of " + ", ".join(FAMILIES)
         raise UsageError(f"a {kind}, which cannot be trained", where=str(folder / INDEX), hint=hint)
     part = options.pop(COMPONENT, FAMILIES[kind].denoiser)
-    if part not in (known := (FAMILIES[kind].denoiser, VAE)):
+    known = (FAMILIES[kind].denoiser, *([VAE] if FAMILIES[kind].autoencodes else []))
+    if part not in known:
         hint = did_you_mean(str(part), known) or "one of " + ", ".join(known)
         raise UsageError(f"no component '{part}' that can be trained", where="model.kwargs.component", hint=hint)
     _check_parts(folder, index, FAMILIES[kind].parts)

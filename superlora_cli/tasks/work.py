@@ -101,6 +101,9 @@ class Work:
         if train.shard_base:
             if self.built.adapter is None:
                 raise UsageError("needs an adapter: without one there is no frozen base", where="train.shard_base")
+            if self.built.adapter.config.multiplies:
+                message = "every process would hold the weights that ΔW is a product with"
+                raise UsageError(message, where="train.shard_base", hint="adapter.multiply: none")
             self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
         else:
             self.model.to(self.processes.device)

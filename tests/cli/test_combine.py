@@ -129,6 +129,7 @@ REFUSED = [
     (["--rank", "0"], "rank is 0"),
     (["--energy", "2"], "energy is 2.0"),
     (["--to", "peft"], "unknown form 'peft'"),
+    (["--to", "peft-ia3"], "unknown form 'peft-ia3'"),
     (["--to", "delta", "--rank", "2"], "is exact"),
     (["--out", "lora.safetensors"], "the file exists"),
 ]

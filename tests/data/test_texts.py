@@ -54,6 +54,10 @@ def test_parts_of_a_folder_are_found_by_their_names(tmp_path: Path) -> None:
     write(tmp_path / "test" / "any.csv", ROWS[5:6])
     found = read_text_files(tmp_path, None)
     assert (len(found.train), found.validation, len(found.test or ())) == (5, None, 1)
+    for number in (0, 1):
+        (tmp_path / f"train-0000{number}-of-00002.jsonl").rename(tmp_path / f"part-{number}.jsonl")
+    assert read_text_files(tmp_path, None).test is not None
+    assert len(read_text_files(tmp_path, None).train) == 5  # without those of the test
 
 
 def test_plain_files_are_texts_and_paragraphs_if_there_is_one(tmp_path: Path) -> None:
@@ -85,10 +89,18 @@ def test_a_row_has_the_form_of_its_columns(row: Any, columns: Any, found: Any) -
 
 @pytest.mark.parametrize("row", [7, {}, {"text": ""}, {"text": 3}, {"prompt": "a"}, {"messages": TALK[:1]},
                                  {"prompt": "p", "choices": ["x"], "answer": 0}, {"prompt": "a", "completion": ""},
-                                 {"prompt": "p", "choices": ["x", "y"], "answer": "z"}], ids=str)  # fmt: skip
+                                 {"text": "\ud83d"},
+                                 *({"prompt": "p", "choices": ["x", "y"], "answer": answer}
+                                   for answer in ("z", "ß", 0.5, float("nan"), float("inf"), True))],
+                         ids=ascii)  # fmt: skip
 def test_a_row_of_no_form_is_not_read(row: Any) -> None:
     with pytest.raises(UnfitError):
         shaped(row, None)
+
+
+def test_a_template_with_a_missing_value_makes_no_text() -> None:
+    with pytest.raises(UnfitError):
+        shaped({"prompt": "p", "answer": None}, {"completion": " {answer}"})
 
 
 @pytest.mark.parametrize("template", ["{", "{}", "{a.b}", "{a[0]}", "{a:>1000000000}", "{a!r}"])

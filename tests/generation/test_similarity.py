@@ -110,6 +110,13 @@ def test_prompts_are_measured_from_the_command_line(cli: Cli, dino: Path, clip: 
     assert found["metrics"]["fid"] > 0
     assert -1 <= found["metrics"]["clip_similarity"] <= 1
     folder = cli("eval", "made", *digits).json()
+    photos = Path("photos")
+    photos.mkdir()
+    for number, size in enumerate([(40, 30), (64, 64)] * 12):
+        to_pil_image(torch.full((3, *size), number * 10, dtype=torch.uint8)).save(photos / f"{number}.png")
+    assert (
+        cli("eval", "made", "--against", str(photos), "--extractor", "digits", "--json").json()["reference"]["n"] == 24
+    )
     for name in ("fid", "class_accuracy", "dino_similarity"):
         assert folder["metrics"][name] == found["metrics"][name]
     assert cli("eval", "glyphs_text", *words, "--sampler", "ddim").code == 2

@@ -172,7 +172,7 @@ def test_a_denoiser_is_what_diffusers_builds(name: str, params: int, queries: in
 
 def test_the_data_file_is_compact_and_has_every_architecture() -> None:
     assert catalogue.names() == [*catalogue.ARCHITECTURES, *EMBEDDED, *PIPELINES, *OTHERS]
-    assert catalogue.DATA.stat().st_size < 150_000
+    assert catalogue.DATA.stat().st_size < 200_000
     for line in catalogue.DATA.read_text().splitlines():
         entry = json.loads(line)
         shapes = list(unroll(entry["weights"]))

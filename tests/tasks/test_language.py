@@ -19,6 +19,7 @@ from superlora_cli.commands import merge_language
 from superlora_cli.data.batches import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
+from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
 from superlora_cli.tasks.language.encoding import Encoded, encode, pieces
 from superlora_cli.tasks.language.task import keeps_apart, losses
@@ -180,8 +181,14 @@ def test_what_is_too_long_is_cut_and_told(tokenizer: Any) -> None:
         "3 of 3 texts are longer than 4 tokens and are cut",
         "left out 1 of 3 texts (no token of the completion is left)",
     )
+    assert encoded.bytes == len("abcdefg") + len("cd")
     with pytest.raises(UsageError, match="nothing is left to learn"):
         encode(rows[2:], tokenizer, 4)
+
+
+def test_an_answer_that_is_not_found_is_none() -> None:
+    assert found_in("so it is 7", r"#### (\d+)") is None
+    assert found_in("b x", r"a (\d+)|b (\w+)") == ""
 
 
 def spans(encoded: Encoded) -> list[tuple[int, int]]:

@@ -32,6 +32,8 @@ class Family:
         noisy, time: its arguments that training replaces.
         shared: its arguments that have no dimension for the images of a batch.
         noise: how images are noised, and what is predicted.
+        autoencodes: whether its autoencoder can be trained, as a plain one for single images.
+        takes_negative: whether its pipeline takes a negative prompt.
         guided: whether guidance is an argument of the denoiser, not a second call.
         unguided: the value of the pipeline's `guidance_scale` that calls the denoiser once.
         call: further arguments of every call of the pipeline.
@@ -44,6 +46,8 @@ class Family:
     time: ClassVar[str] = "timestep"
     shared: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[type[Diffusion] | type[Flow]] = Flow
+    autoencodes: ClassVar[bool] = True
+    takes_negative: ClassVar[bool] = True
     guided: ClassVar[bool] = False
     unguided: ClassVar[float] = 1.0
     call: ClassVar[Mapping[str, Any]] = {}

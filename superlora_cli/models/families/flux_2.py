@@ -17,6 +17,7 @@ TOKENS = 512  # of Qwen3
 class Flux2Klein(Packed):
     """`Flux2KleinPipeline`."""
 
+    takes_negative = False
     naming = Naming("transformer.", "flux2_klein", "flux-2-klein")
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:

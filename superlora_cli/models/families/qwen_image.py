@@ -20,6 +20,7 @@ WORDS, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 class QwenImage(Packed):
     """`QwenImagePipeline`."""
 
+    autoencodes = False
     naming = Naming("transformer.", "qwen_image", "qwen-image")
 
     def scale(self, vae: Mapping[str, Any]) -> int:

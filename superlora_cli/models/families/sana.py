@@ -17,6 +17,7 @@ TOKENS = 300  # of Gemma
 class Sana(Family):
     """`SanaPipeline`."""
 
+    autoencodes = False
     call = OF_ANY_SIZE
     naming = Naming("transformer.", "sana", "sana")
 

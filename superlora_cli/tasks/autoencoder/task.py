@@ -48,7 +48,7 @@ class Autoencoder(ImageTask):
         """
         settings, images = settings_of(recipe), batch[0]
         network: Any = model
-        spread = network.encode(images).latent_dist
+        spread = network.encode(images.to(next(model.parameters()).dtype)).latent_dist
         noise = torch.randn(spread.mean.shape, device="meta" if images.is_meta else "cpu").to(spread.mean)
         seen = network.decode(spread.mean + spread.std * noise).sample.float()
         loss = functional.mse_loss(seen, images) + settings.l1 * functional.l1_loss(seen, images)
@@ -70,7 +70,8 @@ class Autoencoder(ImageTask):
         with self.built.kept():
             for images, _ in self.batches_of(split):
                 with self.processes.autocast():
-                    latents = network.encode(images).latent_dist.mode()  # type: ignore[operator]
+                    own = images.to(next(network.parameters()).dtype)
+                    latents = network.encode(own).latent_dist.mode()  # type: ignore[operator]
                     seen = network.decode(latents).sample.float()  # type: ignore[operator]
                 found.append(functional.mse_loss(seen, images, reduction="none").mean(dim=(1, 2, 3)))
         errors = self.processes.gather(torch.cat(found), len(self.splits.named(split)))  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ from superlora_cli.tasks.language.encoding import pieces
 from superlora_cli.tasks.language.task import Language
 
 
-def found_in(text: str, pattern: str | None) -> str:
+def found_in(text: str, pattern: str | None) -> str | None:
     """The answer in a text: the last match of a pattern (of its first group), or all of the text, without spaces
-    around it.
+    around it; None if nothing matches.
 
     >>> found_in("so 3 + 4 = 7. The answer is 7.", r"answer is (\\d+)"), found_in(" 7 ", None)
     ('7', '7')
@@ -26,8 +26,8 @@ def found_in(text: str, pattern: str | None) -> str:
         return text.strip()
     matches = list(re.finditer(pattern, text))
     if not matches:
-        return ""
-    return (matches[-1][1] if matches[-1].re.groups else matches[-1][0]).strip()
+        return None
+    return ((matches[-1][1] or "") if matches[-1].re.groups else matches[-1][0]).strip()
 
 
 class Answering(Language):
@@ -74,13 +74,18 @@ class Answering(Language):
             device=self.processes.device, together=bool(self.recipe.train.shard_base),
         )  # fmt: skip
         pattern = self.settings.answer
+        answers = [found_in(completion, pattern) for completion in wanted]
+        if None in answers:
+            message = f"does not match the completion {wanted[answers.index(None)][:80]!r}"
+            raise UsageError(message, where="language.answer", hint="a pattern that every completion has")
         with self.built.kept(), self.processes.autocast():
             for index, completion in made:
-                right[index] = found_in(completion.text, pattern) == found_in(wanted[index], pattern)
+                right[index] = found_in(completion.text, pattern) == answers[index]
         return self.processes.gather(right, len(asked)).double().mean().item()
 
     def _asked(self, row: Row) -> tuple[str, str]:
         """The prompt of a row, and the completion that is right."""
         *before, last = pieces(row, self.tokenizer)
-        answer = row["messages"][-1]["content"] if "messages" in row else last.text
+        spoken = [each["content"] for each in row.get("messages", ()) if each["role"] == "assistant"]
+        answer = spoken[-1] if spoken else last.text
         return "".join(piece.text for piece in before), answer

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from superlora_cli.errors import UsageError
 
+# What a model's own configuration may set, and would make tokens other than the likeliest.
+PLAIN = {"top_k": None, "top_p": None, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1,
+         "suppress_tokens": None, "begin_suppress_tokens": None}  # fmt: skip
+
 
 class How(NamedTuple):
     """How prompts are continued.
@@ -73,7 +77,7 @@ def complete(
         ids, mask = padded([prompts[index] for index in own], pad, device)
         made = model.generate(
             ids, attention_mask=mask, max_new_tokens=how.max_tokens, pad_token_id=pad, eos_token_id=ends or None,
-            synced_gpus=together, streamer=streamer, top_k=None, top_p=None, **(drawn | stops),
+            synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
         )  # fmt: skip
         for index, tokens in zip(own, made[:, ids.shape[1] :].tolist(), strict=True):
             yield index, _read(tokens, ends, tokenizer, how.stop)

@@ -86,8 +86,8 @@ def encode(rows: Sequence[Row], tokenizer: Any, length: int, *, ended: bool = Tr
             ids[-1] = [*ids[-1], end]
         whole = np.concatenate([np.asarray(one, np.int32) for one in ids])
         marks = np.repeat([piece.learned for piece in own], [len(one) for one in ids])
-        size += sum(len(piece.text.encode(errors="surrogatepass")) for piece in own if piece.learned)
-        cut += len(whole) > length
+        longer = len(whole) > length
+        cut += longer
         if len(own) > 1:
             whole, marks = whole[:length], marks[:length]
         for start in range(0, len(whole), length):
@@ -96,6 +96,10 @@ def encode(rows: Sequence[Row], tokenizer: Any, length: int, *, ended: bool = Tr
             if not marked.any():
                 lost += len(own) > 1
                 continue
+            if longer and len(own) > 1:
+                size += len(tokenizer.decode(part[marked]).encode(errors="surrogatepass"))
+            elif not start:
+                size += sum(len(piece.text.encode(errors="surrogatepass")) for piece in own if piece.learned)
             tokens.append(part)
             learned.append(marked)
             lengths.append(len(part))

@@ -69,6 +69,9 @@ class Language(Work):
         self.settings = settings_of(built.recipe)
         self.tokenizer = base_of(built).tokenizer
         self.length = self.settings.length or base_of(built).longest
+        known = base_of(built).positions
+        if known is not None and self.length > known:
+            raise UsageError(f"the model has {known:,} positions", where="language.length", hint=f"at most {known}")
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:

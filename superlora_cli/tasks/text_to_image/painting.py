@@ -13,11 +13,19 @@ from superlora_cli.models.pipelines import in_one_line
 
 
 @torch.no_grad()
-def painted(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int], **call: Any) -> Tensor:
+def painted(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    where: str = "superlora generate",
+    **call: Any,
+) -> Tensor:
     """An image of each prompt, from the noise of its seed: uint8 (n, 3, H, W).
 
     Args:
         size: width and height in pixels.
+        where: what asked for the images, for errors.
         call: further arguments of the pipeline; a `negative_prompt` is that of all images.
 
     Raises:
@@ -26,9 +34,10 @@ def painted(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], size: t
     if "negative_prompt" in call:
         call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
     call |= {"width": size[0], "height": size[1], "generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-    with in_one_line("the pipeline refuses this", "superlora generate", hint=None):
+    with in_one_line("the pipeline refuses this", where, hint=None):
         found = pipeline(prompt=list(prompts), output_type="pt", **call)
     images: Tensor = found.images.float().cpu()
     if not images.isfinite().all():
-        raise RunError("the model gives NaN or Inf", hint="train.precision=fp32, or a smaller --scale")
+        hint = "train.precision=fp32, or smaller updates"
+        raise RunError("the model gives NaN or Inf", where=where, hint=hint)
     return (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -78,6 +79,10 @@ class TextToImage(ImageTask):
                 unreadable=self.splits.unreadable + found.unreadable,
             )
         self.seen = {split: self._seen(split) for split in SPLITS}
+        for pattern in self.settings.repeats:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
+                raise UsageError("matches no training image", where=where, hint=hint)
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
         prior, sizes = self.prior, sorted({sample.size for sample in self.epoch})
         self.beside = {size: [seen_in(prior, i, size) for i in range(len(prior))] for size in sizes} if prior else {}
@@ -173,7 +178,8 @@ class TextToImage(ImageTask):
         with self.built.kept(), set_aside(), self.processes.autocast():
             pipeline = base.pipeline().to(self.processes.device)
             call = base.family.call
-            images = [painted(pipeline, [prompt], [self.recipe.seed], size, **call) for prompt in prompts]
+            where = "text-to-image.validation_prompts"
+            images = [painted(pipeline, [prompt], [self.recipe.seed], size, where=where, **call) for prompt in prompts]
         return titled_grid(torch.cat(images), prompts)
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
