@@ -91,9 +91,8 @@ def work(job: Job) -> dict[str, Any]:
         row["validation"] = min(line["eval"]["loss"] for line in logged if "eval" in line)
         source = str(job.folder)
     asked = SAMPLING | {"seed": job.seed, "extractor": "digits"}
-    found = measure_run(
-        source, "digits:test", QUIET, ["train.threads=1"], out=job.folder / "samples", force=True, **asked
-    )
+    keys, out = ["train.threads=1", "data.name=digits"], job.folder / "samples"
+    found = measure_run(source, "digits:test", QUIET, keys, out=out, force=True, **asked)
     return row | {"metrics": {name: found["metrics"][name] for name in METRICS}}
 
 

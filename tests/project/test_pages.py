@@ -22,7 +22,7 @@ FILLING = [
     "head_to_head",
     "loops",
 ]
-FILLING += ["gpu", "language", "rates", "real_base", "report", "speed", "transcripts", "transfer"]
+FILLING += ["gpu", "language", "rates", "real_base", "report", "speed", "text_to_image", "transcripts", "transfer"]
 
 
 @pytest.mark.parametrize("benchmark", FILLING)
