@@ -86,6 +86,8 @@ class SuperLoraConfig(PeftConfig):
     frozen: str | None = None
     diagonals: list[int] | None = None
     also: list[str] | None = None
+    multiply: str | None = None
+    block: int | None = None
     bits: int | None = None
 
     def __post_init__(self) -> None:

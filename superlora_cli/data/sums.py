@@ -92,7 +92,7 @@ def problems(split: str, count: int, digits: int, seed: int = 0) -> list[Problem
     """Problems of a split, with all lengths of numbers equally frequent; fewer than `count` if there are not so many.
 
     >>> problems("test", 2, 2)
-    [Problem(first=8, second=6, minus=False), Problem(first=50, second=39, minus=True)]
+    [Problem(first=91, second=2, minus=True), Problem(first=4, second=0, minus=True)]
     """
     rng = np.random.RandomState([seed, SPLITS[split], digits])
     pairs = 10 ** (2 * digits)

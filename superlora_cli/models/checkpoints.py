@@ -53,7 +53,7 @@ def weights_in(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Weight]:
     """The matrices and kernels among the tensors of a checkpoint, by module name, without embeddings.
 
     >>> weights_in({"token_embed.weight": (9, 4), "q.weight": (4, 4), "q.bias": (4,)})
-    {'q': Weight(shape=(4, 4), mixed='', classifies=False)}
+    {'q': Weight(shape=(4, 4), mixed='', classifies=False, rows=())}
     """
     return {
         name.removesuffix(WEIGHT): Weight(shape)

@@ -224,7 +224,7 @@ ENCODERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", pipelines.FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
     family: str, folders: dict[str, Path], data: Path, cli: Cli
 ) -> None:
