@@ -1,4 +1,4 @@
-"""Adapters of tiny pipelines, exported and loaded by other libraries, on the way of `tests/exports.py`.
+"""Adapters of tiny pipelines, exported and loaded by other libraries, on the way of `tests/peers/exporting.py`.
 
     python benchmarks/exports.py              # all of them (3 minutes), then docs/exporting.md
 
@@ -52,7 +52,7 @@ def places() -> Places:
 
 def main() -> None:
     """Run, record and fill in the page."""
-    from tests.exports import VARIANTS, cells
+    from tests.peers.exporting import VARIANTS, cells
     from tests.pipelines import FAMILIES
 
     lines = []

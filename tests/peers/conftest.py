@@ -2,4 +2,4 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("peft") and find_spec("lycoris") and find_spec("tensorly") else ["test_*.py"]
+collect_ignore_glob = [] if find_spec("peft") and find_spec("lycoris") and find_spec("tensorly") else ["*.py"]

@@ -22,8 +22,8 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.families.naming import weighted
 from tests import pipelines
 from tests.conftest import Cli, run_cli
-from tests.exports import cells, denoiser_of, lora_layers, lycoris_deltas, lycoris_with
 from tests.makers import deltas_of, relative
+from tests.peers.exporting import cells, denoiser_of, lora_layers, lycoris_deltas, lycoris_with
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "records" / "exports.jsonl"
 SOME = [("LoRA, convolutions too", "StableDiffusionXL"), ("LoHa", "StableDiffusion3"), ("LoKr", "StableDiffusion")]
