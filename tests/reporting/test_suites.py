@@ -45,6 +45,7 @@ def test_means_are_of_groups_and_all_at_the_best_rate_of_each_set(swept: Path) -
     assert probe.means == pytest.approx({"Specialized": 0.5, "Structured": 0.3})  # without SVHN
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_means_first(swept: Path, cli: Cli) -> None:
     found = cli("report", str(swept), "--out", "report.html", "--json").json()
     assert [row["method"] for row in found["suites"][0]["rows"]] == ["LoRA", "head alone"]

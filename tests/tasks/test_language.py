@@ -419,6 +419,7 @@ def test_recomputed_activations_give_the_same_adapter(prepared: Cli) -> None:
         torch.testing.assert_close(own, wanted[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_less_with_recomputed_activations(cli: Cli) -> None:
     """Of a model of seven billion parameters, which is never in memory."""
     shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11_008}
