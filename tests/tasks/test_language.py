@@ -114,6 +114,12 @@ def test_packed_texts_have_the_losses_that_they_have_alone(family: str, tokenize
     torch.testing.assert_close(together.sum(), torch.stack(alone).sum(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_model_keeps_texts_apart_but_for_rounding(dtype: torch.dtype) -> None:
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "sums_llama", dtype=dtype)
+    assert keeps_apart(model)
+
+
 def test_a_model_that_mixes_texts_is_found() -> None:
     model = language_models.made("Llama")
     attend = model.forward

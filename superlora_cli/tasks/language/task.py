@@ -31,6 +31,7 @@ from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
 CACHED = 4  # data sets
+ROUNDING = 0.01  # of the largest logit, in half precision too; another text changes much more
 CALLED_WITH = ("position_ids", "use_cache")  # arguments of some models only
 
 
@@ -190,4 +191,4 @@ def keeps_apart(model: nn.Module) -> bool:
     ids = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])
     positions = torch.tensor([[0, 1, 2, 0, 1]] * 2)
     found = model(ids, position_ids=positions, use_cache=False).logits[:, 3:].float()
-    return torch.allclose(found[0], found[1], atol=1e-5, rtol=1e-5)
+    return bool((found[0] - found[1]).abs().max() <= ROUNDING * found.abs().max())
