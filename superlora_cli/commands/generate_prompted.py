@@ -16,6 +16,7 @@ import superlora_cli
 from superlora_cli.adapter.attach import detach
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of
+from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.generation.folder import ImagesFolder, image_name
 from superlora_cli.generation.grid import labelled_grid, png
@@ -36,27 +37,6 @@ class Wanted(NamedTuple):
     scale: float
     prompt: str
     seed: int
-
-
-def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts of the command line, then the lines of a file that are not empty.
-
-    Raises:
-        UsageError: there are none, or the file cannot be read.
-    """
-    lines: list[str] = []
-    if file is not None:
-        try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UsageError(
-                f"cannot be read: {cause}", where=str(file), hint="a text with one prompt per line"
-            ) from None
-    found = [*prompts, *filter(None, lines)]
-    if not found:
-        raise UsageError("no prompt is given", where="--prompt", hint='--prompt "a red seven", or --prompts FILE')
-    return found
 
 
 def read_scales(text: str | None) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from superlora_cli.adapter.attach import detach
 from superlora_cli.commands.generate import check_start, open_source
-from superlora_cli.commands.generate_prompted import read_prompts
+from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output, json_text, write_atomic
 from superlora_cli.models.language import LanguageBase

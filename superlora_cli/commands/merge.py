@@ -15,12 +15,15 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
 from superlora_cli.commands.merge_job import Job, open_job
-from superlora_cli.commands.merge_language import merge_language, of_language
-from superlora_cli.commands.merge_pipeline import merge_pipeline, of_pipeline
+from superlora_cli.commands.merge_language import merge_language
+from superlora_cli.commands.merge_pipeline import merge_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import replacing, replacing_folder
+from superlora_cli.models.language import is_language
+from superlora_cli.models.pipelines import is_pipeline
 from superlora_cli.opening.build import build_from_file
+from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.weights.copying import BESIDE, FromFiles, Source
 from superlora_cli.weights.display import WritingDisplay
@@ -66,11 +69,12 @@ def merge(
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    for belongs, into, what in (
-        (of_pipeline, merge_pipeline, "text-to-image pipeline"),
-        (of_language, merge_language, "language model"),
+    name = _base_of(adapter)
+    for named, into, what in (
+        (is_pipeline, merge_pipeline, "text-to-image pipeline"),
+        (is_language, merge_language, "language model"),
     ):
-        if belongs(adapter):
+        if named(name):
             if base is not None:
                 hint = "leave it out: it is merged into the one of its recipe"
                 raise UsageError(f"does not apply to a {what}", where="--base", hint=hint)
@@ -98,6 +102,17 @@ def merge(
             **({"rounding_bound": bound} if unmerge else {}),
             "load": _loading(job, out),
         }
+
+
+def _base_of(file: Path) -> str:
+    """The name of the base in an adapter's recipe; empty for a model that was trained itself.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if read_model(file) is not None:
+        return ""
+    return str((store.load(file).recipe.get("model") or {}).get("name", ""))
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:

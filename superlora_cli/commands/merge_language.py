@@ -8,29 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
 from superlora_cli.commands.merge_folder import check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.models.conv1d import as_conv1d
-from superlora_cli.models.language import LanguageBase, is_language
+from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.build import build_from_file
-from superlora_cli.opening.model_file import read_model
 
 CONFIG = "config.json"
 SHARD = "5GB"  # most bytes of a file
 SEQUENCES, LENGTH = 4, 16  # of random tokens, on which the merged and the adapted model are compared
-
-
-def of_language(file: Path) -> bool:
-    """Whether an adapter belongs to a language model.
-
-    Raises:
-        UsageError: it is not an adapter.
-    """
-    if read_model(file) is not None:
-        return False
-    return is_language(str((store.load(file).recipe.get("model") or {}).get("name", "")))
 
 
 def merge_language(

@@ -9,27 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import detach
 from superlora_cli.commands.merge_folder import check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
-from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase, is_pipeline
+from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase
 from superlora_cli.opening.build import build_from_file
-from superlora_cli.opening.model_file import read_model
 
 IMAGES = 4  # whose noise the merged and the adapted denoiser predict, to compare them
-
-
-def of_pipeline(file: Path) -> bool:
-    """Whether an adapter belongs to a pipeline.
-
-    Raises:
-        UsageError: it is not an adapter.
-    """
-    if read_model(file) is not None:
-        return False
-    recipe = store.load(file).recipe
-    return is_pipeline(str((recipe.get("model") or {}).get("name", "")))
 
 
 def merge_pipeline(
