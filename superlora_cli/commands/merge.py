@@ -105,14 +105,13 @@ def merge(
 
 
 def _base_of(file: Path) -> str:
-    """The name of the base in an adapter's recipe; empty for a model that was trained itself.
+    """The name of the base in the recipe of an adapter, or of a model that was trained itself.
 
     Raises:
         UsageError: it is neither.
     """
-    if read_model(file) is not None:
-        return ""
-    return str((store.load(file).recipe.get("model") or {}).get("name", ""))
+    found = read_model(file) or store.load(file)
+    return str((found.recipe.get("model") or {}).get("name", ""))
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:

@@ -62,17 +62,24 @@ def write_folder(
     return error
 
 
-def result(built: Built, out: Path, error: float | None, *, over: str, load: str) -> dict[str, Any]:
+def changed(built: Built) -> int:
+    """How many tensors are not the base's: all of a model that was trained itself."""
+    if built.adapter is None:
+        return len(list(built.model.parameters()))
+    return len({target.module for target in built.adapter.targets}) + len(built.also)
+
+
+def result(tensors: int, out: Path, error: float | None, *, over: str, load: str) -> dict[str, Any]:
     """What `commands.merge.merge` returns.
 
     Args:
+        tensors: how many were changed.
         over: what the outputs were compared on.
         load: a line of Python.
     """
-    assert built.adapter is not None
     return {
         "output": str(out),
-        "tensors_changed": len({target.module for target in built.adapter.targets}) + len(built.also),
+        "tensors_changed": tensors,
         "max_abs_error": error,
         "verified": error is not None,
         "compared": None if error is None else "of outputs",

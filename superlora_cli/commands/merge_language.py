@@ -1,4 +1,7 @@
-"""Merge an adapter into its language model: a folder that transformers' `from_pretrained` loads, in shards."""
+"""Merge an adapter into its language model: a folder that transformers' `from_pretrained` loads, in shards.
+
+A model that was trained without an adapter becomes such a folder, too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
-from superlora_cli.commands.merge_folder import check_folder, result, write_folder
+from superlora_cli.commands.merge_folder import changed, check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.models.conv1d import as_conv1d
 from superlora_cli.models.language import LanguageBase
@@ -39,12 +42,13 @@ def merge_language(
     """
     check_folder(out, CONFIG, force=force, what="model")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
-    base = built.base
+    base, tensors = built.base, changed(built)
     assert isinstance(base, LanguageBase)
     model: Any = base.model
     own = next(model.parameters()).dtype
     adapted = _outputs(model)
-    detach(model, merge=True)
+    if built.adapter:
+        detach(model, merge=True)
     as_conv1d(model)
     if dtype is not None:
         model.to(dtype)
@@ -62,7 +66,7 @@ def merge_language(
         tolerance=TOLERANCE.get(dtype or own, 0.0) * max(1.0, _size(adapted)),
     )  # fmt: skip
     load = f"model = transformers.{base.architecture.split('.')[1]}.from_pretrained({str(out)!r})"
-    return result(built, out, error, over=f"{SEQUENCES} random texts", load=load)
+    return result(tensors, out, error, over=f"{SEQUENCES} random texts", load=load)
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Merge an adapter into its text-to-image pipeline: a folder that `from_pretrained` loads."""
+"""Merge an adapter into its text-to-image pipeline: a folder that `from_pretrained` loads.
+
+Components that were trained without an adapter become part of such a folder, too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import detach
-from superlora_cli.commands.merge_folder import check_folder, result, write_folder
+from superlora_cli.commands.merge_folder import changed, check_folder, result, write_folder
 from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase
 from superlora_cli.opening.build import build_from_file
@@ -37,12 +40,13 @@ def merge_pipeline(
     """
     check_folder(out, INDEX, force=force, what="pipeline")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
-    base = built.base
+    base, tensors = built.base, changed(built)
     assert isinstance(base, PipelineBase)
     own = next(base.model.parameters()).dtype
     pipeline = base.pipeline()
     adapted = _predictions(base, pipeline) if verify else None
-    detach(base.model, merge=True)
+    if built.adapter:
+        detach(base.model, merge=True)
     base.separate()
     if dtype is not None:
         pipeline.to(dtype)
@@ -58,7 +62,7 @@ def merge_pipeline(
         outputs=written, tolerance=max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)),
     )  # fmt: skip
     load = f"pipeline = diffusers.{base.kind}.from_pretrained({str(out)!r})"
-    return result(built, out, error, over=f"{IMAGES} images", load=load)
+    return result(tensors, out, error, over=f"{IMAGES} images", load=load)
 
 
 @torch.no_grad()

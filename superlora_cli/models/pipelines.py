@@ -1,7 +1,8 @@
 """Text-to-image pipelines as bases: `diffusers:FOLDER`, `diffusers:NAME@REVISION` of the hub, or a shipped one.
 
-The base is the pipeline's denoiser, with the text encoders that targets name, or with `model.kwargs.component: vae` its
-autoencoder; the other parts are loaded when they are needed.
+The base is the pipeline's denoiser, with the text encoders that targets name, or what `model.kwargs.component` names:
+its autoencoder (`vae`), or the denoiser with text encoders (`[unet, text_encoder]`) to train all of it without an
+adapter. The other parts are loaded when they are needed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class PipelineBase(Base):
         kind: its class.
         scale: pixels per latent pixel.
         options: for `from_pretrained`: dtype and variant.
-        encoders: text encoders that are adapted as well, children of `model` under their names in the pipeline.
+        encoders: text encoders that are trained as well, children of `model` under their names in the pipeline.
     """
 
     folder: Path
@@ -68,9 +69,17 @@ class PipelineBase(Base):
             UsageError: one cannot be loaded.
         """
         for name in () if self.component == VAE else self.family.encoders:
-            if any(part_named(pattern, (name,)) for pattern in patterns):
-                self.encoders[name] = self._part(name)
-                self.model.add_module(name, self.encoders[name])
+            if name not in self.encoders and any(part_named(pattern, (name,)) for pattern in patterns):
+                self.set_beside(name)
+
+    def set_beside(self, name: str, *, own: bool = True) -> None:
+        """Make a text encoder a child of `model`, with its own weights or, shapes only or not, without them.
+
+        Raises:
+            UsageError: it cannot be loaded.
+        """
+        self.encoders[name] = self._part(name, own=own)
+        self.model.add_module(name, self.encoders[name])
         set_beside(self.model, tuple(self.encoders))
 
     def separate(self) -> None:
@@ -78,13 +87,14 @@ class PipelineBase(Base):
         for name in self.encoders:
             delattr(self.model, name)
 
-    def _part(self, name: str) -> nn.Module:
-        """A component with weights, the autoencoder or a text encoder."""
-        kind = _class_of(self.folder, name)
-        if next(self.model.parameters()).is_meta:
-            with in_one_line("cannot be loaded", self.folder / name), torch.device("meta"):
-                return cast(nn.Module, kind(kind.config_class.from_pretrained(self.folder, subfolder=name)))
-        return loaded(kind, self.folder, name, self.options)
+    def _part(self, name: str, *, own: bool = True) -> nn.Module:
+        """A component beside the model, the autoencoder or a text encoder: with its weights, or drawn at random."""
+        kind, device = _class_of(self.folder, name), next(self.model.parameters()).device
+        if own and device.type != "meta":
+            return loaded(kind, self.folder, name, self.options)
+        with in_one_line("cannot be loaded", self.folder / name), device:
+            made: nn.Module = kind(kind.config_class.from_pretrained(self.folder, subfolder=name))
+            return made.to(self.options.get("torch_dtype"))
 
     @property
     def family(self) -> Family:
@@ -205,23 +215,17 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if kind not in FAMILIES:
         hint = did_you_mean(kind, FAMILIES) or "one of " + ", ".join(FAMILIES)
         raise UsageError(f"a {kind}, which cannot be trained", where=str(folder / INDEX), hint=hint)
-    part = options.pop(COMPONENT, FAMILIES[kind].denoiser)
-    known = (FAMILIES[kind].denoiser, *([VAE] if FAMILIES[kind].autoencodes else []))
-    if part not in known:
-        hint = did_you_mean(str(part), known) or "one of " + ", ".join(known)
-        raise UsageError(f"no component '{part}' that can be trained", where="model.kwargs.component", hint=hint)
+    part, *beside = _trained(FAMILIES[kind], options.pop(COMPONENT, FAMILIES[kind].denoiser))
     _check_parts(folder, index, FAMILIES[kind].parts)
     own = section.pretrained and section.checkpoint is None
-    maker = _class_of(folder, part)
+    maker, device = _class_of(folder, part), torch.device("cpu" if weights else "meta")
     with in_one_line("cannot be loaded", folder / part):
         config = maker.load_config(folder, subfolder=part)
         if not (weights and own):
-            with torch.device("cpu" if weights else "meta"):
+            with device:
                 model = maker.from_config(config).to(options.get("torch_dtype"))
     if weights and own:
         model = loaded(maker, folder, part, options)
-    if weights and section.checkpoint:
-        load_weights(model, Path(section.checkpoint))
     with in_one_line("cannot be read", folder / VAE / "config.json"):
         scale = FAMILIES[kind].scale(_config(folder / VAE / "config.json"))
         if not scale:
@@ -231,11 +235,33 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     if size % 8:
         raise UsageError(f"{size} is no multiple of 8", where="data.image_size", hint="use a multiple of 8")
     arguments = {"pretrained_model_name_or_path": str(folder), "subfolder": part, **options}
-    return PipelineBase(
+    base = PipelineBase(
         model, f"diffusers.{index[part][1]}.from_pretrained", arguments, size, HALF, HALF,
         task="autoencoder" if part == VAE else "text-to-image",
         by_timm=False, folder=folder, component=part, kind=kind, scale=scale, options=options,
     )  # fmt: skip
+    for name in beside:
+        base.set_beside(name, own=own)
+    if weights and section.checkpoint:
+        load_weights(model, Path(section.checkpoint))
+    return base
+
+
+def _trained(family: Family, asked: Any) -> list[str]:
+    """The components that `model.kwargs.component` names, one or several; text encoders come after the denoiser."""
+    names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    where, alone = f"model.kwargs.{COMPONENT}", [family.denoiser, *([VAE] if family.autoencodes else [])]
+    known = [*alone, *family.encoders]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or "one of " + ", ".join(known)
+            raise UsageError(f"no component '{name}' that can be trained", where=where, hint=hint)
+    names.sort(key=known.index)
+    together = names[:1] == [family.denoiser] and VAE not in names and len({*names}) == len(names)
+    if not together and names != [VAE]:
+        hint = " or ".join([*alone, f"[{family.denoiser}, {family.encoders[0]}]"])
+        raise UsageError(f"cannot train {' with '.join(names) or 'nothing'}", where=where, hint=hint)
+    return names
 
 
 def _folder(section: ModelSection, *, weights: bool) -> Path:

@@ -366,7 +366,8 @@ class TrainSection(Section):
         None,
         gt=0,
         lt=1,
-        description="Decay of an exponential moving average of the trained weights, which is then evaluated and saved.",
+        description="Decay of an exponential moving average of the trained weights, which is then evaluated and saved; "
+        "step n (from 1) has at most n / (9 + n), so that the average soon forgets the start.",
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")

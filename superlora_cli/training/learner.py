@@ -57,7 +57,7 @@ class Learner:
             self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
             for name, value in ((state or {}).get("average") or {}).items():
                 self.average[name].copy_(value)
-            self._mix = get_ema_multi_avg_fn(train.ema)
+        self._decay, self._updates = train.ema or 0.0, start
         assert train.scheduler is not None  # `with_defaults` filled it in
         self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.length, start=start)
         if state:
@@ -100,8 +100,10 @@ class Learner:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
+            mix = get_ema_multi_avg_fn(min(self._decay, (1 + self._updates) / (10 + self._updates)))
             with torch.no_grad():
-                self._mix(list(self.average.values()), list(self.parameters.values()), 0)
+                mix(list(self.average.values()), list(self.parameters.values()), 0)
+        self._updates += 1
         if not last:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns if the first fp16 step was skipped

@@ -82,7 +82,10 @@ def test_the_loss_is_that_of_the_paper(prepared: Cli) -> None:
     ("words", "said"),
     [
         (["model.kwargs={}"], "is a base for text-to-image, not for autoencoder"),
-        (["model.kwargs.component=text_encoder"], "no component 'text_encoder' that can be trained"),
+        (["model.kwargs.component=decoder"], "no component 'decoder' that can be trained"),
+        (["model.kwargs.component=text_encoder"], "cannot train text_encoder (unet or vae or [unet, text_encoder])"),
+        (["model.kwargs.component=[unet, vae]"], "cannot train unet with vae"),
+        (["model.kwargs.component=[]"], "cannot train nothing"),
         (["task=text-to-image", "data.caption=a"], "is a base for autoencoder, not for text-to-image"),
     ],
 )

@@ -256,6 +256,40 @@ def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
 
 
 @pytest.mark.slow
+def test_a_denoiser_and_its_text_encoder_are_trained_whole(prepared: Cli, folders: dict[str, Path]) -> None:
+    """Without an adapter, from the pipeline's own weights: resumed, used and merged like an adapter."""
+    words = (
+        "train",
+        "r.yaml",
+        "adapter=null",
+        "model.kwargs.component=[text_encoder, unet]",
+        "train.optimizer.lr=1e-3",
+    )
+    done = prepared(*words, "--out", "run", "--json")
+    assert done.code == 0, done.err
+    shutil.copytree("run", "half")
+    shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
+    Path("half", "model.safetensors").unlink()
+    assert prepared(*words, "--resume", "half").code == 0
+    assert Path("half", "model.safetensors").read_bytes() == Path("run", "model.safetensors").read_bytes()
+    merged = prepared("merge", "run", "--out", "merged", "--json")
+    assert merged.code == 0, merged.err
+    assert merged.json()["max_abs_error"] == 0
+    old, new = (diffusers.StableDiffusionPipeline.from_pretrained(place) for place in (folders[FAMILY], "merged"))
+    for part, trained in (("unet", True), ("text_encoder", True), ("vae", False)):
+        before, after = (dict(getattr(pipeline, part).named_parameters()) for pipeline in (old, new))
+        assert any(not torch.equal(value, after[name]) for name, value in before.items()) == trained
+        if trained:
+            count = sum(len(list(getattr(new, name).parameters())) for name in ("unet", "text_encoder"))
+            assert merged.json()["tensors_changed"] == count
+    assert prepared("generate", "run", "--prompt", "dog", "--steps", "2", "--out", "images").code == 0
+    noise = torch.Generator().manual_seed(0)
+    image = new("dog", width=16, height=16, num_inference_steps=2, generator=noise, output_type="pt").images[0]
+    ours = np.array(Image.open(next(Path("images", "images").iterdir()))).astype(int)
+    assert np.abs((image.permute(1, 2, 0) * 255).round().numpy().astype(int) - ours).max() <= 1
+
+
+@pytest.mark.slow
 def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
