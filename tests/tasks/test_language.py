@@ -285,6 +285,18 @@ def test_what_is_wrong_is_one_line(change: str, said: str, prepared: Cli) -> Non
     assert not Path("run").exists()
 
 
+def test_a_model_that_was_trained_whole_becomes_a_folder(prepared: Cli, folders: dict[str, Path]) -> None:
+    done = prepared("train", "r.yaml", "adapter=null", "train.optimizer.lr=1e-3", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    merged = prepared("merge", "run", "--out", "merged", "--json")
+    assert merged.code == 0, merged.err
+    old, new = (AutoModelForCausalLM.from_pretrained(place).state_dict() for place in (folders["Llama"], "merged"))
+    trained = load_file("run/model.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in new.items())
+    assert merged.json()["tensors_changed"] == len(old)
+    assert any(not torch.equal(value, new[name]) for name, value in old.items())
+
+
 def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenizer: Any) -> None:
     """The same tokens as transformers generates with the merged weights, whatever the batch."""
     assert prepared("train", "r.yaml", "train.optimizer.lr=0.3", "--out", "run").code == 0
