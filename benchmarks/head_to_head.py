@@ -38,7 +38,7 @@ from evidence import LORA, Claims, Rows, draw, finalists
 from rivals import Method, ablations, adapted, base_and_data, further, methods, newer
 from torch.nn import functional
 
-from superlora_cli.adapter.informed import informed
+from superlora_cli.adapter.informed import inform
 from superlora_cli.tasks.work import FIRST
 
 RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
@@ -85,9 +85,12 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
         return functional.cross_entropy(model(images[chosen]), labels[chosen])
 
     if knobs.get("init") == "gradient":
-        with informed(model, model.superlora.get()):
+
+        def first() -> None:
             for _ in range(FIRST):
                 loss().backward()
+
+        inform(model, model.superlora.get(), first)
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
     highest = [rate * factor for factor in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)

@@ -1,98 +1,120 @@
 """`init: gradient`: trained factors start from the first gradients of the weights, and ΔW = 0 all the same.
 
 Each group's gradient is folded like ΔW. The plane A_m starts as the leading singular vectors of its unfolding along
-mode m, and a dense core as the gradient in their coordinates: the higher-order SVD, for a matrix the SVD (LoRA-GA,
-LoRA-One). The factor that starts at zero still does, so the first step moves it to where it lowers the loss most.
+mode m, and a dense core as the gradient in the coordinates of all planes: the higher-order SVD, for a matrix the SVD
+(LoRA-GA, LoRA-One). The factor that starts at zero still does, so the first step moves it to where it lowers the loss
+most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.gradients import Average, gradients
 from superlora_cli.adapter.initial import start_scale
-from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.adapter.svd import folded, singular
-from superlora_cli.errors import RunError
+
+HELD = 2**28  # elements of gradients that are held at once, or those of one group if these are more
+
+Group = tuple[Bucket, int]
 
 
-@contextmanager
-def informed(model: nn.Module, adapter: SuperLora) -> Iterator[list[nn.Parameter]]:
-    """Collect the gradients of the backward passes inside, and start the active `adapter` of `model` from them.
+def inform(model: nn.Module, adapter: SuperLora, passes: Callable[[], None], *, average: Average | None = None) -> None:
+    """Start the active `adapter` of `model` from the gradients of some batches.
 
-    Yields the adapted weights of the base, whose `grad` holds the sum so far. No gradient remains afterwards.
+    The gradients of the weights are taken part by part, so that never more than `HELD` elements are held. No gradient
+    remains afterwards.
+
+    Args:
+        passes: runs the model's forward and backward passes over the same batches at every call, one for each part.
+        average: replaces a tensor by its mean over all processes that train together.
 
     Raises:
         RunError: there is no gradient, or it is not finite.
     """
-    names = dict.fromkeys(f"{target.module}.weight" for target in adapter.targets)
-    weights = {name: stored_parameter(model, name) for name in names}
-    for weight in weights.values():
-        weight.requires_grad_(True)
-    try:
-        yield list(weights.values())
-        found = [_rows(weights[f"{t.module}.weight"], t.start, t.stop, t.name) for t in adapter.targets]
-    finally:
-        for weight in weights.values():
-            weight.requires_grad_(False)
-        for parameter in model.parameters():
-            parameter.grad = None
-    values = from_gradients(adapter, found)
-    with torch.no_grad():
-        for name, value in values.items():
-            adapter.factors[name].copy_(value)
+    for part in _parts(adapter.plan):
+        for (bucket, group), tensor in _folded(model, adapter, part, passes, average):
+            if tensor.any():  # else it keeps its start
+                _start(adapter, bucket, bucket.members.index(group), tensor)
 
 
-def _rows(weight: nn.Parameter, start: int, stop: int, name: str) -> Tensor:
-    if weight.grad is None:
-        raise RunError("got no gradient", where=name, hint="run a backward pass inside the with block")
-    rows = weight.grad[start:stop]
-    if not torch.isfinite(rows).all():
-        raise RunError("the first gradient is not finite", where=name, hint="init: unit")
-    return rows.flatten(1).float()
+def _parts(plan: Plan) -> Iterator[list[Group]]:
+    """All groups in the order of the vector, in as few runs as `HELD` allows."""
+    part: list[Group] = []
+    of = {group: bucket for bucket in plan.buckets for group in bucket.members}
+    for group in sorted(of):
+        longer = [*part, (of[group], group)]
+        if part and sum(plan.targets[index].elements for index in _touched(plan, longer)) > HELD:
+            yield part
+            longer = longer[-1:]
+        part = longer
+    yield part
 
 
-def from_gradients(adapter: SuperLora, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The trained planes and dense cores, except those that start at zero, at their usual scale; name → float32.
+def _touched(plan: Plan, part: Sequence[Group]) -> range:
+    """The targets with elements in any of these groups, which follow each other."""
+    (_, first), (bucket, last) = part[0], part[-1]
+    ends, end = [], 0
+    for x in plan.made:
+        end += x.elements
+        ends.append(end)
+    before = sum(end <= plan.starts[first] for end in ends)
+    return range(before, 1 + sum(end < plan.starts[last] + bucket.shape.n_out for end in ends[:-1]))
 
-    Groups without a gradient keep their start.
 
-    Args:
-        gradients: of ΔW of every target, (rows, columns).
-    """
-    shapes, found = adapter.plan, {name: factor.detach().cpu().clone() for name, factor in adapter.factors.items()}
-    for bucket, group, tensor in folded(shapes, _of_made(adapter, gradients)):
-        if not tensor.any():
-            continue
-        (own,), row = bucket.units, bucket.members.index(group)
-        values, core = {}, tensor
-        for m, (side, rank) in enumerate(zip(own.shape.sides, own.shape.ranks, strict=True), 1):
-            if rank:
-                vectors = singular(tensor.movedim(m - 1, 0).reshape(side, -1), rank, scaled=False)  # (d, r)
-                values[f"A{m}"] = vectors * math.sqrt(side)
-                core = torch.tensordot(core, vectors, dims=([0], [0]))  # the next axis leads, r is appended
-            else:
-                core = core.movedim(0, -1)
-        if core.shape == own.shape.core_shape:
-            values["core"] = core * (start_scale(own.shape, "core") / core.square().mean().sqrt())
-        for part, value in values.items():
-            if part in own.shape.trained and own.name(part) != bucket.zeroed:
-                found[own.name(part)][row, 0] = value
+def _folded(
+    model: nn.Module,
+    adapter: SuperLora,
+    part: Sequence[Group],
+    passes: Callable[[], None],
+    average: Average | None,
+) -> Iterator[tuple[Group, Tensor]]:
+    """The gradient of every group, folded."""
+    plan, touched = adapter.plan, _touched(adapter.plan, part)
+    found = gradients(model, [adapter.targets[index] for index in touched], passes, average)
+    found = [_of_made(adapter, index, gradient) for index, gradient in zip(touched, found, strict=True)]
+    before = sum(x.elements for x in plan.made[: touched.start])
+    vector = torch.cat([gradient.flatten().cpu() for gradient in found])
+    del found
+    for bucket, group in part:
+        yield (bucket, group), folded(bucket, vector[plan.starts[group] - before :])
+
+
+def _of_made(adapter: SuperLora, index: int, gradient: Tensor) -> Tensor:
+    """The gradient of what the units make for a target, from that of ΔW."""
+    frozen = adapter.not_trained()
+    if not frozen.product.takes_weight:
+        return gradient
+    x = adapter.plan.made[index]
+    at = gradient.new_zeros(x.rows, x.columns).requires_grad_()
+    (found,) = torch.autograd.grad(frozen.product.delta(at, frozen.weights[index].to(gradient)), at, gradient)
     return found
 
 
-def _of_made(adapter: SuperLora, gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of what the units make, from those of ΔW."""
-    frozen = adapter.not_trained()
-    if not frozen.product.takes_weight:
-        return list(gradients)
-    made: list[Tensor] = []
-    for shape, gradient, weight in zip(adapter.plan.made, gradients, frozen.weights, strict=True):
-        x = gradient.new_zeros(shape.rows, shape.columns).requires_grad_()
-        made += torch.autograd.grad(frozen.product.delta(x, weight.to(gradient)), x, gradient)
-    return made
+@torch.no_grad()
+def _start(adapter: SuperLora, bucket: Bucket, row: int, gradient: Tensor) -> None:
+    """Set the factors of one group that start from its folded gradient, at their usual scale."""
+    (own,), values = bucket.units, {}
+    shape, core, informed = own.shape, gradient, own.shape.informed
+    for m, (side, rank) in enumerate(zip(shape.sides, shape.ranks, strict=True), 1):
+        part = f"A{m}"
+        if part in informed or (rank and "core" in informed):
+            if part in shape.frozen:
+                plane = adapter.all_factors()[own.name(part)][row, 0].to(gradient)  # (d, r)
+            else:
+                plane = singular(gradient.movedim(m - 1, 0).reshape(side, -1), rank, scaled=False)
+            if part in informed:
+                values[part] = plane * math.sqrt(side)
+            core = torch.tensordot(core, plane, dims=([0], [0]))  # the next axis leads, r is appended
+        else:
+            core = core.movedim(0, -1)
+    if "core" in informed:
+        values["core"] = core * (start_scale(shape, "core") / core.square().mean().sqrt())
+    for part, value in values.items():
+        adapter.factors[own.name(part)][row, 0] = value.to(adapter.factors[own.name(part)])

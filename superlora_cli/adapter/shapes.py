@@ -72,6 +72,18 @@ class UnitShape:
         return min(self.trained, key=lambda name: ("A", "D", "c").index(name[0]), default=None)
 
     @property
+    def informed(self) -> tuple[str, ...]:
+        """What `init: gradient` starts: the trained planes, and a core that every mode has to itself, but for `zeroed`.
+
+        >>> UnitShape((8, 8), (2, 2), "dense").informed, UnitShape((8, 8), (2, 2), "identity").informed
+        (('core', 'A2'), ('A2',))
+        """
+        whole = tuple(rank or side for side, rank in zip(self.sides, self.ranks, strict=True))
+        planes = [name for name in self.trained if name.startswith("A")]
+        cores = ["core"] if "core" in self.trained and self.core_shape == whole else []
+        return tuple(name for name in (*cores, *planes) if name != self.zeroed)
+
+    @property
     def core_params(self) -> int:
         """Trained parameters in the core of a factored unit; the elements of a dense unit do not count."""
         return 0 if self.is_dense else math.prod(self.trained.get("core", (0,)))

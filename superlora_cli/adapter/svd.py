@@ -8,7 +8,7 @@ recomputed from the base.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,16 +32,19 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     if any(weight.is_meta for weight in weights):
         return {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in _shapes(plan).items()}
     found: dict[str, list[Tensor]] = {name: [] for name in _shapes(plan)}
-    for bucket, group, tensor in folded(plan, weights):
+    vector = torch.cat([weight.detach().flatten().cpu() for weight in weights])
+    for bucket in plan.buckets:
         (own,), terms = bucket.units, bucket.shape.terms
-        if not tensor.any():
-            what = f"group {group} of the base's weights is all zero, so it has no singular vectors"
-            raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
-        for m, (side, rank) in enumerate(zip(own.shape.sides, own.shape.ranks, strict=True), 1):
-            if f"A{m}" in own.shape.frozen:
-                unfolded = tensor.movedim(m - 1, 0).reshape(side, -1)
-                vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
-                found[own.name(f"A{m}")].append(vectors.view(side, terms, rank).movedim(1, 0))
+        for group in bucket.members:
+            tensor = folded(bucket, vector[plan.starts[group] :])
+            if not tensor.any():
+                what = f"group {group} of the base's weights is all zero, so it has no singular vectors"
+                raise UsageError(what, where="adapter.frozen", hint="frozen: random, or leave it out of the targets")
+            for m, (side, rank) in enumerate(zip(own.shape.sides, own.shape.ranks, strict=True), 1):
+                if f"A{m}" in own.shape.frozen:
+                    unfolded = tensor.movedim(m - 1, 0).reshape(side, -1)
+                    vectors = singular(unfolded, terms * rank, scaled=m == 1)  # (d, t·r)
+                    found[own.name(f"A{m}")].append(vectors.view(side, terms, rank).movedim(1, 0))
     return {name: torch.stack(group).float() for name, group in found.items()}
 
 
@@ -59,17 +62,11 @@ def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
     return vectors * values if scaled else vectors
 
 
-def folded(plan: Plan, pieces: Sequence[Tensor]) -> Iterator[tuple[Bucket, int, Tensor]]:
-    """The elements of all targets, group by group: the bucket, the group, and its elements as the tensor of its unit.
-
-    In float64 on the CPU, padded with zeros.
-    """
-    vector = torch.cat([piece.detach().flatten().cpu() for piece in pieces])
-    for bucket in plan.buckets:
-        sides = bucket.shape.sides
-        for group in bucket.members:
-            own = vector[plan.starts[group] :][: bucket.shape.n_out].double()
-            yield bucket, group, torch.nn.functional.pad(own, (0, math.prod(sides) - len(own))).view(sides)
+def folded(bucket: Bucket, vector: Tensor) -> Tensor:
+    """The first elements of a vector as the tensor of a bucket's unit: float64 on the CPU, padded with zeros."""
+    sides = bucket.shape.sides
+    own = vector[: bucket.shape.n_out].cpu().double()
+    return torch.nn.functional.pad(own, (0, math.prod(sides) - len(own))).view(sides)
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

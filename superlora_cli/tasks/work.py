@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import store
-from superlora_cli.adapter.informed import informed
+from superlora_cli.adapter.informed import inform
 from superlora_cli.data.source import Splits
 from superlora_cli.errors import RunError, UsageError, did_you_mean
 from superlora_cli.models.recomputing import recompute
@@ -138,13 +138,15 @@ class Work:
             return
         if train.shard_base:
             raise UsageError("init gradient with a sharded base", where="adapter.init", hint="init: unit")
-        with closing(self.batches(0, min(FIRST, train.length))) as batches, informed(self.model, adapter) as weights:
-            with self.one_step():
+
+        def passes() -> None:
+            with closing(self.batches(0, min(FIRST, train.length))) as batches, self.one_step():
                 for batch in batches:
                     with self.processes.autocast():
                         loss = self.loss(batch)
                     loss.backward()
-            self.processes.average([weight.grad for weight in weights if weight.grad is not None], stop=False)
+
+        inform(self.model, adapter, passes, average=lambda tensor: self.processes.average([tensor], stop=False))
 
     @property
     def guessing(self) -> float:

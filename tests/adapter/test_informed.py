@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter import informed
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.informed import informed
+from superlora_cli.adapter.informed import inform
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.svd import singular
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError, UsageError
 from tests.adapter.variants import config_of
@@ -53,8 +55,7 @@ def gain(model: nn.Module, adapter: SuperLora) -> float:
 def test_the_loss_falls_faster_at_first_and_from_the_same_start(knobs: dict[str, Any]) -> None:
     model, adapter = adapted(**knobs, init="gradient")
     before, random = model(X), gain(model, adapter)
-    with informed(model, adapter):
-        loss(model).backward()
+    inform(model, adapter, lambda: loss(model).backward())
     assert torch.equal(model(X), before)
     assert gain(model, adapter) > 1.5 * random
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -63,21 +64,102 @@ def test_the_loss_falls_faster_at_first_and_from_the_same_start(knobs: dict[str,
     ]
 
 
+def gradient_of(weight: int) -> Tensor:
+    """That of the unadapted weight."""
+    model, _ = adapted(method="lora")
+    parameter = model[weight]._parameters["weight"].requires_grad_(True)
+    (found,) = torch.autograd.grad(loss(model), parameter)
+    return found
+
+
 def test_of_a_matrix_the_plane_is_the_leading_singular_vectors() -> None:
     model, adapter = adapted(method="lora", init="gradient")
-    with informed(model, adapter) as weights:
-        loss(model).backward()
-        gradient = weights[1].grad[4:12].clone()
-    _, _, vh = torch.linalg.svd(gradient)
+    inform(model, adapter, lambda: loss(model).backward())
+    _, _, vh = torch.linalg.svd(gradient_of(2)[4:12])
     plane = next(factor for name, factor in adapter.factors.items() if factor.shape[2:] == (8, 2) and "A2" in name)
     torch.testing.assert_close((vh[:2] @ plane[-1, 0]).abs(), 8**0.5 * torch.eye(2), atol=1e-4, rtol=0)
 
 
+def test_a_core_between_frozen_planes_is_the_gradient_in_their_coordinates() -> None:
+    model, adapter = adapted(method="lora", core="dense", freeze=["A2"], init="gradient", groups=1, fold="regular")
+    gradients = [gradient_of(0), gradient_of(2)[4:12]]
+    inform(model, adapter, lambda: loss(model).backward())
+    folded = torch.cat([gradient.flatten() for gradient in gradients])
+    folded = nn.functional.pad(folded, (0, 121 - len(folded))).view(11, 11)
+    plane = adapter.all_factors()["b0_k1_A2"][0, 0]
+    u, _, _ = torch.linalg.svd(folded)
+    core = adapter.factors["b0_k1_core"][0, 0]
+    cosine = nn.functional.cosine_similarity((u[:, :2].T @ folded @ plane).abs().flatten(), core.abs().flatten(), dim=0)
+    assert cosine > 1 - 1e-5
+
+
+@pytest.mark.parametrize(
+    ("knobs", "count"),
+    [
+        ({"method": "lora"}, 2),  # a weight each: A1 starts at zero
+        ({"method": "lora", "core": "dense"}, 4),  # the core has coordinates in both
+        ({"order": 3, "core": "diagonal", "groups": 2}, 4),
+        ({"method": "lorta", "freeze": ["A3"]}, 2),
+        ({"method": "lorta", "freeze": ["core"]}, 2),
+    ],
+    ids=str,
+)
+def test_only_planes_that_are_used_are_decomposed(
+    knobs: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    monkeypatch.setattr(informed, "singular", lambda *a, **k: done.append(a) or singular(*a, **k))
+    model, adapter = adapted(**knobs, init="gradient")
+    inform(model, adapter, lambda: loss(model).backward())
+    assert len(done) == count
+
+
+@pytest.mark.parametrize(
+    ("knobs", "parts"),
+    [
+        ({"method": "lora"}, [[48], [96]]),
+        ({"method": "hira"}, [[48], [96]]),
+        ({"groups": 3}, [[48], [48, 96], [96]]),  # 38 elements each, of 48 and 64
+        ({"method": "lorta", "groups": 2}, [[48, 96], [96]]),
+        ({"method": "lorta"}, [[48, 96]]),
+    ],
+    ids=str,
+)
+def test_gradients_are_held_part_by_part(
+    knobs: dict[str, Any], parts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = adapted(**knobs, init="gradient")
+    inform(model, whole, lambda: loss(model).backward())
+    monkeypatch.setattr(informed, "HELD", 1)
+    model, adapter = adapted(**knobs, init="gradient")
+    asked: list[list[int]] = []
+    averaged: list[int] = []
+
+    def passes() -> None:
+        asked.append([parameter.numel() for parameter in model.parameters() if parameter.requires_grad])
+        loss(model).backward()
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    inform(model, adapter, passes, average=lambda tensor: averaged.append(tensor.numel()))
+    assert asked == parts
+    assert max(averaged) == 64  # of the adapted rows only, one target after the other
+    for name, factor in whole.factors.items():
+        assert torch.equal(adapter.factors[name], factor)
+
+
 def test_without_a_backward_pass_there_is_no_start() -> None:
     model, adapter = adapted(init="gradient")
-    with pytest.raises(RunError, match="got no gradient"), informed(model, adapter):
-        pass
-    assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "superlora" not in name)
+    with pytest.raises(RunError, match="got no gradient"):
+        inform(model, adapter, lambda: None)
+    assert [name for name, each in model.named_parameters() if each.requires_grad] == [
+        f"superlora.factors.{name}" for name in adapter.factors
+    ]
+
+
+@pytest.mark.parametrize("knobs", [{"method": "lora_xs"}, {"method": "lora", "freeze": ["A2"]}, {"method": "vera"}])
+def test_where_all_that_is_trained_starts_at_zero_it_is_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no factor is left to start from the gradient"):
+        adapted(**knobs, init="gradient")
 
 
 @pytest.mark.parametrize(
