@@ -143,6 +143,8 @@ def save(
     also: Mapping[str, Tensor] = adapter.also
     if held.active is not None and adapter is held.get():  # then their current values are in the model
         head, also = ({key: stored_parameter(model, key) for key in own} for own in (head, also))
+    if not adapter.is_placed:
+        raise UsageError("its positions are not chosen: nothing was trained", where=str(path), hint="train it first")
     sha256, dtype = digest = digest_base(model, adapter.targets, (*head, *also))
     if adapter.base_digest not in (None, digest):
         raise MismatchError(
@@ -157,6 +159,7 @@ def save(
         patterns=adapter.patterns,
         base=(_base_name(model), sha256, dtype),
         metrics=_written(metrics or {}),
+        positions=adapter.positions,
         head=head,
         also=also,
     ).save(Path(path))

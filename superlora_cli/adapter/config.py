@@ -197,7 +197,17 @@ class AdapterConfig:
     @property
     def reads_base(self) -> bool:
         """Whether ΔW depends on the base's weights, which are then needed to compute it."""
-        return self.multiplies or self.frozen == "svd" or PROJECTIONS[self.projection].CHOOSES
+        return self.multiplies or self.frozen == "svd" or PROJECTIONS[self.projection].CHOOSES == "weights"
+
+    @property
+    def places(self) -> bool:
+        """Whether numbers are placed by the first gradients, at positions that are stored."""
+        return PROJECTIONS[self.projection].CHOOSES == "gradients"
+
+    @property
+    def informed(self) -> bool:
+        """Whether the start needs the first gradients (`informed`)."""
+        return self.init == "gradient" or self.places
 
     @property
     def _follows_few_directions(self) -> bool:
@@ -343,7 +353,7 @@ class AdapterConfig:
             raise refuse(
                 "ratio", f"ratio {self.ratio} with projection {self.projection}", "ratio 1, or projection: linear"
             )
-        if self.multiplies and PROJECTIONS[self.projection].CHOOSES:
+        if self.multiplies and PROJECTIONS[self.projection].CHOOSES == "weights":
             what = f"projection {self.projection} with multiply {self.multiply}"
             raise refuse("projection", f"{what}, whose elements are no weights", "projection: sparse")
         small = self.init == "lora" or (self.inner is not None and not self.rescale)

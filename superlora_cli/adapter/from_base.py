@@ -1,9 +1,12 @@
-"""What an adapter takes from its base: never stored, but taken again from the base, whose hash is in the file."""
+"""What an adapter takes from its base: never stored, but taken again from the base, whose hash is in the file.
+
+Positions chosen by gradients are taken from the file itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,22 +38,29 @@ def from_base(plan: Plan, weights: Sequence[Tensor] | None) -> FromBase | None:
     return FromBase(
         planes=svd.planes(plan, weights) if plan.config.frozen == "svd" else {},
         weights=weights if plan.config.multiplies else (),
-        chosen=_chosen(plan, weights) if PROJECTIONS[plan.config.projection].CHOOSES else {},
+        chosen=chosen(plan, weights) if PROJECTIONS[plan.config.projection].CHOOSES == "weights" else {},
     )
 
 
-def _chosen(plan: Plan, weights: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Weights without values (meta) give the first positions."""
-    vector = torch.cat([weight.detach().flatten() for weight in weights])
+def with_positions(base: FromBase | None, plan: Plan, positions: Mapping[str, Tensor]) -> FromBase | None:
+    """The same with the positions (groups, n_in) of each bucket, by name; as it is where the plan has none."""
+    rows = {bucket.members: positions[bucket.positions] for bucket in plan.buckets if positions}
+    by_group = {group: row for members, own in rows.items() for group, row in zip(members, own, strict=True)}
+    return replace(base or FromBase(), chosen=by_group) if rows else base
+
+
+def chosen(plan: Plan, pieces: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Group → the positions that F chooses in the elements of all targets; the first where they have no values (meta)."""
+    vector = torch.cat([piece.detach().flatten() for piece in pieces])
     vector = torch.zeros(vector.shape) if vector.is_meta else vector.cpu()
     choose = PROJECTIONS[plan.config.projection].choose
     return {
-        group: choose(_padded(vector[plan.starts[group] :], bucket.shape.n_out), bucket.shape.n_in)
+        group: choose(padded(vector[plan.starts[group] :], bucket.shape.n_out), bucket.shape.n_in)
         for bucket in plan.buckets
         for group in bucket.members
     }
 
 
-def _padded(vector: Tensor, size: int) -> Tensor:
+def padded(vector: Tensor, size: int) -> Tensor:
     """The first elements, followed by zeros where there are fewer: those of the last group that belong to no weight."""
     return torch.nn.functional.pad(vector[:size], (0, max(0, size - len(vector))))

@@ -22,7 +22,8 @@ class Frozen:
     """The untrained parts: F for every size, F_in and the frozen factors, F(x₀) where ΔW is relative to it, and the
     base's weights where ΔW is a product with them.
 
-    They are recreated from the seed and, where `config.reads_base`, from the base; never stored.
+    They are recreated from the seed and, where `config.reads_base`, from the base; never stored, but for positions that
+    gradients choose.
 
     Args:
         plan: the adapter's shapes.

@@ -1,9 +1,9 @@
-"""`init: gradient`: trained factors start from the first gradients of the weights, and ΔW = 0 all the same.
+"""What an adapter takes from the first gradients of the weights; ΔW = 0 all the same.
 
-Each group's gradient is folded like ΔW. The plane A_m starts as the leading singular vectors of its unfolding along
+With `init: gradient` that is the start of its factors. Each group's gradient is folded like ΔW. The plane A_m starts as the leading singular vectors of its unfolding along
 mode m, and a dense core as the gradient in the coordinates of all planes: the higher-order SVD, for a matrix the SVD
 (LoRA-GA, LoRA-One). The factor that starts at zero still does, so the first step moves it to where it lowers the loss
-most.
+most. An F that places numbers by gradients gets the positions of each group.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.from_base import padded
+from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.gradients import Average, gradients
 from superlora_cli.adapter.initial import start_scale
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.adapter.svd import folded, singular
 
@@ -26,7 +29,7 @@ Group = tuple[Bucket, int]
 
 
 def inform(model: nn.Module, adapter: SuperLora, passes: Callable[[], None], *, average: Average | None = None) -> None:
-    """Start the active `adapter` of `model` from the gradients of some batches.
+    """Give the active `adapter` of `model` the start, or the positions, that the gradients of some batches say.
 
     The gradients of the weights are taken part by part, so that never more than `HELD` elements are held. No gradient
     remains afterwards.
@@ -39,9 +42,13 @@ def inform(model: nn.Module, adapter: SuperLora, passes: Callable[[], None], *, 
         RunError: there is no gradient, or it is not finite.
     """
     for part in _parts(adapter.plan):
-        for (bucket, group), tensor in _folded(model, adapter, part, passes, average):
-            if tensor.any():  # else it keeps its start
-                _start(adapter, bucket, bucket.members.index(group), tensor)
+        for (bucket, group), gradient in _of_groups(model, adapter, part, passes, average):
+            row = bucket.members.index(group)
+            if adapter.config.places:
+                choose = PROJECTIONS[adapter.config.projection].choose
+                adapter.positions[bucket.positions][row] = choose(gradient, bucket.shape.n_in)
+            elif gradient.any():  # else it keeps its start
+                _start(adapter, bucket, row, folded(bucket, gradient))
 
 
 def _parts(plan: Plan) -> Iterator[list[Group]]:
@@ -68,30 +75,31 @@ def _touched(plan: Plan, part: Sequence[Group]) -> range:
     return range(before, 1 + sum(end < plan.starts[last] + bucket.shape.n_out for end in ends[:-1]))
 
 
-def _folded(
+def _of_groups(
     model: nn.Module,
     adapter: SuperLora,
     part: Sequence[Group],
     passes: Callable[[], None],
     average: Average | None,
 ) -> Iterator[tuple[Group, Tensor]]:
-    """The gradient of every group, folded."""
+    """The gradient of every group on the CPU, (n_out,), zero where its elements belong to no weight."""
     plan, touched = adapter.plan, _touched(adapter.plan, part)
+    with torch.no_grad():
+        frozen = adapter.not_trained()
     found = gradients(model, [adapter.targets[index] for index in touched], passes, average)
-    found = [_of_made(adapter, index, gradient) for index, gradient in zip(touched, found, strict=True)]
+    found = [_of_made(plan, frozen, index, gradient) for index, gradient in zip(touched, found, strict=True)]
     before = sum(x.elements for x in plan.made[: touched.start])
     vector = torch.cat([gradient.flatten().cpu() for gradient in found])
     del found
     for bucket, group in part:
-        yield (bucket, group), folded(bucket, vector[plan.starts[group] - before :])
+        yield (bucket, group), padded(vector[plan.starts[group] - before :], bucket.shape.n_out)
 
 
-def _of_made(adapter: SuperLora, index: int, gradient: Tensor) -> Tensor:
+def _of_made(plan: Plan, frozen: Frozen, index: int, gradient: Tensor) -> Tensor:
     """The gradient of what the units make for a target, from that of ΔW."""
-    frozen = adapter.not_trained()
     if not frozen.product.takes_weight:
         return gradient
-    x = adapter.plan.made[index]
+    x = plan.made[index]
     at = gradient.new_zeros(x.rows, x.columns).requires_grad_()
     (found,) = torch.autograd.grad(frozen.product.delta(at, frozen.weights[index].to(gradient)), at, gradient)
     return found

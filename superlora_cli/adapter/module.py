@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from superlora_cli.adapter import factored
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import deltas
-from superlora_cli.adapter.from_base import from_base
+from superlora_cli.adapter.from_base import FromBase, from_base, with_positions
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
@@ -25,6 +25,8 @@ from superlora_cli.adapter.shown import Warned
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Update
 from superlora_cli.errors import RunError, UsageError
+
+UNCHOSEN = -1
 
 
 class SuperLora(nn.Module):
@@ -69,6 +71,9 @@ class SuperLora(nn.Module):
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
         self._from_base = from_base(self.plan, base)
         self._frozen: Frozen | None = None
+        for key, shape in self.plan.positions.items():
+            self.factors.register_buffer(key, torch.full(shape, UNCHOSEN, device="cpu"))
+        self._placed = not self.positions or any(weight.is_meta for weight in base or ())
 
     @property
     def params(self) -> int:
@@ -113,14 +118,40 @@ class SuperLora(nn.Module):
         return self.not_trained().factors(self.plan, dict(self.factors.items()))
 
     def not_trained(self) -> Frozen:
-        """F, F_in and the frozen factors, on the device and in the dtype of the trained ones."""
+        """F, F_in and the frozen factors, on the device and in the dtype of the trained ones.
+
+        Raises:
+            UsageError: the factors are trained before their positions are chosen.
+        """
         one = next(iter(self.factors.values()))
         frozen = self._frozen  # another thread may create it at the same time
         if frozen is None or (frozen.device, frozen.dtype) != (one.device, one.dtype):
+            placed = self.is_placed
+            if not placed and one.requires_grad and torch.is_grad_enabled():
+                raise UsageError("its positions come from the first gradients, which it has not seen", where="adapter.projection",
+                                 hint="superlora_cli.adapter.informed.inform(model, adapter, passes)")  # fmt: skip
             with lasting(one.device):
-                frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self._from_base)
-            self._frozen = frozen
+                frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self.from_base)
+            self._frozen = frozen if placed else None
         return frozen
+
+    @property
+    def positions(self) -> dict[str, Tensor]:
+        """Where F places the numbers of each bucket, (groups, n_in), if that is stored: in the file, and in the state
+        of the model beside the factors."""
+        return dict(self.factors.named_buffers())
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the positions are chosen."""
+        self._placed = self._placed or all(bool((places != UNCHOSEN).all()) for places in self.positions.values())
+        return self._placed
+
+    @property
+    def from_base(self) -> FromBase | None:
+        """What is taken from the base, and the positions; the first ones until they are chosen."""
+        first = {name: torch.arange(places.shape[1]).expand_as(places) for name, places in self.positions.items()}
+        return with_positions(self._from_base, self.plan, self.positions if self.is_placed else first)
 
     def trained(self) -> tuple[Tensor, ...]:
         """The current factors: `torch.func.functional_call` replaces them temporarily."""

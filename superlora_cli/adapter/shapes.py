@@ -181,6 +181,11 @@ class Bucket:
         return {unit.name(part): shape for unit in self.units for part, shape in unit.trained.items()}
 
     @property
+    def positions(self) -> str:
+        """The name of the positions of its groups' numbers, where a file stores them."""
+        return f"b{self.number}_positions"
+
+    @property
     def zeroed(self) -> str:
         """The name of the tensor that starts at zero."""
         k, part = self.shape.zeroed
@@ -266,10 +271,30 @@ class Plan:
         return sum(math.prod(shape) for shape in self.tensors.values())
 
     @property
+    def positions(self) -> dict[str, tuple[int, int]]:
+        """The positions that a file stores, of each bucket: name → (groups, n_in)."""
+        placed = self.buckets if self.config.places else ()
+        return {bucket.positions: (len(bucket.members), bucket.shape.n_in) for bucket in placed}
+
+    @property
+    def packed_positions(self) -> dict[str, tuple[int, int]]:
+        """The same as they are stored: name → (groups, bytes)."""
+        placed = self.buckets if self.config.places else ()
+        return {
+            bucket.positions: (len(bucket.members), position_bytes(bucket.shape.n_in, bucket.shape.n_out))
+            for bucket in placed
+        }
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of the stored positions."""
+        return sum(math.prod(shape) for shape in self.packed_positions.values())
+
+    @property
     def bytes(self) -> int:
-        """Bytes of these numbers in a file, and of their scales where it has some."""
+        """Bytes of these numbers in a file, and of their scales and positions where it has some."""
         numbers = sum(number_bytes(shape, self.config.bits) for shape in self.tensors.values())
-        return numbers + 4 * len(self.config.scales)
+        return numbers + 4 * len(self.config.scales) + self.position_bytes
 
 
 def number_bytes(shape: tuple[int, ...], bits: int | None) -> int:
@@ -279,3 +304,23 @@ def number_bytes(shape: tuple[int, ...], bits: int | None) -> int:
     (8, 60)
     """
     return -(-math.prod(shape) * (bits or 32) // 8)
+
+
+def position_bits(k: int, n: int) -> tuple[int, int]:
+    """Of `k` packed positions below `n`: the low bits of each, and the length of the upper row (`adapter.positions`).
+
+    >>> position_bits(3, 10)
+    (1, 8)
+    """
+    low = max(0, (n // k).bit_length() - 1)
+    return low, k + ((n - 1) >> low) + 1
+
+
+def position_bytes(k: int, n: int) -> int:
+    """Bytes of `k` packed positions below `n`.
+
+    >>> position_bytes(5899, 768 * 768)  # ratio 0.01: 8.6 bits each
+    6318
+    """
+    low, upper = position_bits(k, n)
+    return -(-(low * k + upper) // 8)

@@ -20,6 +20,8 @@ from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.header import FORMAT_VERSIONS, Header, sealed, unsealed
 from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.positions import pack as pack_positions
+from superlora_cli.adapter.positions import unpack as unpack_positions
 from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
 from superlora_cli.adapter.shapes import Plan, number_bytes
 from superlora_cli.adapter.targets import Target
@@ -30,7 +32,7 @@ from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import IMPORT, recognise
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-HEAD, ALSO = "head.", "also."
+HEAD, ALSO, PLACES = "head.", "also.", "_positions"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -50,6 +52,7 @@ class StoredAdapter:
         also: the same for the tensors that the knob `also` trains.
         classes: names of the model's output classes, in order; () if they are just numbered.
         origin: for an adapter not trained by a run: its source, and the relative error of every target.
+        positions: of the numbers that F places by gradients, as `positions.pack`.
     """
 
     config: AdapterConfig
@@ -63,6 +66,7 @@ class StoredAdapter:
     classes: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
     also: Mapping[str, Tensor] = field(default_factory=dict)
+    positions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,14 +79,17 @@ class StoredAdapter:
         base: tuple[str, str, str],
         recipe: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        positions: Mapping[str, Tensor] | None = None,
         **beside: Any,
     ) -> StoredAdapter:
         """An adapter to be written.
 
         Args:
             base: its name, the SHA-256 of its target slices, and their dtype.
+            positions: those of `SuperLora.positions`, chosen.
             **beside: head, also, classes, origin.
         """
+        layout = plan(config, [target.flat for target in targets])
         named = dict(zip(("name", "sha256", "dtype"), base, strict=True))
         return cls(
             config,
@@ -91,7 +98,12 @@ class StoredAdapter:
             named,
             recipe or {},
             metrics or {},
-            as_stored(plan(config, [target.flat for target in targets]), factors),
+            as_stored(layout, factors),
+            positions={
+                bucket.positions: pack_positions(positions[bucket.positions], bucket.shape.n_out)
+                for bucket in layout.buckets
+                if positions
+            },
             **beside,
         )
 
@@ -102,9 +114,14 @@ class StoredAdapter:
 
     @property
     def number_bytes(self) -> int:
-        """Bytes of the factors' numbers, and of their scales where the file has some."""
+        """Bytes of the factors' numbers, and of their scales and positions where the file has some."""
         numbers = sum(number_bytes(tuple(tensor.shape), self.config.bits) for tensor in self.factors.values())
-        return numbers + 4 * len(self.config.scales)
+        return numbers + 4 * len(self.config.scales) + self.position_bytes
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of the stored positions."""
+        return sum(packed.numel() for packed in self.positions.values())
 
     def to_bytes(self) -> bytes:
         """The file in canonical form."""
@@ -114,6 +131,7 @@ class StoredAdapter:
             assert self.config.bits is not None
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             tensors = {name: pack(tensor, self.config.bits) for name, tensor in tensors.items()}
+        tensors |= self.positions
         for prefix, own in ((HEAD, self.head), (ALSO, self.also)):
             tensors |= {prefix + name: tensor.detach().cpu() for name, tensor in own.items()}
         metadata = Header(
@@ -155,11 +173,12 @@ def load(path: Path) -> StoredAdapter:
     try:
         said = Header.read(metadata)
         factors = {name: tensor for name, tensor in tensors.items() if not name.startswith((HEAD, ALSO))}
+        positions = {name: factors.pop(name) for name in list(factors) if said.config.places and name.endswith(PLACES)}
         if said.config.has_levels:
             assert said.config.bits is not None
             factors = {name: unpack(t, said.config.bits, said.shapes[name]) for name, t in factors.items()}
         for name, tensor in tensors.items():
-            if not (said.config.has_levels and name in factors):
+            if not ((said.config.has_levels and name in factors) or name in positions):
                 _check_numbers(name, tensor, path)
         return StoredAdapter(
             config=said.config,
@@ -173,6 +192,7 @@ def load(path: Path) -> StoredAdapter:
             also={name.removeprefix(ALSO): t for name, t in tensors.items() if name.startswith(ALSO)},
             classes=tuple(said.classes),
             origin=said.origin,
+            positions=positions,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"damaged metadata: {error}", where=str(path), hint="copy or train it again") from None
@@ -199,6 +219,21 @@ def restore(adapter: SuperLora, stored: StoredAdapter, *, where: str) -> None:
     with torch.no_grad():
         for name, tensor in as_trained(adapter.plan, stored.factors).items():
             adapter.factors[name].copy_(tensor)
+        for name, positions in as_placed(adapter.plan, stored, where=where).items():
+            adapter.positions[name].copy_(positions)
+
+
+def as_placed(plan: Plan, stored: StoredAdapter, *, where: str) -> dict[str, Tensor]:
+    """The positions (groups, n_in) of each bucket, where F places the numbers by gradients.
+
+    Raises:
+        MismatchError: they do not fit the knobs.
+    """
+    try:
+        shapes = {bucket.positions: bucket.shape for bucket in plan.buckets if stored.positions}
+        return {name: unpack_positions(stored.positions[name], own.n_in, own.n_out) for name, own in shapes.items()}
+    except ValueError as error:
+        raise MismatchError(f"positions do not fit the knobs: {error}", where=where) from None
 
 
 def check_beside(model: nn.Module, stored: StoredAdapter, *, where: str, other_classes: bool = False) -> None:
@@ -235,12 +270,12 @@ def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
     Raises:
         MismatchError: names the first.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored.factors.items()}
-    if shapes != plan.tensors:
-        wrong = sorted(set(shapes.items()) ^ set(plan.tensors.items()))[0]
+    shapes = {name: tuple(tensor.shape) for name, tensor in {**stored.factors, **stored.positions}.items()}
+    if shapes != (wanted := plan.tensors | plan.packed_positions):
+        wrong = sorted(set(shapes.items()) ^ set(wanted.items()))[0]
         raise MismatchError(f"tensor {wrong[0]} of shape {list(wrong[1])} does not fit the knobs", where=where)
-    if plan.config.scales and len(plan.config.scales) != len(shapes):
-        message = f"{len(plan.config.scales)} scales for {len(shapes)} tensors"
+    if plan.config.scales and len(plan.config.scales) != len(stored.factors):
+        message = f"{len(plan.config.scales)} scales for {len(stored.factors)} tensors"
         raise MismatchError(message, where=where, hint="copy or train it again")
 
 

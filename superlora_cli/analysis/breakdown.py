@@ -103,6 +103,9 @@ def steps(plan: Plan) -> Iterator[str]:
         )
         each = f"{count} θ of {plan.tensors[THETA][1]:,} numbers, one for {whose[config.inner.per]}"
         yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
+    if plan.positions:
+        count = sum(math.prod(shape) for shape in plan.positions.values())
+        yield f"positions: {count:,} chosen by gradients, stored in {plan.position_bytes:,} bytes"
     if config.bits is not None:
         yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"
 

@@ -51,6 +51,7 @@ def stored_bytes(
     for name, shape in plan.tensors.items():
         size = number_bytes(shape, config.bits)
         tensors.append((kind, name, (size,) if packed else shape, size))
+    tensors += [("U8", name, shape, math.prod(shape)) for name, shape in plan.packed_positions.items()]
     at = 0
     for dtype, name, shape, size in sorted(tensors, key=lambda each: (ORDER.index(each[0]), each[1])):
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}

@@ -197,7 +197,8 @@ def _show(subject: Subject, counted: Count, also: Shapes) -> None:
     rows = {
         "parameters": f"[bold]{params:,}[/]" + (f" = {' + '.join(terms)}" if terms else ""),
         "of these in cores": f"{counted.core:,}",
-        "numbers": f"of {config.bits or 32} bits, {counted.plan.bytes:,} bytes",
+        "numbers": f"of {config.bits or 32} bits, {counted.plan.bytes:,} bytes"
+        + (f", {places:,} of them for their positions" if (places := counted.plan.position_bytes) else ""),
         "trained head": head,
         "base": f"{subject.base.name}, {subject.base.params:,} parameters: "
         f"the adapter has {100 * params / subject.base.params:.3g} % of that",

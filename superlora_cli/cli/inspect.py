@@ -48,7 +48,7 @@ def command(
         "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
         "origin": dict(stored.origin),
-        "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.beside}.items()},
+        "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.positions, **stored.beside}.items()},
         "recipe": dict(stored.recipe),
     }
     if delta is not None:
@@ -64,9 +64,10 @@ def command(
         print_json(about)
         return
     metrics = stored.metrics.items()
+    places = f", {stored.position_bytes:,} of them for their positions" if stored.positions else ""
     rows = [
         ("parameters", f"{about['params']['adapter']:,} adapter, {about['params']['head']:,} head"),
-        ("numbers", f"of {about['numbers']['bits']} bits, {about['numbers']['bytes']:,} bytes"),
+        ("numbers", f"of {about['numbers']['bits']} bits, {about['numbers']['bytes']:,} bytes" + places),
         ("base", f"{stored.base['name']}  sha256 {stored.base['sha256'][:16]}…  {stored.base['dtype']}"),
         ("targets", ", ".join(stored.patterns) or "none"),
         *([("classes", _few(stored.classes))] if stored.classes else []),

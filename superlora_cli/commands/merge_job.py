@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter import store
-from superlora_cli.adapter.from_base import FromBase, from_base
+from superlora_cli.adapter.from_base import FromBase, from_base, with_positions
 from superlora_cli.adapter.in_turn import Take, in_turn
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import Read, plain_state
@@ -79,7 +79,9 @@ class Job:
         """A function that returns the next elements of the concatenated ΔW, from the first on."""
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         store.check_factors(layout, self.stored, where=str(self.file))
-        return in_turn(layout, as_trained(layout, self.stored.factors), self._from_base)
+        positions = store.as_placed(layout, self.stored, where=str(self.file))
+        taken = with_positions(self._from_base, layout, positions)
+        return in_turn(layout, as_trained(layout, self.stored.factors), taken)
 
     @cached_property
     def _from_base(self) -> FromBase | None:

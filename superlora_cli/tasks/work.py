@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 
 
-FIRST = 8  # steps whose batches `init: gradient` sees
+FIRST = 8  # steps whose batches say where an adapter starts
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,18 @@ class Work:
             yield
 
     def begin(self) -> None:
-        """With `init: gradient`: start from the gradient over the batches of the first steps.
+        """Where the adapter starts from gradients, or its numbers are placed by them: from those of the first steps.
 
         Raises:
             UsageError: the base is sharded. RunError: the gradient is not finite.
         """
         adapter, train = self.built.adapter, self.recipe.train
-        if adapter is None or adapter.config.init != "gradient":
+        if adapter is None or not adapter.config.informed:
             return
         if train.shard_base:
-            raise UsageError("init gradient with a sharded base", where="adapter.init", hint="init: unit")
+            knob, hint = ("projection", "largest") if adapter.config.places else ("init", "unit")
+            what = f"{knob} {getattr(adapter.config, knob)} with a sharded base"
+            raise UsageError(what, where=f"adapter.{knob}", hint=f"{knob}: {hint}")
 
         def passes() -> None:
             with closing(self.batches(0, min(FIRST, train.length))) as batches, self.one_step():
@@ -164,9 +166,9 @@ class Work:
         return self.built.head
 
     def buffers(self) -> dict[str, Tensor]:
-        """Running statistics of a base that is trained itself."""
+        """Running statistics of a base that is trained itself; the positions of an adapter's numbers."""
         if self.built.adapter:
-            return {}
+            return self.built.adapter.positions
         stored = self.model.state_dict()
         return {name: buffer for name, buffer in self.model.named_buffers() if name in stored}
 
@@ -256,6 +258,7 @@ class Work:
             metrics=metrics,
             head=self.head(),
             also=self.built.also,
+            positions=adapter.positions,
             classes=self.class_names,
         )
         return {ADAPTER_FILE: stored.to_bytes()}

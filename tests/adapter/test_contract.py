@@ -21,6 +21,7 @@ from superlora_cli.adapter.counting import count
 from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.in_turn import in_turn
+from superlora_cli.adapter.informed import inform
 from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import merged_rows
@@ -152,6 +153,8 @@ TARGETS = [Target(f"{block}.qkv", start, start + 12, (12, 8), False) for block i
 def adapted(name: str) -> tuple[nn.Sequential, SuperLora]:
     model = small_model()
     adapter = attach(model, TARGETS, config_of(ATTACHED[name]))
+    if adapter.config.informed:
+        inform(model, adapter, lambda: model(INPUT).square().mean().backward())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for factor in adapter.factors.values():
@@ -167,13 +170,14 @@ def test_fresh_adapter_changes_nothing(name: str) -> None:
     model = small_model()
     plain = model(INPUT)
     attach(model, TARGETS, config_of(ATTACHED[name]))
-    assert torch.equal(model(INPUT), plain)
+    with torch.no_grad():
+        assert torch.equal(model(INPUT), plain)
 
 
 def merged_by_rows(base: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
     """The base's state with ΔW added as `superlora merge` does it: some rows after the other."""
     state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    take = in_turn(adapter.plan, dict(adapter.factors.items()), adapter._from_base)
+    take = in_turn(adapter.plan, dict(adapter.factors.items()), adapter.from_base)
     for change in merged_rows(adapter.targets, take, lambda name, start, stop: state[name][start:stop]):
         state[change.name][change.row : change.row + len(change.after)] = change.after
     return state
@@ -251,6 +255,7 @@ def test_stored_and_restored_outputs_are_equal(name: str, tmp_path: Path) -> Non
         patterns=("*.qkv[q]", "*.qkv[v]"),
         base=("small", sha256, dtype),
         metrics={"accuracy": 0.5},
+        positions=adapter.positions,
     )
     file = tmp_path / "adapter.safetensors"
     stored.save(file)

@@ -16,7 +16,7 @@ from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
-from tests.adapter.variants import VARIANTS, config_of
+from tests.adapter.variants import VARIANTS, config_of, placed
 
 FILE = Path(__file__).with_name("golden.json")
 ENTRIES = 8  # of ΔW, spread evenly, beside its norm
@@ -33,6 +33,7 @@ def golden(name: str, device: str = "cpu") -> list[float]:
     if shapes.config.reads_base:
         weights = [torch.from_numpy(draw.randn(target.rows, target.columns)).float() for target in targets]
         base = from_base(shapes, weights)
+    base = placed(shapes, base)
     frozen = Frozen(shapes, device=device, dtype=torch.float64, base=base)
     made = torch.cat([delta.flatten() for delta in deltas(shapes, params, frozen)]).double().cpu().numpy()
     return [*made[np.linspace(0, len(made) - 1, ENTRIES).astype(int)].tolist(), float(np.linalg.norm(made))]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.from_base import FromBase, from_base
+from superlora_cli.adapter.from_base import FromBase, chosen, from_base, with_positions
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.targets import TargetShape
 
@@ -106,6 +106,9 @@ FROM_BASE: dict[str, dict[str, Any]] = {
     "largest weights of 2 groups, from one-hot": {
         "groups": 2, "rank": 2, "projection": "largest", "ratio": 0.5, "inner": {"dim": 5}, "rescale": False,
     },
+    "steepest elements": {"method": "shira", "projection": "steepest", "ratio": 0.2},
+    "steepest elements of all weights, of 4 bits": {"order": 1, "projection": "steepest", "ratio": 0.1, "bits": 4},
+    "steepest scales of rows": {"groups": 1, "order": 1, "multiply": "rows", "projection": "steepest", "ratio": 0.5},
 }  # fmt: skip
 
 MULTIPLIED: dict[str, dict[str, Any]] = {
@@ -225,9 +228,18 @@ def config_of(knobs: dict[str, Any]) -> AdapterConfig:
 
 
 def base_of(shapes: Plan) -> FromBase | None:
-    """What a row takes from its base: one with random weights."""
-    if not shapes.config.reads_base:
+    """What a row takes from its base, and the positions it stores: of random weights, and of gradients that are random."""
+    if not (shapes.config.reads_base or shapes.config.places):
         return None
     generator = torch.Generator().manual_seed(4)
     weights = [torch.randn(t.rows, t.columns, generator=generator) for t in shapes.targets]
-    return from_base(shapes, weights)
+    return placed(shapes, from_base(shapes, weights))
+
+
+def placed(shapes: Plan, base: FromBase | None) -> FromBase | None:
+    """With positions by random gradients where a row has such."""
+    generator = torch.Generator().manual_seed(5)
+    gradients = [torch.randn(x.rows, x.columns, generator=generator) for x in shapes.made]
+    found = chosen(shapes, gradients) if shapes.config.places else {}
+    by_bucket = {b.positions: torch.stack([found[g] for g in b.members]) for b in shapes.buckets if found}
+    return with_positions(base, shapes, by_bucket)

@@ -92,7 +92,7 @@ class Work:
     def wanted(self) -> tuple[dict[str, Tensor], Tensor]:
         """The factors after training, and what the model gives for the first batch then."""
         model, adapter = self.adapted()
-        planes, plan, targets = adapter._from_base, adapter.plan, adapter.targets
+        planes, plan, targets = adapter.from_base, adapter.plan, adapter.targets
         params = {name: factor.detach().clone().requires_grad_() for name, factor in adapter.factors.items()}
         detach(model)
         model.eval()

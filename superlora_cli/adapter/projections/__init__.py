@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from superlora_cli.table import Later, Table
 
@@ -71,13 +71,14 @@ class Projection:
         FULL_SIZE: it has N_in = N_out, so there is no ratio.
         SPECTRAL: it treats a group as a matrix, `Size.grid`.
         NONLINEAR: its slope vanishes at its zero, so ΔW is F(x) − F(x₀).
-        CHOOSES: it places its numbers at positions that `choose` finds in the base's weights, group by group.
+        CHOOSES: it places its numbers at positions that `choose` finds, group by group, in the base's `weights`, or in
+            the first `gradients`, whose positions are stored; empty for any other F.
     """
 
     FULL_SIZE = False
     SPECTRAL = False
     NONLINEAR = False
-    CHOOSES = False
+    CHOOSES: Literal["", "weights", "gradients"] = ""
 
     def held(self, size: Size) -> int:
         """Elements of its largest frozen tensor; by default N_out."""
@@ -88,7 +89,7 @@ class Projection:
         raise NotImplementedError
 
     def choose(self, weights: Tensor, count: int) -> Tensor:
-        """With `CHOOSES`: the positions (count,) of a group's numbers, from its base weights (n,)."""
+        """With `CHOOSES`: the positions (count,) of a group's numbers, from its weights or gradients (n,)."""
         raise NotImplementedError
 
 

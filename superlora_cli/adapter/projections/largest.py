@@ -9,7 +9,7 @@ from superlora_cli.adapter.projections import Draw, Place, Project, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHOOSES = True
+CHOOSES = "weights"
 
 
 def held(size: Size) -> int:
