@@ -50,7 +50,7 @@ def with_positions(base: FromBase | None, plan: Plan, positions: Mapping[str, Te
 
 
 def chosen(plan: Plan, pieces: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Group → the positions that F chooses in the elements of all targets; the first where they have no values (meta)."""
+    """Group → the positions that F chooses in all targets' elements; the first where they have no values (meta)."""
     vector = torch.cat([piece.detach().flatten() for piece in pieces])
     vector = torch.zeros(vector.shape) if vector.is_meta else vector.cpu()
     choose = PROJECTIONS[plan.config.projection].choose

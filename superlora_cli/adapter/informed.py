@@ -1,9 +1,11 @@
 """What an adapter takes from the first gradients of the weights; ΔW = 0 all the same.
 
-With `init: gradient` that is the start of its factors. Each group's gradient is folded like ΔW. The plane A_m starts as the leading singular vectors of its unfolding along
-mode m, and a dense core as the gradient in the coordinates of all planes: the higher-order SVD, for a matrix the SVD
-(LoRA-GA, LoRA-One). The factor that starts at zero still does, so the first step moves it to where it lowers the loss
-most. An F that places numbers by gradients gets the positions of each group.
+With `init: gradient` that is the start of its factors. Each group's gradient is folded like ΔW. The plane A_m starts as
+the leading singular vectors of its unfolding along mode m, and a dense core as the gradient in the coordinates of all
+planes: the higher-order SVD, for a matrix the SVD (LoRA-GA, LoRA-One). The factor that starts at zero still does, so
+the first step moves it to where it lowers the loss most.
+
+An F that places numbers by gradients gets the positions of each group.
 """
 
 from __future__ import annotations

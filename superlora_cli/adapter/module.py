@@ -128,8 +128,9 @@ class SuperLora(nn.Module):
         if frozen is None or (frozen.device, frozen.dtype) != (one.device, one.dtype):
             placed = self.is_placed
             if not placed and one.requires_grad and torch.is_grad_enabled():
-                raise UsageError("its positions come from the first gradients, which it has not seen", where="adapter.projection",
-                                 hint="superlora_cli.adapter.informed.inform(model, adapter, passes)")  # fmt: skip
+                what = "its positions come from the first gradients, which it has not seen"
+                hint = "superlora_cli.adapter.informed.inform(model, adapter, passes)"
+                raise UsageError(what, where="adapter.projection", hint=hint)
             with lasting(one.device):
                 frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self.from_base)
             self._frozen = frozen if placed else None

@@ -39,7 +39,7 @@ def unpack(packed: Tensor, k: int, n: int) -> Tensor:
     if not (bits[:, :upper].sum(1) == k).all():
         raise ValueError(f"not {k} positions")
     high = bits[:, :upper].nonzero()[1].reshape(-1, k) - np.arange(k)
-    lower = bits[:, upper:].reshape(-1, k, low).astype(np.int64) @ (1 << np.arange(low))
+    lower = bits[:, upper:].reshape(len(bits), k, low).astype(np.int64) @ (1 << np.arange(low))
     positions = (high << low) | lower
     if (np.diff(positions) <= 0).any() or (positions >= n).any():
         raise ValueError(f"not increasing positions below {n:,}")

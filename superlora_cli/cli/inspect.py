@@ -48,7 +48,9 @@ def command(
         "classes": list(stored.classes),
         "metrics": dict(stored.metrics),
         "origin": dict(stored.origin),
-        "tensors": {name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.positions, **stored.beside}.items()},
+        "tensors": {
+            name: list(tensor.shape) for name, tensor in {**stored.factors, **stored.positions, **stored.beside}.items()
+        },
         "recipe": dict(stored.recipe),
     }
     if delta is not None:

@@ -24,7 +24,7 @@ def config_of(knobs: Mapping[str, Any]) -> AdapterConfig:
     """The knobs, including `method`, of an adapter that can be fitted.
 
     Raises:
-        UsageError: a knob is wrong, it has no factors or tensors beside them, it multiplies the base, or needs gradients.
+        UsageError: a knob is wrong, it has no factors or tensors beside them, multiplies the base or needs gradients.
     """
     asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
     for knob, used, what in (

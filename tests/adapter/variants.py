@@ -228,7 +228,7 @@ def config_of(knobs: dict[str, Any]) -> AdapterConfig:
 
 
 def base_of(shapes: Plan) -> FromBase | None:
-    """What a row takes from its base, and the positions it stores: of random weights, and of gradients that are random."""
+    """What a row takes from its base, and the positions it stores: of random weights and gradients."""
     if not (shapes.config.reads_base or shapes.config.places):
         return None
     generator = torch.Generator().manual_seed(4)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.cli.test_train import lose_power, stop_at
 from tests.conftest import Cli
 from tests.makers import BASE, relative
 
@@ -20,6 +21,7 @@ SHORT = ("train.steps=3", "train.batch_size=16", "eval.every=3", "train.checkpoi
         ("vera", (), 12 * (64 + 4)),
         ("tinylora", ("adapter.rank=2",), 48),
         ("fourierft", (), 12 * 41),
+        ("shira", ("adapter.projection=steepest",), 12 * 41),
     ],
 )
 def test_training_evaluating_inspecting_and_merging(
@@ -31,10 +33,22 @@ def test_training_evaluating_inspecting_and_merging(
     assert trained["params"]["adapter"] == parameters
     again = cli("eval", out, "--json").json()
     assert again["metrics"]["accuracy"] == pytest.approx(trained["metrics"]["accuracy"])
-    assert cli("inspect", out, "--json").json()["params"]["adapter"] == parameters
+    told = cli("inspect", out, "--json").json()
+    assert told["params"]["adapter"] == parameters
     assert cli("merge", out, "--out", merged, "--json").json()["verified"]
     counted = cli("count-params", "digits_lora", *own, "--json").json()
     assert counted["adapter"] == parameters
+    assert counted["bytes"] == told["numbers"]["bytes"]
+
+
+def test_a_run_whose_positions_were_chosen_goes_on_with_them(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ("adapter.alpha=null", "adapter.rank=null", "adapter.method=shira", "adapter.projection=steepest")
+    words = ("train", "digits_lora", *own, *SHORT, "train.checkpoint_every=1", "train.threads=1")
+    assert cli(*words, "--out", "whole").code == 0
+    stop_at(monkeypatch, 3 + 2, lose_power)  # the first three are those that choose
+    assert cli(*words, "--out", "run").code == 1
+    assert cli(*words, "--out", "run", "--resume", "auto").code == 0
+    assert Path("run/adapter.safetensors").read_bytes() == Path("whole/adapter.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("method", ["tinylora", "dora"])

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, 
 
 from superlora_cli import peft_plugin
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.informed import inform
 from superlora_cli.errors import UsageError
 from superlora_cli.models.targets import expand
 from superlora_cli.peft_plugin import SuperLoraConfig
@@ -100,6 +101,20 @@ def test_frozen_tensors_are_recreated(knobs: dict[str, object], tmp_path: Path) 
     loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
     assert torch.equal(logits(loaded), adapted)
     torch.testing.assert_close(logits(loaded.merge_and_unload()), adapted, rtol=0, atol=1e-5)
+
+
+def test_positions_are_chosen_before_training_and_saved(tmp_path: Path) -> None:
+    knobs = {"method": "shira", "projection": "steepest"}
+    model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q_proj", "v_proj"], **knobs))
+    with pytest.raises(UsageError, match="its positions come from the first gradients"):
+        train(model, steps=1)
+    own = model.base_model.model
+    inform(own, own.superlora.get("default"), lambda: model(**INPUTS).loss.backward())
+    train(model, steps=2)
+    adapted = logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert torch.equal(logits(loaded), adapted)
 
 
 def test_unload_gives_the_base_back() -> None:

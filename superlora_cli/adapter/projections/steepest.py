@@ -1,4 +1,4 @@
-"""F(x) has the numbers x at the N_in elements where the group's first gradients are largest in magnitude (SHiRA-Grad)."""
+"""F(x) has the numbers x at the N_in elements where the group's first gradients are largest in magnitude."""
 
 from __future__ import annotations
 
