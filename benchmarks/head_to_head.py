@@ -38,6 +38,7 @@ from evidence import LORA, Claims, Rows, draw, finalists
 from rivals import Method, ablations, adapted, base_and_data, further, methods, newer
 from torch.nn import functional
 
+from superlora_cli.adapter.attach import adapters_of
 from superlora_cli.adapter.informed import inform
 from superlora_cli.tasks.work import FIRST
 
@@ -84,13 +85,13 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
         return functional.cross_entropy(model(images[chosen]), labels[chosen])
 
-    if knobs.get("init") == "gradient":
+    if (held := adapters_of(model)) and held.get().config.informed:
 
         def first() -> None:
             for _ in range(FIRST):
                 loss().backward()
 
-        inform(model, model.superlora.get(), first)
+        inform(model, held.get(), first)
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
     highest = [rate * factor for factor in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)

@@ -21,7 +21,7 @@ Combine = Literal["kronecker", "hadamard"]
 Left = Literal["dense", "lowrank"]
 Fold = Literal["none", "kernel", "regular", "stack"]
 Scaling = Literal["alpha_over_rank", "rslora", "alpha", "weights"]
-Init = Literal["unit", "lora", "gradient"]
+Init = Literal["unit", "lora", "gradient", "activations"]
 Execution = Literal["auto", "factored", "materialised"]
 Also = Literal["bias", "norm"]
 
@@ -205,9 +205,11 @@ class AdapterConfig:
         return PROJECTIONS[self.projection].CHOOSES == "gradients"
 
     @property
-    def informed(self) -> bool:
-        """Whether the start needs the first gradients (`informed`)."""
-        return self.init == "gradient" or self.places
+    def informed(self) -> Literal["", "gradients", "activations"]:
+        """What of the first batches the adapter starts from (`adapter.informed`)."""
+        if self.init == "activations":
+            return "activations"
+        return "gradients" if self.init == "gradient" or self.places else ""
 
     @property
     def _follows_few_directions(self) -> bool:
@@ -299,12 +301,17 @@ class AdapterConfig:
         self._check_init()
 
     def _check_init(self) -> None:
-        """Refuse a start from the gradient where no factor can be found in it, or none can be zero."""
-        shapes = {"order": self.order == 1, "splits": self.splits > 1, "terms": self.terms != 1}
-        others = {"projection": self.projects, "inner": self.inner is not None, "bits": self.has_levels}
-        for knob, used in (shapes | others).items():
-            if self.init == "gradient" and used:
-                raise refuse("init", f"init gradient with {knob} {getattr(self, knob)}", "init: unit")
+        """Refuse a start from the first batches where no factor can be found in them, or none can be zero."""
+        if self.init not in ("gradient", "activations"):
+            return
+        unfit = {"order": self.order == 1, "splits": self.splits > 1, "terms": self.terms != 1}
+        if self.init == "activations":  # A_2 must have the columns of one weight
+            unfit |= {"order": self.order != 2, "groups": self.groups != "weight", "fold": self.fold != "none"}
+            unfit |= {"multiply": self.multiplies}
+        unfit |= {"projection": self.projects, "inner": self.inner is not None, "bits": self.has_levels}
+        for knob, used in unfit.items():
+            if used:
+                raise refuse("init", f"init {self.init} with {knob} {getattr(self, knob)}", "init: unit")
 
     def _check_rank(self) -> None:
         if self.order == 1:

@@ -12,11 +12,12 @@ from superlora_cli.adapter.layers import by_module, stored_parameter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError
 
+HINT = "check the base and the data, or train in fp32"
 Average = Callable[[Tensor], object]  # replaces a tensor by its mean over all processes that train together
 
 
 def gradients(
-    model: nn.Module, targets: Sequence[Target], passes: Callable[[], None], average: Average | None = None
+    model: nn.Module, targets: Sequence[Target], passes: Callable[[], object], average: Average | None = None
 ) -> list[Tensor]:
     """The gradient of every target's rows over the backward passes in `passes`: (rows, columns), float32.
 
@@ -56,7 +57,7 @@ def gradients(
         if average:
             average(sums[target.name])
         if not torch.isfinite(sums[target.name]).all():
-            raise RunError("the first gradient is not finite", where=target.name, hint="init: unit")
+            raise RunError("the first gradient is not finite", where=target.name, hint=HINT)
     return [sums[target.name] for target in targets]
 
 

@@ -1,11 +1,13 @@
-"""What an adapter takes from the first gradients of the weights; ΔW = 0 all the same.
+"""What an adapter takes from the first batches; ΔW = 0 all the same.
 
-With `init: gradient` that is the start of its factors. Each group's gradient is folded like ΔW. The plane A_m starts as
-the leading singular vectors of its unfolding along mode m, and a dense core as the gradient in the coordinates of all
-planes: the higher-order SVD, for a matrix the SVD (LoRA-GA, LoRA-One). The factor that starts at zero still does, so
-the first step moves it to where it lowers the loss most.
+With `init: gradient` its factors start from the first gradients of the weights. Each group's gradient is folded like
+ΔW. The plane A_m starts as the leading singular vectors of its unfolding along mode m, and a dense core as the gradient
+in the coordinates of all planes: the higher-order SVD, for a matrix the SVD (LoRA-GA, LoRA-One). The factor that starts
+at zero still does, so the first step moves it to where it lowers the loss most.
 
 An F that places numbers by gradients gets the positions of each group.
+
+With `init: activations` A_2 of a weight starts as the principal components of its layer's inputs (EVA).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.activations import covariances
 from superlora_cli.adapter.from_base import padded
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.gradients import Average, gradients
@@ -24,26 +27,36 @@ from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.adapter.svd import folded, singular
+from superlora_cli.adapter.targets import TargetShape
 
-HELD = 2**28  # elements of gradients that are held at once, or those of one group if these are more
+HELD = 2**28  # elements of gradients, or covariances, that are held at once; of one group where these are more
 
 Group = tuple[Bucket, int]
 
 
-def inform(model: nn.Module, adapter: SuperLora, passes: Callable[[], None], *, average: Average | None = None) -> None:
-    """Give the active `adapter` of `model` the start, or the positions, that the gradients of some batches say.
+def inform(
+    model: nn.Module, adapter: SuperLora, passes: Callable[[], object], *, average: Average | None = None
+) -> None:
+    """Give the active `adapter` of `model` the start, or the positions, that some batches say.
 
-    The gradients of the weights are taken part by part, so that never more than `HELD` elements are held. No gradient
-    remains afterwards.
+    Gradients are taken from a part of the weights at a time, so that never more than `HELD` elements are held. No
+    gradient remains afterwards.
 
     Args:
-        passes: runs the model's forward and backward passes over the same batches at every call, one for each part.
+        passes: runs forward and backward passes over the same batches at every call, one for each part; for activations
+            forward passes are enough.
         average: replaces a tensor by its mean over all processes that train together.
 
     Raises:
-        RunError: there is no gradient, or it is not finite.
+        RunError: there are no gradients or inputs, or they are not finite.
     """
-    for part in _parts(adapter.plan):
+    if adapter.config.informed == "activations":
+        for part in _parts(adapter.plan, lambda target: target.columns**2):
+            targets = [adapter.targets[group] for _, group in part]
+            for (bucket, group), covariance in zip(part, covariances(model, targets, passes, average), strict=True):
+                _start_plane(adapter, bucket, bucket.members.index(group), covariance)
+        return
+    for part in _parts(adapter.plan, lambda target: target.elements):
         for (bucket, group), gradient in _of_groups(model, adapter, part, passes, average):
             row = bucket.members.index(group)
             if adapter.config.places:
@@ -53,13 +66,13 @@ def inform(model: nn.Module, adapter: SuperLora, passes: Callable[[], None], *, 
                 _start(adapter, bucket, row, folded(bucket, gradient))
 
 
-def _parts(plan: Plan) -> Iterator[list[Group]]:
-    """All groups in the order of the vector, in as few runs as `HELD` allows."""
+def _parts(plan: Plan, held: Callable[[TargetShape], int]) -> Iterator[list[Group]]:
+    """All groups in the order of the vector, in as few runs as `HELD` allows, where each target needs `held`."""
     part: list[Group] = []
     of = {group: bucket for bucket in plan.buckets for group in bucket.members}
     for group in sorted(of):
         longer = [*part, (of[group], group)]
-        if part and sum(plan.targets[index].elements for index in _touched(plan, longer)) > HELD:
+        if part and sum(held(plan.targets[index]) for index in _touched(plan, longer)) > HELD:
             yield part
             longer = longer[-1:]
         part = longer
@@ -81,7 +94,7 @@ def _of_groups(
     model: nn.Module,
     adapter: SuperLora,
     part: Sequence[Group],
-    passes: Callable[[], None],
+    passes: Callable[[], object],
     average: Average | None,
 ) -> Iterator[tuple[Group, Tensor]]:
     """The gradient of every group on the CPU, (n_out,), zero where its elements belong to no weight."""
@@ -128,3 +141,12 @@ def _start(adapter: SuperLora, bucket: Bucket, row: int, gradient: Tensor) -> No
         values["core"] = core * (start_scale(shape, "core") / core.square().mean().sqrt())
     for part, value in values.items():
         adapter.factors[own.name(part)][row, 0] = value.to(adapter.factors[own.name(part)])
+
+
+@torch.no_grad()
+def _start_plane(adapter: SuperLora, bucket: Bucket, row: int, covariance: Tensor) -> None:
+    """Set A_2 of one weight to the principal components of its layer's inputs."""
+    (own,) = bucket.units
+    side, rank = own.shape.sides[1], own.shape.ranks[1]
+    plane = adapter.factors[own.name("A2")]
+    plane[row, 0] = (singular(covariance, rank, scaled=False) * math.sqrt(side)).to(plane)

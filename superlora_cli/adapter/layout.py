@@ -58,9 +58,11 @@ def _check_trained(made: Plan) -> None:
     """Refuse a plan in which a group has nothing to train or to start, or θ more numbers than entries made from it."""
     if not all(bucket.shape.params for bucket in made.buckets):
         raise UsageError("nothing is left to train", where="adapter.freeze", hint="freeze fewer factors")
-    if made.config.init == "gradient" and not all(bucket.units[0].shape.informed for bucket in made.buckets):
-        what = "no factor is left to start from the gradient: the one that is trained starts at zero"
-        raise UsageError(what, where="adapter.init", hint="init: unit, or freeze fewer factors")
+    for unit in (bucket.shape.units[0] for bucket in made.buckets):
+        starts = {"gradient": unit.informed, "activations": "A2" in unit.informed}
+        if not starts.get(made.config.init, True):
+            what = f"init {made.config.init} finds no factor to start: what is trained starts at zero"
+            raise UsageError(what, where="adapter.init", hint="init: unit, or freeze fewer factors")
     for piece in made.pieces:
         if made.config.inner and sum(piece.sizes) < made.config.inner.dim:
             what = f"{made.config.inner.dim} numbers for {sum(piece.sizes)} entries of {', '.join(piece.tensors)}"

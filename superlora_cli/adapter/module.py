@@ -67,6 +67,9 @@ class SuperLora(nn.Module):
         self.head: dict[str, Tensor] = {}
         self.also: dict[str, Tensor] = {}
         self.plan: Plan = plan(config, [target.flat for target in targets])
+        if config.init == "activations" and not plain:
+            what = "init activations, but a target is not a plain nn.Linear"
+            raise UsageError(what, where="adapter.init", hint="init: gradient or unit")
         self.factored = self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
         self._from_base = from_base(self.plan, base)

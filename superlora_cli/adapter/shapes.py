@@ -73,7 +73,7 @@ class UnitShape:
 
     @property
     def informed(self) -> tuple[str, ...]:
-        """What `init: gradient` starts: the trained planes, and a core that every mode has to itself, but for `zeroed`.
+        """What the first batches can start: the trained planes, and a core with every mode to itself, but for `zeroed`.
 
         >>> UnitShape((8, 8), (2, 2), "dense").informed, UnitShape((8, 8), (2, 2), "identity").informed
         (('core', 'A2'), ('A2',))
@@ -273,16 +273,15 @@ class Plan:
     @property
     def positions(self) -> dict[str, tuple[int, int]]:
         """The positions that a file stores, of each bucket: name → (groups, n_in)."""
-        placed = self.buckets if self.config.places else ()
-        return {bucket.positions: (len(bucket.members), bucket.shape.n_in) for bucket in placed}
+        return {b.positions: (len(b.members), b.shape.n_in) for b in self.buckets if self.config.places}
 
     @property
     def packed_positions(self) -> dict[str, tuple[int, int]]:
         """The same as they are stored: name → (groups, bytes)."""
-        placed = self.buckets if self.config.places else ()
         return {
-            bucket.positions: (len(bucket.members), position_bytes(bucket.shape.n_in, bucket.shape.n_out))
-            for bucket in placed
+            b.positions: (len(b.members), position_bytes(b.shape.n_in, b.shape.n_out))
+            for b in self.buckets
+            if self.config.places
         }
 
     @property

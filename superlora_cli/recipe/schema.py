@@ -245,8 +245,8 @@ class AdapterSection(Section):
     )
     init: Init | None = Field(
         None,
-        description="`unit`: factors with entries of unit scale; `lora`: Kaiming; `gradient`: singular vectors of the "
-        "weights' gradient over the images of the first 8 steps.",
+        description="`unit`: factors with entries of unit scale; `lora`: Kaiming; over the images of the first 8 steps "
+        "`gradient`: singular vectors of the weights' gradient, `activations`: principal components of their inputs.",
     )
     execution: Execution | None = Field(
         None, description="Compute through the factors, through ΔW, or whichever is cheaper."

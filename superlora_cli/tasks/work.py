@@ -128,15 +128,15 @@ class Work:
             yield
 
     def begin(self) -> None:
-        """Where the adapter starts from gradients, or its numbers are placed by them: from those of the first steps.
+        """Start the adapter from what the batches of the first steps say, where its knobs ask for that.
 
         Raises:
-            UsageError: the base is sharded. RunError: the gradient is not finite.
+            UsageError: the base is sharded. RunError: a gradient or an input is not finite.
         """
         adapter, train = self.built.adapter, self.recipe.train
         if adapter is None or not adapter.config.informed:
             return
-        if train.shard_base:
+        if train.shard_base and adapter.config.informed == "gradients":
             knob, hint = ("projection", "largest") if adapter.config.places else ("init", "unit")
             what = f"{knob} {getattr(adapter.config, knob)} with a sharded base"
             raise UsageError(what, where=f"adapter.{knob}", hint=f"{knob}: {hint}")
@@ -146,7 +146,8 @@ class Work:
                 for batch in batches:
                     with self.processes.autocast():
                         loss = self.loss(batch)
-                    loss.backward()
+                    if adapter.config.informed == "gradients":
+                        loss.backward()
 
         inform(self.model, adapter, passes, average=lambda tensor: self.processes.average([tensor], stop=False))
 

@@ -158,8 +158,66 @@ def test_without_a_backward_pass_there_is_no_start() -> None:
 
 @pytest.mark.parametrize("knobs", [{"method": "lora_xs"}, {"method": "lora", "freeze": ["A2"]}, {"method": "vera"}])
 def test_where_all_that_is_trained_starts_at_zero_it_is_refused(knobs: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="no factor is left to start from the gradient"):
+    with pytest.raises(UsageError, match="init gradient finds no factor to start"):
         adapted(**knobs, init="gradient")
+
+
+def test_activations_start_a_plane_as_the_principal_components_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(informed, "HELD", 1)
+    model, adapter = adapted(method="lora", init="activations")
+    before, inputs = model(X), model[1](model[0](X)).detach()
+    calls: list[Tensor] = []
+
+    def passes() -> None:
+        calls.extend(model(half) for half in X.split(16))
+
+    inform(model, adapter, passes)
+    assert len(calls) == 2 * 2  # both halves, weight by weight
+    assert torch.equal(model(X), before)
+    _, _, vh = torch.linalg.svd(inputs - inputs.mean(0))
+    plane = next(factor for name, factor in adapter.factors.items() if factor.shape[2:] == (8, 2) and "A2" in name)
+    torch.testing.assert_close((vh[:2] @ plane[-1, 0]).abs(), 8**0.5 * torch.eye(2), atol=1e-3, rtol=0)
+    loss(model).backward()
+    assert all(factor.grad.any() for name, factor in adapter.factors.items() if "A1" in name)
+
+
+def test_inputs_are_summed_in_full_precision_under_autocast() -> None:
+    planes = []
+    for half in (False, True):
+        model, adapter = adapted(method="lora", init="activations")
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            inform(model, adapter, lambda model=model: model(X))
+        planes.append(adapter.factors["b0_k1_A2"])  # of the first layer, whose inputs are not rounded
+    torch.testing.assert_close(*planes, rtol=0, atol=1e-5)
+
+
+def test_without_inputs_there_is_no_start() -> None:
+    model, adapter = adapted(method="lora", init="activations")
+    with pytest.raises(RunError, match="got no inputs"):
+        inform(model, adapter, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "why"),
+    [
+        ({"method": "lorta"}, "init activations with order 3"),
+        ({"groups": 1}, "init activations with groups 1"),
+        ({"groups": "weight"}, "init activations with fold regular"),
+        ({"method": "hira"}, "init activations with multiply elementwise"),
+        ({"method": "lora", "freeze": ["A1"]}, "init activations finds no factor to start"),
+        ({"method": "lora", "rank": [2, "full"]}, "init activations finds no factor to start"),
+    ],
+    ids=str,
+)
+def test_activations_start_the_planes_of_single_weights_only(knobs: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        adapted(**knobs, init="activations")
+
+
+def test_activations_are_those_of_linear_layers() -> None:
+    with pytest.raises(UsageError, match=r"not a plain nn\.Linear"):
+        attach(nn.Conv2d(3, 4, 1), [Target("", 0, 4, (4, 3, 1, 1), True)], config_of({"method": "lora", "rank": 1,
+               "init": "activations"}))  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "dense in 3 groups": {"order": 1, "groups": 3},
     "lora": {"method": "lora", "rank": 2},
     "lora, Kaiming": {"method": "lora", "rank": 2, "init": "lora"},
+    "lora, from activations": {"method": "lora", "rank": 2, "init": "activations"},
+    "2D regular, from gradients": {"rank": 2, "init": "gradient"},
     "lora, alpha": {"method": "lora", "rank": 2, "alpha": 8.0},
     "lora, rslora": {"method": "lora", "rank": 3, "alpha": 8.0, "scaling": "rslora"},
     "lora with a core": {"method": "lora", "rank": 2, "core": "dense"},

@@ -22,6 +22,7 @@ SHORT = ("train.steps=3", "train.batch_size=16", "eval.every=3", "train.checkpoi
         ("tinylora", ("adapter.rank=2",), 48),
         ("fourierft", (), 12 * 41),
         ("shira", ("adapter.projection=steepest",), 12 * 41),
+        ("lora", ("adapter.rank=1", "adapter.init=activations"), 12 * 128),
     ],
 )
 def test_training_evaluating_inspecting_and_merging(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import peft
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import superlora_cli
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.from_base import from_base
 from superlora_cli.adapter.frozen import Frozen
+from superlora_cli.adapter.informed import inform
 from superlora_cli.adapter.layout import Plan, plan
 from superlora_cli.adapter.prng import random_state
 from superlora_cli.adapter.projections import Size
@@ -259,3 +262,27 @@ def test_numbers_at_the_largest_weights_are_pefts() -> None:
     own = ours("shira", projection="largest", ratio=0.0989, rescale=False)  # 38 of 384 elements
     values = torch.stack([layer.supertuning_values["default"].detach() for layer in layers])
     assert_merged_alike(own, {"b0_k1_core": values[:, None]}, layers)
+
+
+def test_principal_components_of_inputs_are_pefts_eva() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(64, 24, generator=generator) * 0.7 ** torch.arange(24) + 1
+    model = nn.Sequential(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 8))
+    mine = copy.deepcopy(model)
+    adapter = superlora_cli.attach(mine, ["0", "2"], "lora", rank=3, init="activations")
+    inform(mine, adapter, lambda: mine(x).sum().backward())
+    settings = {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=1.0)}
+    their = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["0", "2"], **settings))
+    peft.initialize_lora_eva_weights(
+        their,
+        [{"x": x}] * 4,
+        forward_fn=lambda model, batch: model(batch["x"]),
+        prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=None,
+        show_progress_bar=False,
+    )
+    for number, name in enumerate(("0", "2")):
+        rows = their.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.detach()  # orthonormal
+        plane = adapter.factors[f"b{number}_k1_A2"].detach()[0, 0]
+        own = plane / len(plane) ** 0.5
+        torch.testing.assert_close(own @ own.T, rows.T @ rows, rtol=0, atol=1e-5)

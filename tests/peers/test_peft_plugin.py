@@ -109,7 +109,11 @@ def test_positions_are_chosen_before_training_and_saved(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its positions come from the first gradients"):
         train(model, steps=1)
     own = model.base_model.model
-    inform(own, own.superlora.get("default"), lambda: model(**INPUTS).loss.backward())
+
+    def passes() -> None:
+        model(**INPUTS).loss.backward()
+
+    inform(own, own.superlora.get("default"), passes)
     train(model, steps=2)
     adapted = logits(model)
     model.save_pretrained(tmp_path)

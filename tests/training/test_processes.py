@@ -124,6 +124,26 @@ def test_two_processes_train_numbers_of_a_few_bits(cli: Cli, commands: Commands)
         assert moved.float().mean() <= 0.1
 
 
+PLAIN = ("adapter.method=lora", "adapter.order=null", "adapter.core=null", "adapter.rank=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        (*PLAIN, "adapter.init=activations"),
+        (*PLAIN, "adapter.method=shira", "adapter.projection=steepest"),
+    ],
+    ids=lambda knobs: knobs[-1],
+)
+def test_two_processes_start_from_the_same_first_batches(knobs: tuple[str, ...], cli: Cli, commands: Commands) -> None:
+    knobs = (*knobs, "train.steps=2", "eval.every=2", "--quiet")
+    assert cli("train", *QUICK, *knobs, "--out", "one").code == 0
+    result = together(commands, "train", *HALF, *knobs, "--out", "two")
+    assert result.code == 0, result.err
+    assert_same_adapter(Path("two"), Path("one"), atol=1e-4)
+
+
 def share_held() -> None:
     """In place of a command: tell how much of the base this process holds, and whether it has the whole adapter."""
     recipe = load_recipe("quickstart", ["train.shard_base=true", "train.device=cpu"])
