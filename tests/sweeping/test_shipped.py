@@ -60,6 +60,7 @@ def test_every_shipped_sweep_is_planned(name: str) -> None:
     assert most in (None, max(counts))
     assert name not in PUBLISHED or PUBLISHED[name] in counts
     assert all(count > 0 for count in counts) or name in SUITES  # which have the linear probe
+    assert {run.recipe.train.optimizer.finds for run in runs} == {name in SUITES}
     if name.startswith("digits_"):
         assert not found.impossible
         points = {(run.name, *map(str, run.overrides.items())) for run in runs}
