@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 LARGE_ERROR = 0.05  # of an approximated ΔW, relative to its norm
+ROUNDING = 1e-5  # of an exact one, in float32
 ENOUGH_ENERGY = f"--energy {1 - LARGE_ERROR**2:g}"  # keeps the error below that
 
 
@@ -69,7 +70,8 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, shown: int = 12) -> None:
-    """Print the relative Frobenius error of every approximated weight, with its rank if it has one.
+    """Print the relative Frobenius error of every approximated weight, with its rank if it has one; one line where all
+    are exact.
 
     Args:
         weights: a row per weight: `name`, `error` and possibly `rank`.
@@ -80,6 +82,11 @@ def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, 
     from rich.table import Table
     from rich.text import Text
 
+    most = max((row["error"] for row in weights), default=0.0)
+    if most <= ROUNDING:
+        if speaks():
+            sys.stdout.write(f"ΔW of all {len(weights)} weights is exact: relative error at most {most:.1g}\n")
+        return
     worst = sorted(weights, key=lambda row: -row["error"])[:shown] if len(weights) > shown else weights
     ranked = any("rank" in row for row in weights)
     title = f"relative error of ΔW, the worst {shown} of {len(weights)}" if len(worst) < len(weights) else None

@@ -115,6 +115,8 @@ def _show_result(result: dict[str, Any]) -> None:
     split = result["selected_on"]
     best = f"{counts[split]:,} {called}; best, step {metrics['best_step']}"
     rows.append((f"{split} {measure}", f"{metrics[f'val_{measure}']:.4f} ({best})"))
+    if "found_rate" in result:
+        rows.append(("learning rate found", f"{result['found_rate']:g}"))
     if result.get("ended_early"):
         rows.append(("ended early", f"at step {result['steps']}, by train.patience"))
     if "adapter" in result:

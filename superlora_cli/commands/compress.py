@@ -115,9 +115,8 @@ def _tuned(
 ) -> StoredAdapter:
     """The adapter after some training steps, which start from the numbers before quantising."""
     train = built.recipe.train
-    assert train.optimizer.lr is not None
-    optimizer = train.optimizer.model_copy(update={"lr": share * train.optimizer.lr})
-    train = train.model_copy(update={"steps": steps, "epochs": None, "ema": None, "optimizer": optimizer})
+    train = train.at_rate(share * train.optimizer.rate)
+    train = train.model_copy(update={"steps": steps, "epochs": None, "ema": None})
     built = replace(built, recipe=built.recipe.model_copy(update={"train": train}))
     adapter = built.adapter
     assert adapter is not None

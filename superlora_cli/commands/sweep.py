@@ -117,6 +117,7 @@ def seconds_per_step(recipe: Recipe) -> float:
     """Time of one training step of a recipe on this machine, estimated from a few steps."""
     few = recipe.to_dict()
     few["train"] |= {"steps": STEPS, "epochs": None, "patience": None, "checkpoint_every": STEPS, "checkpoint_at": []}
+    few["train"]["optimizer"] |= {"lr": 0.0}  # no rate has to be found
     few["eval"] |= {"every": STEPS}
     short, quiet = recipe_from_dict(few, "sweep"), Console(file=io.StringIO())
     with tempfile.TemporaryDirectory(prefix="superlora-") as folder, RunFolder(Path(folder) / "run").opened() as run:

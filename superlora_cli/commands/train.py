@@ -15,6 +15,7 @@ from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.progress import doing, hushed
+from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml, read_yaml
 from superlora_cli.tasks import TASKS, task_of
@@ -25,6 +26,7 @@ from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
 from superlora_cli.training.optim import make_optimizer
 from superlora_cli.training.processes import Processes
+from superlora_cli.training.rates import STEPS, range_test
 from superlora_cli.training.run import RunFolder, environment
 from superlora_cli.training.trackers import check_trackers, start_trackers
 
@@ -69,9 +71,10 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 def _memory(built: Built) -> dict[str, int]:
     """Memory of one training step in bytes, by purpose."""
     train = built.recipe.train
+    optimizer = train.at_rate(0.0).optimizer  # no rate has been found yet where it is to be
     batch, loss = task_of(built.recipe).rehearsal(built)
     return step_memory(
-        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
+        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, [])
     )
 
 
@@ -93,10 +96,9 @@ def train_run(
         until: pause after this step, if it is not the last one.
 
     Returns:
-        status, run, adapter (or model), params, steps, ended_early (with `train.patience`), metrics, images or texts
-        (per split), selected_on, seconds, images_per_second (or another
-        unit), seconds_per_step, data_wait (a fraction), peak_memory (bytes), bytes (of the
-        file), and warnings, if any.
+        status, run, adapter (or model), params, found_rate (with `lr: find`), steps, ended_early (with
+        `train.patience`), metrics, images or texts (per split), selected_on, seconds, images_per_second (or another
+        unit), seconds_per_step, data_wait (a fraction), peak_memory (bytes), bytes (of the file), and warnings, if any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json records it too.
@@ -132,7 +134,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = settled(recipe, _rule(run if resume else None))
+    recipe = _as_started(recipe, run) if resume else settled(recipe)
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     with doing(console, f"building {recipe.model.name}", quiet=quiet):
@@ -148,8 +150,15 @@ def _train(
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
+    found = run.about().get("found_rate") if resume else None
+    if found != recipe.train.optimizer.lr:
+        found = None  # it was changed since
     if resume is None:
         task.begin()
+        if recipe.train.optimizer.finds:
+            display = Display(console, steps=STEPS, start=0, quiet=quiet)
+            found = range_test(task, recipe.train, processes, display).proposed
+            recipe = task.recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found)})
     learner, at = ready(task, recipe.train, processes, resume)  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""
@@ -157,14 +166,16 @@ def _train(
         display.say(line)
     run.sweep() if resume else run.clear()
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
-                 environment=environment() | processes.describe(), data=task.splits.fingerprint)  # fmt: skip
+                 environment=environment() | processes.describe(), data=task.splits.fingerprint,
+                 **({} if found is None else {"found_rate": found}))  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:
         start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-    for line in filter(None, (title, built.base.note, *task.splits.notes)):
+    told = None if found is None else f"learning rate {found:g}, found by a range test"
+    for line in filter(None, (title, told, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)
@@ -185,6 +196,7 @@ def _train(
         "run": str(run.path),
         name.partition(".")[0]: str(run.path / name),
         "params": params,
+        **({} if found is None else {"found_rate": found}),
         "steps": at.step,
         **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
@@ -197,12 +209,14 @@ def _train(
     }
 
 
-def _rule(resumed: RunFolder | None) -> str:
-    """The rule for holding out images: that of the resumed run, else `content`."""
-    if resumed and (resumed.path / "recipe.yaml").is_file():
-        found: str = (read_yaml(resumed.path / "recipe.yaml").data.get("data") or {}).get("split", "shuffle")
-        return found
-    return "content"
+def _as_started(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found."""
+    file = run.path / "recipe.yaml"
+    if not file.is_file():
+        return settled(recipe)
+    if recipe.train.optimizer.finds:
+        recipe = recipe.model_copy(update={"train": recipe.train.at_rate(load_recipe(file).train.optimizer.rate)})
+    return settled(recipe, (read_yaml(file).data.get("data") or {}).get("split", "shuffle"))
 
 
 def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:

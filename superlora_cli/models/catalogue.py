@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superlora_cli.adapter.targets import TargetShape
 from superlora_cli.errors import UsageError, did_you_mean
-from superlora_cli.models.descriptions import DENOISERS, DESCRIPTIONS
+from superlora_cli.models.descriptions import DENOISERS, DESCRIPTIONS, REPOSITORIES
 from superlora_cli.models.embedded import EMBEDDED, LANGUAGE, PIPELINES
 from superlora_cli.models.language_shapes import SHAPES
 from superlora_cli.models.parts import Part, chosen, parts_of
@@ -110,12 +110,15 @@ def find(name: str, kwargs: Mapping[str, Any] | None = None) -> Base:
     """The base `name`, from the catalogue, else built by timm without memory for its weights, with a notice.
 
     Args:
-        name: an architecture, with or without `.tag`.
+        name: an architecture, with or without `.tag`, or a pipeline of the hub, of which only the denoiser is known.
         kwargs: further arguments of `timm.create_model`.
 
     Raises:
         UsageError: the name is unknown; the hint suggests a similar one.
     """
+    known = REPOSITORIES.get(name.partition("@")[0])
+    if known and not set(kwargs or ()) - {"torch_dtype"}:
+        return replace(find(known), name=name)
     architecture, _, tag = (name, "", "") if name in _lines() else name.partition(".")  # `sd-1.5` has no tag 5
     line = _lines().get(architecture)
     if line and not kwargs:

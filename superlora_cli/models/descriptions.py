@@ -130,6 +130,15 @@ DENOISERS: dict[str, tuple[str, dict[str, Any]]] = {  # of text-to-image pipelin
         {"sample_size": 128, "caption_channels": 4096, "use_additional_conditions": False},
     ),
 }
+REPOSITORIES = {  # whose denoiser has these shapes: of the hub → name above
+    "diffusers:stable-diffusion-v1-5/stable-diffusion-v1-5": "sd-1.5",
+    "diffusers:stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "diffusers:stabilityai/stable-diffusion-3.5-medium": "sd3.5-medium",
+    "diffusers:black-forest-labs/FLUX.1-dev": "flux.1-dev",
+    "diffusers:black-forest-labs/FLUX.2-klein-base-4B": "flux.2-klein",
+    "diffusers:Tongyi-MAI/Z-Image": "z-image",
+    "diffusers:Qwen/Qwen-Image": "qwen-image",
+}
 DESCRIPTIONS: dict[str, Callable[[], Iterator[Layer]]] = {"cfg_unet": cfg_unet, "llama_7b": llama_7b}
 
 

@@ -1,7 +1,8 @@
 """Where q, k and v are in the fused weights of transformers' language models.
 
 GPT-2 stores three equal blocks of rows, which is what a weight with such a name has unless it is listed here. Some
-models have fewer keys and values than queries, and some store q, k and v of every head together.
+models have fewer keys and values than queries, some store q, k and v of every head together, and CodeGen, which was
+trained on four devices, those of every fourth of the heads, in another order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def _per_head(layer: Any) -> list[Block]:
 
 
 def _heads(layer: Any) -> int:
-    return int(layer.num_heads if hasattr(layer, "num_heads") else layer.config.num_attention_heads)
+    if hasattr(layer, "num_heads"):
+        return int(layer.num_heads)
+    return int((layer if hasattr(layer, "num_attention_heads") else layer.config).num_attention_heads)
 
 
 def _grouped(layer: Any) -> list[Block]:
@@ -36,13 +39,40 @@ def _falcon(layer: Any) -> list[Block]:
     return [("q", layer.num_heads * size), ("k", size), ("v", size)] if layer.multi_query else _per_head(layer)
 
 
+def _big_code(layer: Any) -> list[Block]:
+    if layer.is_cross_attention:
+        return [("k", layer.embed_dim), ("v", layer.embed_dim)]
+    return [("q", layer.embed_dim), *((part, layer.kv_dim) for part in "kv")] if layer.multi_query else _per_head(layer)
+
+
+def _code_gen(layer: Any) -> list[Block]:
+    return [(part, layer.embed_dim // 4) for _ in range(4) for part in "qvk"]
+
+
+def _dbrx(layer: Any) -> list[Block]:
+    size = layer.head_dim
+    return [("q", layer.num_heads * size), *((part, layer.num_key_value_heads * size) for part in "kv")]
+
+
+def _gpt2(layer: Any) -> list[Block]:
+    return [(part, layer.embed_dim) for part in ("kv" if layer.is_cross_attention else "qkv")]
+
+
 LAYOUTS: dict[str, Callable[[Any], list[Block]]] = {
     "BloomAttention": _per_head,
+    "CodeGenAttention": _code_gen,
+    "DbrxAttention": _dbrx,
     "FalconAttention": _falcon,
+    "GPT2Attention": _gpt2,
+    "GPTBigCodeAttention": _big_code,
     "GPTNeoXAttention": _per_head,
+    "GPTNeoXJapaneseAttention": _per_head,
+    "MiniMaxLightningAttention": _per_head,
+    "PersimmonAttention": _per_head,
     "Phi3Attention": _grouped,
+    "Phi4MultimodalAttention": _grouped,
 }
-NAMES = ("query_key_value", "qkv_proj")
+NAMES = ("c_attn", "query_key_value", "qkv_proj", "Wqkv")
 
 
 def rows_of(name: str, layer: Any) -> Rows:

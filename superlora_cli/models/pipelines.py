@@ -132,6 +132,14 @@ class PipelineBase(Base):
         found.set_progress_bar_config(disable=True)
         return found
 
+    def set_down(self, pipeline: Any) -> None:
+        """Move to memory what training does not need of a pipeline: its autoencoder and text encoders, unless they are
+        adapted."""
+        for name in (VAE, *self.family.encoders):
+            part = getattr(pipeline, name)
+            if part is not None and name not in self.encoders:
+                part.to("cpu")
+
 
 def placed(pipeline: Any, device: torch.device, *, offload: bool) -> Any:
     """A pipeline on a device; with `offload`, on a GPU, each part is there only while it works, and else in memory."""

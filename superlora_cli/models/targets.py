@@ -39,11 +39,6 @@ MIXED: dict[str, Callable[[Any], bool]] = {
     "timm.models.tiny_vit.Attention": lambda layer: True,
     "timm.models.vision_transformer.DiffParallelScalingBlock": lambda layer: True,
     "timm.models.vision_transformer.ParallelScalingBlock": lambda layer: True,
-    "transformers.models.codegen.modeling_codegen.CodeGenAttention": lambda layer: True,
-    "transformers.models.gpt_bigcode.modeling_gpt_bigcode.GPTBigCodeAttention": lambda layer: True,
-    "transformers.models.gpt_neox_japanese.modeling_gpt_neox_japanese.GPTNeoXJapaneseAttention": lambda layer: True,
-    "transformers.models.minimax.modeling_minimax.MiniMaxLightningAttention": lambda layer: True,
-    "transformers.models.persimmon.modeling_persimmon.PersimmonAttention": lambda layer: True,
 }
 
 

@@ -312,13 +312,24 @@ class OptimizerSection(Section):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field("AdamW", description="A class of `torch.optim`.")
-    lr: float | None = Field(
+    lr: Annotated[float, Field(ge=0)] | Literal["find"] | None = Field(
         None,
-        ge=0,
-        description="Learning rate of the adapter (of the base if there is no adapter). Default: 0.03 for an adapter "
-        "with AdamW, 0.1 with `bits` of 1 to 8; required otherwise.",
+        description="Learning rate of the adapter (of the base if there is no adapter); `find`: that of `superlora "
+        "find-rate`, which the run then records in its recipe. Default: 0.03 for an adapter with AdamW, 0.1 with "
+        "`bits` of 1 to 8; required otherwise.",
     )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
+
+    @property
+    def finds(self) -> bool:
+        """Whether a range test is to find the rate."""
+        return self.lr == "find"
+
+    @property
+    def rate(self) -> float:
+        """`lr`, which `with_defaults` filled in, and a range test where it is to be found."""
+        assert isinstance(self.lr, float)
+        return self.lr
 
 
 class SchedulerSection(Section):
@@ -386,6 +397,10 @@ class TrainSection(Section):
         """Optimizer steps, after `epochs`, if set, were converted to steps."""
         assert self.steps is not None
         return self.steps
+
+    def at_rate(self, rate: float) -> TrainSection:
+        """The same with another `optimizer.lr`."""
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": rate})})
 
 
 class EvalSection(Section):

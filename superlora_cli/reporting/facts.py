@@ -29,6 +29,7 @@ def facts(
                 "head": row.runs[0].head,
                 "bytes": [run.bytes for run in row.runs],
                 "seeds": [run.seeds[0] for run in row.runs],
+                **({"found_rates": row.found_rates} if row.found_rates else {}),
                 "runs": [str(run.path) for run in row.runs],
             }
             for row in section.rows

@@ -92,6 +92,8 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
     heads = [_head("method", False), _head("configuration", False), _head("parameters")]
     heads += [_head("head")] if head else []
     heads += [_head("bytes"), _head("seeds")]
+    found = any(row.found_rates for row in section.rows)
+    heads += [_head("rate found")] if found else []
     heads += [_head(measure.label) for measure in section.measures]
     if section.measures:
         heads[-len(section.measures)]["sorted"] = "descending" if section.measures[0].metric.higher else "ascending"
@@ -106,6 +108,7 @@ def _section(view: View, prefix: str) -> dict[str, Any]:
         cells += [_number(row.runs[0].head, f"{row.runs[0].head:,}")] if head else []
         size = round(sum(run.bytes for run in row.runs) / len(row.runs))
         cells += [_number(size, f"{size:,}"), _number(len(row.runs), str(len(row.runs)))]
+        cells += [_rates(row)] if found else []
         for measure, front in zip(section.measures, fronts, strict=True):
             cells.append(_measured(measure, row) | {"front": row.number in front})
         for key in MEASURES if nearness else ():
@@ -203,6 +206,12 @@ def _text(text: str, **more: Any) -> dict[str, Any]:
 
 def _number(value: float | None, text: str, **more: Any) -> dict[str, Any]:
     return {"text": text, "value": "" if value is None else repr(value), "number": True, **more}
+
+
+def _rates(row: Row) -> dict[str, Any]:
+    """`0.016`, or `0.014–0.02` of several seeds."""
+    rates = sorted(set(row.found_rates))
+    return _number(rates[0] if rates else None, "–".join(f"{rate:g}" for rate in (rates[:1] + rates[1:][-1:])) or "—")
 
 
 def _measured(measure: Measure, row: Row) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Run:
         config: the adapter's knobs, None where the model itself was trained.
         setting: the recipe without incidental keys, all knobs written out; equal for repetitions.
         seeds: of the recipe, and of the adapter if it has its own.
+        found_rate: the learning rate, where a range test found it; `setting` then says `find`.
         params, head: trained parameters of the adapter (or of the whole model), and of a new head.
         metrics: on the test split, by name; NaN where a run has no number. `before`: of the unadapted base.
         validation: the same on the validation split, at the best step; {} if chosen on the test split, or unknown.
@@ -66,6 +67,7 @@ class Run:
     config: AdapterConfig | None
     setting: Mapping[str, Any]
     seeds: tuple[int, int | None]
+    found_rate: float | None
     params: int
     head: int
     bytes: int
@@ -140,7 +142,7 @@ def read_run(path: Path) -> Run:
         raise _UnfitError("has no " + " or ".join(RESULTS))
     evaluated = _json(path / "eval.json")
     try:
-        recipe, params = about["recipe"], about["params"]
+        recipe, params, found = about["recipe"], about["params"], about.get("found_rate")
         adapter = recipe.get("adapter")
         config = _config(adapter) if adapter is not None else None
         history, metrics = History.read(path / "metrics.jsonl"), _numbers(about["metrics"])
@@ -149,8 +151,9 @@ def read_run(path: Path) -> Run:
             result=result,
             recipe=recipe,
             config=config,
-            setting=setting(recipe, config),
+            setting=setting(recipe, config, finds=found is not None),
             seeds=(recipe["seed"], (adapter or {}).get("seed")),
+            found_rate=found,
             params=int(params["adapter"] if config else params["base"]),
             head=int(params["head"]),
             bytes=result.stat().st_size,
@@ -168,9 +171,15 @@ def read_run(path: Path) -> Run:
         raise _UnfitError(str(error)) from None
 
 
-def setting(recipe: Mapping[str, Any], config: AdapterConfig | None) -> dict[str, Any]:
-    """All that a result depends on apart from the seed: the recipe, with the knobs of its preset written out."""
+def setting(recipe: Mapping[str, Any], config: AdapterConfig | None, *, finds: bool = False) -> dict[str, Any]:
+    """All that a result depends on apart from the seed: the recipe, with the knobs of its preset written out.
+
+    Args:
+        finds: whether the learning rate was found by a range test, and so is no setting.
+    """
     result = deepcopy(dict(recipe))
+    if finds:
+        result["train"]["optimizer"]["lr"] = "find"
     if config is not None:
         knobs = config.named
         knobs |= {"rank": list(config.ranks), "core": config.core_kind, "alpha": config.scale * config.scale_rank}

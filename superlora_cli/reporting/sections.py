@@ -38,6 +38,11 @@ class Row:
         return self.runs[0].config
 
     @property
+    def found_rates(self) -> tuple[float, ...]:
+        """The learning rates of its runs, where a range test found them."""
+        return tuple(run.found_rate for run in self.runs if run.found_rate is not None)
+
+    @property
     def name(self) -> str:
         """Method and knobs."""
         return f"{self.method}, {self.knobs}" if self.knobs else self.method

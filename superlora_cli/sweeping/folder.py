@@ -96,6 +96,7 @@ class SweepFolder:
             "overrides": dict(run.overrides),
             "status": "failed" if error else "completed",
             "params": dict(run.params),
+            **({"found_rate": about["found_rate"]} if "found_rate" in about else {}),
             "steps": about.get("steps"),
             "bytes": about.get("bytes"),
             "metrics": {**(about.get("metrics") or {}), **(measured or {})},
@@ -135,12 +136,14 @@ def as_csv(rows: Sequence[Row]) -> str:
     """One line per run, one column per overridden key and metric: the same bytes for the same results."""
     keys = dict.fromkeys(key for row in rows for key in row["overrides"])
     metrics = dict.fromkeys(name for row in rows for name in row["metrics"])
-    columns = ["id", "recipe", "seed", *keys, "status", "parameters", "head", "steps", "bytes", *metrics, "error"]
+    found = ["found_rate"] if any("found_rate" in row for row in rows) else []
+    columns = ["id", "recipe", "seed", *keys, "status", "parameters", "head", *found, "steps", "bytes", *metrics,
+               "error"]  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        plain = {key: row[key] for key in ("id", "recipe", "seed", "status", "steps", "bytes", "error")}
+        plain = {key: row.get(key) for key in ("id", "recipe", "seed", "status", *found, "steps", "bytes", "error")}
         params = row["params"]
         adapted = params.get("adapter") or params.get("head") != 0  # without an adapter there is no separate head
         trained = params.get("adapter") if adapted else params.get("base")

@@ -154,7 +154,7 @@ def fit(
 
     def warn() -> None:
         if found := relapse(run.losses(), task.guessing):
-            rate = f"the learning rate {train.optimizer.lr:g} is too high"
+            rate = f"the learning rate {train.optimizer.rate:g} is too high"
             line = f"{found}: {rate}; lower train.optimizer.lr (superlora find-rate {run.path / 'recipe.yaml'})"
             run.warn(line)
             display.say(f"warning: {line}")

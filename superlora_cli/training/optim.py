@@ -38,13 +38,12 @@ def make_optimizer(
     if section.name in UNUSABLE:
         message = f"{section.name} needs {UNUSABLE[section.name]}"
         raise UsageError(message, where="train.optimizer.name", hint="use AdamW, SGD, …")
-    assert section.lr is not None  # `with_defaults` filled it in
-    groups: list[dict[str, Any]] = [{"params": body, "lr": section.lr}]
+    groups: list[dict[str, Any]] = [{"params": body, "lr": section.rate}]
     if head:
-        groups.append({"params": head, "lr": section.lr if section.head_lr is None else section.head_lr})
+        groups.append({"params": head, "lr": section.rate if section.head_lr is None else section.head_lr})
     try:
         make: Any = kind  # torch's base class declares none of its subclasses' keywords
-        optimizer: Optimizer = make([group for group in groups if group["params"]], lr=section.lr, **section.keywords)
+        optimizer: Optimizer = make([group for group in groups if group["params"]], lr=section.rate, **section.keywords)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{section.name} refuses its arguments: {error}", where="train.optimizer") from None
     return optimizer

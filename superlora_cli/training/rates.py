@@ -86,13 +86,24 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
     """Train with a rate that grows from `FIRST`, tenfold every `PER_DECADE` steps, until the loss blows up.
 
     This is the rate that `train.optimizer.lr` sets: that of the adapter or the base, and of a new head without its own.
-    A head with a `head_lr` reaches that after `WARM_UP` steps.
+    A head with a `head_lr` reaches that after `WARM_UP` steps. Afterwards, everything is as it was before.
 
     Raises:
         RunError: the loss has not blown up after `STEPS` steps.
     """
-    constant = train.model_copy(update={"scheduler": SchedulerSection(), "ema": None})
+    constant = train.at_rate(FIRST).model_copy(update={"scheduler": SchedulerSection(), "ema": None})
     learner = Learner(task.trained(), task.head(), task.buffers(), constant, scaler=processes.scaler)
+    before, random = learner.state(), processes.random_states()
+    try:
+        return _test(task, train, learner, processes, display)
+    finally:
+        learner.put(before["tensors"])
+        if processes.scaler:
+            processes.scaler.load_state_dict(before["scaler"])
+        processes.restore_random(random)
+
+
+def _test(task: Task, train: TrainSection, learner: Learner, processes: Processes, display: Display) -> RangeTest:
     start = learner.snapshot()
     groups, head_lr = learner.optimizer.param_groups, train.optimizer.head_lr
     found, meter = RangeTest(), Meter(processes)

@@ -58,7 +58,9 @@ def usual_space(recipe: Recipe, targets: Sequence[TargetShape], budget: Budget) 
     """
     optimizer, bits = recipe.train.optimizer, BITS if budget.in_bytes else None
     usual = usual_rate(bits) if optimizer.name == OptimizerSection().name else optimizer.lr
-    assert usual is not None
+    if not isinstance(usual, float):
+        hint = "a number, around which it is searched for"
+        raise UsageError(f"{usual}: {optimizer.name} has no usual rate", where="train.optimizer.lr", hint=hint)
     ranges: dict[str, Any] = {"train.optimizer.lr": {"low": usual / 3, "high": usual * 5, "log": True}}
     first: dict[str, Any] = {"form": RECOMMENDED, "train.optimizer.lr": usual}
     scaled: Knobs = {}

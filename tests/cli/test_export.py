@@ -120,6 +120,12 @@ def test_people_see_the_error_of_every_weight(lora: Path, cli: Cli) -> None:
     assert "blocks.5.attn.qkv" in shown
 
 
+def test_an_exact_file_is_one_line_and_no_table_of_zeros(lora: Path, cli: Cli) -> None:
+    shown = cli("export", lora, "--to", "peft-lora", "--out", "peft").out
+    assert "blocks.5.attn.qkv" not in shown
+    assert re.search(r"^ΔW of all 6 weights is exact: relative error at most [0-9.e-]+$", shown, re.MULTILINE)
+
+
 REFUSED = [
     (["--to", "onnx"], "unknown format 'onnx'"),
     (["--to", "peft"], "did you mean 'peft-lora'"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.conftest import Cli, contents
+from superlora_cli.commands import train
+from superlora_cli.training.run import RunFolder
+from tests.conftest import QUICK, Cli, contents
 
 SMALL = ("quickstart", "train.batch_size=8", "train.threads=1")
 
@@ -57,3 +61,33 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     assert result.code == 2
     assert all(word in result.message for word in says)
     assert not contents(Path())
+
+
+def test_a_run_with_the_rate_it_found_is_that_of_the_rate_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = cli("find-rate", *QUICK, "--json").json()["rate"]
+    given = cli("train", *QUICK, f"train.optimizer.lr={rate}", "--out", "given", "--json").json()
+    finds = (*QUICK, "train.optimizer.lr=find", "--out", "found")
+    record = RunFolder.record
+
+    def dying(run: RunFolder, step: int, *figures: Any) -> None:
+        if step == 6:
+            raise MemoryError("as if the machine went down")
+        record(run, step, *figures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "record", dying)
+        assert cli("train", *finds).code == 1
+    monkeypatch.setattr(train, "range_test", lambda *_: pytest.fail("it is not found a second time"))
+    found = cli("train", *finds, "--resume", "auto", "--json").json()
+    assert (found["found_rate"], "found_rate" in given) == (rate, False)
+    for name in ("adapter.safetensors", "eval.json", "recipe.yaml"):
+        assert Path("found", name).read_bytes() == Path("given", name).read_bytes()
+    assert json.loads(Path("found/run.json").read_text())["found_rate"] == rate
+    changed = cli("train", *QUICK, "train.optimizer.lr=0.5", "--resume", "found", "--json").json()
+    assert "found_rate" not in changed
+
+
+def test_a_dry_run_needs_no_rate(cli: Cli) -> None:
+    assert cli("train", *QUICK, "train.optimizer.lr=find", "--dry-run").code == 0
+    wrong = cli("train", *QUICK, "train.optimizer.lr=seek", "--dry-run")
+    assert (wrong.code, "expected a number ≥ 0 or 'find', got 'seek'" in wrong.message) == (2, True)

@@ -92,7 +92,7 @@ def test_the_same_run_twice_is_the_same_bytes_and_goes_to_a_folder_of_its_own(ad
     assert Path(first["adapter"]).read_bytes() == Path(second["adapter"]).read_bytes() == adapter.read_bytes()
 
 
-FULL_SIZE = ("dreambooth_", "metamath_", "vtab_", "fgvc_")  # tests/recipe/test_full_size.py
+FULL_SIZE = ("dreambooth_", "style_", "metamath_", "vtab_", "fgvc_")  # tests/recipe/test_full_size.py
 
 
 def test_json_is_one_object_on_stdout(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from tests import pipelines
 
 PROMPTS = ("a red seven on a blue ground, serif", "seven", "")
 SIZES = ((1, 1), (2, 1))  # in a family's units
+GUIDED = "Flux"  # whose denoiser takes guidance as an argument
 OF_ANY_LENGTH = {"ZImage": "cap_feats", "QwenImage": "encoder_hidden_states"}  # a batch is as long as its longest text
 
 
@@ -29,8 +31,6 @@ def pair(name: str) -> tuple[Any, Family]:
 
 def step_of(pipeline: Any, denoiser: Any, **call: Any) -> tuple[dict[str, Any], Tensor]:
     """What the denoiser is given in one step of the pipeline's own call, and what the scheduler is given of it."""
-    import inspect
-
     given: list[dict[str, Any]] = []
     to_scheduler: list[Tensor] = []
     signature = inspect.signature(denoiser.forward)
@@ -91,6 +91,46 @@ def test_training_calls_the_denoiser_as_the_pipeline_does(name: str, batch: int,
     }
     torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1e-6)
     torch.testing.assert_close(prediction, to_scheduler, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in pipelines.FAMILIES if name != GUIDED])
+@torch.no_grad()
+def test_an_image_without_a_caption_is_what_guidance_leads_away_from(name: str) -> None:
+    pipeline, family = pair(name)
+    denoiser, side = getattr(pipeline, family.denoiser), pipelines.unit(name)
+    given: list[dict[str, Any]] = []
+    signature = inspect.signature(denoiser.forward)
+
+    def keep(module: Any, args: Any, kwargs: Any) -> None:
+        given.append(dict(signature.bind(*args, **kwargs).arguments))
+
+    hook = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    call = {"width": side, "height": side, "num_inference_steps": 1, "output_type": "latent", **family.call}
+    pipeline(prompt=["a red seven"], **call, **family.steered(4.0, None))
+    hook.remove()
+    images = [one for call in given for one in apart(call, 3 - len(given))]  # in one call or in two
+    found = family.dropped(pipeline, (side, side))
+    assert sum(alike({key: image[key] for key in found}, found) for image in images) == 1
+
+
+def apart(call: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The arguments of the denoiser for each of its images alone."""
+
+    def part(value: Any, number: int) -> Any:
+        if isinstance(value, dict):
+            return {key: part(each, number) for key, each in value.items()}
+        rows = isinstance(value, Tensor | list) and (value.dim() if isinstance(value, Tensor) else 1) and len(value)
+        return value[number : number + 1] if rows == count else value
+
+    return [part(call, number) for number in range(count)]
+
+
+def alike(one: Any, other: Any) -> bool:
+    try:
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    except AssertionError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", pipelines.FAMILIES)

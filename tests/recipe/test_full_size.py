@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from superlora_cli.adapter.attach import attach, detach
 from superlora_cli.adapter.layout import plan
 from superlora_cli.commands.train import dry_run
 from superlora_cli.models import catalogue
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.models.families import FAMILIES
+from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.recipe.schema import AdapterSection
+from superlora_cli.sweeping.plan import load_plan
 
 BASES = {  # of the recipes `dreambooth_…`: name in the catalogue → the pipeline, its autoencoder, its scheduler
     "sdxl": ("StableDiffusionXLPipeline", "AutoencoderKL", "EulerDiscreteScheduler"),
@@ -26,14 +29,11 @@ BASES = {  # of the recipes `dreambooth_…`: name in the catalogue → the pipe
     "z-image": ("ZImagePipeline", "AutoencoderKL", "FlowMatchEulerDiscreteScheduler"),
     "qwen-image": ("QwenImagePipeline", "AutoencoderKLQwenImage", "FlowMatchEulerDiscreteScheduler"),
 }
+NAMES = {f"dreambooth_{re.sub('[-.]', '_', base)}": base for base in BASES}  # recipe → its base
+NAMES |= {"style_sdxl": "sdxl", "style_flux_2_klein": "flux.2-klein"}
 AUTOENCODER = {"block_out_channels": [128, 256, 512, 512], "temperal_downsample": [False, True, True]}
 LLAMA, METAMATH = "llama-3.2-3b", "metamath_llama"
 SUITES = [name for name in shipped_recipes() if name.startswith(("vtab_", "fgvc_"))]
-
-
-def recipe_of(base: str) -> str:
-    """`dreambooth_sd3_5_medium`."""
-    return f"dreambooth_{re.sub('[-.]', '_', base)}"
 
 
 def configured(base: str, folder: Path) -> Path:
@@ -67,12 +67,15 @@ def adapters_of(name: str) -> list[AdapterSection]:
     return [recipe.adapter for recipe in recipes if recipe.adapter]
 
 
-@pytest.mark.parametrize("base", [*BASES, LLAMA])
-def test_a_recipe_tells_the_parameters_of_each_method(base: str) -> None:
-    name = METAMATH if base == LLAMA else recipe_of(base)
+@pytest.mark.parametrize(("name", "base"), [*NAMES.items(), (METAMATH, LLAMA)])
+def test_a_recipe_tells_the_parameters_of_each_method(name: str, base: str) -> None:
     adapters = adapters_of(name)
     assert len(adapters) >= 3
     assert [counted(base, each) for each in adapters] == told(name)
+
+
+def test_every_recipe_of_a_pipeline_at_full_size_is_in_the_table() -> None:
+    assert {name for name in shipped_recipes() if name.startswith(("dreambooth_", "style_"))} == NAMES.keys()
 
 
 def counted(base: str, adapter: AdapterSection) -> int:
@@ -81,13 +84,23 @@ def counted(base: str, adapter: AdapterSection) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", BASES)
-def test_a_dreambooth_recipe_dry_runs(base: str, tmp_path: Path) -> None:
-    name = recipe_of(base)
+@pytest.mark.parametrize(("name", "base"), NAMES.items())
+def test_a_recipe_of_a_pipeline_dry_runs(name: str, base: str, tmp_path: Path) -> None:
     found = dry_run(load_recipe(name, [f"model.name=diffusers:{configured(base, tmp_path)}"]))
     assert found["params"]["adapter"] == told(name)[0]
     (gib,) = re.findall(r"about ([\d.]+) GiB", shipped_recipes()[name].read_text())
     assert found["memory"]["total"] / 2**30 == pytest.approx(float(gib), rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_sweep_of_pefts_benchmark_counts_what_the_model_has() -> None:
+    model = catalogue.denoiser("flux.2-klein")
+    for run in load_plan("peft_dreambooth").checked():
+        assert run.recipe.adapter
+        targets = expand(model, run.recipe.adapter.patterns)
+        adapter = attach(model, targets, run.recipe.adapter.config(), shapes_only=True)
+        assert adapter.params == run.params["adapter"]
+        detach(model)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def make_run(
     samples: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     grid: bytes | None = None,
+    found_rate: float | None = None,
 ) -> Path:
     """A run of a shipped recipe with these results; `samples` are the metrics of its generated images.
 
@@ -39,6 +40,8 @@ def make_run(
         "status": status, "recipe": recipe, "params": {"adapter": params, "head": 0, "base": 300_000},
         "metrics": {**metrics, "accuracy_before": 0.5},
     }  # fmt: skip
+    if found_rate is not None:
+        recipe["train"]["optimizer"]["lr"] = about["found_rate"] = found_rate
     if validation is not None:
         about["metrics"] |= {"val_accuracy": validation, "best_step": 20}
         evaluated = [{"step": s, "eval": {"accuracy": validation * s / 20, "loss": 1 - validation}} for s in (10, 20)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from superlora_cli.commands.report import report
 from superlora_cli.reporting.findings import best_within, in_words, smallest_ratios
 from superlora_cli.reporting.metrics import METRICS, Spread
 from superlora_cli.reporting.runs import collect
@@ -36,6 +37,19 @@ def test_seeds_of_a_setting_are_a_row(tmp_path: Path) -> None:
     assert (spread.low, spread.high, spread.count) == (0.6, 0.9, 4)
     assert spread.mean == pytest.approx(0.75)
     assert section.measures[0].before == 0.5
+
+
+def test_rates_that_were_found_are_told_and_make_no_other_setting(tmp_path: Path) -> None:
+    for seed, rate in enumerate((0.02, 0.014, 0.016)):
+        make_run(tmp_path / f"found-{seed}", "digits_lora", f"seed={seed}", found_rate=rate)
+    make_run(tmp_path / "given", "digits_lora", "train.optimizer.lr=0.02")
+    found, given = sorted(only(tmp_path).rows, key=lambda row: -len(row.runs))
+    assert (found.found_rates, given.found_rates) == ((0.02, 0.014, 0.016), ())
+    assert found.knobs.endswith("train.optimizer.lr find")
+    assert given.knobs.endswith("train.optimizer.lr 0.02")
+    report([tmp_path])
+    page = (tmp_path / "report.html").read_text()
+    assert "0.014–0.02<" in page
 
 
 def test_rows_of_the_same_name_are_distinguished_by_their_differences(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from tests.conftest import Cli
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "paper.md").read_text(encoding="utf-8")
-SUITES = ("fgvc", "vtab")  # of docs/suites.md; the others are the paper's figures
+OTHERS = {"fgvc": "suites", "vtab": "suites", "peft_dreambooth": "text-to-image"}  # not of the paper → their page
 FIGURES = ["4", "5a", "5b", "6a", "6b", "7a", "7b", "15", "17", "18", *map(str, range(19, 30))]
-EXTREMES = {  # the least and the most parameters, as far as the paper tells them
+EXTREMES = {  # the least and the most parameters, as far as the paper or PEFT tells them
     "fig4": (136, 14_155_776),
     "fig5a": (4_544, 565_248),  # dense
     "fig6a": (144, None),  # "from 500 to 150"
     "fig6b": (76, None),  # "less than 80"
     "fig7a": (31, None),  # "only about 30"
+    "peft_dreambooth": (300, 38_338_560),  # LoRA as PEFT has it
     "fig18": (136, 128 * 24 * 2 * 768),
 }
 PUBLISHED = {"fig4": 138_372, "fig5a": 75_776, "fig5b": 73_728, "fig6a": 5_112,
@@ -42,7 +43,7 @@ def figures(name: str) -> list[str]:
 
 @pytest.mark.parametrize("embedded", [False, True])
 def test_every_figure_has_one_sweep(embedded: bool) -> None:
-    names = [name for name in shipped_sweeps() if name.startswith("digits_") == embedded and name not in SUITES]
+    names = [name for name in shipped_sweeps() if name.startswith("digits_") == embedded and name not in OTHERS]
     covered = [figure for name in names for figure in figures(name)]
     assert sorted(covered) == sorted(FIGURES)
     for name in names:
@@ -59,7 +60,8 @@ def test_every_shipped_sweep_is_planned(name: str) -> None:
     assert least in (None, min(counts))
     assert most in (None, max(counts))
     assert name not in PUBLISHED or PUBLISHED[name] in counts
-    assert all(count > 0 for count in counts) or name in SUITES  # which have the linear probe
+    assert all(count > 0 for count in counts) or OTHERS.get(name) == "suites"  # which have the linear probe
+    assert {run.recipe.train.optimizer.finds for run in runs} == {name in OTHERS}
     if name.startswith("digits_"):
         assert not found.impossible
         points = {(run.name, *map(str, run.overrides.items())) for run in runs}
@@ -73,8 +75,8 @@ def test_registered_names_are_listed(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plan, "load_plan", planned)
     rows = {row["name"]: row for row in cli("ls", "sweeps", "--json").json()["sweeps"]}
     assert list(rows) == list(shipped_sweeps())
-    suites = (DOCS / "suites.md").read_text(encoding="utf-8")
-    told = re.findall(r"`superlora sweep (\w+)` \| (\d+) \|", PAGE + suites)
+    pages = (PAGE, *((DOCS / f"{page}.md").read_text(encoding="utf-8") for page in set(OTHERS.values())))
+    told = re.findall(r"`superlora sweep (\w+)` \| (\d+) \|", "".join(pages))
     assert {name: row["runs"] for name, row in rows.items()} == {name: int(count) for name, count in told}
     assert rows["fig4"]["what"].startswith("Fig. 4: ImageNet-21k to CIFAR-100")
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from superlora_cli.files import read_json
+from superlora_cli.recipe.yaml import read_yaml
 from tests.conftest import Cli, contents, run_cli
 from tests.forking.commands import FORKED, Commands
 from tests.sweeping.conftest import TINY, Write
@@ -93,6 +94,15 @@ def test_every_run_is_in_the_results_once_and_is_an_ordinary_run(whole: Path, cl
     assert all(line["seconds"] > 0 for line in lines)
     evaluated = cli("eval", whole / lines[3]["run"], "--json").json()
     assert evaluated["metrics"]["accuracy"] == float(rows[3]["accuracy"])
+
+
+def test_every_run_of_a_sweep_can_find_its_rate(write: Write, sweep: Sweep) -> None:
+    shared = "{train.steps: 2, eval.every: 2, train.batch_size: 8, train.optimizer.lr: find}"
+    found = sweep(write(f"recipe: quickstart\nset: {shared}\ngrid: {{adapter.rank: [1, 2]}}"), "--workers", "1")
+    rates = [float(row["found_rate"]) for row in results(found["out"])]
+    recipes = [read_yaml(path).data for path in sorted(Path(found["out"]).glob("runs/*/recipe.yaml"))]
+    assert [recipe["train"]["optimizer"]["lr"] for recipe in recipes] == rates
+    assert all(0.001 < rate < 1 for rate in rates)
 
 
 def test_the_number_of_workers_changes_no_byte(whole: Path, write: Write, sweep: Sweep) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from superlora_cli.data.images import cropped
 from superlora_cli.models.families import FAMILIES
-from superlora_cli.models.pipelines import build_pipeline, placed
+from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import epoch, repeated, stream
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
@@ -255,6 +256,20 @@ def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
     assert np.abs((image.permute(1, 2, 0) * 255).round().numpy().astype(int) - ours).max() <= 1
 
 
+def generated(cli: Cli, run: str, prompt: str) -> Path:
+    """The image that `superlora generate` makes of a prompt."""
+    made = cli("generate", run, "--prompt", prompt, "--out", "images", "--json")
+    assert made.code == 0, made.err
+    return next(Path("images", "images").iterdir())
+
+
+def is_on(sheet: Path, image: Path) -> bool:
+    """Whether an image is on a sheet, where all are shown eight times as large."""
+    found, wanted = np.asarray(Image.open(sheet)), np.asarray(Image.open(image))
+    places = product(range(found.shape[0] - 127), range(found.shape[1] - 127))
+    return any(np.array_equal(found[y : y + 128 : 8, x : x + 128 : 8], wanted) for y, x in places)
+
+
 @pytest.mark.slow
 def test_a_denoiser_and_its_text_encoder_are_trained_whole(prepared: Cli, folders: dict[str, Path]) -> None:
     """Without an adapter, from the pipeline's own weights: resumed, used and merged like an adapter."""
@@ -290,28 +305,24 @@ def test_a_denoiser_and_its_text_encoder_are_trained_whole(prepared: Cli, folder
 
 
 @pytest.mark.slow
-def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli) -> None:
+def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     prompts = "text-to-image.validation_prompts=['a red seven', 'a dog']"
     asked = ("eval.every=2", "output.trackers=[tensorboard]")
     assert prepared("train", "r.yaml", *asked, "--out", "plain").code == 0
+    load, loaded = PipelineBase.pipeline, []
+    monkeypatch.setattr(PipelineBase, "pipeline", lambda base: loaded.append(base) or load(base))
     done = prepared("train", "r.yaml", *asked, prompts, "--out", "run")
     assert done.code == 0, done.err
+    assert len(loaded) == 1  # for both evaluations
     plain, run = (load_file(Path(name, "adapter.safetensors")) for name in ("plain", "run"))
     assert all(torch.equal(plain[name], run[name]) for name in plain)
     assert contents(Path("run", "pictures")).keys() == {"step-000002.png", "step-000004.png"}
     assert not Path("plain", "pictures").exists()
     events = EventAccumulator(str(next(Path("run", "tensorboard").rglob("events*")).parent), {"images": 0})
     assert [event.step for event in events.Reload().Images("eval/pictures")] == [2, 4]
-    made = prepared("generate", "run", "--prompt", "a dog", "--out", "images", "--json")
-    assert made.code == 0, made.err
-    dog = np.asarray(Image.open(next(Path("images", "images").iterdir())))
-    sheet = np.asarray(Image.open("run/pictures/step-000004.png"))
-    assert any(
-        np.array_equal(sheet[top : top + 128 : 8, left : left + 128 : 8], dog)
-        for top in range(8, 60) for left in range(130, 150)
-    )  # fmt: skip
+    assert is_on(Path("run/pictures/step-000004.png"), generated(prepared, "run", "a dog"))
     assert prepared("report", "run", "--out", "report.html").code == 0
     assert "the validation prompts at step-000004" in Path("report.html").read_text()
 
@@ -339,9 +350,11 @@ def test_half_precision_from_training_to_a_merged_pipeline(
 @pytest.mark.slow
 def test_two_processes_fill_one_cache_and_resume_with_the_same_bytes(prepared: Cli, commands: Commands) -> None:
     commands.know("tests.pipelines")
-    words = ("train", "r.yaml", "text-to-image.caption_dropout=0.5", "--out", "run", "--quiet")
+    settings = "text-to-image={caption_dropout: 0.5, validation_prompts: [a, a cat, a dog]}"
+    words = ("train", "r.yaml", settings, "--out", "run", "--quiet")
     result = together(commands, *words)
     assert result.code == 0, result.err
+    assert is_on(Path("run/pictures/step-000004.png"), generated(prepared, "run", "a cat"))  # of the second process
     shutil.copytree("run", "whole")
     shutil.rmtree(RunFolder(Path("run")).latest_checkpoint() or "")
     Path("run", "adapter.safetensors").unlink()
@@ -349,6 +362,17 @@ def test_two_processes_fill_one_cache_and_resume_with_the_same_bytes(prepared: C
     assert Path("run", "adapter.safetensors").read_bytes() == Path("whole", "adapter.safetensors").read_bytes()
     told = json.loads(Path("run", "eval.json").read_text())["metrics"]["loss"]
     assert prepared("eval", "run", "--json").json()["metrics"]["loss"] == pytest.approx(told, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 100])
+def test_other_images_are_dealt_to_the_sizes_of_an_epoch(count: int) -> None:
+    sizes = [(8, 32)] + 9 * [(16, 16)] + 5 * [(32, 8)]
+    found = dealt(count, sizes)
+    assert found.keys() == set(sizes)
+    assert {number for own in found.values() for number in own} == set(range(count))
+    assert sum(map(len, found.values())) <= count + 2  # only where a size would have none, is one in two sizes
+    if count == 100:
+        assert [len(found[size]) for size in ((8, 32), (16, 16), (32, 8))] == [6, 60, 34]
 
 
 @pytest.mark.slow
@@ -359,6 +383,8 @@ def test_other_images_in_every_batch_preserve_what_the_model_knows(
     for number, size in enumerate(((16, 16), (30, 20), (8, 40))):
         Image.new("RGB", size, (80 * number, 0, 0)).save(Path("known", f"{number}.png"))
     Path("known", "bad.png").write_text("no image")
+    put, encoded = Cache.put, []
+    monkeypatch.setattr(Cache, "put", lambda cache, key, value: encoded.append(key) or put(cache, key, value))
     seen: list[Batch] = []
     loss = Objective.loss
     monkeypatch.setattr(
@@ -372,6 +398,8 @@ def test_other_images_in_every_batch_preserve_what_the_model_knows(
         assert batch.beside == own == len(batch.captions) - own
         assert batch.captions[own:] == ["a dog"] * own
     assert "left out 1 of 4 images" in Path("run", "log.txt").read_text()
+    images = {key for key in encoded if key.startswith("image")}
+    assert len(images) <= len({key.split()[1] for key in images}) + 2  # each in one size, but where a size had none
     shutil.copytree("run", "half")
     shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
     Path("half", "adapter.safetensors").unlink()

@@ -56,6 +56,18 @@ class Valley:
         return (0.5 * self.curvature * (self.weight - batch) ** 2 + rest).mean()
 
 
+class Watched(Valley):
+    """A valley that notes the head at every look at the loss."""
+
+    def __init__(self, curvature: float, *, head: bool = False) -> None:
+        super().__init__(curvature, head=head)
+        self.seen: list[float] = []
+
+    def loss(self, batch: Tensor) -> Tensor:
+        self.seen.append(self.other.item())
+        return super().loss(batch)
+
+
 def found(task: Any, **keys: Any) -> RangeTest:
     optimizer = {"name": "SGD", "lr": 123.0, **keys.pop("optimizer", {})}
     train = TrainSection.model_validate({"steps": 3, "device": "cpu", "optimizer": optimizer, **keys})
@@ -79,27 +91,34 @@ def test_adam_needs_an_explicit_rate() -> None:
 
 
 def test_a_head_with_its_own_rate_keeps_it_and_any_other_follows() -> None:
-    own, follows = Valley(1.0, head=True), Valley(1.0, head=True)
+    own, follows = Watched(1.0, head=True), Watched(1.0, head=True)
     found(own, optimizer={"head_lr": 0.0})
     found(follows)
-    assert own.other.item() == 5.0
-    assert follows.other.item() != 5.0
+    assert set(own.seen) == {5.0}
+    assert len(set(follows.seen)) > 2
 
 
 def test_a_head_with_a_rate_of_its_own_warms_up_to_it() -> None:
     """At its whole rate from the first step, a new head on a real base made the loss rise before the adapter moved."""
-    seen: list[float] = []
-
-    class Watched(Valley):
-        def loss(self, batch: Tensor) -> Tensor:
-            seen.append(self.other.item())
-            return super().loss(batch)
-
-    found(Watched(1.0, head=True), optimizer={"name": "Adam", "head_lr": 0.1})
-    heads = [5.0, *(value for value in seen if value != 5.0)]  # the untrained head is looked at between the steps
+    valley = Watched(1.0, head=True)
+    found(valley, optimizer={"name": "Adam", "head_lr": 0.1})
+    heads = [
+        5.0,
+        *(value for value in valley.seen if value != 5.0),
+    ]  # the untrained head is looked at between the steps
     moves = [before - after for before, after in pairwise(heads)]
     assert moves[0] == pytest.approx(0.1 / WARM_UP, rel=0.01)  # Adam's first step is its rate
     assert max(moves) == pytest.approx(0.1, rel=0.1)
+
+
+def test_nothing_is_left_of_the_test() -> None:
+    valley = Valley(1.0, head=True)
+    torch.manual_seed(3)
+    found(valley, optimizer={"lr": "find"})
+    assert (valley.weight.item(), valley.other.item(), valley.weight.grad) == (5.0, 5.0, None)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
 
 
 def test_a_nan_loss_ends_the_test_and_is_left_out_of_the_curve() -> None:

@@ -31,6 +31,12 @@ def search(forms: dict[str, Any], most: int = 500, **others: Any) -> SearchSpace
     return SearchSpace(Space.model_validate({"forms": forms, **others}), Budget(most), TARGETS, "space.yaml")
 
 
+def test_a_rate_to_be_found_is_searched_for_around_the_usual_one_if_there_is_one() -> None:
+    assert usual(Budget(500), "train.optimizer.lr=find").first == usual(Budget(500)).first
+    with pytest.raises(UsageError, match="find: SGD has no usual rate"):
+        usual(Budget(500), "train.optimizer={name: SGD, lr: find}")
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(64, 20_000), st.booleans(), st.data())
 def test_every_setting_is_within_the_budget(most: int, in_bytes: bool, data: st.DataObject) -> None:

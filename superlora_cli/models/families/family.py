@@ -95,13 +95,14 @@ class Family:
         return found
 
     def conditions(
-        self, pipeline: Any, prompts: Sequence[str], size: tuple[int, int], guidance: float = 1.0
+        self, pipeline: Any, prompts: Sequence[str], size: tuple[int, int], guidance: float = 1.0, **more: Any
     ) -> Conditions:
         """The arguments with which the pipeline calls its denoiser for these prompts and this size (width, height), but
         for the noisy latents and the time.
 
         Args:
             guidance: for a denoiser that takes it; 1 is none.
+            more: further arguments of the pipeline.
         """
         call = recorded(
             pipeline,
@@ -113,8 +114,13 @@ class Family:
             num_inference_steps=1,
             generator=torch.Generator().manual_seed(0),
             **self.call,
+            **more,
         )
         return {name: value for name, value in call.items() if name not in (self.noisy, self.time)}
+
+    def dropped(self, pipeline: Any, size: tuple[int, int], guidance: float = 1.0) -> Conditions:
+        """The conditions of an image without a caption, B = 1: those that guidance leads away from by default."""
+        return self.conditions(pipeline, [""], size, guidance)
 
     def steered(self, guidance: float | None, negative: str | None) -> dict[str, Any]:
         """Arguments of the pipeline for guidance and a negative prompt; None leaves them as they are by default."""

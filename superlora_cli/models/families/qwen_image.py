@@ -14,6 +14,7 @@ from superlora_cli.models.families.naming import Naming
 from superlora_cli.models.families.packed import Packed, packed
 
 TOKENS = 512  # of Qwen2.5-VL, at most
+BLANK = " "  # the negative prompt if none is given: a blank, since without any the pipeline does not guide
 WORDS, MASK = "encoder_hidden_states", "encoder_hidden_states_mask"
 
 
@@ -33,10 +34,13 @@ class QwenImage(Packed):
         return packed((plain - middle) / width)
 
     def steered(self, guidance: float | None, negative: str | None) -> dict[str, Any]:
-        """Guidance away from a negative prompt, without which the pipeline does not guide at all."""
+        """Guidance is away from a negative prompt."""
         if guidance is None:
             return super().steered(None, negative)
-        return {"true_cfg_scale": guidance, "negative_prompt": negative or " "}
+        return {"true_cfg_scale": guidance, "negative_prompt": negative or BLANK}
+
+    def dropped(self, pipeline: Any, size: tuple[int, int], guidance: float = 1.0) -> Conditions:
+        return self.conditions(pipeline, [BLANK], size, guidance)
 
     def together(self, samples: Sequence[Conditions]) -> Conditions:
         """Shorter texts are followed by zeros, as the pipeline does."""

@@ -32,6 +32,10 @@ class Sana(Family):
         found: Tensor = vae.encode(images).latent * vae.config.scaling_factor
         return found
 
+    def dropped(self, pipeline: Any, size: tuple[int, int], guidance: float = 1.0) -> Conditions:
+        """Without the instruction that the pipeline puts before a prompt, but not before a negative one."""
+        return self.conditions(pipeline, [""], size, guidance, complex_human_instruction=None)
+
     def example(self, denoiser: Any, size: tuple[int, int], batch: int) -> tuple[tuple[int, ...], Conditions]:
         config = denoiser.config
         conditions = {

@@ -37,6 +37,16 @@ class StableDiffusionXL(StableDiffusion):
         middle, width = (torch.tensor(numbers).view(1, -1, 1, 1).to(plain) for numbers in (mean, spread))
         return (plain - middle) * vae.config.scaling_factor / width
 
+    def dropped(self, pipeline: Any, size: tuple[int, int], guidance: float = 1.0) -> Conditions:
+        """Zeros in place of the texts, if the pipeline says so."""
+        found = super().dropped(pipeline, size, guidance)
+        if not pipeline.config.force_zeros_for_empty_prompt:
+            return found
+        beside = found["added_cond_kwargs"]
+        pooled = torch.zeros_like(beside["text_embeds"])
+        words = torch.zeros_like(found["encoder_hidden_states"])
+        return {**found, "encoder_hidden_states": words, "added_cond_kwargs": {**beside, "text_embeds": pooled}}
+
     def example(self, denoiser: Any, size: tuple[int, int], batch: int) -> tuple[tuple[int, ...], Conditions]:
         shape, words = super().example(denoiser, size, batch)
         config = denoiser.config

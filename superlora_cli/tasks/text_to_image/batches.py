@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,6 +10,7 @@ import torch
 
 from superlora_cli.data.batches import Share
 from superlora_cli.tasks.text_to_image.encoding import Seen
+from superlora_cli.tasks.text_to_image.sizes import Size
 
 
 def repeated(samples: Sequence[Seen], names: Sequence[str], repeats: Mapping[str, int]) -> list[Seen]:
@@ -51,6 +53,22 @@ def stream(
         for passed in range(share.passes):
             first = place * share.parts + passed * share.processes + share.process
             yield order[first % len(order)]
+
+
+def dealt(count: int, sizes: Sequence[Size]) -> dict[Size, list[int]]:
+    """The numbers 0 … count − 1 of other images, dealt to the sizes of an epoch's images in proportion to how many have
+    each: every number goes to one size, and every size gets one at least.
+
+    >>> {size: len(own) for size, own in dealt(8, [(16, 16), (16, 16), (16, 16), (8, 32)]).items()}
+    {(8, 32): 2, (16, 16): 6}
+    """
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    found, before = {}, 0
+    for size, own in sorted(Counter(sizes).items()):
+        first, stop = (end * count // len(sizes) for end in (before, before + own))
+        found[size] = shuffled[first : max(stop, first + 1)]
+        before += own
+    return found
 
 
 def drawn_beside(count: int, among: int, *, seed: int, place: int) -> list[int]:

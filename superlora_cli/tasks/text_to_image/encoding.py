@@ -11,7 +11,7 @@ import torch
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
-from superlora_cli.models.families.family import Conditions
+from superlora_cli.models.families.family import Conditions, Family
 from superlora_cli.models.pipelines import PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
@@ -41,8 +41,13 @@ def seen_in(images: CaptionedImages, index: int, size: Size) -> Seen:
 
 
 def conditions_key(text: str, size: Size, guidance: float) -> str:
-    """The key of the conditions of a caption."""
-    return f"text {size} {guidance:g} {text}"
+    """The key of the conditions of a caption, or of none."""
+    return f"text {size} {guidance:g} {text}" if text else f"dropped {size} {guidance:g}"
+
+
+def conditions_of(family: Family, pipeline: Any, text: str, size: Size, guidance: float) -> Conditions:
+    """The denoiser's arguments for one caption; an empty one is none."""
+    return family.conditions(pipeline, [text], size, guidance) if text else family.dropped(pipeline, size, guidance)
 
 
 def fill(
@@ -83,7 +88,7 @@ def fill(
             cache.put(key, {"latents": family.latents(vae, pixels.to(device, vae.dtype))})
         for key in with_bar(new_texts, "encoding the captions", total=len(new_texts), size=lambda key: 1):
             text, size = texts[key]
-            cache.put(key, family.conditions(pipeline, [text], size, guidance))
+            cache.put(key, conditions_of(family, pipeline, text, size, guidance))
         pipeline.remove_all_hooks()  # of offloading
 
 
@@ -113,4 +118,8 @@ class Encoded:
         return found.to(self.device)
 
     def __call__(self, captions: Sequence[str], size: Size) -> Conditions:
-        return self.base.family.conditions(self.pipeline, captions, size, self.guidance)
+        family = self.base.family
+        if all(captions):
+            return family.conditions(self.pipeline, captions, size, self.guidance)
+        alone = [conditions_of(family, self.pipeline, text, size, self.guidance) for text in captions]
+        return family.together(alone)

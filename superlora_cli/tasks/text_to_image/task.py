@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import drawn_beside, repeated, steps_of_epoch, stream
+from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, repeated, steps_of_epoch, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
@@ -48,7 +49,7 @@ class TextToImage(ImageTask):
     Attributes:
         seen: the images of every split, with their sizes and what is stored of them.
         epoch: those of an epoch, some of them several times.
-        prior: further images for every batch, and `beside` how they are seen, by size; {} without a prior.
+        prior: further images for every batch, and `beside` those for batches of each size; {} without a prior.
     """
 
     measure = "loss"
@@ -84,8 +85,9 @@ class TextToImage(ImageTask):
                 where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
                 raise UsageError("matches no training image", where=where, hint=hint)
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
-        prior, sizes = self.prior, sorted({sample.size for sample in self.epoch})
-        self.beside = {size: [seen_in(prior, i, size) for i in range(len(prior))] for size in sizes} if prior else {}
+        prior, sizes = self.prior, [sample.size for sample in self.epoch]
+        shares = dealt(len(prior), sizes).items() if prior else ()
+        self.beside = {size: [seen_in(prior, number, size) for number in own] for size, own in shares if prior}
         if train.epochs is None:
             return recipe
         share = Share(train.accumulate, processes=self.processes.count)
@@ -166,21 +168,28 @@ class TextToImage(ImageTask):
     def loss(self, batch: Any) -> Tensor:
         return self.denoising.loss(self.model, batch, self.processes.device)
 
+    @cached_property
+    def painter(self) -> Any:
+        """The pipeline that makes images of the validation prompts, loaded when it is first needed."""
+        return base_of(self.built).pipeline()
+
     def picture(self) -> bytes | None:
-        """An image of each validation prompt, of the pipeline's own steps and guidance, with its prompt above it; by
-        one process, while the others wait for it in the next step."""
+        """An image of each validation prompt, of the pipeline's own steps and guidance, with its prompt above it; every
+        process makes its share of them."""
         prompts = self.settings.validation_prompts
-        if not prompts or not self.processes.is_main:
+        if not prompts:
             return None
         base, size = base_of(self.built), (self.look.size, self.look.size)
         self.in_training = False
         self.model.eval()
+        own = [prompts[number] for number in self.processes.share(len(prompts))]
         with self.built.kept(), set_aside(), self.processes.autocast():
-            pipeline = base.pipeline().to(self.processes.device)
-            call = base.family.call
+            pipeline, call = self.painter.to(self.processes.device), base.family.call
             where = "text-to-image.validation_prompts"
-            images = [painted(pipeline, [prompt], [self.recipe.seed], size, where=where, **call) for prompt in prompts]
-        return titled_grid(torch.cat(images), prompts)
+            images = [painted(pipeline, [prompt], [self.recipe.seed], size, where=where, **call) for prompt in own]
+            base.set_down(pipeline)
+        every = self.processes.gather(torch.cat(images).to(self.processes.device), len(prompts)).cpu()
+        return titled_grid(every, prompts) if self.processes.is_main else None
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Lower loss."""
