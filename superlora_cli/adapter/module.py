@@ -78,6 +78,11 @@ class SuperLora(nn.Module):
     def _path(self, plain: bool) -> bool:
         """Whether training takes the factored path: as configured, or where possible and cheaper."""
         reason = factored.why_not_factored(self.plan) if plain else "a target is not a plain nn.Linear"
+        if self.config.activates:
+            if reason:
+                message = f"activation {self.config.activation} needs two factors a weight: {reason}"
+                raise UsageError(message, where="adapter.activation", hint="other targets, or groups: weight")
+            return True
         if self.config.execution == "factored" and reason:
             raise UsageError(
                 f"factored execution is impossible: {reason}", where="adapter.execution", hint="auto or materialised"
@@ -95,7 +100,11 @@ class SuperLora(nn.Module):
         return f"{knobs}, targets={len(self.targets)}, parameters={self.plan.params}"
 
     def compute(self) -> list[Tensor]:
-        """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast."""
+        """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast.
+
+        Raises:
+            UsageError: the update is nonlinear (`activation`), so there is no ΔW.
+        """
         if not self.targets:
             return []
         frozen = self.not_trained()
@@ -157,7 +166,7 @@ class SuperLora(nn.Module):
             RunError: an optimizer step inside.
         """
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.trained(), plain=self._materialised())
+            kept = Kept(self.trained(), plain=self.make() if self.config.activates else self._materialised())
         with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must not change"):
             yield
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from superlora_cli.adapter.activations import MEANING
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import root_ceil
 from superlora_cli.adapter.shapes import THETA, Bucket, Plan, Unit, UnitShape
@@ -103,6 +104,8 @@ def steps(plan: Plan) -> Iterator[str]:
         )
         each = f"{count} θ of {plan.tensors[THETA][1]:,} numbers, one for {whose[config.inner.per]}"
         yield f"F_in: {config.inner.projection}, {each}: {plan.params:,} parameters make {entries:,} entries"
+    if config.activates:
+        yield f"activation: {MEANING.format(config.activation)}"
     if config.bits is not None:
         yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"
 

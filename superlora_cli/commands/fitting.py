@@ -24,13 +24,14 @@ def config_of(knobs: Mapping[str, Any]) -> AdapterConfig:
     """The knobs, including `method`, of an adapter that can be fitted.
 
     Raises:
-        UsageError: a knob is wrong, it has no factors or tensors beside them, or it multiplies the base.
+        UsageError: a knob is wrong, it has no factors, tensors beside them or no ΔW, or it multiplies the base.
     """
     asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
     for knob, used, what in (
         ("also", asked.also, "that trains other tensors"),
         ("method", not asked.adapts, "without factors"),
         ("multiply", asked.multiplies, "that multiplies the base"),
+        ("activation", asked.activates, "without a ΔW"),
     ):
         if used:
             what, hint = f"an adapter {what} cannot be fitted to a difference", "choose a method with factors only"

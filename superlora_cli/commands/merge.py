@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
 from superlora_cli.commands.merge_job import Job, open_job
@@ -108,11 +109,14 @@ def _base_of(file: Path) -> str:
     """The name of the base in an adapter's recipe; empty for a model that was trained itself.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or an adapter without a ΔW.
     """
     if read_model(file) is not None:
         return ""
-    return str((store.load(file).recipe.get("model") or {}).get("name", ""))
+    stored = store.load(file)
+    if stored.config.activates:
+        raise no_delta(stored.config.activation, str(file))
+    return str((stored.recipe.get("model") or {}).get("name", ""))
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from superlora_cli.adapter.activations import MEANING
+from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
@@ -164,7 +166,9 @@ def _train(
         start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-    for line in filter(None, (title, built.base.note, *task.splits.notes)):
+    config = built.adapter.config if built.adapter else AdapterConfig()
+    told = MEANING.format(config.activation) if config.activates else None
+    for line in filter(None, (title, told, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
+from superlora_cli.adapter.activations import Activation
 from superlora_cli.adapter.config import (
     NEWEST,
     PRESETS,
@@ -281,6 +282,11 @@ class AdapterSection(Section):
         "`none`, ΔW = X.",
     )
     block: int | None = Field(None, description="Side of the blocks of a `rotation`; default: 32.")
+    activation: Activation | None = Field(
+        None,
+        description="σ of a nonlinear update B σ(A x) of a layer's outputs (LoDA), for units of two factors a weight. "
+        "Such an adapter has no ΔW: it cannot be merged or exported. Default: `identity`.",
+    )
     bits: int | None = Field(
         None,
         description="Bits per trained number, in training and in the file: `1` to `8` (straight-through rounding "

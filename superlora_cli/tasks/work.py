@@ -215,13 +215,17 @@ class Work:
         raise NotImplementedError
 
     def not_finite(self) -> str | None:
-        """The name of a target whose ΔW has NaN or Inf, if any."""
-        if self.built.adapter is None or not self.built.adapter.targets:
+        """The name of a target whose ΔW has NaN or Inf, if any; or whose factors have, if there is no ΔW."""
+        adapter = self.built.adapter
+        if adapter is None or not adapter.targets:
             return None
         with torch.no_grad():
-            made = self.built.adapter.compute()
-        bad = torch.stack([~torch.isfinite(delta).all() for delta in made]).tolist()
-        names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
+            if adapter.config.activates:
+                what, made = "the update", [torch.cat([one.flatten() for one in u.tensors]) for u in adapter.make()]
+            else:
+                what, made = "ΔW", adapter.compute()
+        bad = torch.stack([~torch.isfinite(update).all() for update in made]).tolist()
+        names = (f"{what} of {target.name}" for target in adapter.targets)
         return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
 
     def check_outputs(self, outputs: Tensor) -> None:
