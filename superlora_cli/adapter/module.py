@@ -23,7 +23,7 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.sharing import Kept, Sharing
 from superlora_cli.adapter.shown import Warned
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, Update
+from superlora_cli.adapter.updates import Dense, Update, without_graph
 from superlora_cli.errors import RunError, UsageError
 
 
@@ -46,6 +46,7 @@ class SuperLora(nn.Module):
         head: trained tensors outside `factors`, by their name in the model; while the adapter is active they are in the
             model, and the base's own are here.
         also: the same for the tensors that the knob `also` trains.
+        tuned: the indices of the targets whose updates get gradients; None: of all.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SuperLora(nn.Module):
         self.targets = tuple(targets)
         self.patterns = tuple(target.name for target in self.targets)
         self.base_digest: tuple[str, str] | None = None
+        self.tuned: frozenset[int] | None = None
         self.head: dict[str, Tensor] = {}
         self.also: dict[str, Tensor] = {}
         self.plan: Plan = plan(config, [target.flat for target in targets])
@@ -137,7 +139,10 @@ class SuperLora(nn.Module):
 
     def make(self) -> list[Update]:
         """The updates in the form that layers use, computed from the factors."""
-        return self.compute_factored() if self.factored else self._materialised()
+        made = self.compute_factored() if self.factored else self._materialised()
+        if self.tuned is None:
+            return made
+        return [update if i in self.tuned else without_graph(update) for i, update in enumerate(made)]
 
     def _materialised(self) -> list[Update]:
         return [Dense(delta) for delta in self.compute()]

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -143,6 +145,17 @@ class Hadamard:
 Linear = Dense | LowRank | Kronecker
 Update = Linear | Activated
 Form = Linear | Hadamard  # what files hold
+
+
+def on_other_tensors(update: Update, other: Callable[[Tensor], Tensor]) -> Update:
+    """The same update with every tensor replaced."""
+    own = {name: other(value) for name, value in vars(update).items() if isinstance(value, Tensor)}
+    return cast(Update, replace(cast(Any, update), **own))
+
+
+def without_graph(update: Update) -> Update:
+    """The same update, whose tensors get no gradients."""
+    return on_other_tensors(update, Tensor.detach)
 
 
 def smaller(form: Kronecker) -> LowRank | Dense:

@@ -23,6 +23,7 @@ from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
+from superlora_cli.training.local import Local
 from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
 from superlora_cli.training.optim import make_optimizer
@@ -73,8 +74,9 @@ def _memory(built: Built) -> dict[str, int]:
     train = built.recipe.train
     batch, loss = task_of(built.recipe).rehearsal(built)
     return step_memory(
-        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, [])
-    )
+        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(train.optimizer, body, []),
+        local=Local.of(train, built.adapter),
+    )  # fmt: skip
 
 
 def train_run(
@@ -167,8 +169,9 @@ def _train(
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
     config = built.adapter.config if built.adapter else AdapterConfig()
-    told = MEANING.format(config.activation) if config.activates else None
-    for line in filter(None, (title, told, built.base.note, *task.splits.notes)):
+    told = [MEANING.format(config.activation)] if config.activates else []
+    told += [local.told] if (local := task.local()) else []
+    for line in filter(None, (title, *told, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)

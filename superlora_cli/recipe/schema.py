@@ -336,6 +336,12 @@ class SchedulerSection(Section):
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up before the schedule.")
 
 
+class LocalSection(Section):
+    """Local LoRA: groups of layers are trained one after another."""
+
+    groups: int = Field(ge=2, description="Number of groups; each has an equal share of the steps.")
+
+
 class TrainSection(Section):
     """The training loop."""
 
@@ -373,6 +379,9 @@ class TrainSection(Section):
         gt=0,
         lt=1,
         description="Decay of an exponential moving average of the trained weights, which is then evaluated and saved.",
+    )
+    local: LocalSection | None = Field(
+        None, description="Train groups of layers one after another, from the first to the last (docs/training.md)."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")

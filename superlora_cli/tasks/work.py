@@ -19,6 +19,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.training.local import Local
 from superlora_cli.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class Work:
     def head(self) -> dict[str, nn.Parameter]:
         """The new head that is trained with an adapter."""
         return self.built.head
+
+    def local(self) -> Local | None:
+        """The groups of layers that are trained one after another, if the recipe asks for it."""
+        return Local.of(self.recipe.train, self.built.adapter)
 
     def buffers(self) -> dict[str, Tensor]:
         """Running statistics of a base that is trained itself."""
