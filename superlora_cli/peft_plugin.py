@@ -88,6 +88,7 @@ class SuperLoraConfig(PeftConfig):
     also: list[str] | None = None
     multiply: str | None = None
     block: int | None = None
+    activation: str | None = None
     bits: int | None = None
 
     def __post_init__(self) -> None:

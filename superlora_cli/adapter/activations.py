@@ -1,53 +1,34 @@
-"""The inputs of a model's target layers, as sums over the passes of some batches."""
+"""σ of the knob `activation`: the update of a layer's outputs is B σ(A x), for ΔW = B A of the equation (LoDA).
+
+The names are those of `torch.nn.functional`. Every σ is zero at zero, so an update that starts at zero is zero.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from superlora_cli.errors import UsageError
 
-from superlora_cli.adapter.gradients import HINT, Average
-from superlora_cli.adapter.targets import Target
-from superlora_cli.errors import RunError
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Activation = Literal["identity", "relu", "leaky_relu", "gelu", "silu", "tanh"]
+ACTIVATIONS = get_args(Activation)
+NONE: Activation = "identity"
+MEANING = "the update is B σ(A x) with σ = {}: there is no ΔW to merge or export"
 
 
-def covariances(
-    model: nn.Module, targets: Sequence[Target], passes: Callable[[], object], average: Average | None = None
-) -> Iterator[Tensor]:
-    """The covariance of the inputs (…, columns) of every target's layer in `passes`: (columns, columns), float64.
+def activated(name: str, x: Tensor) -> Tensor:
+    """σ(x), entry by entry."""
+    from torch.nn import functional
 
-    Raises:
-        RunError: a layer was not called, or its inputs are not finite.
-    """
-    sums: dict[str, Tensor] = {}  # Σ (x, 1) (x, 1)ᵀ, by module
+    found: Tensor = x if name == NONE else getattr(functional, name)(x)
+    return found
 
-    def take(name: str, x: Tensor) -> None:
-        flat = nn.functional.pad(x.detach().flatten(0, -2).float(), (0, 1), value=1)
-        with torch.autocast(flat.device.type, enabled=False):
-            product = flat.mT @ flat
-        sums[name] = sums[name] + product if name in sums else product
 
-    modules = {target.module: model.get_submodule(target.module) for target in targets}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: take(name, inputs[0]))
-        for name, module in modules.items()
-    ]
-    try:
-        passes()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for parameter in model.parameters():
-            parameter.grad = None
-    for name in modules:
-        if name not in sums:
-            raise RunError("got no inputs", where=name, hint="pass some batches through the model")
-        if average:
-            average(sums[name])
-        if not torch.isfinite(sums[name]).all():
-            raise RunError("its inputs are not finite", where=name, hint=HINT)
-    for target in targets:
-        moments = sums[target.module].cpu().double()
-        moments /= moments[-1, -1].clone()
-        yield moments[:-1, :-1] - torch.outer(moments[-1, :-1], moments[-1, :-1])
+def no_delta(name: str, where: str = "adapter.activation") -> UsageError:
+    """The error of whatever needs a ΔW, which an update with the activation `name` has not."""
+    message = (
+        f"B σ(A x) with σ = {name} has no ΔW, so it cannot be merged, exported, added to others or measured as one"
+    )
+    return UsageError(message, where=where, hint="use it as an adapter, beside its base")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter import preflight
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layers import is_plain_linear, put_on, stored_parameter, take_off
+from superlora_cli.adapter.layers import is_plain_linear, layers_of, put_on, stored_parameter, take_off
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.adapter.scaling import settled
@@ -157,7 +157,8 @@ def attach(
     present = adapters_of(model)
     with torch.inference_mode(False), all_or_nothing(model):
         modules = dict(model.named_modules())
-        plain = all(is_plain_linear(modules[target.module]) for target in targets)
+        layers = layers_of(targets) if config.activates else [target.module for target in targets]
+        plain = all(is_plain_linear(modules[layer]) for layer in layers)
         weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
         base = [weight[target.start : target.stop].detach() for weight, target in zip(weights, targets, strict=True)]
         adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
@@ -215,8 +216,9 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
             removed then, since the others belong to the unmerged base.
 
     Raises:
-        UsageError: no adapter of this name, none to merge, or its layers were replaced. RunError: merging would
-            write NaN or Inf. The model is unchanged then, with the same active adapter.
+        UsageError: no adapter of this name, none to merge, its layers were replaced, or it has no ΔW to merge
+            (`activation`). RunError: merging would write NaN or Inf. The model is unchanged then, with the same active
+            adapter.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -244,6 +246,13 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
             for key, parameter in model.named_parameters():
                 if key in adapters.trainable:
                     parameter.requires_grad = True
+
+
+def settle(model: nn.Module) -> None:
+    """Merge the active adapter, which makes a model faster that is only used from now on; if it cannot be, leave it."""
+    adapters = adapters_of(model)
+    if adapters is not None and not adapters.get().config.activates:
+        detach(model, merge=True)
 
 
 def adapters_of(model: nn.Module) -> Adapters | None:

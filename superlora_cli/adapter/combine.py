@@ -11,7 +11,7 @@ from torch import Tensor
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, LowRank, Update
+from superlora_cli.adapter.updates import Dense, Linear, LowRank
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Term:
 
     weight: float
     targets: Sequence[Target]
-    updates: Sequence[Update]
+    updates: Sequence[Linear]
 
 
 def union(terms: Sequence[Term]) -> list[Target]:
@@ -50,7 +50,7 @@ def _joined(targets: Sequence[Target]) -> list[Target]:
     return joined
 
 
-def total(target: Target, terms: Sequence[Term]) -> Update:
+def total(target: Target, terms: Sequence[Term]) -> Linear:
     """Σ weight · ΔW on the rows of `target`: as stacked factors if every term has factors, else as ΔW."""
     found = [
         (term.weight, own.start - target.start, update)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from superlora_cli.adapter.activations import ACTIVATIONS, NONE, Activation
 from superlora_cli.adapter.cores import CORES, usual
+from superlora_cli.adapter.in_factors import why_not_activated
 from superlora_cli.adapter.inner_config import FrozenFrom, Inner, refuse
 from superlora_cli.adapter.kinds import plain, settle
 from superlora_cli.adapter.multiplied import MULTIPLY
@@ -36,6 +38,7 @@ CHOICES: dict[str, Collection[str]] = {
     "execution": get_args(Execution),
     "frozen": get_args(FrozenFrom),
     "multiply": MULTIPLY,
+    "activation": ACTIVATIONS,
 }
 RATE = 0.03  # learning rate for AdamW with `scaling: weights` (docs/rates.md)
 RATE_ON_LEVELS = 0.1  # the same with `bits` of 1 to 8 (docs/bytes.md)
@@ -81,6 +84,8 @@ class AdapterConfig:
     `multiply` makes ΔW a product with the base's own weight (`adapter.multiplied`): the units then make the other
     factor; `block` is the side of a block of a `rotation`.
 
+    `activation` makes the update of the outputs B σ(A x) in place of B A x (`adapter.activations`): there is no ΔW.
+
     `bits` is the number of bits of each trained number (`adapter.quantized`). No level is zero, so ΔW is relative to
     that of the quantised start. An adapter quantised after training has `scales`, the spacing of the levels of each
     trained tensor; its ΔW is not relative to anything.
@@ -118,6 +123,7 @@ class AdapterConfig:
     also: tuple[Also, ...] = field(default=(), metadata={**LATER, "format": "2"})
     multiply: str = field(default="none", metadata=NEW)
     block: int = field(default=32, metadata=NEW)
+    activation: Activation = field(default=NONE, metadata=NEW)
     bits: int | None = field(default=None, metadata={**LATER, "format": "3"})
     scales: tuple[float, ...] = field(default=(), metadata=FITTED)
 
@@ -193,6 +199,11 @@ class AdapterConfig:
     def multiplies(self) -> bool:
         """Whether ΔW is a product with the base's weights."""
         return MULTIPLY[self.multiply].takes_weight
+
+    @property
+    def activates(self) -> bool:
+        """Whether the update is nonlinear in the layer's inputs, so that there is no ΔW."""
+        return self.activation != NONE
 
     @property
     def reads_base(self) -> bool:
@@ -299,6 +310,9 @@ class AdapterConfig:
         self._check_projection()
         self._check_frozen()
         self._check_init()
+        if self.activates and (reason := why_not_activated(self)):
+            hint = "method: loda, or activation: identity"
+            raise refuse("activation", f"activation {self.activation} needs two factors a weight: {reason}", hint)
 
     def _check_init(self) -> None:
         """Refuse a start from the first batches where no factor can be found in them, or none can be zero."""

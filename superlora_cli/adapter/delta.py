@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.factors import folded
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.shapes import Bucket, Plan
@@ -32,6 +33,9 @@ def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Te
         plan: the adapter's shapes.
         trained: its trained tensors, as named and shaped by `plan.tensors`.
         frozen: everything that is not trained, on the device and in the dtype of `trained`.
+
+    Raises:
+        UsageError: the update is nonlinear (`activation`), so there is no ΔW.
 
     Source: Eq. 2, with the projection of Eq. 4.
 
@@ -46,6 +50,8 @@ def deltas(plan: Plan, trained: Mapping[str, Tensor], frozen: Frozen) -> list[Te
     >>> len(made), made[0].shape, made[0].count_nonzero().item()  # zero at the start
     (24, torch.Size([768, 768]), 0)
     """
+    if plan.config.activates:
+        raise no_delta(plan.config.activation)
     return frozen.multiplied(made(plan, trained, frozen))
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter import in_factors
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.factors import expand
-from superlora_cli.adapter.initial import relative
+from superlora_cli.adapter.initial import reach, relative
 from superlora_cli.adapter.shapes import Bucket, Plan, UnitShape
 from superlora_cli.adapter.targets import TargetShape
-from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
+from superlora_cli.adapter.updates import Activated, Dense, Kronecker, LowRank, Update
 
 
 def why_not_factored(plan: Plan, *, moved: bool = False) -> str | None:
@@ -26,25 +27,11 @@ def why_not_factored(plan: Plan, *, moved: bool = False) -> str | None:
         moved: ask of ΔW before that of the start is subtracted from it.
     """
     config = plan.config
-    if config.multiplies:
-        return f"ΔW is a product with the base's weights (multiply: {config.multiply})"
-    if config.projects:
-        return f"projection {config.projection} mixes all elements"
-    if config.order == 1:
-        return "order 1 has no factors"
+    if reason := in_factors.why_not(config):
+        return reason
     if relative(plan) and not moved:
         return "ΔW is relative to its start, where no factor is zero"
-    if config.splits == 1 and config.terms != 1:
-        return "a sum of several terms is not a single product of factors"
-    if config.combine == "hadamard":
-        return "an elementwise product is not a matrix product of its factors"
-    if config.fold == "stack":
-        return None if config.splits == 1 else "a stack with Kronecker splits is not one matrix product per weight"
-    if config.fold in ("regular", "kernel"):
-        return "a folded group does not keep the rows of its weights"
-    if config.splits > 1:
-        if config.groups != "weight" or config.splits > 2:
-            return "Kronecker factors need groups: weight and splits 2"
+    if config.fold == "stack" or config.splits > 1:
         return None
     held = 0
     for bucket in plan.buckets:
@@ -95,7 +82,21 @@ def factored(plan: Plan, factors: Mapping[str, Tensor]) -> list[Update]:
             updates |= _stacked(bucket.shape.units[0], tensors[0], members)
         else:
             updates |= _rows(bucket.shape.units[0], tensors[0], members)
+        if plan.config.activates:
+            updates |= _activated(plan, bucket, updates, members)
     return [updates[i] for i in range(len(plan.targets))]
+
+
+def _activated(
+    plan: Plan, bucket: Bucket, updates: Mapping[int, Update], members: list[list[tuple[int, TargetShape]]]
+) -> dict[int, Update]:
+    """B σ(A x / c) c in place of B A x: c gives σ numbers of the scale of x at the start, whatever the width."""
+    c, found = reach(plan.config, bucket.shape.units[0]), dict[int, Update]()
+    for i, _ in (weight for group in members for weight in group):
+        update = updates[i]
+        assert isinstance(update, LowRank)
+        found[i] = Activated(update.left * c, update.right / c, plan.config.activation)
+    return found
 
 
 def _members(plan: Plan, bucket: Bucket) -> list[list[tuple[int, TargetShape]]]:

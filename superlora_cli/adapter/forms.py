@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from superlora_cli.adapter import factored
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.initial import relative
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.shapes import Plan
-from superlora_cli.adapter.updates import Dense, Form, Hadamard, LowRank
+from superlora_cli.adapter.updates import Dense, Form, Hadamard, Linear, LowRank
 
 
 @torch.no_grad()
 def own_forms(adapter: SuperLora) -> list[Form]:
-    """One form per target: factors, a Kronecker or an elementwise product where the knobs make one, else ΔW."""
+    """One form per target: factors, a Kronecker or an elementwise product where the knobs make one, else ΔW.
+
+    Raises:
+        UsageError: the update is nonlinear (`activation`), so there is no ΔW.
+    """
+    if adapter.config.activates:
+        raise no_delta(adapter.config.activation)
     if factored.why_not_factored(adapter.plan) is None:
-        return list(adapter.compute_factored())
+        return [cast(Linear, update) for update in adapter.compute_factored()]
     if factored.why_not_factored(adapter.plan, moved=True) is None and (forms := _moved(adapter)):
         return forms
     if _is_hadamard(adapter.plan):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.delta import group_deltas
 from superlora_cli.adapter.factors import folded
@@ -29,6 +30,9 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: FromBase | None = N
     under a projection or a Kronecker product, which mix all elements of a group, or of one target with `multiply`.
     `base` is as in `Frozen`.
 
+    Raises:
+        UsageError: the update is nonlinear (`activation`), so there is no ΔW.
+
     >>> from superlora_cli.adapter.config import AdapterConfig
     >>> from superlora_cli.adapter.initial import initial
     >>> from superlora_cli.adapter.layout import TargetShape, plan
@@ -37,6 +41,8 @@ def in_turn(plan: Plan, trained: Mapping[str, Tensor], base: FromBase | None = N
     >>> take(12).shape, take(8).shape
     (torch.Size([12]), torch.Size([8]))
     """
+    if plan.config.activates:
+        raise no_delta(plan.config.activation)
     made = _taking(_pieces(plan, {name: tensor.detach() for name, tensor in trained.items()}, base))
     if base is None or not plan.config.multiplies:
         return made

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.adapter.activations import covariances
 from superlora_cli.adapter.from_base import padded
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.gradients import Average, gradients
 from superlora_cli.adapter.initial import start_scale
+from superlora_cli.adapter.inputs import covariances
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.adapter.shapes import Bucket, Plan

@@ -81,6 +81,12 @@ def start_scale(unit: UnitShape, part: str) -> float:
     return 1 / CORES[unit.core].spread(unit) if part == "core" else 1.0
 
 
+def reach(config: AdapterConfig, unit: UnitShape) -> float:
+    """The norm of the columns of A_M at the start; about 1 for singular vectors, and with `init: lora`."""
+    from_base = config.frozen == "svd" and f"A{len(unit.sides)}" in unit.frozen
+    return 1.0 if from_base or config.init == "lora" else math.sqrt(unit.sides[-1])
+
+
 def start(
     config: AdapterConfig, unit: UnitShape, part: str, shape: tuple[int, ...], draw: np.random.RandomState
 ) -> np.ndarray:

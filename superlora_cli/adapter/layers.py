@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from superlora_cli.adapter.hidden import hide
 from superlora_cli.adapter.modes import only_operators
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.rows_linear import RowsLinear, as_rows, splice
 from superlora_cli.adapter.shown import show
 from superlora_cli.adapter.swapping import Swapped, own_class, swap, unswap
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
+from superlora_cli.adapter.updates import Activated, Dense, Kronecker, LowRank, Update
 from superlora_cli.errors import RunError
 
 
@@ -34,10 +35,12 @@ class Adapted(Swapped):
         stored = self._parameters["weight"]
         if hasattr(stored, "to_local"):  # a shard (FSDP): the weight is whole while the layer runs
             return stored
+        ((owner, _), *_) = self._pieces
+        if owner.config.activates:
+            return hide(stored, owner.config.activation)
         whole = splice(stored, [(start, update.dense()) for start, update in self.updates()])
         if torch.compiler.is_compiling() or only_operators():
             return whole
-        ((owner, _), *_) = self._pieces
         return show(whole, owner.write_is_lost)
 
     def updates(self) -> list[tuple[int, Update]]:
@@ -59,6 +62,9 @@ class AdaptedLinear(Adapted):
 
     def forward(self, input: Tensor) -> Tensor:
         stored = self._parameters["weight"]
+        ((owner, _), *_) = self._pieces
+        if owner.config.activates:
+            return self._activated(input)
         if stored.requires_grad or input.is_nested or input.layout != torch.strided or only_operators():
             return functional.linear(input, self.weight, self.bias)
         found = self.updates()
@@ -81,6 +87,15 @@ class AdaptedLinear(Adapted):
                 made = update.to(weight.dtype)(as_rows(input))
                 # `output[...] += …` also assigns the slice back, which torch 2.11 refuses if it is the whole of a leaf
                 output.narrow(-1, start, update.rows).add_(made.view(*input.shape[:-1], update.rows))
+        return output
+
+    def _activated(self, input: Tensor) -> Tensor:
+        """W x + b, and a nonlinear update of the outputs of every target."""
+        output = functional.linear(input, self._parameters["weight"], self.bias)
+        for start, update in self.updates():
+            assert isinstance(update, Activated)
+            made = update.to(input.dtype)(input)
+            output = output + functional.pad(made, (start, output.shape[-1] - start - update.rows))
         return output
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.updates import LowRank, Update
+from superlora_cli.adapter.updates import Linear, LowRank
 from superlora_cli.errors import RunError, UsageError
 
 ENERGY = 0.99  # share of the squared Frobenius norm to keep by default
@@ -46,7 +46,7 @@ def check_limits(rank: int | None, energy: float | None) -> None:
         raise UsageError(f"energy is {energy}", where="--energy", hint="a share of the squared norm, in (0, 1]")
 
 
-def approximate(update: Update, *, rank: int | None = None, energy: float | None = None) -> Approximation:
+def approximate(update: Linear, *, rank: int | None = None, energy: float | None = None) -> Approximation:
     """A low-rank form of an update: its own factors if they satisfy the limits, else the best approximation.
 
     Args:

@@ -23,7 +23,7 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.sharing import Kept, Sharing
 from superlora_cli.adapter.shown import Warned
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, Update
+from superlora_cli.adapter.updates import Dense, Update, without_graph
 from superlora_cli.errors import RunError, UsageError
 
 UNCHOSEN = -1
@@ -48,6 +48,7 @@ class SuperLora(nn.Module):
         head: trained tensors outside `factors`, by their name in the model; while the adapter is active they are in the
             model, and the base's own are here.
         also: the same for the tensors that the knob `also` trains.
+        tuned: the indices of the targets whose updates get gradients; None: of all.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SuperLora(nn.Module):
         self.targets = tuple(targets)
         self.patterns = tuple(target.name for target in self.targets)
         self.base_digest: tuple[str, str] | None = None
+        self.tuned: frozenset[int] | None = None
         self.head: dict[str, Tensor] = {}
         self.also: dict[str, Tensor] = {}
         self.plan: Plan = plan(config, [target.flat for target in targets])
@@ -86,6 +88,11 @@ class SuperLora(nn.Module):
     def _path(self, plain: bool) -> bool:
         """Whether training takes the factored path: as configured, or where possible and cheaper."""
         reason = factored.why_not_factored(self.plan) if plain else "a target is not a plain nn.Linear"
+        if self.config.activates:
+            if reason:
+                message = f"activation {self.config.activation} needs two factors a weight: {reason}"
+                raise UsageError(message, where="adapter.activation", hint="other targets, or groups: weight")
+            return True
         if self.config.execution == "factored" and reason:
             raise UsageError(
                 f"factored execution is impossible: {reason}", where="adapter.execution", hint="auto or materialised"
@@ -103,7 +110,11 @@ class SuperLora(nn.Module):
         return f"{knobs}, targets={len(self.targets)}, parameters={self.plan.params}"
 
     def compute(self) -> list[Tensor]:
-        """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast."""
+        """ΔW of every target in the shape of its weight slice, computed from the factors, never in autocast.
+
+        Raises:
+            UsageError: the update is nonlinear (`activation`), so there is no ΔW.
+        """
         if not self.targets:
             return []
         frozen = self.not_trained()
@@ -163,7 +174,10 @@ class SuperLora(nn.Module):
 
     def make(self) -> list[Update]:
         """The updates in the form that layers use, computed from the factors."""
-        return self.compute_factored() if self.factored else self._materialised()
+        made = self.compute_factored() if self.factored else self._materialised()
+        if self.tuned is None:
+            return made
+        return [update if i in self.tuned else without_graph(update) for i, update in enumerate(made)]
 
     def _materialised(self) -> list[Update]:
         return [Dense(delta) for delta in self.compute()]
@@ -192,7 +206,7 @@ class SuperLora(nn.Module):
             RunError: an optimizer step inside.
         """
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.trained(), plain=self._materialised())
+            kept = Kept(self.trained(), plain=self.make() if self.config.activates else self._materialised())
         with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must not change"):
             yield
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from string import ascii_lowercase, ascii_uppercase
 
 import torch
@@ -253,6 +254,27 @@ def deltas(plan: Plan, params: Mapping[str, Tensor], base: FromBase | None = Non
         updates.append(update)
         at += x.elements
     return updates
+
+
+def outputs(plan: Plan, params: Mapping[str, Tensor], inputs: Sequence[Tensor], base: FromBase | None) -> list[Tensor]:
+    """LoDA: B σ(Aᵀ x / c) c of every target, by rows of B, on inputs (n, columns); (n, rows) each.
+
+    c is √columns for an A whose entries start at unit scale.
+    """
+    made, config = factors(plan, params, base), plan.config
+    sigma, rows = getattr(torch.nn.functional, config.activation), {}
+    for bucket in plan.buckets:
+        ((unit,), last) = bucket.units, f"A{config.order}"
+        for row, group in enumerate(bucket.members):
+            own = {part: tensor[row, 0] for part, tensor in unit.of(made).items()}
+            a = own.pop(last)  # (columns, r)
+            c = 1.0 if config.init == "lora" or (last in unit.shape.frozen and base) else len(a) ** 0.5
+            b = unit_tensor(replace(unit.shape, sides=(*unit.shape.sides[:-1], a.shape[1])), own) * config.scale
+            rows[group] = [(one, a, c) for one in b.reshape(-1, a.shape[1])]
+    in_order, found = (each for group in sorted(rows) for each in rows[group]), []
+    for target, x in zip(plan.targets, inputs, strict=True):
+        found.append(torch.stack([sigma(x @ a / c) @ b * c for b, a, c in islice(in_order, target.rows)], 1))
+    return found
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -143,6 +143,11 @@ PRESETS: dict[str, Preset] = {
         "W_i + ΔW_i = (1 + a_i) ‖W_i‖ V_i / ‖V_i‖, V_i = W_i + ‖W_i‖ A_i1 A_i2ᵀ / √columns",
         "DoRA, arXiv 2402.09353",
     ),
+    "loda": Preset(
+        {"groups": "weight", "order": 2, "fold": "none", "activation": "gelu"},
+        "f_i(x) = W_i x + A_i1 σ(A_i2ᵀ x)",
+        "LoDA, NeurIPS workshop 2023",
+    ),
     "shira": Preset(
         {"groups": "weight", "order": 1, "fold": "none", "projection": "sparse", "ratio": 0.01},
         "ΔW_i has the numbers A_i at n elements, and zeros elsewhere",

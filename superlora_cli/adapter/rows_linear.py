@@ -70,8 +70,9 @@ class RowsLinear(torch.autograd.Function):
         if inner is not None:
             for start, left, own in zip(starts[1], lefts, _parted(inner, rights, 1), strict=True):
                 _columns(output, start, left).addmm_(own, left.mT)
-        ctx.save_for_backward(input, weight, bias, inner, *parts)
-        ctx.starts = starts
+        trains = any(ctx.needs_input_grad[4:])  # else the input is not needed
+        ctx.save_for_backward(input if trains else None, weight, bias, inner if trains else None, *parts)
+        ctx.starts, ctx.shape = starts, input.shape
         return output.view(*input.shape[:-1], len(weight))
 
     @staticmethod
@@ -79,25 +80,31 @@ class RowsLinear(torch.autograd.Function):
         input, weight, bias, inner, *parts = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             needed = [needs for index, needs in enumerate(ctx.needs_input_grad) if index not in (1, 3)]
-            for_input, for_bias, *for_parts = _with_a_graph(input, weight, bias, ctx.starts, parts, needed, grads[0])
-            return for_input, None, for_bias, None, *for_parts
-        (dense_starts, low_starts), flat, grad = ctx.starts, as_rows(input), as_rows(grads[0])  # (n, in), (n, out)
+            own = grads[0].new_zeros(ctx.shape) if input is None else input
+            for_input, for_bias, *others = _with_a_graph(own, weight, bias, ctx.starts, parts, needed, grads[0])
+            return for_input, None, for_bias, None, *others
+        (dense_starts, low_starts), grad = ctx.starts, as_rows(grads[0])  # (n, out)
+        flat = None if input is None else as_rows(input)  # (n, in)
         dense, low = len(dense_starts), len(low_starts)
         lefts, rights = parts[dense : dense + low], parts[dense + low :]
         for_input = grad @ weight if ctx.needs_input_grad[0] else None
         for_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        for_dense = [_columns(grad, s, p).mT @ flat for s, p in zip(dense_starts, parts[:dense], strict=True)]
-        for_left, for_right = [], []
+        for_parts: list[Tensor | None] = [None] * len(parts)
+        if flat is not None:
+            for_parts[:dense] = [
+                _columns(grad, s, p).mT @ flat for s, p in zip(dense_starts, parts[:dense], strict=True)
+            ]
         if rights:
             rows = [_columns(grad, s, left) for s, left in zip(low_starts, lefts, strict=True)]
             through = _joined([own @ left for own, left in zip(rows, lefts, strict=True)], 1)  # (n, Σr)
-            for_left = [own.mT @ u for own, u in zip(rows, _parted(inner, rights, 1), strict=True)]
-            for_right = list(_parted(through.mT @ flat, rights, 0))
+            if flat is not None:
+                for_left = [own.mT @ u for own, u in zip(rows, _parted(inner, rights, 1), strict=True)]
+                for_parts[dense:] = [*for_left, *_parted(through.mT @ flat, rights, 0)]
             if for_input is not None:
                 for_input.addmm_(through, _joined(rights))
         if for_input is not None:
-            for_input = for_input.view(input.shape)
-        return for_input, None, for_bias, None, *for_dense, *for_left, *for_right
+            for_input = for_input.view(ctx.shape)
+        return for_input, None, for_bias, None, *for_parts
 
 
 def _with_a_graph(

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from superlora_cli.adapter.updates import Update
+from superlora_cli.adapter.updates import Update, on_other_tensors
 from superlora_cli.errors import RunError
 
 
@@ -45,7 +44,7 @@ class Leaves:
     def __init__(self, made: list[Update]) -> None:
         self._sources = list({id(tensor): tensor for update in made for tensor in update.tensors}.values())
         self._own = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._sources}
-        self.updates = [_on_other_tensors(update, self._own) for update in made]
+        self.updates = [on_other_tensors(update, lambda own: self._own[id(own)]) for update in made]
 
     def push(self) -> None:
         """Propagate the accumulated gradients to the factors, once."""
@@ -65,12 +64,6 @@ class Leaves:
 def _too_late(grad: Tensor) -> None:
     hint = "call backward() inside the with block"
     raise RunError("backward() came after the step of its forward pass", where="one_step", hint=hint)
-
-
-def _on_other_tensors(update: Update, others: Mapping[int, Tensor]) -> Update:
-    """The same update with its tensors replaced, by their identity."""
-    own = {name: others[id(value)] for name, value in vars(update).items() if isinstance(value, Tensor)}
-    return cast(Update, replace(cast(Any, update), **own))
 
 
 class Scope:

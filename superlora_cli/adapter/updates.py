@@ -1,14 +1,20 @@
 """The forms of a layer's update: ΔW itself, or factors that are applied to the activations one after another.
 
 `Dense` is the materialised path, `LowRank` and `Kronecker` are the factored path; all give the same outputs.
+`Activated` is the only one that is no ΔW.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from superlora_cli.adapter.activations import activated, no_delta
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Kronecker:
         g, f = self.left.shape[-2:]
         e = self.out.shape[-1] if self.into is None else self.into.shape[-2]
         if f * e > self.columns:
-            x = torch.nn.functional.pad(x, (0, f * e - self.columns))
+            x = functional.pad(x, (0, f * e - self.columns))
         terms, rank = len(self.left), self.out.shape[-1]
         if self.into is None:
             mixed = torch.einsum("tgf,nfe->ngte", self.left, x.view(-1, f, e))
@@ -85,6 +91,39 @@ class Kronecker:
             mixed = torch.einsum("tgf,nftr->ngtr", self.left, inner.view(-1, f, terms, rank))
         made = mixed.reshape(-1, terms * rank) @ self.out.mT.flatten(0, 1)  # (n·f, t·r) @ (t·r, d)
         return made.view(len(x), g * self.out.shape[-2])[:, : self.rows]
+
+
+@dataclass(frozen=True)
+class Activated:
+    """x ↦ left σ(right x), (rows, r) and (r, columns), with a nonlinear σ: there is no ΔW."""
+
+    left: Tensor
+    right: Tensor
+    activation: str
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.left, self.right)
+
+    @property
+    def rows(self) -> int:
+        return len(self.left)
+
+    def dense(self) -> Tensor:
+        """Never: there is none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise no_delta(self.activation)
+
+    def to(self, dtype: torch.dtype) -> Activated:
+        """The same in another dtype."""
+        return Activated(self.left.to(dtype), self.right.to(dtype), self.activation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., columns) → (..., rows)."""
+        return functional.linear(activated(self.activation, functional.linear(x, self.right)), self.left)
 
 
 @dataclass(frozen=True)
@@ -103,8 +142,20 @@ class Hadamard:
         return self.left.dense() * self.right.dense()
 
 
-Update = Dense | LowRank | Kronecker
-Form = Update | Hadamard  # what files hold
+Linear = Dense | LowRank | Kronecker
+Update = Linear | Activated
+Form = Linear | Hadamard  # what files hold
+
+
+def on_other_tensors(update: Update, other: Callable[[Tensor], Tensor]) -> Update:
+    """The same update with every tensor replaced."""
+    own = {name: other(value) for name, value in vars(update).items() if isinstance(value, Tensor)}
+    return cast(Update, replace(cast(Any, update), **own))
+
+
+def without_graph(update: Update) -> Update:
+    """The same update, whose tensors get no gradients."""
+    return on_other_tensors(update, Tensor.detach)
 
 
 def smaller(form: Kronecker) -> LowRank | Dense:

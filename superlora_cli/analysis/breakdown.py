@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from superlora_cli.adapter.activations import MEANING
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.layout import root_ceil
 from superlora_cli.adapter.shapes import THETA, Bucket, Plan, Unit, UnitShape
@@ -106,6 +107,8 @@ def steps(plan: Plan) -> Iterator[str]:
     if plan.positions:
         count = sum(math.prod(shape) for shape in plan.positions.values())
         yield f"positions: {count:,} chosen by gradients, stored in {plan.position_bytes:,} bytes"
+    if config.activates:
+        yield f"activation: {MEANING.format(config.activation)}"
     if config.bits is not None:
         yield f"bits: {plan.params:,} numbers of {config.bits} bits, {plan.bytes:,} bytes"
 

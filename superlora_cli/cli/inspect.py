@@ -32,6 +32,7 @@ def command(
     path = resolve_result(adapter)
     with loading("torch"):
         from superlora_cli.adapter import store
+        from superlora_cli.adapter.activations import MEANING
 
     stored = store.load(path)
     about: dict[str, Any] = {
@@ -74,6 +75,7 @@ def command(
         ("targets", ", ".join(stored.patterns) or "none"),
         *([("classes", _few(stored.classes))] if stored.classes else []),
         ("knobs", ", ".join(f"{knob} {value}" for knob, value in _set_knobs(about["config"]).items())),
+        *([("update", MEANING.format(stored.config.activation))] if stored.config.activates else []),
         *((name, " × ".join(map(str, shape))) for name, shape in about["tensors"].items()),
         *([("made from", _origin(stored.origin))] if stored.origin else []),
         *((name, f"{value:.4f}" if isinstance(value, float) else str(value)) for name, value in metrics),

@@ -61,6 +61,9 @@ OPTIONS: dict[str, Any] = {
         str | None, typer.Option(help=f"ΔW as a product with the base's weight: {_words('multiply')}.")
     ],
     "block": Annotated[int | None, typer.Option(help="Side of the blocks of a rotation; default: 32.")],
+    "activation": Annotated[
+        str | None, typer.Option(help=f"σ of a nonlinear update B σ(A x): {_words('activation')}.")
+    ],
     "bits": Annotated[int | None, typer.Option(help="Bits of each trained number: 1 to 8, or 16; default: float32.")],
 }
 INNER = {"projection": "inner"} | {name: name for name in ("dim", "per", "vectors", "topk")}  # key of `inner` → option

@@ -15,7 +15,7 @@ from superlora_cli.adapter.combine import Term, as_lora, total, union
 from superlora_cli.adapter.lowrank import Approximation, approximate, check_limits, nearest, whole_error
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Form, Update
+from superlora_cli.adapter.updates import Form, Linear
 from superlora_cli.commands.export import check_options, check_place
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
@@ -36,13 +36,13 @@ class Sum(Stored):
     """The sum of adapters, for formats to write: the first one with other updates, targets and head."""
 
     rows: tuple[Target, ...]
-    sums: Sequence[Update]
+    sums: Sequence[Linear]
 
     @property
     def targets(self) -> tuple[Target, ...]:
         return self.rows
 
-    def updates(self) -> list[Update]:
+    def updates(self) -> list[Linear]:
         return list(self.sums)
 
     def forms(self) -> list[Form]:
@@ -188,7 +188,7 @@ def _common_base(
 
 
 def _limited(
-    sums: Sequence[Update], targets: Sequence[Target], rank: int | None, energy: float | None
+    sums: Sequence[Linear], targets: Sequence[Target], rank: int | None, energy: float | None
 ) -> list[Approximation]:
     """Every sum as a low-rank update. An adapter has one rank, so no rank exceeds the smallest side of any target."""
     found = [approximate(update, rank=rank, energy=energy) for update in sums]

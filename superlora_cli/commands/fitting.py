@@ -24,7 +24,8 @@ def config_of(knobs: Mapping[str, Any]) -> AdapterConfig:
     """The knobs, including `method`, of an adapter that can be fitted.
 
     Raises:
-        UsageError: a knob is wrong, it has no factors or tensors beside them, multiplies the base or needs gradients.
+        UsageError: a knob is wrong, it has no factors, tensors beside them or no ΔW, multiplies the base or needs
+            gradients.
     """
     asked = AdapterConfig.from_knobs(knobs.get("method"), **{k: v for k, v in knobs.items() if k != "method"})
     for knob, used, what in (
@@ -32,6 +33,7 @@ def config_of(knobs: Mapping[str, Any]) -> AdapterConfig:
         ("method", not asked.adapts, "without factors"),
         ("multiply", asked.multiplies, "that multiplies the base"),
         ("projection", asked.places, "whose numbers are placed by gradients"),
+        ("activation", asked.activates, "without a ΔW"),
     ):
         if used:
             what, hint = f"an adapter {what} cannot be fitted to a difference", "choose a method with factors only"

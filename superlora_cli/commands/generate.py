@@ -15,7 +15,7 @@ from torch import Tensor
 
 import superlora_cli
 from superlora_cli.adapter import store
-from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.attach import settle
 from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
 from superlora_cli.generation.display import SamplingDisplay
 from superlora_cli.generation.folder import ImagesFolder, image_name
@@ -92,8 +92,7 @@ def generate(
     check_amounts(weight, batch_size)
     shown = [chosen[index % len(chosen)] for index in range(num)]
     images = {image_name(index, names[number]): names[number] for index, number in enumerate(shown)}
-    if built.adapter is not None:
-        detach(model, merge=True)
+    settle(model)
     processes = join(built.recipe.train)
     settings = {
         **about,

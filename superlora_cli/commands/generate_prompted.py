@@ -13,7 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 import superlora_cli
-from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.activations import no_delta
+from superlora_cli.adapter.attach import detach, settle
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of
 from superlora_cli.commands.prompts import read_prompts
@@ -125,6 +126,8 @@ def generate_prompted(
     assert isinstance(base, PipelineBase)
     if built.adapter is None and scales != SCALES:
         raise UsageError("there is no adapter to scale", where="--scale", hint="leave it out")
+    if built.adapter is not None and built.adapter.config.activates and scales != SCALES:
+        raise no_delta(built.adapter.config.activation, "--scale")
     if negative is not None and base.family.guided:
         raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
     if negative is not None and not base.family.takes_negative:
@@ -207,8 +210,7 @@ def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
 def _scaled(built: Built, scales: Sequence[float]) -> Iterator[Callable[[float], None]]:
     """Merge the adapter. Inside, a function makes the weights those of the base plus the adapter times a number."""
     if built.adapter is None or tuple(scales) == SCALES:
-        if built.adapter is not None:
-            detach(built.model, merge=True)
+        settle(built.model)
         yield lambda scale: None
         return
     names = {f"{target.module}.weight" for target in built.adapter.targets} | {*built.also}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.attach import settle
 from superlora_cli.commands.generate import check_start, open_source
 from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import UsageError
@@ -63,8 +63,7 @@ def generate_text(
         raise UsageError("a classifier of texts writes none", where=source, hint="superlora eval")
     settings = settings_of(built.recipe)
     ids = prompt_ids(asked, base.tokenizer)
-    if built.adapter is not None:
-        detach(base.model, merge=True)
+    settle(base.model)
     processes = join(built.recipe.train)
     try:
         model = base.model.to(processes.device).eval()

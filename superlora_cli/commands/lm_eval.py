@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.attach import settle
 from superlora_cli.commands.generate import open_source
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.models.language import LanguageBase
@@ -45,8 +45,7 @@ def lm_eval(
     if not isinstance(base, LanguageBase):
         message = f"the task {built.recipe.task} has no language model"
         raise UsageError(message, where="--lm-eval", hint="a run with task: language")
-    if built.adapter is not None:
-        detach(base.model, merge=True)
+    settle(base.model)
     processes = join(built.recipe.train)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
 from superlora_cli.commands.merge_job import Job, open_job
@@ -108,9 +109,11 @@ def _base_of(file: Path) -> str:
     """The name of the base in the recipe of an adapter, or of a model that was trained itself.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or an adapter without a ΔW.
     """
     found = read_model(file) or store.load(file)
+    if isinstance(found, store.StoredAdapter) and found.config.activates:
+        raise no_delta(found.config.activation, str(file))
     return str((found.recipe.get("model") or {}).get("name", ""))
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from superlora_cli.adapter.activations import MEANING
+from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError, UsageError
 from superlora_cli.files import json_text
@@ -22,6 +24,7 @@ from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
+from superlora_cli.training.local import Local
 from superlora_cli.training.loop import fit, ready
 from superlora_cli.training.memory import step_memory
 from superlora_cli.training.optim import make_optimizer
@@ -74,8 +77,9 @@ def _memory(built: Built) -> dict[str, int]:
     optimizer = train.at_rate(0.0).optimizer  # no rate has been found yet where it is to be
     batch, loss = task_of(built.recipe).rehearsal(built)
     return step_memory(
-        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, [])
-    )
+        built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, []),
+        local=Local.of(train, built.adapter),
+    )  # fmt: skip
 
 
 def train_run(
@@ -174,8 +178,11 @@ def _train(
         start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-    told = None if found is None else f"learning rate {found:g}, found by a range test"
-    for line in filter(None, (title, told, built.base.note, *task.splits.notes)):
+    config = built.adapter.config if built.adapter else AdapterConfig()
+    told = [MEANING.format(config.activation)] if config.activates else []
+    told += [] if found is None else [f"learning rate {found:g}, found by a range test"]
+    told += [local.told] if (local := task.local()) else []
+    for line in filter(None, (title, *told, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)

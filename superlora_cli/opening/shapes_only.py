@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import factored, store
+from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.forms import own_forms
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, Form, LowRank, Update
+from superlora_cli.adapter.updates import Dense, Form, Linear, LowRank
 from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
 from superlora_cli.models.base import Base
@@ -71,17 +72,17 @@ class Stored:
         return line if line.startswith("model = ") else f"model = {line}"
 
     @torch.no_grad()
-    def updates(self) -> list[Update]:
+    def updates(self) -> list[Linear]:
         """The update of every target: its two factors if it is a product of two, else ΔW as (rows, columns).
 
         Raises:
             RunError: ΔW is not finite.
         """
         plan = self.adapter.plan
-        made: list[Update] = []
+        made: list[Linear] = []
         if factored.why_not_factored(plan) is None:
-            made = self.adapter.compute_factored()
-        if not made or not all(isinstance(update, LowRank) for update in made):
+            made = [update for update in self.adapter.compute_factored() if isinstance(update, LowRank)]
+        if not made:
             made = [Dense(delta.flatten(1)) for delta in self.adapter.compute()]
         self._check_finite(made)
         return made
@@ -144,6 +145,8 @@ def check_update(adapter: Stored, *, hint: str) -> None:
         count, kinds = len(adapter.stored.also), " and ".join(adapter.stored.config.also)
         message = f"{count} tensors of the base were trained directly (also: {kinds}), not by a ΔW"
         raise UsageError(message, where=str(adapter.path), hint=hint)
+    if adapter.stored.config.activates:
+        raise no_delta(adapter.stored.config.activation, str(adapter.path))
     if not adapter.targets:
         raise UsageError("no weight is adapted: there is no ΔW", where=str(adapter.path), hint=hint)
 

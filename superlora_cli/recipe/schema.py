@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
+from superlora_cli.adapter.activations import Activation
 from superlora_cli.adapter.config import (
     NEWEST,
     PRESETS,
@@ -281,6 +282,11 @@ class AdapterSection(Section):
         "`none`, ΔW = X.",
     )
     block: int | None = Field(None, description="Side of the blocks of a `rotation`; default: 32.")
+    activation: Activation | None = Field(
+        None,
+        description="σ of a nonlinear update B σ(A x) of a layer's outputs (LoDA), for units of two factors a weight. "
+        "Such an adapter has no ΔW: it cannot be merged or exported. Default: `identity`.",
+    )
     bits: int | None = Field(
         None,
         description="Bits per trained number, in training and in the file: `1` to `8` (straight-through rounding "
@@ -341,6 +347,12 @@ class SchedulerSection(Section):
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up before the schedule.")
 
 
+class LocalSection(Section):
+    """Local LoRA: groups of layers are trained one after another."""
+
+    groups: int = Field(ge=2, description="Number of groups; each has an equal share of the steps.")
+
+
 class TrainSection(Section):
     """The training loop."""
 
@@ -379,6 +391,9 @@ class TrainSection(Section):
         lt=1,
         description="Decay of an exponential moving average of the trained weights, which is then evaluated and saved; "
         "step n (from 1) has at most n / (9 + n), so that the average soon forgets the start.",
+    )
+    local: LocalSection | None = Field(
+        None, description="Train groups of layers one after another, from the first to the last (docs/training.md)."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+from superlora_cli.adapter.activations import NONE
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
 from superlora_cli.adapter.cores import CORES
 from superlora_cli.errors import UsageError
@@ -32,6 +33,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora_xs": ("LoRA-XS", ("rank",)),
     "tinylora": ("TinyLoRA", ("rank",)),
     "hira": ("HiRA", ("rank",)),
+    "loda": ("LoDA", ("rank", "activation")),
     "ia3": ("IA³", ()),
     "oft": ("OFT", ("block",)),
     "dora": ("DoRA", ("rank",)),
@@ -63,8 +65,9 @@ def method_name(config: AdapterConfig | None) -> str:
     parts = [name]
     if not preset:
         plain = replace(
-            config, inner=None, freeze=(), frozen="random", diagonals=(), multiply="none", terms=_terms(config)
-        )
+            config, inner=None, freeze=(), frozen="random", diagonals=(), multiply="none", activation=NONE,
+            terms=_terms(config),
+        )  # fmt: skip
         parts = [_preset(plain)[1] or _described(config), *_trained(config)]
     if config.projects and "projection" not in PRESETS.get(preset, PRESETS["dense"]).knobs:
         parts.append(config.projection)
@@ -92,6 +95,8 @@ def _trained(config: AdapterConfig) -> list[str]:
         words.append("diagonals")
     if config.multiplies:
         words.append(f"times W ({config.multiply})")
+    if config.activates:
+        words.append(config.activation)
     return words + ([f"{config.terms} terms"] if config.terms != _terms(config) else [])
 
 
@@ -120,6 +125,7 @@ def _shape(config: AdapterConfig) -> tuple[Any, ...]:
         config.inner and (config.inner.projection, config.inner.per),
         (config.freeze, config.frozen, config.diagonals),
         (config.multiply, config.block),
+        config.activation,
     )
 
 

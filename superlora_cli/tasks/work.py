@@ -19,6 +19,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.training.local import Local
 from superlora_cli.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -166,6 +167,10 @@ class Work:
         """The new head that is trained with an adapter."""
         return self.built.head
 
+    def local(self) -> Local | None:
+        """The groups of layers that are trained one after another, if the recipe asks for it."""
+        return Local.of(self.recipe.train, self.built.adapter)
+
     def buffers(self) -> dict[str, Tensor]:
         """Running statistics of a base that is trained itself; the positions of an adapter's numbers."""
         if self.built.adapter:
@@ -220,13 +225,17 @@ class Work:
         raise NotImplementedError
 
     def not_finite(self) -> str | None:
-        """The name of a target whose ΔW has NaN or Inf, if any."""
-        if self.built.adapter is None or not self.built.adapter.targets:
+        """The name of a target whose ΔW has NaN or Inf, if any; or whose factors have, if there is no ΔW."""
+        adapter = self.built.adapter
+        if adapter is None or not adapter.targets:
             return None
         with torch.no_grad():
-            made = self.built.adapter.compute()
-        bad = torch.stack([~torch.isfinite(delta).all() for delta in made]).tolist()
-        names = (f"ΔW of {target.name}" for target in self.built.adapter.targets)
+            if adapter.config.activates:
+                what, made = "the update", [torch.cat([one.flatten() for one in u.tensors]) for u in adapter.make()]
+            else:
+                what, made = "ΔW", adapter.compute()
+        bad = torch.stack([~torch.isfinite(update).all() for update in made]).tolist()
+        names = (f"{what} of {target.name}" for target in adapter.targets)
         return next((name for name, is_bad in zip(names, bad, strict=True) if is_bad), None)
 
     def check_outputs(self, outputs: Tensor) -> None:

@@ -16,6 +16,7 @@ from superlora_cli.training.optim import make_optimizer, make_scheduler
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import TrainSection
+    from superlora_cli.training.local import Local
 
 State = dict[str, Any]
 
@@ -29,6 +30,7 @@ class Learner:
         scaler: gradient scaler for fp16; None in other precisions.
         start: the step at which training starts.
         state: the result of `state` at that step; None at the beginning.
+        local: trains groups of the body one after another, each with an optimizer and a schedule of its own.
 
     Raises:
         UsageError: torch refuses the optimizer or the schedule, or `state` does not fit the recipe.
@@ -44,22 +46,22 @@ class Learner:
         scaler: Any = None,
         start: int = 0,
         state: Mapping[str, Any] | None = None,
+        local: Local | None = None,
     ) -> None:
-        self.parameters: dict[str, nn.Parameter] = {**body, **head}
-        self.tensors: dict[str, Tensor] = {**self.parameters, **buffers}
-        self.optimizer = make_optimizer(train.optimizer, list(body.values()), list(head.values()))
+        self._train, self._body, self._head, self._local, self.step = train, body, head, local, start
+        self.whole: dict[str, nn.Parameter] = {**body, **head}
+        self.tensors: dict[str, Tensor] = {**self.whole, **buffers}
+        self._begin_turn()
         self.clip_norm, self.scaler = train.clip_norm, scaler
         if state:
             self._check(state)
             self.put(state["tensors"])
         self.average: dict[str, Tensor] | None = None  # of parameters only
         if train.ema is not None:
-            self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+            self.average = {name: value.detach().clone() for name, value in self.whole.items()}
             for name, value in ((state or {}).get("average") or {}).items():
                 self.average[name].copy_(value)
-        self._decay, self._updates = train.ema or 0.0, start
-        assert train.scheduler is not None  # `with_defaults` filled it in
-        self.scheduler = make_scheduler(train.scheduler, self.optimizer, steps=train.length, start=start)
+        self._begin_schedule()
         if state:
             groups = self.optimizer.state_dict()[
                 "param_groups"
@@ -68,6 +70,19 @@ class Learner:
             if scaler and state["scaler"]:
                 scaler.load_state_dict(state["scaler"])
 
+    def _begin_turn(self) -> None:
+        """Find the parameters that are trained at this step, and give them an optimizer without a state."""
+        body, self._first, self._stop = self._body, 0, self._train.length
+        if self._local is not None:
+            body, self._first, self._stop = self._local.enter(self.step)
+        self.parameters: dict[str, nn.Parameter] = {**body, **self._head}
+        self.optimizer = make_optimizer(self._train.optimizer, list(body.values()), list(self._head.values()))
+
+    def _begin_schedule(self) -> None:
+        assert self._train.scheduler is not None  # `with_defaults` filled it in
+        steps, start = self._stop - self._first, self.step - self._first
+        self.scheduler = make_scheduler(self._train.scheduler, self.optimizer, steps=steps, start=start)
+
     @property
     def lr(self) -> float:
         """Learning rate of the body."""
@@ -75,20 +90,22 @@ class Learner:
 
     def gradients(self) -> list[Tensor]:
         """The gradients of the backward passes so far."""
+        if self._local is not None:
+            self._local.collect()
         return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
 
     def statistics(self) -> list[Tensor]:
         """Running statistics, which every process computes over its own share of the images."""
-        return [
-            value for name, value in self.tensors.items() if name not in self.parameters and value.is_floating_point()
-        ]
+        return [value for name, value in self.tensors.items() if name not in self.whole and value.is_floating_point()]
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of `loss`."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def update(self, *, last: bool) -> None:
-        """One step of the optimizer, the average and, unless it is the `last` one, the schedule."""
+        """One step of the optimizer, the average and, unless it is the `last` one, the schedule or the turn."""
+        if self._local is not None:
+            self._local.collect()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
@@ -98,13 +115,17 @@ class Learner:
             self.scaler.update()
         else:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            mix = get_ema_multi_avg_fn(min(self._decay, (1 + self._updates) / (10 + self._updates)))
+        for parameter in (*self.parameters.values(), *self.whole.values()):
+            parameter.grad = None
+        if self.average and self._train.ema:
+            mix = get_ema_multi_avg_fn(min(self._train.ema, (1 + self.step) / (10 + self.step)))
             with torch.no_grad():
-                mix(list(self.average.values()), list(self.parameters.values()), 0)
-        self._updates += 1
-        if not last:
+                mix(list(self.average.values()), list(self.whole.values()), 0)
+        self.step += 1
+        if self._local is not None and self.step == self._stop and not last:
+            self._begin_turn()
+            self._begin_schedule()
+        elif not last:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns if the first fp16 step was skipped
                 self.scheduler.step()
@@ -148,6 +169,7 @@ class Learner:
             "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "average": self.average,
+            **({} if self._local is None else {"turn": list(self.parameters)}),
         }
 
     def _check(self, state: Mapping[str, Any]) -> None:
@@ -157,6 +179,9 @@ class Learner:
         if shapes(state["tensors"]) != shapes(self.tensors):
             message = "the tensors in the checkpoint are not those that this recipe trains"
             raise UsageError(message, hint="resume with its own recipe")
+        if state.get("turn") != (None if self._local is None else list(self.parameters)):
+            message = "the checkpoint was written while other layers were trained"
+            raise UsageError(message, where="train.local", hint="resume with its own recipe")
         before, now = state["optimizer"]["name"], type(self.optimizer).__name__
         if before != now:
             message, where = f"the checkpoint has the state of {before}", f"train.optimizer.name={now}"

@@ -23,6 +23,7 @@ from superlora_cli.training.signals import stop_signals
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import EvalSection, TrainSection
+    from superlora_cli.training.local import Local
 
 
 class Task(Protocol):
@@ -46,6 +47,9 @@ class Task(Protocol):
 
     def head(self) -> dict[str, nn.Parameter]:
         """Parameters of the trained head; {} if it is frozen or the whole base is trained."""
+
+    def local(self) -> Local | None:
+        """The groups of layers that are trained one after another; None if all are trained together."""
 
     def buffers(self) -> dict[str, Tensor]:
         """Tensors that a forward pass in training mode changes."""
@@ -103,7 +107,7 @@ def ready(
         hint = "raise it, or start over with --force"
         raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
     parts = task.trained(), task.head(), task.buffers()
-    learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state)
+    learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state, local=task.local())
     if state:
         processes.restore_random(state["random"])
     return learner, at

@@ -27,6 +27,7 @@ from superlora_cli.models.recomputing import recompute
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import TrainSection
+    from superlora_cli.training.local import Local
 
 Batch = TypeVar("Batch")
 
@@ -40,6 +41,8 @@ def step_memory(
     batch: Callable[[], Batch],
     loss: Callable[[Batch], Tensor],
     optimizer: Callable[[list[nn.Parameter]], Optimizer],
+    local: Local | None = None,
+    step: int = 0,
 ) -> dict[str, int]:
     """Memory in bytes of a training step of `model`, which has shapes only (meta device) and is unusable afterwards.
 
@@ -47,6 +50,7 @@ def step_memory(
         batch: creates a batch on torch's default device.
         loss: the loss of `model` on a batch.
         optimizer: creates the optimizer of the trained parameters.
+        local: the groups of layers that are trained one after another; it is the turn of the one of `step`.
 
     Returns:
         base: weights and buffers of the base, including its head.
@@ -64,8 +68,9 @@ def step_memory(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         base = ledger.live - (_bytes(adapter.parameters()) if adapter else 0)
         average = [parameter.clone() for parameter in trained if train.ema is not None]
-        learner = optimizer(trained)
-        for parameter in trained:
+        own = trained if local is None else _of_this_turn(trained, local, step)
+        learner = optimizer(own)
+        for parameter in own:
             parameter.grad = torch.zeros_like(parameter)
         learner.step()  # creates the optimizer's state, so that the next step is like any later one
         learner.zero_grad(set_to_none=True)
@@ -81,6 +86,8 @@ def step_memory(
                 del result
             gradients = _bytes(parameter.grad for parameter in trained if parameter.grad is not None)
             updates = ledger.live - before - gradients
+        if local is not None:
+            local.collect()
         learner.step()
     del average
     return {
@@ -90,6 +97,13 @@ def step_memory(
         "activations": activations,
         "total": ledger.peak,
     }
+
+
+def _of_this_turn(trained: list[nn.Parameter], local: Local, step: int) -> list[nn.Parameter]:
+    """The trained parameters, of the adapter only those whose turn it is."""
+    factors = {id(factor) for factor in local.adapter.factors.values()}
+    beside = [parameter for parameter in trained if id(parameter) not in factors]
+    return [*local.enter(step).parameters.values(), *beside]
 
 
 class Ledger(TorchDispatchMode):

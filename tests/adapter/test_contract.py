@@ -27,12 +27,13 @@ from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.projections import is_nonlinear
 from superlora_cli.adapter.targets import Target, TargetShape
-from tests.adapter.variants import PROJECTED, SINGLE, STACKED, VARIANTS, base_of, config_of, covering
+from tests.adapter.variants import ACTIVATED, EQUAL, PROJECTED, SINGLE, STACKED, VARIANTS, base_of, config_of, covering
 
 ALL = pytest.mark.parametrize("name", VARIANTS)
 ATTACHED = {**SINGLE, **STACKED, **{name: knobs for name, knobs in PROJECTED.items() if "2D" in name}}
 EVERY_PAIR = pytest.mark.parametrize("name", covering({name: knobs for name, (knobs, _) in VARIANTS.items()}, 2))
 ON_A_MODEL = pytest.mark.parametrize("name", covering(ATTACHED, 1))
+WITHOUT_DELTA_TOO = pytest.mark.parametrize("name", [*covering(ATTACHED, 1), *ACTIVATED])
 
 
 def random_params(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -43,9 +44,9 @@ def random_params(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     }
 
 
-@ALL
+@pytest.mark.parametrize("name", [*VARIANTS, *ACTIVATED])
 def test_count_is_the_number_of_elements(name: str) -> None:
-    knobs, targets = VARIANTS[name]
+    knobs, targets = VARIANTS[name] if name in VARIANTS else (ACTIVATED[name], EQUAL)
     counted = count(config_of(knobs), targets)
     assert counted.adapter == sum(tensor.numel() for tensor in initial(counted.plan).values())
     assert counted.entries == sum(unit["count"] * unit["params"] for unit in counted.units)
@@ -152,7 +153,7 @@ TARGETS = [Target(f"{block}.qkv", start, start + 12, (12, 8), False) for block i
 
 def adapted(name: str) -> tuple[nn.Sequential, SuperLora]:
     model = small_model()
-    adapter = attach(model, TARGETS, config_of(ATTACHED[name]))
+    adapter = attach(model, TARGETS, config_of({**ATTACHED, **ACTIVATED}[name]))
     if adapter.config.informed:
         inform(model, adapter, lambda: model(INPUT).square().mean().backward())
     generator = torch.Generator().manual_seed(2)
@@ -165,11 +166,11 @@ def adapted(name: str) -> tuple[nn.Sequential, SuperLora]:
 INPUT = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(3))
 
 
-@ON_A_MODEL
+@WITHOUT_DELTA_TOO
 def test_fresh_adapter_changes_nothing(name: str) -> None:
     model = small_model()
     plain = model(INPUT)
-    attach(model, TARGETS, config_of(ATTACHED[name]))
+    attach(model, TARGETS, config_of({**ATTACHED, **ACTIVATED}[name]))
     with torch.no_grad():
         assert torch.equal(model(INPUT), plain)
 
@@ -202,7 +203,7 @@ def test_merged_outputs_are_the_adapted_ones_and_other_rows_keep_their_bits(name
             assert torch.equal(state[key], tensor)
 
 
-@ON_A_MODEL
+@WITHOUT_DELTA_TOO
 def test_removing_gives_the_base_back(name: str) -> None:
     model, _ = adapted(name)
     detach(model)
@@ -211,7 +212,7 @@ def test_removing_gives_the_base_back(name: str) -> None:
     assert not hasattr(model, "superlora")
 
 
-@ON_A_MODEL
+@WITHOUT_DELTA_TOO
 def test_one_backward_a_step_gives_the_gradients_of_plain_autograd(name: str) -> None:
     model, adapter = adapted(name)
     model(INPUT).square().mean().backward()
@@ -225,7 +226,7 @@ def test_one_backward_a_step_gives_the_gradients_of_plain_autograd(name: str) ->
     assert all(parameter.grad is None for key, parameter in model.named_parameters() if "superlora" not in key)
 
 
-@ON_A_MODEL
+@WITHOUT_DELTA_TOO
 def test_copies_and_pickles_give_the_same_outputs(name: str) -> None:
     model, _ = adapted(name)
     output = model(INPUT)
@@ -242,7 +243,7 @@ def test_copies_and_pickles_give_the_same_outputs(name: str) -> None:
         assert torch.equal(model(INPUT), output)
 
 
-@ON_A_MODEL
+@WITHOUT_DELTA_TOO
 def test_stored_and_restored_outputs_are_equal(name: str, tmp_path: Path) -> None:
     model, adapter = adapted(name)
     output = model(INPUT)

@@ -187,6 +187,17 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "nonlinear of dense, 7 bits": {"order": 1, "projection": "nonlinear", "ratio": 0.3, "bits": 7},
     "fourierft of 4 bits": {"method": "fourierft", "ratio": 0.1, "bits": 4},
 }
+ACTIVATED: dict[str, dict[str, Any]] = {  # these have no ΔW
+    "loda": {"method": "loda", "rank": 2},
+    "loda, tanh, Kaiming": {"method": "loda", "rank": 2, "activation": "tanh", "init": "lora", "alpha": 8.0},
+    "loda with a core, by layer": {"groups": "layer", "fold": "none", "core": "dense", "rank": 2, "activation": "relu"},
+    "loda of all weights, bfloat16": {"fold": "none", "rank": 3, "activation": "leaky_relu", "bits": 16},
+    "lotr, silu": {"method": "lotr", "rank": 2, "activation": "silu"},
+    "fact_tk, relu": {"method": "fact_tk", "rank": 2, "activation": "relu"},
+    "vera, gelu": {"method": "vera", "rank": 3, "activation": "gelu"},
+    "nola, gelu": {"method": "nola", "rank": 2, "inner": {"dim": 3}, "activation": "gelu"},
+    "lora_xs, relu": {"method": "lora_xs", "rank": 2, "activation": "relu"},
+}
 SINGLE = {**PLAIN, **INNER, **FROZEN, **FROM_BASE, **SPECTRAL, **MULTIPLIED, **QUANTISED}
 VARIANTS = {
     **{name: (knobs, MIXED) for name, knobs in {**SINGLE, **PROJECTED}.items()},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,45 @@ def test_an_update_that_depends_on_the_base_needs_that_base(method: str, cli: Cl
     back = str(tmp_path / "base.safetensors")
     assert cli("merge", out, "--base", merged, "--out", back, "--unmerge", "--json").json()["verified"]
     assert relative(load_file(back), load_file(BASE)) < 1e-6
+
+
+def test_a_nonlinear_update_is_trained_resumed_and_evaluated_but_never_merged(cli: Cli, tmp_path: Path) -> None:
+    own = ("train", "digits_lora", "adapter.method=loda", "adapter.scaling=null", *SHORT, "train.checkpoint_every=1")
+    told = cli(*own, "--out", "whole")
+    assert told.code == 0
+    assert "the update is B σ(A x) with σ = gelu: there is no ΔW to merge or export" in told.err
+    result = Path("whole/adapter.safetensors").read_bytes()
+    shutil.rmtree("whole/checkpoints/step-000003")
+    assert cli(*own, "--out", "whole", "--resume", "whole").code == 0
+    assert Path("whole/adapter.safetensors").read_bytes() == result
+    scored = cli("eval", "whole", "--json").json()["metrics"]["accuracy"]
+    assert scored == json.loads(Path("whole/run.json").read_text())["metrics"]["accuracy"]
+    shown = cli("inspect", "whole")
+    assert "activation gelu" in shown.out
+    assert "there is no ΔW" in shown.out
+    for words in (
+        ("merge", "whole", "--out", "m.safetensors"),
+        ("merge", "whole", "--base", str(BASE), "--out", "m.safetensors"),
+        ("export", "whole", "--to", "peft-lora", "--out", "m"),
+        ("export", "whole", "--to", "timm", "--out", "m.safetensors"),
+        ("export", "whole", "--to", "delta", "--out", "m.safetensors"),
+        ("combine", "whole", "whole", "--weights", "1,1", "--out", "m.safetensors"),
+        ("compress", "whole", "--bits", "4", "--out", "m.safetensors"),
+        ("inspect", "whole", "--norms"),
+    ):
+        refused = cli(*words)
+        assert refused.code == 2, words
+        assert "B σ(A x) with σ = gelu has no ΔW, so it cannot be merged" in refused.message
+    assert not list(tmp_path.glob("m*"))
+
+
+def test_a_nonlinear_update_is_counted_and_explained(cli: Cli) -> None:
+    words = ("count-params", "--method", "loda", "--rank", "2")
+    assert (
+        cli(*words, "--json").json()["adapter"]
+        == cli("count-params", "--method", "lora", "--rank", "2", "--json").json()["adapter"]
+    )
+    assert "there is no ΔW to merge or export" in cli(*words, "--explain").out
+    refused = cli("count-params", "--method", "lorta", "--activation", "relu")
+    assert refused.code == 2
+    assert "--activation" in refused.message

@@ -127,7 +127,7 @@ def test_a_stored_recipe_is_checked_like_a_file() -> None:
         ("lorta", "lortha",
          "6: adapter.method: expected 'dense', 'lora', 'lokr', 'lonkr', 'krona', 'loha', 'lotr', 'lorta',"
          " 'fact_tk', 'cara', 'unilora', 'nola', 'vblora', 'vera', 'randlora', 'lora_xs', 'tinylora', 'fourierft',"
-         " 'hira', 'ia3', 'oft', 'dora', 'shira', 'atoms', 'none' or 'bitfit',"
+         " 'hira', 'ia3', 'oft', 'dora', 'loda', 'shira', 'atoms', 'none' or 'bitfit',"
          " got 'lortha' (did you mean 'lorta'?)"),
         ("rank: 4", "rank: [4, ful]",
          "6: adapter.rank.1: expected a whole number or 'full', got 'ful' (did you mean 'full'?)"),
