@@ -20,7 +20,7 @@ def test_every_key_is_described() -> None:
     assert all(row.description and row.type != "anything" for row in table.values())
     assert table["model.name"].default == "required"
     assert table["adapter.targets"][1:3] == ("a non-empty list of text", "[q, v]")
-    assert table["adapter.projection"].type.endswith("'shuffle' or 'sparse'")
+    assert table["adapter.projection"].type.endswith("'sparse' or 'steepest'")
     assert len(markdown_table().splitlines()) == len(table) + 2
 
 
