@@ -80,7 +80,7 @@ class RowsLinear(torch.autograd.Function):
         input, weight, bias, inner, *parts = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             needed = [needs for index, needs in enumerate(ctx.needs_input_grad) if index not in (1, 3)]
-            own = grads[0].new_zeros(ctx.shape) if input is None else input
+            own = grads[0].new_zeros(ctx.shape).requires_grad_() if input is None else input
             for_input, for_bias, *others = _with_a_graph(own, weight, bias, ctx.starts, parts, needed, grads[0])
             return for_input, None, for_bias, None, *others
         (dense_starts, low_starts), grad = ctx.starts, as_rows(grads[0])  # (n, out)

@@ -53,10 +53,10 @@ class Reference:
 
 
 def nearness(section: Section, reference: Reference, say: Callable[[str], None]) -> Nearness:
-    """Compare all adapted runs of a section with the reference; `say` is called with each run's path."""
+    """Compare all runs of a section that have a ΔW with the reference; `say` is called with each run's path."""
     found: dict[int, list[dict[str, Similarity]]] = {}
     for row in section.rows:
-        adapted = [run for run in row.runs if run.config is not None and run.config.adapts]
+        adapted = [run for run in row.runs if run.config and run.config.adapts and not run.config.activates]
         runs = [run for run in adapted if not run.result.samefile(reference.file)]
         for run in runs:
             say(str(run.path))

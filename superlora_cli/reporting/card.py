@@ -117,7 +117,7 @@ def _use(facts: Facts) -> str:
         lines.append(f'superlora generate {place} --prompt "..."')
     else:
         lines.append(f"superlora generate {place} --out images")
-    if facts.stored is not None:
+    if facts.stored is not None and not facts.stored.config.activates:
         lines += [
             f"superlora merge {place} --out merged  # for transformers"
             if kind.reads

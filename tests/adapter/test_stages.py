@@ -102,3 +102,25 @@ def test_layers_before_the_group_keep_nothing_and_those_after_it_not_their_input
     assert usual == [inputs, tanh, inputs, tanh]
     assert lower == [inputs, tanh, tanh]
     assert upper == [inputs, tanh]
+
+
+def test_second_derivatives_pass_through_layers_that_are_not_trained() -> None:
+    model = small_model()
+    adapter = attach(model, TARGETS, config_of({"method": "lora", "rank": 1, "execution": "factored"}))
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.fill_(0.3)
+
+    def penalty() -> dict[str, Tensor]:
+        adapter.zero_grad(set_to_none=True)
+        x = INPUT.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        return {name: factor.grad for name, factor in adapter.factors.items() if factor.grad is not None}
+
+    whole = penalty()
+    for stage in stages(adapter.plan, 2):
+        adapter.tuned = frozenset(stage.targets)
+        found = penalty()
+        for name, first, stop in stage.rows:
+            torch.testing.assert_close(found[name][first:stop], whole[name][first:stop])
