@@ -16,6 +16,7 @@ from superlora_cli.adapter.factored import factored
 from superlora_cli.adapter.forms import own_forms
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.in_turn import in_turn
+from superlora_cli.adapter.informed import inform
 from superlora_cli.adapter.initial import initial
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import Target
@@ -188,3 +189,14 @@ def test_all_ways_to_run_it_agree(name: str) -> None:
     low = model.to(torch.bfloat16)(INPUT.bfloat16())
     for other in (mixed, low):
         torch.testing.assert_close(other.float(), output, rtol=0.1, atol=0.3 * float(output.detach().abs().mean()))
+
+
+@pytest.mark.parametrize("init", ["gradient", "activations"])
+def test_it_starts_from_batches_as_lora_does(init: str) -> None:
+    model = small_model()
+    before = model(INPUT)
+    adapter = attach(model, TARGETS, AdapterConfig.from_knobs("loda", rank=2, init=init))
+    drawn = adapter.factors["b0_k1_A2"].detach().clone()
+    inform(model, adapter, lambda: model(INPUT).square().sum().backward())
+    assert not torch.equal(adapter.factors["b0_k1_A2"], drawn)
+    assert torch.equal(model(INPUT), before)

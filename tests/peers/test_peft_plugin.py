@@ -277,6 +277,17 @@ def test_the_python_of_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pyt
     exec(compile(code, "docs/python.md", "exec"), {})
 
 
+def test_a_nonlinear_update_is_saved_and_loaded_but_not_merged(tmp_path: Path) -> None:
+    model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q"], method="loda", activation="relu"))
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(build("llama"), tmp_path)
+    torch.testing.assert_close(logits(again), logits(model))
+    with pytest.raises(UsageError, match="σ = relu has no ΔW, so it cannot be merged"):
+        again.merge_and_unload()
+
+
 def test_the_limits_of_the_plugin_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rank 2 with order 1"):
         SuperLoraConfig(target_modules=["q"], order=1, rank=2)
