@@ -17,8 +17,8 @@ from tests.adapter.test_contract import ATTACHED, INPUT, ON_A_MODEL, TARGETS, sm
 from tests.adapter.variants import config_of
 
 FACTORED = {
-    "lora", "lora, Kaiming", "lora, alpha", "lora, rslora", "lora with a core", "2D by layer, not folded",
-    "2D, not folded", "lokr", "lokr, low-rank left", "lokr, 3 terms", "krona",
+    "lora", "lora, Kaiming", "lora, from activations", "lora, alpha", "lora, rslora", "lora with a core",
+    "2D by layer, not folded", "2D, not folded", "lokr", "lokr, low-rank left", "lokr, 3 terms", "krona",
     "lotr", "lotr by layer", "lotr, 2 groups", "stack, Tucker", "stack, CP", "fact_tk", "cara",
     "vera", "nola", "lora, A frozen", "lokr, left frozen", "lokr, right frozen", "lokr, right core only",
     "lora_xs", "tinylora", "tinylora, one θ", "lora, A from the base", "fact_tk on singular vectors",
