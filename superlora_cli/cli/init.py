@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from superlora_cli.cli.console import loading, print_json, print_pairs
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
+
+if TYPE_CHECKING:
+    from superlora_cli.commands.init import Start
+    from superlora_cli.commands.init_texts import TextStart
 
 IMAGES = "vit_base_patch16_224.orig_in21k"  # the model for images, if none is named
 
@@ -51,12 +55,17 @@ def command(
 
     with loading():
         from superlora_cli.data.text_files import SUFFIXES, holds_texts
-        from superlora_cli.files import write_atomic
 
     if holds_texts(data):
         if image_size is not None:
             raise UsageError(f"{data} holds texts", where="--image-size", hint="leave it out")
-        _texts(model, data, file, pretrained=pretrained, as_json=as_json)
+        with loading("torch and transformers"):
+            from superlora_cli.commands.init_texts import starting_text_recipe
+
+        texts = starting_text_recipe(model, data, file, pretrained=pretrained)
+        about = ("training texts", f"{texts.texts:,}, in sequences of {texts.length:,} tokens")
+        check = ("look at it", f"superlora preview {file}")
+        _write(file, texts, {"texts": texts.texts, "length": texts.length}, about, check, as_json=as_json)
         return
     if data.is_file():
         hint = f"a folder of images, or a file that ends in {', '.join(SUFFIXES)}"
@@ -65,36 +74,25 @@ def command(
         from superlora_cli.commands.init import starting_recipe
 
     start = starting_recipe(model or IMAGES, data, file, pretrained=pretrained, image_size=image_size)
-    write_atomic(file, start.text)
-    if as_json:
-        params = {"adapter": start.adapter, "head": start.head}
-        print_json({"recipe": str(file), "classes": start.classes, "images": start.images, "params": params})
-        return
-    rows = [
-        ("classes, training images", f"{start.classes:,}, {start.images:,}"),
-        ("parameters", f"{start.adapter:,} adapter, {start.head:,} head"),
-        ("check it", f"superlora train {file} --dry-run"),
-        ("train it", f"superlora train {file}"),
-    ]
-    print_pairs(f"wrote {file}", rows)
+    about = ("classes, training images", f"{start.classes:,}, {start.images:,}")
+    check = ("check it", f"superlora train {file} --dry-run")
+    _write(file, start, {"classes": start.classes, "images": start.images}, about, check, as_json=as_json)
 
 
-def _texts(model: str | None, data: Path, file: Path, *, pretrained: bool, as_json: bool) -> None:
+def _write(
+    file: Path,
+    start: Start | TextStart,
+    counts: dict[str, int],
+    about: tuple[str, str],
+    check: tuple[str, str],
+    *,
+    as_json: bool,
+) -> None:
     from superlora_cli.files import write_atomic
 
-    with loading("torch and transformers"):
-        from superlora_cli.commands.init_texts import starting_text_recipe
-
-    start = starting_text_recipe(model, data, file, pretrained=pretrained)
     write_atomic(file, start.text)
     if as_json:
-        params = {"adapter": start.adapter, "head": start.head}
-        print_json({"recipe": str(file), "texts": start.texts, "length": start.length, "params": params})
+        print_json({"recipe": str(file), **counts, "params": {"adapter": start.adapter, "head": start.head}})
         return
-    rows = [
-        ("training texts", f"{start.texts:,}, in sequences of {start.length:,} tokens"),
-        ("parameters", f"{start.adapter:,} adapter, {start.head:,} head"),
-        ("look at it", f"superlora preview {file}"),
-        ("train it", f"superlora train {file}"),
-    ]
-    print_pairs(f"wrote {file}", rows)
+    parameters = ("parameters", f"{start.adapter:,} adapter, {start.head:,} head")
+    print_pairs(f"wrote {file}", [about, parameters, check, ("train it", f"superlora train {file}")])
