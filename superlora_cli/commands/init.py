@@ -100,7 +100,7 @@ def starting_recipe(
     folder = f"./{data}" if is_embedded(str(data)) else str(data)  # not the embedded data of the same name
     settings: dict[str, Any] = {
         "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
-        "model_yaml": _inline(model), "data_yaml": _inline(folder), "pretrained": _inline(pretrained),
+        "model_yaml": inline(model), "data_yaml": inline(folder), "pretrained": inline(pretrained),
         "workers": min(8, (os.cpu_count() or 1) - 1), "test": ", a tenth to test it" if test is None else "",
         "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": every,
         "evaluation": f"{{every: {every}}}   # the best of these steps is kept" if judged >= ENOUGH else
@@ -193,6 +193,6 @@ def _share(built: Built) -> float:
     return adapted / max(1, sum(body.values()))
 
 
-def _inline(value: str | bool) -> str:
+def inline(value: str | bool) -> str:
     """A scalar as written inside a YAML flow mapping."""
     return dump_yaml([value]).strip().removeprefix("[").removesuffix("]")

@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.utils import natural_key
 
+from superlora_cli.data.images import SUFFIXES as IMAGES
 from superlora_cli.data.source import Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
@@ -52,6 +53,13 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
     train, validation, test = found
     assert train is not None
     return TextSource(train, validation, test, tuple(bad), told(bad, total))
+
+
+def holds_texts(path: Path) -> bool:
+    """Whether a path is a file of texts, or a folder of such and of no images."""
+    if path.is_file():
+        return path.suffix.lower() in SUFFIXES
+    return bool(_files(path)) and not any(file.suffix.lower() in IMAGES for file in path.rglob("*"))
 
 
 def _files(folder: Path) -> list[Path]:

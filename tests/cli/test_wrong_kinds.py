@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], set[Kind]]] = {  # what takes what
         WEIGHTS,
     ),
     "report": (("report", IN), {Kind.RUN, Kind.RUNS, Kind.SWEEP_FOLDER, Kind.FOLDER}),
-    "init": (("init", "--data", IN, "--out", "new.yaml"), {Kind.IMAGES, Kind.FOLDER}),
+    "init": (("init", "--data", IN, "--out", "new.yaml"), {Kind.IMAGES, Kind.FOLDER, *FILES}),
 }
 
 

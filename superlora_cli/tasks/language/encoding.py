@@ -115,6 +115,16 @@ def encode(rows: Sequence[Row], tokenizer: Any, length: int, *, ended: bool = Tr
     return Encoded(np.concatenate(tokens), np.concatenate(learned), starts, size, tuple(notes))
 
 
+def encode_whole(rows: Sequence[Row], tokenizer: Any, length: int) -> Encoded:
+    """Rows with labels as one sequence each, of at most `length` tokens, of which none is to be predicted."""
+    ids = tokenizer([row["text"] for row in rows], verbose=False)["input_ids"]
+    cut = sum(len(own) > length for own in ids)
+    ids = [np.asarray(own[:length], np.int32) for own in ids]
+    starts = np.concatenate([[0], np.cumsum([len(own) for own in ids])])
+    notes = (f"{cut:,} of {len(ids):,} texts are longer than {length:,} tokens and are cut",) if cut else ()
+    return Encoded(np.concatenate(ids), np.zeros(int(starts[-1]), bool), starts, 0, notes)
+
+
 def _ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     if not texts:
         return []

@@ -18,7 +18,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.language.batches import epoch, steps_of_epoch
-from superlora_cli.tasks.language.encoding import Encoded
+from superlora_cli.tasks.language.encoding import Encoded, encode_whole
 from superlora_cli.tasks.language.section import settings_of
 from superlora_cli.tasks.language.task import Language, base_of
 
@@ -48,12 +48,7 @@ class Labelling(Language):
 
     def _encoded(self, texts: Any) -> Encoded:
         assert isinstance(texts, Texts)
-        ids = self.tokenizer([row["text"] for row in texts.rows], verbose=False)["input_ids"]
-        cut = sum(len(own) > self.length for own in ids)
-        ids = [np.asarray(own[: self.length], np.int32) for own in ids]
-        starts = np.concatenate([[0], np.cumsum([len(own) for own in ids])])
-        notes = (f"{cut:,} of {len(ids):,} texts are longer than {self.length:,} tokens and are cut",) if cut else ()
-        return Encoded(np.concatenate(ids), np.zeros(int(starts[-1]), bool), starts, 0, notes)
+        return encode_whole(texts.rows, self.tokenizer, self.length)
 
     @property
     def room(self) -> None:

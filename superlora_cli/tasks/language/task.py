@@ -25,7 +25,7 @@ from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_epoch, stream
 from superlora_cli.tasks.language.encoding import Encoded, encode
-from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.section import LanguageSection, settings_of
 from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
@@ -39,6 +39,18 @@ def base_of(built: Built) -> LanguageBase:
     """The language model of a recipe."""
     assert isinstance(built.base, LanguageBase)
     return built.base
+
+
+def length_of(settings: LanguageSection, base: LanguageBase) -> int:
+    """Most tokens of a sequence.
+
+    Raises:
+        UsageError: the recipe asks for more than the model has positions.
+    """
+    found, known = settings.length or base.longest, base.positions
+    if known is not None and found > known:
+        raise UsageError(f"the model has {known:,} positions", where="language.length", hint=f"at most {known}")
+    return found
 
 
 def read_texts(section: DataSection) -> Splits:
@@ -69,10 +81,7 @@ class Language(Work):
     def __init__(self, built: Built, processes: Processes) -> None:
         self.settings = settings_of(built.recipe)
         self.tokenizer = base_of(built).tokenizer
-        self.length = self.settings.length or base_of(built).longest
-        known = base_of(built).positions
-        if known is not None and self.length > known:
-            raise UsageError(f"the model has {known:,} positions", where="language.length", hint=f"at most {known}")
+        self.length = length_of(self.settings, base_of(built))
         super().__init__(built, processes)
 
     def read(self, recipe: Recipe) -> Splits:
@@ -178,6 +187,11 @@ def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     return losses(model, batch).sum()
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether a model can be told that positions start anew, without which texts cannot be packed."""
+    return "position_ids" in _known_arguments(model)
+
+
 def _known_arguments(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
@@ -185,7 +199,7 @@ def _known_arguments(model: nn.Module) -> set[str]:
 @torch.no_grad()
 def keeps_apart(model: nn.Module) -> bool:
     """Whether a text is not affected by another one before it in the same sequence, if positions start anew."""
-    if "position_ids" not in _known_arguments(model):
+    if not takes_positions(model):
         return False
     model.eval()
     ids = torch.tensor([[1, 2, 3, 4, 5], [3, 1, 2, 4, 5]])
