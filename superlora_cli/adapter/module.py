@@ -36,7 +36,7 @@ class SuperLora(nn.Module):
     that can share them over an optimizer step uses `one_step`; one that changes no factor uses `kept`.
 
     Args:
-        plain: whether every target is the weight of a plain `nn.Linear`.
+        plain: whether every target is the weight of a plain `nn.Linear`, or a packed one.
         base: the target slices of the base, in target order; read only where `config.reads_base`.
 
     Attributes:
