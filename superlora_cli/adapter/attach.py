@@ -160,10 +160,11 @@ def attach(
     with torch.inference_mode(False), all_or_nothing(model):
         modules = dict(model.named_modules())
         layers = [modules[name] for name in (layers_of(targets) if config.activates else by_module(targets))]
-        plain = all(is_plain_linear(layer) or is_packed(layer) for layer in layers)
+        packed = [is_packed(layer) for layer in layers]
+        plain = all(is_plain_linear(layer) or own for layer, own in zip(layers, packed, strict=True))
         base: Sequence[Tensor] = rows_of(model, targets)
         base = list(base) if config.multiplies else base  # which it holds
-        adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
+        adapter = SuperLora(settled(config, targets, base), targets, plain=plain, packed=any(packed), base=base)
         weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
         adapter.to(weights[0].device if weights else next(model.parameters()).device)
         adapters = present or Adapters(frozenset(k for k, each in model.named_parameters() if each.requires_grad))
@@ -268,7 +269,7 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
 def settle(model: nn.Module) -> None:
     """Merge the active adapter, which makes a model faster that is only used from now on; if it cannot be, leave it."""
     adapters = adapters_of(model)
-    if adapters is not None and not adapters.get().config.activates:
+    if adapters is not None and not (adapters.get().packed or adapters.get().config.activates):
         detach(model, merge=True)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from superlora_cli.adapter.hidden import hide
 from superlora_cli.adapter.modes import only_operators
 from superlora_cli.adapter.module import SuperLora
-from superlora_cli.adapter.packed import is_packed, is_plain_linear
+from superlora_cli.adapter.packed import is_packed, is_plain_linear, weight_of
 from superlora_cli.adapter.rows_linear import RowsLinear, as_rows, splice
 from superlora_cli.adapter.shown import show
 from superlora_cli.adapter.swapping import Swapped, swap, unswap
@@ -140,10 +140,10 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
     names = list(layers_of(adapter.targets))
     for name in names if merge else ():
         if is_packed(modules[name]):
-            hint = "keep the adapter, or superlora merge --dequantise"
-            raise UsageError("is quantised: ΔW cannot be added to it", where=f"{name}.weight", hint=hint)
+            message = "is quantised: ΔW cannot be added to it"
+            raise UsageError(message, where=f"{name}.weight", hint="keep the adapter beside it")
     with torch.no_grad():
-        merged = _merged(model, adapter) if merge else {}
+        merged = merged_weights(model, adapter) if merge else {}
         for name, weight in merged.items():
             if not torch.isfinite(weight).all():
                 raise RunError("the merged weight is not finite", where=f"{name}.weight")
@@ -158,12 +158,13 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
         _swap_beside(model, adapter, trainable=False)
 
 
-def _merged(model: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
-    """The weight W + ΔW of every target layer, from the factors as they are now."""
+@torch.no_grad()
+def merged_weights(model: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
+    """The weight W + ΔW of every target layer, from the factors as they are now; of a packed one, in floating point."""
     deltas, found = adapter.compute(), {}
     for name, indices in by_module(adapter.targets).items():
         rows = [(adapter.targets[index].start, deltas[index]) for index in indices]
-        found[name] = splice(stored_parameter(model, f"{name}.weight"), rows)
+        found[name] = splice(weight_of(model.get_submodule(name)), rows)
     return found
 
 

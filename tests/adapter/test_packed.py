@@ -147,7 +147,7 @@ def test_merging_into_a_packed_weight_is_refused_and_changes_nothing() -> None:
     model = net()
     adapted(model, KNOBS["factored"], WHOLE)
     before = model(X)
-    with pytest.raises(UsageError, match=r"q\.weight: is quantised: ΔW cannot be added to it .*--dequantise"):
+    with pytest.raises(UsageError, match=r"q\.weight: is quantised: ΔW cannot be added to it"):
         superlora_cli.detach(model, merge=True)
     assert torch.equal(model(X), before)
 
