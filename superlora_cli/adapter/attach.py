@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from superlora_cli.adapter import preflight
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.layers import is_plain_linear, layers_of, put_on, stored_parameter, take_off
+from superlora_cli.adapter.layers import by_module, layers_of, put_on, stored_parameter, take_off
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.packed import is_packed, is_plain_linear, rows_of
 from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.adapter.scaling import settled
 from superlora_cli.adapter.statistics import hold_statistics, release_statistics
@@ -154,14 +155,17 @@ def attach(
             model already has an adapter of this name. The model is unchanged after this or any other error.
     """
     check(model, targets, [*head, *also], shapes_only=shapes_only)
+    _refuse_knobs(model, targets, config)
     present = adapters_of(model)
     with torch.inference_mode(False), all_or_nothing(model):
         modules = dict(model.named_modules())
-        layers = layers_of(targets) if config.activates else [target.module for target in targets]
-        plain = all(is_plain_linear(modules[layer]) for layer in layers)
+        layers = [modules[name] for name in (layers_of(targets) if config.activates else by_module(targets))]
+        packed = [is_packed(layer) for layer in layers]
+        plain = all(is_plain_linear(layer) or own for layer, own in zip(layers, packed, strict=True))
+        base: Sequence[Tensor] = rows_of(model, targets)
+        base = list(base) if config.multiplies else base  # which it holds
+        adapter = SuperLora(settled(config, targets, base), targets, plain=plain, packed=any(packed), base=base)
         weights = [stored_parameter(model, f"{target.module}.weight") for target in targets]
-        base = [weight[target.start : target.stop].detach() for weight, target in zip(weights, targets, strict=True)]
-        adapter = SuperLora(settled(config, targets, base), targets, plain=plain, base=base)
         adapter.to(weights[0].device if weights else next(model.parameters()).device)
         adapters = present or Adapters(frozenset(k for k, each in model.named_parameters() if each.requires_grad))
         if present is None:
@@ -178,6 +182,20 @@ def attach(
             parameter.requires_grad = False  # an uninitialised one has no requires_grad_()
         activate(model, name)
     return adapter
+
+
+def _refuse_knobs(model: nn.Module, targets: Sequence[Target], config: AdapterConfig) -> None:
+    """Refuse knobs that need the numbers of a weight, or gradients of them, where it is packed."""
+    asking = f"projection: {config.projection}" if config.places else "init: gradient"
+    reasons = {
+        f"multiply: {config.multiply}": (config.multiplies, "ΔW would be a product with all its numbers"),
+        asking: (config.informed == "gradients", "it gets no gradient"),
+    }
+    packed = [target.name for target in targets if is_packed(model.get_submodule(target.module))]
+    for knob, (applies, why) in reasons.items():
+        if applies and packed:
+            hint = f"leave out {knob}, or load the base without quantisation"
+            raise UsageError(f"is quantised: {why} ({knob})", where=f"{packed[0]}.weight", hint=hint)
 
 
 def activate(model: nn.Module, name: str | None) -> None:
@@ -216,9 +234,9 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
             removed then, since the others belong to the unmerged base.
 
     Raises:
-        UsageError: no adapter of this name, none to merge, its layers were replaced, or it has no ΔW to merge
-            (`activation`). RunError: merging would write NaN or Inf. The model is unchanged then, with the same active
-            adapter.
+        UsageError: no adapter of this name, none to merge, its layers were replaced, it has no ΔW to merge
+            (`activation`), or a weight to merge into is quantised. RunError: merging would write NaN or Inf. The model
+            is unchanged then, with the same active adapter.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -251,7 +269,7 @@ def detach(model: nn.Module, name: str | None = None, *, merge: bool = False) ->
 def settle(model: nn.Module) -> None:
     """Merge the active adapter, which makes a model faster that is only used from now on; if it cannot be, leave it."""
     adapters = adapters_of(model)
-    if adapters is not None and not adapters.get().config.activates:
+    if adapters is not None and not (adapters.get().packed or adapters.get().config.activates):
         detach(model, merge=True)
 
 

@@ -1,7 +1,8 @@
 """Layers whose weight reads as W + ΔW: their class is swapped for a subclass in which `weight` is a property.
 
-Code that reads `layer.weight` directly sees the update too, while `state_dict` keeps the base's names and bytes.
-Swapping is all that putting an adapter on a model or taking it off needs; nothing is copied.
+Code that reads `layer.weight` directly sees the update too, while `state_dict` keeps the base's names and bytes. Only a
+packed weight stays what it is: there the update is added to the layer's output. Swapping is all that putting an adapter
+on a model or taking it off needs; nothing is copied.
 """
 
 from __future__ import annotations
@@ -16,19 +17,43 @@ from torch.nn import functional
 from superlora_cli.adapter.hidden import hide
 from superlora_cli.adapter.modes import only_operators
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.packed import is_packed, is_plain_linear, weight_of
 from superlora_cli.adapter.rows_linear import RowsLinear, as_rows, splice
 from superlora_cli.adapter.shown import show
-from superlora_cli.adapter.swapping import Swapped, own_class, swap, unswap
+from superlora_cli.adapter.swapping import Swapped, swap, unswap
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Activated, Dense, Kronecker, LowRank, Update
-from superlora_cli.errors import RunError
+from superlora_cli.adapter.updates import Dense, Kronecker, LowRank, Update
+from superlora_cli.errors import RunError, UsageError
 
 
-class Adapted(Swapped):
-    """Mixed into a layer's class by `attach`: `weight` is the stored weight with ΔW added to its target rows."""
+class Updated(Swapped):
+    """Mixed into a layer's class by `attach`."""
 
     _pieces: tuple[tuple[SuperLora, int], ...]  # the active adapter, and the indices of its targets in this weight
     _parameters: dict[str, Tensor]
+
+    def updates(self) -> list[tuple[int, Update]]:
+        """(first row, update) of every target in this layer, by row."""
+        ((owner, _), *_) = self._pieces
+        current = owner.current()
+        return [(owner.targets[i].start, current[i]) for owner, i in self._pieces]
+
+    def with_updates(self, output: Tensor, input: Tensor) -> Tensor:
+        """A layer's own output (..., out), with what the update of every target makes of its input added."""
+        rows = as_rows(input).to(output.dtype)
+        for start, update in self.updates():
+            made = update.to(output.dtype)(rows)  # (n, rows of the target)
+            whole = functional.pad(made, (start, output.shape[-1] - start - made.shape[-1]))
+            output = output + whole.view(output.shape)
+        return output
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        hint = "use DistributedDataParallel, with one process per device"
+        raise RunError("an adapted model cannot be replicated", where="nn.DataParallel", hint=hint)
+
+
+class Adapted(Updated):
+    """`weight` is the stored weight with ΔW added to its target rows."""
 
     @property
     def weight(self) -> Tensor:
@@ -43,16 +68,6 @@ class Adapted(Swapped):
             return whole
         return show(whole, owner.write_is_lost)
 
-    def updates(self) -> list[tuple[int, Update]]:
-        """(first row, update) of every target in this layer, by row."""
-        ((owner, _), *_) = self._pieces
-        current = owner.current()
-        return [(owner.targets[i].start, current[i]) for owner, i in self._pieces]
-
-    def _replicate_for_data_parallel(self) -> NoReturn:
-        hint = "use DistributedDataParallel, with one process per device"
-        raise RunError("an adapted model cannot be replicated", where="nn.DataParallel", hint=hint)
-
 
 class AdaptedLinear(Adapted):
     """A plain `nn.Linear`: no gradient is computed for rows outside the targets, and factored updates are applied to
@@ -64,7 +79,7 @@ class AdaptedLinear(Adapted):
         stored = self._parameters["weight"]
         ((owner, _), *_) = self._pieces
         if owner.config.activates:
-            return self._activated(input)
+            return self.with_updates(functional.linear(input, stored, self.bias), input)
         if stored.requires_grad or input.is_nested or input.layout != torch.strided or only_operators():
             return functional.linear(input, self.weight, self.bias)
         found = self.updates()
@@ -89,24 +104,17 @@ class AdaptedLinear(Adapted):
                 output.narrow(-1, start, update.rows).add_(made.view(*input.shape[:-1], update.rows))
         return output
 
-    def _activated(self, input: Tensor) -> Tensor:
-        """W x + b, and a nonlinear update of the outputs of every target."""
-        output = functional.linear(input, self._parameters["weight"], self.bias)
-        for start, update in self.updates():
-            assert isinstance(update, Activated)
-            made = update.to(input.dtype)(input)
-            output = output + functional.pad(made, (start, output.shape[-1] - start - update.rows))
-        return output
-
 
 def autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast as autocast does: float64 stays."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a layer, without its adapter, computes x Wᵀ + b and nothing else."""
-    return own_class(module).forward is nn.Linear.forward
+class AdaptedOutput(Updated):
+    """A packed layer: its own output, with ΔW x added to that of the target rows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.with_updates(super().forward(input), input)  # type: ignore[misc]
 
 
 def put_on(model: nn.Module, adapter: SuperLora) -> None:
@@ -115,7 +123,8 @@ def put_on(model: nn.Module, adapter: SuperLora) -> None:
     modules = dict(model.named_modules())
     for name, indices in layers_of(adapter.targets).items():
         module = modules[name]
-        swap(module, AdaptedLinear if is_plain_linear(module) else Adapted)
+        plain = AdaptedLinear if is_plain_linear(module) else Adapted
+        swap(module, AdaptedOutput if is_packed(module) else plain)
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
     adapter.requires_grad_(True)
     _swap_beside(model, adapter, trainable=True)
@@ -125,12 +134,16 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
     """Make the layers plain again; with `merge`, add ΔW to their weights and keep head and `also` tensors in the model.
 
     Raises:
-        RunError: merging would write NaN or Inf; the model is unchanged then.
+        UsageError: a weight is packed. RunError: merging would write NaN or Inf. The model is unchanged then.
     """
     modules = dict(model.named_modules())
     names = list(layers_of(adapter.targets))
+    for name in names if merge else ():
+        if is_packed(modules[name]):
+            message = "is quantised: ΔW cannot be added to it"
+            raise UsageError(message, where=f"{name}.weight", hint="keep the adapter beside it")
     with torch.no_grad():
-        merged = _merged(model, adapter) if merge else {}
+        merged = merged_weights(model, adapter) if merge else {}
         for name, weight in merged.items():
             if not torch.isfinite(weight).all():
                 raise RunError("the merged weight is not finite", where=f"{name}.weight")
@@ -145,12 +158,13 @@ def take_off(model: nn.Module, adapter: SuperLora, *, merge: bool = False) -> No
         _swap_beside(model, adapter, trainable=False)
 
 
-def _merged(model: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
-    """The weight W + ΔW of every target layer, from the factors as they are now."""
+@torch.no_grad()
+def merged_weights(model: nn.Module, adapter: SuperLora) -> dict[str, Tensor]:
+    """The weight W + ΔW of every target layer, from the factors as they are now; of a packed one, in floating point."""
     deltas, found = adapter.compute(), {}
     for name, indices in by_module(adapter.targets).items():
         rows = [(adapter.targets[index].start, deltas[index]) for index in indices]
-        found[name] = splice(stored_parameter(model, f"{name}.weight"), rows)
+        found[name] = splice(weight_of(model.get_submodule(name)), rows)
     return found
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.in_turn import Take
+from superlora_cli.adapter.packed import Read
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError, UsageError
 
 ELEMENTS = 2**18  # added at once
-
-Read = Callable[[str, int, int], Tensor]  # (tensor name, first row, last + 1) → those rows of the base
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class SuperLora(nn.Module):
     that can share them over an optimizer step uses `one_step`; one that changes no factor uses `kept`.
 
     Args:
-        plain: whether every target is the weight of a plain `nn.Linear`.
+        plain: whether every target is the weight of a plain `nn.Linear`, or a packed one.
+        packed: whether the weight of a target is packed.
         base: the target slices of the base, in target order; read only where `config.reads_base`.
 
     Attributes:
@@ -57,6 +58,7 @@ class SuperLora(nn.Module):
         targets: Sequence[Target],
         *,
         plain: bool = True,
+        packed: bool = False,
         base: Sequence[Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class SuperLora(nn.Module):
         if config.init == "activations" and not plain:
             what = "init activations, but a target is not a plain nn.Linear"
             raise UsageError(what, where="adapter.init", hint="init: gradient or unit")
-        self.factored = self._path(plain)
+        self.packed, self.factored = packed, self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
         self._from_base = from_base(self.plan, base)
         self._frozen: Frozen | None = None
@@ -200,13 +202,15 @@ class SuperLora(nn.Module):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Compute ΔW once for all gradient-free computations inside, where the factors must not change.
+        """Compute ΔW (for packed weights: the updates as in training) once for all gradient-free computations inside,
+        where the factors must not change.
 
         Raises:
             RunError: an optimizer step inside.
         """
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.trained(), plain=self.make() if self.config.activates else self._materialised())
+            makes = self.packed or self.config.activates
+            kept = Kept(self.trained(), plain=self.make() if makes else self._materialised())
         with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must not change"):
             yield
 

@@ -1,7 +1,8 @@
 """Checks of a model before `attach` changes anything.
 
 A weight can be adapted if it is a plain floating-point tensor that belongs to one layer, or to several tied layers
-that all get its ΔW: then they all compute with W + ΔW, and merging changes nothing else.
+that all get its ΔW: then they all compute with W + ΔW, and merging changes nothing else. So can a packed weight of a
+linear layer, whose output is adapted.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from superlora_cli.adapter.layers import by_module, layers_of, stored_parameter
 from superlora_cli.adapter.module import SuperLora
+from superlora_cli.adapter.packed import DTYPES, PLAIN, is_packed, weight_shape
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
@@ -52,9 +52,9 @@ def check(
         if module is None:
             raise UsageError("the model has no such module", where=target.name)
         _refuse(_weight(name), _in_peft(name, modules) or _unfit(module, shapes_only=shapes_only))
-        weight = stored_parameter(model, _weight(name))
+        rows, *across = weight_shape(module)
         for one in (targets[index] for index in indices):
-            if weight[one.start : one.stop].shape != one.shape:
+            if (max(0, min(one.stop, rows) - one.start), *across) != one.shape:
                 raise UsageError(f"the model has no weight of shape {list(one.shape)}", where=one.name)
         for first, second in pairwise(indices):
             if targets[second].start < targets[first].stop:
@@ -141,12 +141,14 @@ def _unfit(module: nn.Module, *, shapes_only: bool) -> Problem:
     if weight is None:
         hint = "remove_parametrizations, remove_weight_norm, remove_spectral_norm or prune.remove, then attach"
         return "is computed from other tensors by a parametrization, weight norm or pruning", hint
+    if is_packed(module):
+        return _not_there(weight, shapes_only=shapes_only)
     if (problem := _unfit_values(weight, shapes_only=shapes_only)) is not None:
         return problem
     features = getattr(module, "out_features", None), getattr(module, "in_features", None)
     if isinstance(module, nn.Linear) and tuple(weight.shape) != features:
         said = f"has the shape {list(weight.shape)} in a layer of {features[0]} × {features[1]}"
-        return said, "a packed weight cannot be adapted: load the base without quantisation"
+        return said, "load the base as its library does, or without quantisation"
     if not weight.numel():
         return f"has no elements: {list(weight.shape)}", "leave it out of the targets"
     if any(stride == 0 < size - 1 for size, stride in zip(weight.shape, weight.stride(), strict=True)):
@@ -160,11 +162,16 @@ def _unfit_values(weight: Tensor, *, shapes_only: bool) -> Problem:
         return "has no shape before the first forward pass", "run the model once, then attach"
     if hasattr(weight, "to_local"):
         return "is already sharded", "attach first, then shard"
-    if weight.dtype not in DTYPES or type(weight) not in (nn.Parameter, Tensor):
+    if weight.dtype not in DTYPES or type(weight) not in PLAIN:
         kind = str(weight.dtype).removeprefix("torch.")
-        kind = kind if type(weight) in (nn.Parameter, Tensor) else f"{type(weight).__name__} of {kind}"
-        hint = "only floating-point weights of 16, 32 or 64 bits can be adapted: load a quantised base in one of these"
+        kind = kind if type(weight) in PLAIN else f"{type(weight).__name__} of {kind}"
+        hint = "only floating-point weights of 16, 32 or 64 bits can be adapted, and quantised ones of linear layers"
         return f"is stored as {kind}", hint
+    return _not_there(weight, shapes_only=shapes_only)
+
+
+def _not_there(weight: Tensor, *, shapes_only: bool) -> Problem:
+    """Why a tensor has no values that can be used; None if it has."""
     if weight.is_meta and not shapes_only:
         return "has no values yet: it is on the meta device", "load the base's weights, then attach"
     if weight.is_inference():
@@ -214,7 +221,7 @@ class _Span(NamedTuple):
 
 def _span(tensor: Tensor, name: str) -> _Span:
     """The memory range of a tensor; its identity if it has no memory."""
-    if type(tensor) in (nn.Parameter, Tensor) and not tensor.is_meta:
+    if type(tensor) in PLAIN and not tensor.is_meta:
         with suppress(RuntimeError):  # sparse
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             start = tensor.data_ptr()

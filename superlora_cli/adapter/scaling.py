@@ -32,7 +32,7 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
     >>> found.scaling, found.alpha  # 2 · 0.02 / √4
     ('alpha', 0.02)
     """
-    if config.scaling != "weights" or any(weight.is_meta for weight in base):
+    if config.scaling != "weights" or (len(base) and base[0].is_meta):
         return config
     usual = ALPHA_ON_LEVELS if config.trained_on_levels else ALPHA
     size = 1 / MULTIPLY[config.multiply].size(config.block) if config.multiplies else _size(base)
@@ -44,9 +44,10 @@ def settled(config: AdapterConfig, targets: Sequence[Target], base: Sequence[Ten
 
 def _size(base: Sequence[Tensor]) -> float:
     """Root mean square of all entries; all-zero weights count as initialised by fan-in."""
-    squares = sum(weight.detach().double().square().sum().item() for weight in base)
+    found = [(weight.detach().double().square().sum().item(), weight.numel()) for weight in base]
+    squares, count = map(sum, zip(*found, strict=True))
     if squares > 0:
-        return math.sqrt(squares / sum(weight.numel() for weight in base))
+        return math.sqrt(squares / count)
     return 1 / math.sqrt(base[0][0].numel())
 
 

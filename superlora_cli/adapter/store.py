@@ -20,6 +20,7 @@ from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.header import FORMAT_VERSIONS, Header, sealed, unsealed
 from superlora_cli.adapter.layout import plan
+from superlora_cli.adapter.packed import is_packed, tensors_of
 from superlora_cli.adapter.positions import pack as pack_positions
 from superlora_cli.adapter.positions import unpack as unpack_positions
 from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
@@ -285,7 +286,8 @@ def digest_targets(targets: Sequence[Target]) -> str:
 
 
 class BaseDigest:
-    """SHA-256 of name, shape and stored bytes of every target slice, fed row by row in target order."""
+    """SHA-256 of name, shape and stored bytes of every target slice, fed row by row in target order; of a packed
+    weight, of all that it is made of."""
 
     def __init__(self) -> None:
         self._digest, self._dtypes = hashlib.sha256(), set[str]()
@@ -293,9 +295,23 @@ class BaseDigest:
     def add(self, target: Target, row: int, rows: Tensor) -> None:
         """The next rows of the base, from row `row` of the weight on."""
         if row == target.start:
-            self._digest.update(f"{target.name}{list(target.shape)}".encode())
-        self._digest.update(rows.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._begin(target)
+        self._bytes(rows)
         self._dtypes.add(str(rows.dtype).removeprefix("torch."))
+
+    def add_packed(self, target: Target, module: nn.Module) -> None:
+        """The packed weight of a layer, whose class stands for its dtype."""
+        self._begin(target)
+        for name, tensor in tensors_of(module):
+            self._digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+            self._bytes(tensor)
+        self._dtypes.add(type(module._parameters["weight"]).__name__)
+
+    def _begin(self, target: Target) -> None:
+        self._digest.update(f"{target.name}{list(target.shape)}".encode())
+
+    def _bytes(self, tensor: Tensor) -> None:
+        self._digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
     @property
     def found(self) -> tuple[str, str]:
@@ -307,7 +323,11 @@ def digest_base(model: nn.Module, targets: Sequence[Target]) -> tuple[str, str]:
     """(SHA-256 over name, shape and stored bytes of every target slice, their dtype)."""
     digest = BaseDigest()
     for target in targets:
-        weight = model.get_submodule(target.module)._parameters["weight"]
+        module = model.get_submodule(target.module)
+        if is_packed(module):
+            digest.add_packed(target, module)
+            continue
+        weight = module._parameters["weight"]
         assert weight is not None
         digest.add(target, target.start, weight[target.start : target.stop])
     return digest.found

@@ -31,6 +31,14 @@ class Dense:
         """ΔW."""
         return self.delta
 
+    def to(self, dtype: torch.dtype) -> Dense:
+        """The same in another dtype."""
+        return Dense(self.delta.to(dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """ΔW x, (n, columns) → (n, rows)."""
+        return x @ self.delta.mT
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -46,6 +54,14 @@ class LowRank:
     def dense(self) -> Tensor:
         """ΔW."""
         return self.left @ self.right
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """The same in another dtype."""
+        return LowRank(self.left.to(dtype), self.right.to(dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """ΔW x, (n, columns) → (n, rows), without ΔW."""
+        return x @ self.right.mT @ self.left.mT
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ def command(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Accept a base whose target weights differ.")
     ] = False,
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Write a quantised base (model.quantize) with all bits.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Merge an adapter into its base's weights, ready for timm."""
@@ -43,11 +46,14 @@ def command(
         unmerge=unmerge,
         force=force,
         allow_mismatch=allow_base_mismatch,
+        dequantise=dequantise,
     )
     if as_json:
         print_json(done)
         return
     rows = [("output", done["output"]), ("tensors changed", f"{done['tensors_changed']:,}")]
+    if "dequantised" in done:
+        rows.append(("dequantised", done["dequantised"]))
     if unmerge:
         rows.append(("difference from the base", f"at most {done['rounding_bound']:.2e}, from rounding"))
     if done["verified"]:

@@ -132,6 +132,8 @@ def generate_prompted(
         raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
     if negative is not None and not base.family.takes_negative:
         raise UsageError("the pipeline takes no negative prompt", where="--negative", hint="leave it out")
+    if base.quantize and scales != SCALES:
+        raise UsageError("needs an adapter that can be merged", where="--scale", hint="a base without model.quantize")
     width, height = read_size(size, base)
     call = {**base.family.call, **base.family.steered(guidance, negative)}
     if steps is not None:
@@ -208,7 +210,8 @@ def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
 
 @contextmanager
 def _scaled(built: Built, scales: Sequence[float]) -> Iterator[Callable[[float], None]]:
-    """Merge the adapter. Inside, a function makes the weights those of the base plus the adapter times a number."""
+    """Merge the adapter, if no weight is quantised. Inside, a function makes the weights those of the base plus the
+    adapter times a number."""
     if built.adapter is None or tuple(scales) == SCALES:
         settle(built.model)
         yield lambda scale: None

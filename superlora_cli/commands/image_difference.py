@@ -16,7 +16,7 @@ from superlora_cli.formats.foreign import read_foreign, updates_of
 from superlora_cli.models.base import Base
 from superlora_cli.models.families.naming import Rows
 from superlora_cli.models.pipelines import PipelineBase
-from superlora_cli.opening.base import open_base
+from superlora_cli.opening.base import open_base, without_quantising
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.training.processes import join
@@ -46,7 +46,7 @@ def image_difference(adapter: Stored, file: Path, *, num: int, prompt: str | Non
     Returns:
         num, prompt, difference: of the numbers of an image, in [0, 1].
     """
-    base = open_base(adapter.recipe, adapter.stored)
+    base = open_base(without_quantising(adapter.recipe), adapter.stored)
     assert isinstance(base, PipelineBase)
     prompt = trigger_of(adapter.recipe.data.caption) if prompt is None else prompt
     own = {Rows(t.module, t.start, t.stop): d for t, d in zip(adapter.targets, adapter.deltas(), strict=True)}

@@ -11,6 +11,7 @@ from torch import nn
 
 from superlora_cli.adapter import store
 from superlora_cli.adapter.from_forms import as_adapter
+from superlora_cli.adapter.packed import rows_of
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.commands.fitting import around, config_of, fitted
 from superlora_cli.errors import UsageError
@@ -65,7 +66,7 @@ def import_file(
     patterns = _patterns(opened.model, found.forms)
     targets = expand(opened.model, patterns)
     forms = [found.forms[Rows(target.module, target.start, target.stop)] for target in targets]
-    rows = (opened.model.get_parameter(f"{t.module}.weight")[t.start : t.stop] for t in targets)
+    rows = rows_of(opened.model, targets)
     if asked:
         goal = [form.dense().flatten(1) for form in forms]
         made, fit = fitted(asked, targets, goal, rows, steps=steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,6 +45,7 @@ def merge(
     unmerge: bool = False,
     force: bool = False,
     allow_mismatch: bool = False,
+    dequantise: bool = False,
 ) -> dict[str, Any]:
     """Write the base's weights plus ΔW, under the base's own names.
 
@@ -56,21 +57,30 @@ def merge(
         verify: compare the outputs of the merged and the adapted model, or the tensors if no model can be built.
         unmerge: subtract ΔW from `base`, a merged file; its head is not restored.
         force: overwrite `out`.
+        dequantise: write the quantised base of an adapter with all bits.
 
     Returns:
         output, tensors_changed, verified, max_abs_error, compared (what was) and verified_on (which data), both None
-        if not verified, rounding_bound (with `unmerge`), and load, a line of Python that loads the file.
+        if not verified, rounding_bound (with `unmerge`), dequantised (with `dequantise`: from what, to which dtype),
+        and load, a line of Python that loads the file.
 
     Raises:
-        UsageError: the output exists, the dtype is unknown, or a file cannot be read. RunError: the disk is full, or a
-        weight is not finite. MismatchError: it is another base, or the verification failed.
+        UsageError: the output exists, the dtype is unknown, a file cannot be read, or the base is quantised (without
+        `dequantise`). RunError: the disk is full, or a weight is not finite. MismatchError: it is another base, or the
+        verification failed.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    name = _base_of(adapter)
+    section = _model_of(adapter)
+    name, quantize = str(section.get("name", "")), section.get("quantize")
+    if quantize and not dequantise:
+        hint = "--dequantise writes all weights in the precision of the others, or --dtype"
+        raise UsageError(f"its base is quantised ({quantize}): ΔW cannot be added to it", where=str(adapter), hint=hint)
+    if dequantise and not quantize:
+        raise UsageError("the adapter's base is not quantised", where="--dequantise", hint="leave it out")
     for named, into, what in (
         (is_pipeline, merge_pipeline, "text-to-image pipeline"),
         (is_language, merge_language, "language model"),
@@ -105,8 +115,8 @@ def merge(
         }
 
 
-def _base_of(file: Path) -> str:
-    """The name of the base in the recipe of an adapter, or of a model that was trained itself.
+def _model_of(file: Path) -> Mapping[str, Any]:
+    """The model in the recipe of an adapter, or of a model that was trained itself.
 
     Raises:
         UsageError: it is neither, or an adapter without a ΔW.
@@ -114,7 +124,7 @@ def _base_of(file: Path) -> str:
     found = read_model(file) or store.load(file)
     if isinstance(found, store.StoredAdapter) and found.config.activates:
         raise no_delta(found.config.activation, str(file))
-    return str((found.recipe.get("model") or {}).get("name", ""))
+    return found.recipe.get("model") or {}
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:

@@ -6,11 +6,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from superlora_cli.adapter.attach import detach
+from superlora_cli.adapter.layers import merged_weights
+from superlora_cli.adapter.packed import is_packed, weight_of
+from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output, replacing_folder, system_errors
+from superlora_cli.models.base import Base
+from superlora_cli.models.quantising import SCHEMES
+from superlora_cli.opening.base import open_base, without_quantising
 from superlora_cli.opening.build import Built
+
+
+@torch.no_grad()
+def merged(built: Built) -> Base:
+    """The base with the adapter's ΔW, head and other tensors; the model itself if there is no adapter. A base that is
+    quantised is read again with all its bits, and the weights of its quantised layers become those that these computed
+    with."""
+    if built.adapter is None:
+        return built.base
+    if not built.recipe.model.quantize:
+        detach(built.model, merge=True)
+        return built.base
+    classes = next((len(tensor) for tensor in built.head.values()), None)
+    base = open_base(without_quantising(built.recipe), classes=classes)
+    weights = {f"{name}.weight": weight_of(layer) for name, layer in built.model.named_modules() if is_packed(layer)}
+    weights |= {f"{name}.weight": weight for name, weight in merged_weights(built.model, built.adapter).items()}
+    weights |= {**built.head, **built.also}
+    for name, weight in weights.items():
+        base.model.get_parameter(name).copy_(weight)
+    return base
+
+
+def tolerance(built: Built, *dtypes: torch.dtype) -> float:
+    """The largest difference of the outputs that rounding of weights to some dtypes explains."""
+    quantize = built.recipe.model.quantize
+    if quantize and SCHEMES[quantize].rounds_inputs:
+        dtypes = (*dtypes, torch.bfloat16)  # whose 8 significant bits round as much
+    return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
 def check_folder(out: Path, mark: str, *, force: bool, what: str) -> None:
@@ -69,16 +105,21 @@ def changed(built: Built) -> int:
     return len({target.module for target in built.adapter.targets}) + len(built.also)
 
 
-def result(tensors: int, out: Path, error: float | None, *, over: str, load: str) -> dict[str, Any]:
+def result(
+    built: Built, out: Path, error: float | None, *, tensors: int, dtype: torch.dtype, over: str, load: str
+) -> dict[str, Any]:
     """What `commands.merge.merge` returns.
 
     Args:
         tensors: how many were changed.
+        dtype: of the weights that were written.
         over: what the outputs were compared on.
         load: a line of Python.
     """
+    quantize = built.recipe.model.quantize
     return {
         "output": str(out),
+        **({"dequantised": f"from {quantize} to {str(dtype).removeprefix('torch.')}"} if quantize else {}),
         "tensors_changed": tensors,
         "max_abs_error": error,
         "verified": error is not None,

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.from_base import FromBase, from_base, with_positions
 from superlora_cli.adapter.in_turn import Take, in_turn
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.merge import Read, plain_state
+from superlora_cli.adapter.merge import plain_state
+from superlora_cli.adapter.packed import Rows
 from superlora_cli.adapter.quantized import as_trained
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
@@ -36,21 +36,6 @@ from superlora_cli.weights.copying import FromFiles, FromState, Source
 from superlora_cli.weights.reading import Weights, open_weights
 
 BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORCH, Kind.RUN, Kind.FOLDER)
-
-
-@dataclass(frozen=True)
-class _Rows(Sequence[Tensor]):
-    """The base's rows of every target, read when they are needed."""
-
-    targets: Sequence[Target]
-    read: Read
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: Any) -> Any:
-        target = self.targets[index]
-        return self.read(f"{target.module}.weight", target.start, target.stop)
 
 
 @dataclass
@@ -94,12 +79,12 @@ class Job:
             return None
         layout = plan(self.stored.config, [target.flat for target in self.targets])
         if not self.merged:
-            return from_base(layout, _Rows(self.targets, self.source.rows))
+            return from_base(layout, Rows(self.targets, self.source.rows))
         base = self.own_base()
         if base is None:
             raise UsageError("its ΔW depends on the base, which is not available", where=str(self.file),
                              hint="keep the base: it cannot be restored from a merged file")  # fmt: skip
-        return from_base(layout, _Rows(self.targets, lambda name, start, stop: base[name][start:stop]))
+        return from_base(layout, Rows(self.targets, lambda name, start, stop: base[name][start:stop]))
 
     def own_base(self) -> Mapping[str, Tensor] | None:
         """The state dict of the base the adapter was trained on, if that is shipped or in a file."""

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.attach import detach
-from superlora_cli.commands.merge_folder import changed, check_folder, result, write_folder
-from superlora_cli.commands.verify import TOLERANCE
+from superlora_cli.commands.merge_folder import changed, check_folder, merged, result, tolerance, write_folder
 from superlora_cli.models.conv1d import as_conv1d
 from superlora_cli.models.language import LanguageBase
+from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import build_from_file
 
 CONFIG = "config.json"
@@ -45,10 +44,9 @@ def merge_language(
     base, tensors = built.base, changed(built)
     assert isinstance(base, LanguageBase)
     model: Any = base.model
-    own = next(model.parameters()).dtype
+    own = precision(model)
     adapted = _outputs(model)
-    if built.adapter:
-        detach(model, merge=True)
+    model = merged(built).model
     as_conv1d(model)
     if dtype is not None:
         model.to(dtype)
@@ -63,10 +61,10 @@ def merge_language(
     error = write_folder(
         out, write, force=force, adapted=adapted if verify else None,
         outputs=lambda place: _outputs(type(model).from_pretrained(place, dtype="auto")),
-        tolerance=TOLERANCE.get(dtype or own, 0.0) * max(1.0, _size(adapted)),
+        tolerance=tolerance(built, dtype or own) * max(1.0, _size(adapted)),
     )  # fmt: skip
     load = f"model = transformers.{base.architecture.split('.')[1]}.from_pretrained({str(out)!r})"
-    return result(tensors, out, error, over=f"{SEQUENCES} random texts", load=load)
+    return result(built, out, error, tensors=tensors, dtype=dtype or own, over=f"{SEQUENCES} random texts", load=load)
 
 
 @torch.no_grad()

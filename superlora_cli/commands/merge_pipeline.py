@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.attach import detach
-from superlora_cli.commands.merge_folder import changed, check_folder, result, write_folder
-from superlora_cli.commands.verify import TOLERANCE
+from superlora_cli.commands.merge_folder import changed, check_folder, merged, result, tolerance, write_folder
 from superlora_cli.models.pipelines import INDEX, VAE, PipelineBase
+from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import build_from_file
 
 IMAGES = 4  # whose noise the merged and the adapted denoiser predict, to compare them
@@ -42,11 +41,13 @@ def merge_pipeline(
     built = build_from_file(file, allow_mismatch=allow_mismatch)
     base, tensors = built.base, changed(built)
     assert isinstance(base, PipelineBase)
-    own = next(base.model.parameters()).dtype
+    own = precision(base.model)
     pipeline = base.pipeline()
     adapted = _predictions(base, pipeline) if verify else None
-    if built.adapter:
-        detach(base.model, merge=True)
+    whole = merged(built)
+    if whole is not base:
+        assert isinstance(whole, PipelineBase)
+        base, pipeline = whole, whole.pipeline()
     base.separate()
     if dtype is not None:
         pipeline.to(dtype)
@@ -59,10 +60,10 @@ def merge_pipeline(
 
     error = write_folder(
         out, lambda place: pipeline.save_pretrained(place, safe_serialization=True), force=force, adapted=adapted,
-        outputs=written, tolerance=max(TOLERANCE.get(kind, 0.0) for kind in (own, dtype or own)),
+        outputs=written, tolerance=tolerance(built, own, dtype or own),
     )  # fmt: skip
     load = f"pipeline = diffusers.{base.kind}.from_pretrained({str(out)!r})"
-    return result(tensors, out, error, over=f"{IMAGES} images", load=load)
+    return result(built, out, error, tensors=tensors, dtype=dtype or own, over=f"{IMAGES} images", load=load)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def _predictions(base: PipelineBase, pipeline: Any) -> Tensor:
     those of a few words; what its autoencoder keeps of noise."""
     family, generator = base.family, torch.Generator().manual_seed(0)
     model = getattr(pipeline, base.component).eval()
-    own = next(model.parameters()).dtype
+    own = precision(model)
     if base.component == VAE:
         images = torch.randn(IMAGES, 3, base.image_size, base.image_size, generator=generator)
         kept: Tensor = model.decode(model.encode(images.to(own)).latent_dist.mode()).sample

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import linalg
 
+from superlora_cli.adapter.packed import rows_of
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.shapes_only import Stored
@@ -28,12 +29,11 @@ def norms(adapter: Stored) -> dict[str, Any]:
     except SuperLoraError as error:
         why_not = str(error)
     rows, squares, base_squares = [], 0.0, 0.0
-    for target, delta in zip(adapter.targets, adapter.deltas(), strict=True):
+    weights = None if model is None else rows_of(model, adapter.targets)
+    for index, (target, delta) in enumerate(zip(adapter.targets, adapter.deltas(), strict=True)):
         norm, relative = linalg.vector_norm(delta).item(), None
-        if model is not None:
-            weight = model.get_submodule(target.module)._parameters["weight"]
-            assert weight is not None
-            base = linalg.vector_norm(weight.detach()[target.start : target.stop].float()).item()
+        if weights is not None:
+            base = linalg.vector_norm(weights[index].float()).item()
             relative, base_squares = norm / base if base else None, base_squares + base**2
         rows.append({"name": target.name, "norm": norm, "relative": relative})
         squares += norm**2

@@ -22,6 +22,7 @@ from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 from superlora_cli.models.language import build_language, is_language
 from superlora_cli.models.loading import Filter, load_weights
 from superlora_cli.models.pipelines import build_pipeline, is_pipeline
+from superlora_cli.models.quantising import KEY
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -42,6 +43,8 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
         UsageError: the name is unknown, timm (or a U-Net) refuses the arguments, or the weights are not available.
     """
     embedded = EMBEDDED.get(section.name)
+    if section.quantize and not (is_language(section.name) or is_pipeline(section.name)):
+        raise UsageError("applies to language models and text-to-image pipelines", where=KEY, hint="leave it out")
     if is_language(section.name):
         return build_language(section, classes=classes, weights=weights)
     if is_pipeline(section.name):

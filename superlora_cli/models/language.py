@@ -23,6 +23,7 @@ from superlora_cli.models.conv1d import as_linear
 from superlora_cli.models.embedded import ASSETS, LANGUAGE
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 from superlora_cli.models.loading import load_weights
+from superlora_cli.models.quantising import as_shapes, check_section, settings, settled
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import ModelSection
@@ -97,29 +98,33 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
 
     hush()
     refuse_others(section.name, section.kwargs, ARGUMENTS)
+    check_section(section)
     place, revision = _place(section.name)
     new = section.head == "new"
     maker: Any = transformers.AutoModelForSequenceClassification if new else transformers.AutoModelForCausalLM
-    options, settings = {"trust_remote_code": False}, with_dtype(section.kwargs, "dtype")
+    options, how = {"trust_remote_code": False}, with_dtype(section.kwargs, "dtype")
     with _one_line(place, f"model.name={section.name}"):
         config = transformers.AutoConfig.from_pretrained(place, revision=revision, **options)
         if new:
             if classes is None:
                 raise UsageError("the number of classes is unknown", where="data.num_classes", hint="set it")
             config.num_labels = classes
+        stored = config.dtype or torch.float32
         if weights and section.pretrained and section.checkpoint is None:
+            if section.quantize:
+                how |= settings(section.quantize, transformers, how.get("dtype", stored))
             model = maker.from_pretrained(
-                place, revision=revision, config=config, use_safetensors=True, **options,
-                **({"dtype": "auto"} | settings),
-            )  # fmt: skip
+                place, revision=revision, config=config, use_safetensors=True, **options, **({"dtype": "auto"} | how)
+            )
         else:
-            stored = config.dtype or torch.float32
             with torch.device("cpu" if weights else "meta"):
-                model = maker.from_config(config, **options, **({"dtype": stored} | settings))
+                model = maker.from_config(config, **options, **({"dtype": stored} | how))
     if new and model.config.pad_token_id is None:  # by which the model finds the last token of a text
         ends = model.config.eos_token_id
         model.config.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
     as_linear(model)
+    if section.quantize:
+        (settled if weights else as_shapes)(model, section.quantize)
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
     trained = tuple(name for name, _ in model.named_parameters() if name.startswith(f"{HEAD}.")) if new else ()

@@ -7,7 +7,9 @@ adapter. The other parts are loaded when they are needed.
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +28,7 @@ from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, PIPELINES
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 from superlora_cli.models.loading import load_weights
+from superlora_cli.models.quantising import KEY, as_shapes, check_section, settings, settled
 from superlora_cli.models.targets import part_named, set_beside
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class PipelineBase(Base):
         kind: its class.
         scale: pixels per latent pixel.
         options: for `from_pretrained`: dtype and variant.
+        quantize: how the denoiser and the text encoders that are adapted are quantised, if they are.
         encoders: text encoders that are trained as well, children of `model` under their names in the pipeline.
     """
 
@@ -60,6 +64,7 @@ class PipelineBase(Base):
     kind: str
     scale: int
     options: Mapping[str, Any]
+    quantize: str | None = None
     encoders: dict[str, nn.Module] = field(default_factory=dict)
 
     def include(self, patterns: Iterable[str]) -> None:
@@ -78,7 +83,7 @@ class PipelineBase(Base):
         Raises:
             UsageError: it cannot be loaded.
         """
-        self.encoders[name] = self._part(name, own=own)
+        self.encoders[name] = self._part(name, own=own, quantize=self.quantize)
         self.model.add_module(name, self.encoders[name])
         set_beside(self.model, tuple(self.encoders))
 
@@ -87,14 +92,17 @@ class PipelineBase(Base):
         for name in self.encoders:
             delattr(self.model, name)
 
-    def _part(self, name: str, *, own: bool = True) -> nn.Module:
+    def _part(self, name: str, *, own: bool = True, quantize: str | None = None) -> nn.Module:
         """A component beside the model, the autoencoder or a text encoder: with its weights, or drawn at random."""
         kind, device = _class_of(self.folder, name), next(self.model.parameters()).device
         if own and device.type != "meta":
-            return loaded(kind, self.folder, name, self.options)
+            return loaded(kind, self.folder, name, self.options, quantize)
         with in_one_line("cannot be loaded", self.folder / name), device:
             made: nn.Module = kind(kind.config_class.from_pretrained(self.folder, subfolder=name))
-            return made.to(self.options.get("torch_dtype"))
+            made = made.to(self.options.get("torch_dtype"))
+        if quantize:
+            as_shapes(made, quantize)
+        return made
 
     @property
     def family(self) -> Family:
@@ -165,13 +173,17 @@ def in_one_line(what: str, where: Path | str, hint: str | None = AGAIN) -> Itera
         raise UsageError(f"{what}: {cause}", where=str(where), hint=hint) from None
 
 
-def loaded(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -> nn.Module:
-    """A part of a pipeline with its weights; those that a file lacks are never drawn at random.
+def loaded(kind: Any, folder: Path, part: str, options: Mapping[str, Any], quantize: str | None = None) -> nn.Module:
+    """A part of a pipeline with its weights, quantised if asked for; those that a file lacks are never drawn at random.
 
     Raises:
         UsageError: it cannot be loaded completely.
     """
     how = dict(options)
+    if quantize:
+        how.setdefault("torch_dtype", torch.float32)  # diffusers would take bfloat16
+        library = importlib.import_module(kind.__module__.partition(".")[0])
+        how |= settings(quantize, library, how["torch_dtype"])
     if not list((folder / part).glob(f"*.{how.get('variant')}.*")):
         how.pop("variant", None)  # not all parts have one
     if kind.__module__.startswith("transformers.") and "torch_dtype" in how:
@@ -182,6 +194,8 @@ def loaded(kind: Any, folder: Path, part: str, options: Mapping[str, Any]) -> nn
         )
         if missing := sorted(about["missing_keys"]):
             raise ValueError(f"its files lack {len(missing):,} tensors, such as {missing[0]}")
+    if quantize:
+        settled(found, quantize)
     return cast(nn.Module, found)
 
 
@@ -216,6 +230,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
 
     hush()
     refuse_others(section.name, section.kwargs, (*ARGUMENTS, COMPONENT))
+    check_section(section)
     options = with_dtype(section.kwargs, "torch_dtype")
     folder = _folder(section, weights=weights)
     index = _index(folder)
@@ -224,6 +239,8 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         hint = did_you_mean(kind, FAMILIES) or "one of " + ", ".join(FAMILIES)
         raise UsageError(f"a {kind}, which cannot be trained", where=str(folder / INDEX), hint=hint)
     part, *beside = _trained(FAMILIES[kind], options.pop(COMPONENT, FAMILIES[kind].denoiser))
+    if part == VAE and section.quantize:
+        raise UsageError("does not apply to an autoencoder", where=KEY, hint="leave it out")
     _check_parts(folder, index, FAMILIES[kind].parts)
     own = section.pretrained and section.checkpoint is None
     maker, device = _class_of(folder, part), torch.device("cpu" if weights else "meta")
@@ -233,7 +250,9 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
             with device:
                 model = maker.from_config(config).to(options.get("torch_dtype"))
     if weights and own:
-        model = loaded(maker, folder, part, options)
+        model = loaded(maker, folder, part, options, section.quantize)
+    elif section.quantize:
+        as_shapes(model, section.quantize)
     with in_one_line("cannot be read", folder / VAE / "config.json"):
         scale = FAMILIES[kind].scale(_config(folder / VAE / "config.json"))
         if not scale:
@@ -247,6 +266,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
         model, f"diffusers.{index[part][1]}.from_pretrained", arguments, size, HALF, HALF,
         task="autoencoder" if part == VAE else "text-to-image",
         by_timm=False, folder=folder, component=part, kind=kind, scale=scale, options=options,
+        quantize=section.quantize,
     )  # fmt: skip
     for name in beside:
         base.set_beside(name, own=own)
@@ -336,6 +356,8 @@ def hush() -> None:
     warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)  # every version < 1 knows it
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # FLUX's norms under autocast
 
+    for name in ("torch.utils._pytree", "bitsandbytes"):  # of libraries that these import where they are installed
+        logging.getLogger(name).setLevel(logging.ERROR)
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()

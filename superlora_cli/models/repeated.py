@@ -52,7 +52,7 @@ def build_seeded(section: ModelSection, seed: int, *, classes: int | None, image
         torch.manual_seed(seed)
         return build(section, classes=classes, image_size=image_size)
 
-    if not STORE.keeps or not (section.pretrained or section.checkpoint):
+    if not STORE.keeps or section.quantize or not (section.pretrained or section.checkpoint):
         return built(section, seed)
     bare = section.model_copy(update={"pretrained": False, "checkpoint": None})
 

@@ -41,6 +41,11 @@ def open_base(
     return base
 
 
+def without_quantising(recipe: Recipe) -> Recipe:
+    """The same recipe, whose base has all its bits."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": None})})
+
+
 def classes_of(stored: StoredAdapter, recipe: Recipe) -> int | None:
     """Number of classes of a stored model: from the names in the file, the rows of its head, or the data."""
     if stored.classes or stored.head:

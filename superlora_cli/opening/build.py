@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import SuperLora, attach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.packed import is_packed, weight_shape
 from superlora_cli.errors import SuperLoraError, UsageError
 from superlora_cli.launch import launched
 from superlora_cli.models.base import Base
@@ -26,6 +28,13 @@ from superlora_cli.opening.base import open_base
 from superlora_cli.opening.model_file import StoredModel, read_model
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+
+
+def _size(model: nn.Module) -> int:
+    """The number of a base's parameters, whatever the number of bytes that they are packed in."""
+    found = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("superlora."))
+    packed = [layer for layer in model.modules() if is_packed(layer)]
+    return found + sum(math.prod(weight_shape(layer)) - layer.get_parameter("weight").numel() for layer in packed)
 
 
 @dataclass
@@ -65,7 +74,7 @@ class Built:
         return {
             "adapter": self.adapter.params if self.adapter else 0,
             "head": sum(parameter.numel() for parameter in self.head.values()),
-            "base": sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("superlora.")),
+            "base": _size(self.model),
         }
 
     def _parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:

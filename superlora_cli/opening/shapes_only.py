@@ -16,6 +16,7 @@ from superlora_cli.adapter import factored, store
 from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.forms import own_forms
+from superlora_cli.adapter.packed import rows_of
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Form, Linear, LowRank
@@ -164,5 +165,4 @@ def _base_rows(path: Path, stored: StoredAdapter, recipe: Recipe, targets: Seque
     except UsageError as error:
         raise UsageError(f"its ΔW depends on the base: {error}", where=str(path), hint=error.hint) from None
     store.check_base(model, targets, stored, where=str(path))
-    weights = {target.module: model.get_parameter(f"{target.module}.weight") for target in targets}
-    return [weights[target.module].detach()[target.start : target.stop] for target in targets]
+    return list(rows_of(model, targets))

@@ -54,6 +54,9 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     if train.steps is not None and train.epochs is not None:
         hint = "leave out one of the two; train.steps=null unsets it"
         raise UsageError("cannot be combined with train.steps", where=places.where("train.epochs"), hint=hint)
+    if recipe.model.quantize and train.shard_base:
+        hint = "leave out one of the two"
+        raise UsageError("cannot be combined with model.quantize", where=places.where("train.shard_base"), hint=hint)
     if train.patience is not None and recipe.eval.every is None:
         hint = "set eval.every, the number of steps between evaluations"
         raise UsageError("needs more than one evaluation", where=places.where("train.patience"), hint=hint)
@@ -77,6 +80,9 @@ def validate(data: Any, places: Places) -> Recipe:
         UsageError: as `check_recipe`, or for the first knob that is inconsistent with others.
     """
     recipe = check_recipe(data, places)
+    if recipe.adapter is None and recipe.model.quantize:
+        hint = "add an adapter, or leave it out"
+        raise UsageError("quantised weights cannot be trained", where=places.where("model.quantize"), hint=hint)
     if recipe.adapter is not None:
         try:
             config = recipe.adapter.config()

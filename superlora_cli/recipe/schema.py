@@ -89,6 +89,11 @@ class ModelSection(Section):
         "the model's own; with `new`, it becomes a classifier of texts.",
     )
     checkpoint: str | None = Field(None, description="Local file with the weights of the base.")
+    quantize: Literal["torchao-8bit", "bitsandbytes-8bit", "bitsandbytes-4bit"] | None = Field(
+        None,
+        description="Read the linear layers of a language model, or of a pipeline's denoiser and adapted text "
+        "encoders, in 8 or 4 bits (extra `[quantize]`; docs/quantised.md).",
+    )
     kwargs: dict[str, Any] = Field(
         {},
         description="Further arguments of `timm.create_model`, such as `img_size`, or of the U-Net; "

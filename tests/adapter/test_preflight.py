@@ -99,7 +99,7 @@ CHANGES: dict[str, tuple[Callable[[Net], object], str]] = {
     "float8": (packed(torch.float8_e4m3fn, 8, 8), "is stored as float8_e4m3fn"),
     "complex": (packed(torch.complex64, 8, 8), "is stored as complex64"),
     "bytes in bfloat16": (packed(torch.bfloat16, 16, 1), r"has the shape \[16, 1\] in a layer of 8 × 8"),
-    "a class of its own": (packed(torch.bfloat16, 8, 8, kind=Packed), "is stored as Packed of bfloat16"),
+    "packed, on meta": (packed(torch.uint8, 32, 1, kind=lambda data, **_: Packed(data.to("meta"), False)), "no values"),
     "normed": (lambda m: weight_norm(m.q), r"q\.weight: is computed from other tensors"),
     "spectrally normed": (lambda m: spectral_norm(m.q), "is computed from other tensors"),
     "pruned": (lambda m: prune.l1_unstructured(m.q, "weight", 0.5), "is computed from other tensors"),

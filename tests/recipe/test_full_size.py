@@ -118,7 +118,10 @@ def test_the_recipe_of_a_language_model_dry_runs(tmp_path: Path) -> None:
     catalogue.language_model(LLAMA).config.save_pretrained(tmp_path)
     for file in (ASSETS / "sums_llama").glob("tokenizer*"):
         shutil.copy(file, tmp_path)
-    found = dry_run(load_recipe(METAMATH, [f"model.name=transformers:{tmp_path}"]))
-    assert found["params"]["adapter"] == told(METAMATH)[0]
-    (gib,) = re.findall(r"about ([\d.]+) GiB", shipped_recipes()[METAMATH].read_text())
-    assert found["memory"]["total"] / 2**30 == pytest.approx(float(gib), rel=0.05)
+    text = shipped_recipes()[METAMATH].read_text()
+    ((more, small),) = re.findall(r"#   (model.quantize=.*?)   # in ([\d.]+) GiB", text)
+    (gib,) = re.findall(r"about ([\d.]+) GiB", text)
+    for words, size in (((), gib), (more.split(), small)):
+        found = dry_run(load_recipe(METAMATH, [f"model.name=transformers:{tmp_path}", *words]))
+        assert found["params"]["adapter"] == told(METAMATH)[0]
+        assert found["memory"]["total"] / 2**30 == pytest.approx(float(size), rel=0.05)

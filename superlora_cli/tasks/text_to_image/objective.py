@@ -13,6 +13,7 @@ from torch.nn import functional
 from superlora_cli.models.families.family import Conditions, Family
 from superlora_cli.models.families.noise import Diffusion, Flow, moved
 from superlora_cli.models.pipelines import PipelineBase, in_one_line
+from superlora_cli.models.quantising import precision
 from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import Size
 
@@ -97,7 +98,7 @@ class Objective:
         """The mean squared error of each image: (B,) float32."""
         latents, noise = latents.float().to(device), noise.to(device)
         noisy, target = self.noise.noisy(latents, noise, times), self.noise.target(latents, noise, times)
-        own = next(model.parameters()).dtype  # of a base in half precision
+        own = precision(model)  # of a base in half precision
         with in_one_line("cannot be run", self.family.denoiser, hint=None):
             predicted = self.family.predict(model, noisy.to(own), times.to(device), moved_to(conditions, device))
         return functional.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(1)

@@ -20,6 +20,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.families.family import Conditions
 from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
@@ -129,7 +130,7 @@ class TextToImage(ImageTask):
 
         def example(captions: Sequence[str], size: Size) -> Conditions:
             found = base.family.example(built.model, latent, len(captions))[1]
-            own = next(built.model.parameters()).dtype
+            own = precision(built.model)
             made: Conditions = tree_map_only(
                 Tensor, lambda part: part.to(own) if part.is_floating_point() else part, found
             )
