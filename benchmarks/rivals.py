@@ -176,7 +176,8 @@ def ablations() -> Iterator[list[Method]]:
 
 
 def newer() -> Iterator[list[Method]]:
-    """The plain settings, each followed by what multiplies the base, chooses positions, or starts from gradients.
+    """The plain settings, each followed by what multiplies the base, chooses positions, starts from batches, or is
+    nonlinear.
 
     alpha is such that a step changes the weights by about the same share as that of the plain setting.
     """
@@ -187,31 +188,23 @@ def newer() -> Iterator[list[Method]]:
         {"multiply": "rotation", "block": 8, "alpha": 8.0},
         {"multiply": "magnitude", "alpha": 64.0},
     ]
-    few = {"method": "shira", "rank": None, "inner": {"projection": "none"}}
-    for dim, ratio in ((64, 0.0013), (128, 0.0026)):
-        small = {"rank": 4, "inner": {"projection": "onehot", "dim": dim}, **SMALL}
-        chosen = {**few, "groups": 1, "ratio": ratio}
-        bank = {"rank": 1, "inner": {"projection": "bank", "dim": 16, "vectors": 3}}
-        changes = [*products, chosen, chosen | {"projection": "largest"}, *([bank] if dim == 128 else [])]
-        yield _changed("2D one-hot, small start", small, changes)
-    chosen = {**few, "ratio": 0.0104, "alpha": 0.1}
+    chosen = {"method": "shira", "rank": None, "inner": {"projection": "none"}, "groups": 1, "ratio": 0.0026}
     changes = [
-        {"multiply": "elementwise", "alpha": 16.0},
-        {"multiply": "rotation", "block": 8, "alpha": 2.0},
-        {"multiply": "magnitude", "alpha": 16.0},
-        {"inner": {"projection": "bank", "dim": 16, "vectors": 4}},
-        *(chosen | {"groups": 1} | where for where in ({}, {"projection": "largest"})),
-        *(chosen | where for where in ({}, {"projection": "largest"})),
+        *products,
+        *(chosen | {"projection": name} for name in ("sparse", "largest", "steepest")),
+        {"rank": 1, "inner": {"projection": "bank", "dim": 16, "vectors": 3}},
     ]
-    yield _changed("2D one-hot", {"rank": 4, "inner": {"projection": "onehot", "dim": 512}, "alpha": 1.0}, changes)
-    for name, settings in (
-        ("CP 4D", {"order": 4, "rank": 5, "core": "identity", "alpha": 0.6}),
-        ("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}),
-        ("2D, one group", {"rank": 1, "alpha": 0.6}),
-        ("LoRA", {"method": "lora", "rank": 1}),
-    ):
-        product = {"multiply": "elementwise", "alpha": 16 * settings.get("alpha", 1.0)}
-        yield _changed(name, settings, [{"init": "gradient"}, product])
+    small = {"rank": 4, "inner": {"projection": "onehot", "dim": 128}, **SMALL}
+    yield _changed("2D one-hot, small start", small, changes)
+    start, product = {"init": "gradient"}, {"multiply": "elementwise"}
+    for name, settings, changes in (
+        ("CP 4D", {"order": 4, "rank": 5, "core": "identity", "alpha": 0.6}, [start, product | {"alpha": 9.6}]),
+        ("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}, [start]),
+        ("2D, one group", {"rank": 1, "alpha": 0.6}, [start]),
+        ("LoRA", {"method": "lora", "rank": 1},
+         [start, product | {"alpha": 16.0}, {"init": "activations"}, {"activation": "gelu"}]),
+    ):  # fmt: skip
+        yield _changed(name, settings, changes)
 
 
 def _changed(name: str, settings: dict[str, Any], changes: list[dict[str, Any]]) -> list[Method]:
