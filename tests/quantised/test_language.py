@@ -45,6 +45,7 @@ def prepared(llama: Path, cli: Cli, tmp_path: Path) -> Cli:
     return cli
 
 
+@pytest.mark.slow
 @EACH
 def test_a_run_from_training_to_a_merged_model(scheme: str, prepared: Cli) -> None:
     change = (f"model.quantize={scheme}",)
@@ -133,6 +134,7 @@ def test_a_classifier_keeps_its_head_in_full(prepared: Cli) -> None:
     assert torch.equal(model.score.weight, head.bfloat16())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @EACH
 def test_a_base_in_bfloat16_learns_in_either_precision(scheme: str, precision: str, prepared: Cli) -> None:

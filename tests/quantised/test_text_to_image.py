@@ -54,6 +54,7 @@ def recipe(pipeline: Path, encoder: str) -> str:
     )
 
 
+@pytest.mark.slow
 @FAMILY
 def test_a_run_from_training_to_merged_images(family: str, folders: dict[str, Path], prepared: Cli) -> None:
     Path("r.yaml").write_text(recipe(folders[family], ENCODERS[family]))
