@@ -30,6 +30,7 @@ STEPS, FIRST, PER_DECADE = 60, 1e-5, 8  # most steps, the first rate, steps per 
 DECAY = 0.6  # of the exponential mean of the change of the loss
 WARM_UP = 20  # steps until a head with its own rate reaches it; at once it would raise the loss by itself
 RISEN = 0.1  # the loss has blown up when it exceeds the untrained loss by this share of it
+LOST = 0.25  # or, where it never does, when it has risen again by this share of its fall
 BELOW = 20  # the proposed rate is this many times smaller than the one at which it blew up (docs/training.md)
 
 
@@ -77,9 +78,26 @@ class RangeTest:
         return [(rate, start + change) for rate, change in points if math.isfinite(change)]
 
     @property
+    def too_high(self) -> float | None:
+        """The rate at which the loss blew up; None if it did not.
+
+        A base that knows nothing of its task can hardly become worse than it was. There, it is the rate at which the
+        loss, having fallen, had risen again by a part of that.
+        """
+        if self.blown_up and math.isfinite(self.changes[-1]):
+            return self.rates[-1]
+        lowest, fallen = 0.0, -RISEN * fmean(self.untrained)
+        for rate, change in zip(self.rates, self.changes, strict=True):
+            lowest = min(lowest, change)  # of those so far; NaN is no minimum
+            if lowest < fallen and change > (1 - LOST) * lowest:
+                return rate
+        return self.rates[-1] if self.blown_up else None
+
+    @property
     def proposed(self) -> float:
-        """The proposed learning rate."""
-        return proposal(self.rates[-1])
+        """The proposed learning rate; only of a test with a rate that is too high."""
+        assert self.too_high is not None
+        return proposal(self.too_high)
 
 
 def range_test(task: Task, train: TrainSection, processes: Processes, display: Display) -> RangeTest:
@@ -89,7 +107,7 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
     A head with a `head_lr` reaches that after `WARM_UP` steps. Afterwards, everything is as it was before.
 
     Raises:
-        RunError: the loss has not blown up after `STEPS` steps.
+        RunError: after `STEPS` steps, no rate was too high.
     """
     constant = train.at_rate(FIRST).model_copy(update={"scheduler": SchedulerSection(), "ema": None})
     learner = Learner(task.trained(), task.head(), task.buffers(), constant, scaler=processes.scaler)
@@ -135,5 +153,7 @@ def _test(task: Task, train: TrainSection, learner: Learner, processes: Processe
             display.step(step, figures, lr=rate)
             if found.blown_up:
                 return found
+    if found.too_high is not None:
+        return found
     message = f"the loss did not rise up to a learning rate of {rate:.3g}, so none can be proposed"
     raise RunError(message, where="train.optimizer", hint="does the loss depend on anything that is trained?")

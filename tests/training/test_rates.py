@@ -130,6 +130,17 @@ def test_a_nan_loss_ends_the_test_and_is_left_out_of_the_curve() -> None:
     assert test.proposed == 0.02
 
 
+def test_a_loss_that_never_exceeds_the_untrained_one_is_too_high_when_it_has_risen_again() -> None:
+    """As of a base that knows nothing of its task."""
+    test = RangeTest()
+    for rate, loss in ((0.1, 12.0), (0.2, 6.0), (0.4, 2.0), (0.8, 1.0), (1.6, 1.0), (3.2, 9.0), (6.4, 9.0)):
+        test.add(rate, loss, 12.0)
+        assert test.too_high == (3.2 if rate >= 3.2 else None)
+    test.add(12.8, math.nan, 12.0)
+    assert test.blown_up
+    assert test.too_high == 3.2
+
+
 def test_batches_that_differ_do_not_end_it() -> None:
     test = RangeTest()
     for step, untrained in enumerate((1.0, 0.2, 3.0, 9.0, 0.5), start=1):
