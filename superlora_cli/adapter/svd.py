@@ -17,6 +17,7 @@ from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.errors import UsageError
 
 TALL = 2**13  # rows of a matrix
+LOST = 1e-7  # of the largest: smaller singular values are rounding errors in its Gram matrix
 
 
 def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -51,12 +52,15 @@ def planes(plan: Plan, weights: Sequence[Tensor]) -> dict[str, Tensor]:
 def singular(matrix: Tensor, count: int, *, scaled: bool) -> Tensor:
     """The first `count` left singular vectors of a float64 matrix (d, e) as columns, times their values if `scaled`.
 
-    The sign of a vector makes its entry of largest magnitude positive, so that it is the same on every machine.
+    Where its rank is lower, the rest are any orthonormal ones. The sign of a vector makes its entry of the largest
+    magnitude positive, so that it is the same on every machine.
     """
     tall = len(matrix) > TALL > matrix.shape[1]  # then the Gram matrix of its columns is the small one
     values, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)  # ascending
     vectors, values = vectors[:, -count:].flip(-1), values[-count:].flip(-1).clamp_min(0).sqrt()
-    vectors = matrix @ vectors / values.clamp_min(torch.finfo(values.dtype).tiny) if tall else vectors
+    if tall:
+        kept = values > LOST * values[0]
+        vectors = matrix @ vectors / values if kept.all() else torch.linalg.qr(matrix @ vectors * kept).Q
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
     return vectors * values if scaled else vectors

@@ -12,6 +12,7 @@ from superlora_cli.adapter import svd
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import PRESETS, AdapterConfig
 from superlora_cli.adapter.delta import deltas
+from superlora_cli.adapter.factored import factored
 from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.initial import initial, relative
 from superlora_cli.adapter.inner_config import MAPS
@@ -133,7 +134,11 @@ def test_what_is_not_refused_starts_with_a_gradient(method: str, projection: str
         except UsageError:
             continue
         params = {name: value.requires_grad_() for name, value in initial(shapes).items()}
-        made = deltas(shapes, params, Frozen(shapes, base=base_of(shapes)))
+        frozen = Frozen(shapes, base=base_of(shapes))
+        if shapes.config.activates:
+            made = [update(torch.eye(16)) for update in factored(shapes, frozen.factors(shapes, params))]
+        else:
+            made = deltas(shapes, params, frozen)
         sum((delta * torch.arange(256.0).view(16, 16).cos()).sum() for delta in made).backward()
         assert max(value.grad.abs().max().item() for value in params.values()) > 1e-6
 
@@ -143,6 +148,17 @@ def test_singular_vectors_of_a_tall_matrix_are_found_from_its_columns(monkeypatc
     wanted = svd.singular(matrix, 3, scaled=True)
     monkeypatch.setattr(svd, "TALL", 8)
     torch.testing.assert_close(svd.singular(matrix, 3, scaled=True), wanted)
+
+
+def test_singular_vectors_of_a_tall_matrix_of_lower_rank_are_orthonormal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svd, "TALL", 8)
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*shape, dtype=torch.float64, generator=draw) for shape in ((20, 2), (2, 5)))
+    for matrix in (left @ right, left @ torch.eye(2, 5, dtype=torch.float64)):
+        vectors = svd.singular(matrix, 4, scaled=False)
+        torch.testing.assert_close(vectors.mT @ vectors, torch.eye(4, dtype=torch.float64))
+        torch.testing.assert_close(vectors[:, :2] @ (vectors[:, :2].mT @ matrix), matrix)
+        assert svd.singular(matrix, 4, scaled=True).isfinite().all()
 
 
 def test_a_base_of_zeros_has_no_singular_vectors() -> None:
