@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter.gradients import HINT, Average
+from superlora_cli.adapter.rows_linear import as_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import RunError
 
@@ -23,7 +24,7 @@ def covariances(
     sums: dict[str, Tensor] = {}  # Σ (x, 1) (x, 1)ᵀ, by module
 
     def take(name: str, x: Tensor) -> None:
-        flat = nn.functional.pad(x.detach().flatten(0, -2).float(), (0, 1), value=1)
+        flat = nn.functional.pad(as_rows(x.detach()).float(), (0, 1), value=1)
         with torch.autocast(flat.device.type, enabled=False):
             product = flat.mT @ flat
         sums[name] = sums[name] + product if name in sums else product

@@ -191,6 +191,15 @@ def test_inputs_are_summed_in_full_precision_under_autocast() -> None:
     torch.testing.assert_close(*planes, rtol=0, atol=1e-5)
 
 
+def test_inputs_may_come_one_by_one() -> None:
+    model, adapter = adapted(method="lora", init="activations")
+    other, same = adapted(method="lora", init="activations")
+    inform(model, adapter, lambda: model(X))
+    inform(other, same, lambda: [other(x) for x in X])
+    for factor, like in zip(adapter.factors.values(), same.factors.values(), strict=True):
+        torch.testing.assert_close(factor, like)
+
+
 def test_without_inputs_there_is_no_start() -> None:
     model, adapter = adapted(method="lora", init="activations")
     with pytest.raises(RunError, match="got no inputs"):
