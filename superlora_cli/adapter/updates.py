@@ -101,9 +101,9 @@ class Kronecker:
             x = functional.pad(x, (0, f * e - self.columns))
         terms, rank = len(self.left), self.out.shape[-1]
         if self.into is None:
-            mixed = torch.einsum("tgf,nfe->ngte", self.left, x.view(-1, f, e))
+            mixed = torch.einsum("tgf,nfe->ngte", self.left, x.reshape(-1, f, e))
         else:
-            inner = x.view(-1, e) @ self.into.permute(1, 0, 2).flatten(1)  # (n·f, e) @ (e, t·r)
+            inner = x.reshape(-1, e) @ self.into.permute(1, 0, 2).flatten(1)  # (n·f, e) @ (e, t·r)
             mixed = torch.einsum("tgf,nftr->ngtr", self.left, inner.view(-1, f, terms, rank))
         made = mixed.reshape(-1, terms * rank) @ self.out.mT.flatten(0, 1)  # (n·f, t·r) @ (t·r, d)
         return made.view(len(x), g * self.out.shape[-2])[:, : self.rows]

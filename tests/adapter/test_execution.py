@@ -89,6 +89,9 @@ def test_kronecker_update_on_activations_is_torch_kron(f: int, d: int, e: int, r
     torch.testing.assert_close(update(x), x @ delta.T)
     dense_right = Kronecker(left, out @ into.mT, None, rows, columns)
     torch.testing.assert_close(dense_right(x), x @ delta.T)
+    for form in (update, dense_right, Kronecker(left, out, into, f * d, f * e)):  # the last one pads nothing
+        x = torch.randn(form.columns, 7).T
+        torch.testing.assert_close(form(x), x @ form.dense().T)
 
 
 def test_auto_takes_the_cheaper_path() -> None:
