@@ -34,6 +34,8 @@ def unpack(packed: Tensor, k: int, n: int) -> Tensor:
     Raises:
         ValueError: these are not `k` increasing positions below `n`.
     """
+    if packed.dtype != torch.uint8:
+        raise ValueError(f"positions are stored as {packed.dtype}")
     low, upper = position_bits(k, n)
     bits = np.unpackbits(packed.numpy(), axis=1, count=upper + low * k, bitorder="little")
     if not (bits[:, :upper].sum(1) == k).all():

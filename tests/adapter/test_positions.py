@@ -44,6 +44,7 @@ def test_they_take_little_more_than_the_fewest_bits() -> None:
         pack(torch.tensor([[0, 3, 4]]), 11),
         pack(torch.tensor([[0, 3, 4, 11]]), 11),
         pack(torch.tensor([[1, 0, 4, 10]]), 11),
+        pack(torch.tensor([[0, 3, 4, 10]]), 11).long(),
     ],
 )
 def test_other_bytes_are_no_positions(packed: torch.Tensor) -> None:
