@@ -217,12 +217,20 @@ def _train(
 
 
 def _as_started(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found."""
+    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found.
+
+    Raises:
+        UsageError: a rate was to be found, and the run folder does not say which one was.
+    """
     file = run.path / "recipe.yaml"
+    if recipe.train.optimizer.finds:
+        found = load_recipe(file).train.optimizer if file.is_file() else recipe.train.optimizer
+        if found.finds:
+            hint = "train.optimizer.lr=NUMBER, or start over with --force"
+            raise UsageError("does not say the rate that the run found", where=str(file), hint=hint)
+        recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found.rate)})
     if not file.is_file():
         return settled(recipe)
-    if recipe.train.optimizer.finds:
-        recipe = recipe.model_copy(update={"train": recipe.train.at_rate(load_recipe(file).train.optimizer.rate)})
     return settled(recipe, (read_yaml(file).data.get("data") or {}).get("split", "shuffle"))
 
 

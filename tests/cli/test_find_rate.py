@@ -63,6 +63,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     assert not contents(Path())
 
 
+@pytest.mark.slow
 def test_a_run_with_the_rate_it_found_is_that_of_the_rate_given(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     rate = cli("find-rate", *QUICK, "--json").json()["rate"]
     given = cli("train", *QUICK, f"train.optimizer.lr={rate}", "--out", "given", "--json").json()
@@ -85,6 +86,9 @@ def test_a_run_with_the_rate_it_found_is_that_of_the_rate_given(cli: Cli, monkey
     assert json.loads(Path("found/run.json").read_text())["found_rate"] == rate
     changed = cli("train", *QUICK, "train.optimizer.lr=0.5", "--resume", "found", "--json").json()
     assert "found_rate" not in changed
+    Path("found/recipe.yaml").unlink()
+    lost = cli("train", *finds, "--resume", "found")
+    assert (lost.code, "found/recipe.yaml: does not say the rate that the run found" in lost.message) == (2, True)
 
 
 def test_a_dry_run_needs_no_rate(cli: Cli) -> None:
