@@ -19,12 +19,12 @@ SHORT = ("train.steps=3", "train.batch_size=16", "eval.every=3", "train.checkpoi
 @pytest.mark.parametrize(
     ("method", "knobs", "parameters"),
     [
-        ("unilora", ("adapter.inner.dim=20",), 20),
-        ("vera", (), 12 * (64 + 4)),
-        ("tinylora", ("adapter.rank=2",), 48),
-        ("fourierft", (), 12 * 41),
+        pytest.param("unilora", ("adapter.inner.dim=20",), 20, marks=pytest.mark.slow),
+        pytest.param("vera", (), 12 * (64 + 4), marks=pytest.mark.slow),
+        pytest.param("tinylora", ("adapter.rank=2",), 48, marks=pytest.mark.slow),
+        pytest.param("fourierft", (), 12 * 41, marks=pytest.mark.slow),
         ("shira", ("adapter.projection=steepest",), 12 * 41),
-        ("lora", ("adapter.rank=1", "adapter.init=activations"), 12 * 128),
+        pytest.param("lora", ("adapter.rank=1", "adapter.init=activations"), 12 * 128, marks=pytest.mark.slow),
     ],
 )
 def test_training_evaluating_inspecting_and_merging(
@@ -44,6 +44,7 @@ def test_training_evaluating_inspecting_and_merging(
     assert counted["bytes"] == told["numbers"]["bytes"]
 
 
+@pytest.mark.slow
 def test_a_run_whose_positions_were_chosen_goes_on_with_them(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     own = ("adapter.alpha=null", "adapter.rank=null", "adapter.method=shira", "adapter.projection=steepest")
     words = ("train", "digits_lora", *own, *SHORT, "train.checkpoint_every=1", "train.threads=1")
@@ -54,6 +55,7 @@ def test_a_run_whose_positions_were_chosen_goes_on_with_them(cli: Cli, monkeypat
     assert Path("run/adapter.safetensors").read_bytes() == Path("whole/adapter.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tinylora", "dora"])
 def test_an_update_that_depends_on_the_base_needs_that_base(method: str, cli: Cli, tmp_path: Path) -> None:
     out, merged = str(tmp_path / "run"), str(tmp_path / "merged.safetensors")
@@ -69,17 +71,25 @@ def test_an_update_that_depends_on_the_base_needs_that_base(method: str, cli: Cl
     assert relative(load_file(back), load_file(BASE)) < 1e-6
 
 
-def test_a_nonlinear_update_is_trained_resumed_and_evaluated_but_never_merged(cli: Cli, tmp_path: Path) -> None:
-    own = ("train", "digits_lora", "adapter.method=loda", "adapter.scaling=null", *SHORT, "train.checkpoint_every=1")
-    told = cli(*own, "--out", "whole")
-    assert told.code == 0
-    assert "the update is B σ(A x) with σ = gelu: there is no ΔW to merge or export" in told.err
+NONLINEAR = ("train", "digits_lora", "adapter.method=loda", "adapter.scaling=null", *SHORT)
+
+
+@pytest.mark.slow
+def test_a_nonlinear_update_is_trained_resumed_and_evaluated(cli: Cli) -> None:
+    own = (*NONLINEAR, "train.checkpoint_every=1")
+    assert cli(*own, "--out", "whole").code == 0
     result = Path("whole/adapter.safetensors").read_bytes()
     shutil.rmtree("whole/checkpoints/step-000003")
     assert cli(*own, "--out", "whole", "--resume", "whole").code == 0
     assert Path("whole/adapter.safetensors").read_bytes() == result
     scored = cli("eval", "whole", "--json").json()["metrics"]["accuracy"]
     assert scored == json.loads(Path("whole/run.json").read_text())["metrics"]["accuracy"]
+
+
+def test_a_nonlinear_update_is_never_merged(cli: Cli, tmp_path: Path) -> None:
+    told = cli(*NONLINEAR, "train.steps=1", "--out", "whole")
+    assert told.code == 0
+    assert "the update is B σ(A x) with σ = gelu: there is no ΔW to merge or export" in told.err
     shown = cli("inspect", "whole")
     assert "activation gelu" in shown.out
     assert "there is no ΔW" in shown.out

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.module import SuperLora
+from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import build_for_training
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.training.checkpoints import load_state
@@ -29,6 +33,7 @@ def steps_of(run: str) -> list[dict[str, torch.Tensor]]:
     return [dict(store.load(folder / "adapter.safetensors").factors) for folder in folders]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("train.ema=0.5", "train.clip_norm=1.0", "model.head=new")])
 def test_groups_move_in_turn_and_a_resumed_run_ends_with_the_same_bytes(more: tuple[str, ...], cli: Cli) -> None:
     whole = cli("train", *SHORT, *more, "--out", "whole", "--json")
@@ -60,21 +65,50 @@ def test_groups_move_in_turn_and_a_resumed_run_ends_with_the_same_bytes(more: tu
     assert "other layers" in other.message
 
 
-def test_every_group_has_a_schedule_and_an_optimizer_of_its_own() -> None:
-    recipe = load_recipe("digits_lora", ["train.steps=9", "train.local.groups=3"])
-    built = build_for_training(recipe)
-    assert built.adapter is not None
-    local = Local.of(recipe.train, built.adapter)
+def learning(*more: str, **state: Any) -> tuple[SuperLora, Learner, list[int]]:
+    """An adapter, its learner, and the steps at which the turns of its groups end."""
+    recipe = load_recipe("digits_lora", ["train.steps=9", "train.local.groups=3", *more])
+    adapter = build_for_training(recipe).adapter
+    local = Local.of(recipe.train, adapter)
+    assert adapter is not None
     assert local is not None
-    learner = Learner(dict(built.adapter.factors.items()), {}, {}, recipe.train, local=local)
+    return adapter, Learner(dict(adapter.factors.items()), {}, {}, recipe.train, local=local, **state), local.ends
+
+
+def take(adapter: SuperLora, learner: Learner, step: int) -> None:
+    """A step with gradients that depend on its number only."""
+    for factor in adapter.factors.values():
+        factor.grad = torch.randn(factor.shape, generator=torch.Generator().manual_seed(step))
+    learner.update(last=step == 8)
+
+
+@pytest.mark.parametrize("kept", [3, 5])  # between two turns, and inside one
+def test_a_resumed_learner_ends_with_the_same_numbers(kept: int) -> None:
+    ema = ("train.ema=0.5", "train.clip_norm=1.0")
+    adapter, learner, _ = learning(*ema)
+    state: dict[str, Any] = {}
+    for step in range(9):
+        if step == kept:
+            state = copy.deepcopy(learner.state())
+        take(adapter, learner, step)
+    again, resumed, _ = learning(*ema, start=kept, state=state)
+    for step in range(kept, 9):
+        take(again, resumed, step)
+    for name, factor in adapter.factors.items():
+        assert torch.equal(again.factors[name], factor)
+        assert torch.equal(resumed.average[name], learner.average[name])  # type: ignore[index]
+    with pytest.raises(UsageError, match=r"train\.local: the checkpoint was written while other layers were trained"):
+        learning(*ema, "train.local.groups=2", start=kept, state=state)
+
+
+def test_every_group_has_a_schedule_and_an_optimizer_of_its_own() -> None:
+    adapter, learner, ends = learning()
     rates, sizes = [], []
     for step in range(9):
         rates.append(learner.lr)
         sizes.append([len(parameter) for parameter in learner.parameters.values()])
-        for factor in built.adapter.factors.values():
-            factor.grad = torch.ones_like(factor)
-        learner.update(last=step == 8)
-    assert local.ends == [3, 6, 9]
+        take(adapter, learner, step)
+    assert ends == [3, 6, 9]
     assert rates[:3] == rates[3:6] == rates[6:]
     assert len(set(rates)) == 3
     assert sizes == [[4, 4]] * 9
