@@ -43,7 +43,8 @@ class Updated(Swapped):
         rows = as_rows(input).to(output.dtype)
         for start, update in self.updates():
             made = update.to(output.dtype)(rows)  # (n, rows of the target)
-            whole = functional.pad(made, (start, output.shape[-1] - start - made.shape[-1]))
+            after = output.shape[-1] - start - made.shape[-1]
+            whole = functional.pad(made, (start, after)) if start or after else made  # which `pad` would copy
             output = output + whole.view(output.shape)
         return output
 
