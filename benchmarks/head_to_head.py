@@ -7,8 +7,8 @@
     python benchmarks/head_to_head.py --workers 1
 
 The comparison has every method at about three sizes; further are more sizes, and settings of ours; the ablations have
-some of ours with one thing changed, and so has newer: what multiplies the base, chooses positions or starts from
-gradients.
+some of ours with one thing changed, and so has newer: what multiplies the base, chooses positions, starts from
+batches or is nonlinear.
 The task is the embedded one: glyphs_vit (64 wide, 6 blocks), its q and v as Linears of their own, frozen head, 300
 steps of AdamW on batches of 64 handwritten digits under OneCycleLR, no augmentation. Every method has the same grid of
 learning rates, which goes on where its end is the best; the rate with the best validation accuracy (seed 0, at the end
@@ -35,12 +35,8 @@ import evidence
 import pages
 import torch
 from evidence import LORA, Claims, Rows, draw, finalists
-from rivals import Method, ablations, adapted, base_and_data, further, methods, newer
+from rivals import Method, ablations, adapted, base_and_data, further, methods, newer, start_from
 from torch.nn import functional
-
-from superlora_cli.adapter.attach import adapters_of
-from superlora_cli.adapter.informed import inform
-from superlora_cli.tasks.work import FIRST
 
 RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
 STEPS, BATCH = 300, 64
@@ -53,8 +49,12 @@ Run = tuple[Method, float, int]  # learning rate, seed
 _task: list[Any] = []  # of this process: base and data
 
 
-OPEN = {"newer": list(chain(*newer()))}  # parts whose runs are not all on record
-PARTS = {"comparison": list(methods()), "further": list(further()), "ablations": list(chain(*ablations()))}
+PARTS = {
+    "comparison": list(methods()),
+    "further": list(further()),
+    "ablations": list(chain(*ablations())),
+    "newer": list(chain(*newer())),
+}
 
 
 def compared() -> list[Method]:
@@ -85,13 +85,7 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
         return functional.cross_entropy(model(images[chosen]), labels[chosen])
 
-    if (held := adapters_of(model)) and held.get().config.informed:
-
-        def first() -> None:
-            for _ in range(FIRST):
-                loss().backward()
-
-        inform(model, held.get(), first)
+    start_from(model, lambda: iter(loss, None))
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
     highest = [rate * factor for factor in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)
@@ -190,7 +184,7 @@ def costs() -> str:
     """In Markdown: the number of runs in each part, and the time of their steps."""
     lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
     left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
-    for title, part in (PARTS | OPEN).items():
+    for title, part in PARTS.items():
         asked = [list(method) for method in part]
         own = [run for run in left if run[0] in asked and run[2] in SEEDS]
         left = [run for run in left if run not in own]
@@ -213,14 +207,12 @@ def places() -> pages.Places:
 def main() -> None:
     """Run missing runs, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="+", choices=[*PARTS, *OPEN], default=list(PARTS), help="parts; default: all on record"
-    )
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts; default: all")
     parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     options = parser.parse_args()
-    asked = [method for name in options.only for method in (PARTS | OPEN)[name]]
+    asked = [method for name in options.only for method in PARTS[name]]
     chosen = [m for m in asked if not options.names or any(name in m.name for name in options.names)]
     if options.list:
         runs = [key(method, rate, SEEDS[0]) for method in chosen for rate in grid(method, known())]

@@ -23,6 +23,7 @@ from few_shot import RECORDS, SEEDS, Run, share
 from rivals import OURS, Method
 from transfer import SCALED, VARIANTS, projected
 
+DEFAULT, FEW = 0.03, (0, 1, 2)  # rate and seeds of what is compared at one rate
 GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 START = (0.01, 0.03)  # where the search for a rate begins
 PAGE, PICTURE = pages.DOCS / "real-base.md", pages.DOCS / "real-base.svg"
@@ -63,6 +64,22 @@ def methods() -> list[Method]:
 
 def _onehot(dim: int) -> Method:
     return Method(OURS, "one-hot", {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, **SCALED})
+
+
+def newer() -> list[list[Method]]:
+    """A setting, followed by some with one thing changed: what multiplies the base, chooses positions, or starts from
+    gradients."""
+    onehot = _onehot(512)
+    cp = Method(OURS, "CP 4D", {"order": 4, "rank": 1, "core": "identity", **SCALED})
+    chosen = {"method": "shira", "projection": "steepest", "groups": 1, "ratio": 1.447e-4, **SCALED}
+    return [
+        [
+            onehot,
+            onehot._replace(settings=onehot.settings | {"multiply": "elementwise"}),
+            onehot._replace(settings=chosen),
+        ],
+        [cp, cp._replace(settings=cp.settings | {"init": "gradient"})],
+    ]
 
 
 def run(method: Method, rate: float, seed: int) -> Run:
@@ -186,6 +203,25 @@ def first(found: list[Rows]) -> str:
     )
 
 
+def changes() -> str:
+    """The settings of `newer`, each beside its plain one, paired over seeds and test images, in Markdown."""
+    known = RECORDS.known()
+    lines = ["| adapter | settings | validation | test accuracy | change |", "|---:|---|---:|---:|---|"]
+    for methods in newer():
+        plain = None
+        for method in methods:
+            rows = [row for seed in FEW if (row := known.get(run(method, DEFAULT, seed).key))]
+            if len(rows) < len(FEW):
+                continue
+            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
+            one = Rows(method, DEFAULT, said)
+            plain = plain or one
+            change = "" if one is plain else str(Difference.of(one, plain))
+            cells = [f"{one.parameters:,}", f"`{method.knobs}`", f"{one.validation:.3f}", f"{one.accuracy:.3f}", change]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def draw(found: list[Rows]) -> None:
     """Accuracy against the adapter's parameters, the probe as a line; bars from the worst to the best seed."""
     import matplotlib as mpl
@@ -219,12 +255,13 @@ def places() -> pages.Places:
         (pages.ROOT / "README.md", "first"): first(found),
         (PAGE, "claim"): claim(found),
         (PAGE, "results"): f"{table(found)}\n\n{MADE}",
+        (PAGE, "newer"): changes(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it")
+    parser.add_argument("--names", nargs="+", help="methods whose name has one of these in it; or newer")
     parser.add_argument("--list", action="store_true", help="show the missing runs and make none")
     parser.add_argument("--fill", action="store_true", help="fill page and picture, and train nothing")
     few_shot.options(parser)
@@ -236,6 +273,9 @@ def main() -> None:
     if not options.fill:
         with few_shot.workers(options) as pool:
             while runs := missing(chosen):
+                RECORDS.make(runs, few_shot.where(options), pool)
+            if not options.names or "newer" in options.names:
+                runs = [run(method, DEFAULT, seed) for seed in FEW for methods in newer() for method in methods]
                 RECORDS.make(runs, few_shot.where(options), pool)
     draw(finished())
     pages.fill(places())

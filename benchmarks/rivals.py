@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from superlora_cli.adapter.attach import attach
+from superlora_cli.adapter.attach import adapters_of, attach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.adapter.informed import inform
 from superlora_cli.adapter.store import StoredAdapter, digest_base
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.source import Look
 from superlora_cli.data.splits import load_splits
 from superlora_cli.models.build import build
 from superlora_cli.recipe.schema import DataSection, ModelSection
+from superlora_cli.tasks.work import FIRST
 
 ROLES = ("q", "v")
 SEEDED = (
@@ -196,10 +199,14 @@ def newer() -> Iterator[list[Method]]:
     ]
     small = {"rank": 4, "inner": {"projection": "onehot", "dim": 128}, **SMALL}
     yield _changed("2D one-hot, small start", small, changes)
+    better = [products[0], products[3], products[4]]  # on validation; so they are tried at more sizes
+    for dim in (64, 256):
+        yield _changed("2D one-hot, small start", small | {"inner": {"projection": "onehot", "dim": dim}}, better)
     start, product = {"init": "gradient"}, {"multiply": "elementwise"}
     for name, settings, changes in (
         ("CP 4D", {"order": 4, "rank": 5, "core": "identity", "alpha": 0.6}, [start, product | {"alpha": 9.6}]),
         ("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}, [start]),
+        ("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 4, "alpha": 2.0}, [start]),
         ("2D, one group", {"rank": 1, "alpha": 0.6}, [start]),
         ("LoRA", {"method": "lora", "rank": 1},
          [start, product | {"alpha": 16.0}, {"init": "activations"}, {"activation": "gelu"}]),
@@ -219,6 +226,23 @@ def adapted(base: nn.Module, method: Method, seed: int) -> Adapted:
     model, size = on(model, method, seed)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Adapted(model, trained, size)
+
+
+def start_from(model: nn.Module, losses: Callable[[], Iterator[Tensor]]) -> None:
+    """Give an adapter that starts from batches, or chooses its positions by them, what it needs of the first `FIRST`.
+
+    Args:
+        losses: the losses of the batches, from the first.
+    """
+    held = adapters_of(model)
+    if not (held and held.get().config.informed):
+        return
+
+    def first() -> None:
+        for loss in itertools.islice(losses(), FIRST):
+            loss.backward()
+
+    inform(model, held.get(), first)
 
 
 def _superlora(model: nn.Module, method: Method, seed: int) -> tuple[nn.Module, int]:
