@@ -17,7 +17,7 @@ def pack(positions: Tensor, n: int) -> Tensor:
     """Increasing positions below `n`, (groups, k), as bytes (groups, …).
 
     >>> pack(torch.tensor([[0, 5, 9]]), 10)
-    tensor([[73, 20]], dtype=torch.uint8)
+    tensor([[73,  6]], dtype=torch.uint8)
     """
     rows = positions.cpu().numpy()
     low, upper = position_bits(rows.shape[1], n)

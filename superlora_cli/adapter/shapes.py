@@ -319,7 +319,7 @@ def position_bytes(k: int, n: int) -> int:
     """Bytes of `k` packed positions below `n`.
 
     >>> position_bytes(5899, 768 * 768)  # ratio 0.01: 8.6 bits each
-    6318
+    6314
     """
     low, upper = position_bits(k, n)
     return -(-(low * k + upper) // 8)

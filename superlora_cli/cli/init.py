@@ -42,7 +42,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Write a starting recipe for a folder of images, or for texts."""
+    """Write a starting recipe for your images or texts."""
     check_kind(data, "a folder of images, or texts", (Kind.IMAGES, Kind.FOLDER, Kind.TEXT, Kind.JSON))
     if not data.exists():
         hint = "give a folder with one sub-folder of images per class, or a file of texts"

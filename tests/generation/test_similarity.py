@@ -106,7 +106,7 @@ def test_prompts_are_measured_from_the_command_line(cli: Cli, dino: Path, clip: 
     found = told.json()
     assert found["task"] == "text-to-image"
     assert found["generated"]["prompts"][0].startswith("a handwritten ")
-    assert found["metrics"]["class_accuracy"] >= 0.5
+    assert found["metrics"]["class_accuracy"] >= 0.3  # of ten classes
     assert found["metrics"]["fid"] > 0
     assert -1 <= found["metrics"]["clip_similarity"] <= 1
     folder = cli("eval", "made", *digits).json()
