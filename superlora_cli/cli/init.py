@@ -37,7 +37,7 @@ def command(
         int | None,
         typer.Option(min=1, help="Image size in pixels; default: the model's, but at most 224 without a GPU."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The recipe to write; default: <folder>.yaml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; default: <name of the data>.yaml.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start from pretrained weights.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the recipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,

@@ -12,7 +12,10 @@ from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_c
 
 def command(
     result: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter file.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write; a folder for shards.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="The .safetensors file to write; a folder for shards, language models and pipelines."),
+    ],
     base: Annotated[
         Path | None,
         typer.Option(help="Weights to merge into: a file or a folder of shards; default: the recipe's model."),
@@ -27,11 +30,11 @@ def command(
         bool, typer.Option("--allow-base-mismatch", help="Accept a base whose target weights differ.")
     ] = False,
     dequantise: Annotated[
-        bool, typer.Option("--dequantise", help="Write a quantised base (model.quantize) with all bits.")
+        bool, typer.Option("--dequantise", help="Write a quantised base (model.quantize) in plain 16 or 32 bits.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Merge an adapter into its base's weights, ready for timm."""
+    """Merge an adapter into its base's weights, for timm, transformers or diffusers."""
     console = stderr_console()
     with loading():
         from superlora_cli.commands.merge import merge

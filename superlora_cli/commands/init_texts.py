@@ -35,13 +35,13 @@ ENOUGH = 50  # validation texts needed to select a step
 LEARNED = {
     "messages": "the answers in conversations",
     "choices": "the right one of several answers",
-    "prompt": "completions of prompts",
-    LABEL: "labels of texts",
+    "prompt": "the completions of prompts",
+    LABEL: "the labels of texts",
     "text": "all of every text",
 }
 TARGETS = ("[q, v]", "[all-linear]")
 TEMPLATE = """\
-# {model} on the texts in {data}: {texts:,} training texts, of which it learns {learned}.
+# {model} on the texts in {data}: {texts:,} training texts, to learn {learned}.
 # superlora preview {file}   # shows them as tokens
 # superlora train {file}   # {adapter:,} parameters{and_head}
 task: language
@@ -51,7 +51,7 @@ data:
   name: {data_yaml}
   validation: 0.1   # a tenth is held out to judge by{test}
 language:
-  length: {length}   # tokens; {fitting:.0%} of the texts are no longer{more}
+  length: {length}   # tokens; {fitting:.0%} of the texts fit{more}
 adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
 train:
   steps: {steps}   # {epochs:.0f} epochs

@@ -140,7 +140,8 @@ def read_captioned_folder(root: Path, template: str | None) -> Captioned:
             if not left:
                 check_kind(folder, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
             cause = left[-1].cause if left else "it holds no images"
-            hint = "write the caption of cat.png into cat.txt, or set data.caption" if cause == NO_CAPTION else None
+            write = "write the caption of cat.png into cat.txt, or give data.caption without {text}"
+            hint = write if cause == NO_CAPTION else None
             raise UsageError(f"no image can be used: {cause}", where=left[-1].path if left else str(folder), hint=hint)
         return found
 

@@ -97,7 +97,8 @@ class ModelSection(Section):
     kwargs: dict[str, Any] = Field(
         {},
         description="Further arguments of `timm.create_model`, such as `img_size`, or of the U-Net; "
-        "`{path: FOLDER}` is a U-Net saved by diffusers. Of a pipeline: `variant`, and `torch_dtype` of its weights.",
+        "`{path: FOLDER}` is a U-Net saved by diffusers. Of a pipeline: `variant`, `torch_dtype` of its weights, and "
+        "the `component` to train. Of a language model: `dtype` of its weights.",
     )
 
 
@@ -251,8 +252,9 @@ class AdapterSection(Section):
     )
     init: Init | None = Field(
         None,
-        description="`unit`: factors with entries of unit scale; `lora`: Kaiming; over the images of the first 8 steps "
-        "`gradient`: singular vectors of the weights' gradient, `activations`: principal components of their inputs.",
+        description="`unit`: factors with entries of unit scale; `lora`: Kaiming. From the batches of the first 8 "
+        "steps, `gradient`: singular vectors of the weights' gradients; `activations`: principal components of the "
+        "layers' inputs (EVA), with an update that stays linear, unlike `activation`.",
     )
     execution: Execution | None = Field(
         None, description="Compute through the factors, through ΔW, or whichever is cheaper."
@@ -290,7 +292,8 @@ class AdapterSection(Section):
     activation: Activation | None = Field(
         None,
         description="σ of a nonlinear update B σ(A x) of a layer's outputs (LoDA), for units of two factors a weight. "
-        "Such an adapter has no ΔW: it cannot be merged or exported. Default: `identity`.",
+        "Such an adapter has no ΔW: it cannot be merged or exported. Default: `identity`, a linear update. A start "
+        "from inputs (EVA) is `init: activations`.",
     )
     bits: int | None = Field(
         None,
