@@ -181,7 +181,7 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
         data, kind = _provenance(source)["recipe"], "base"
     else:
         near = did_you_mean(source, [*EMBEDDED, *PIPELINES, *LANGUAGE])
-        hint = near or "a run folder, an adapter.safetensors, or a shipped base"
+        hint = near or "a run folder, an adapter.safetensors, or a shipped base; others: with diffusers or transformers"
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
     known = TASKS[task] if isinstance(task, str) and task in TASKS else None

@@ -342,7 +342,7 @@ def kind_named(name: str) -> DataKind:
     if kind is None:
         *examples, last = (kind.example for kind in SOURCES.values() if kind.example)
         hint = nearest_set(name) or f"a folder of images, or a name such as {', '.join(examples)} or {last}"
-        raise UsageError(f"unknown data set '{name}'", where="data.name", hint=hint)
+        raise UsageError(f"unknown data set '{name}', and no such folder here", where="data.name", hint=hint)
     return kind
 
 

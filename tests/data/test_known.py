@@ -87,7 +87,7 @@ def test_unsupported_names_are_refused_with_the_closest() -> None:
     assert parse_reference("toy:train") == ("toy", "train")
     with pytest.raises(UsageError, match=r"data\.config: 'toy' has no configurations"):
         splits_of("toy", config="small")
-    with pytest.raises(UsageError, match=r"unknown data set 'toi' \(did you mean 'toy'\?\)"):
+    with pytest.raises(UsageError, match=r"unknown data set 'toi', and no such folder here \(did you mean 'toy'\?\)"):
         splits_of("toi")
     examples = "torch/cifar100, hfds/beans, wds/folder-of-shards, vtab/cifar, fgvc/cub200 or toy/8"
     with pytest.raises(UsageError, match=rf"a name such as {examples}\)"):
