@@ -71,10 +71,15 @@ class PipelineBase(Base):
         """Load the text encoders that patterns name: `text_encoder.*.q_proj`.
 
         Raises:
-            UsageError: one cannot be loaded.
+            UsageError: one cannot be loaded, or is to be trained whole.
         """
+        if self.encoders:
+            hint = f"leave it out, and name weights in adapter.targets: {next(iter(self.encoders))}.*.q_proj"
+            raise UsageError(
+                "trains text encoders without an adapter only", where=f"model.kwargs.{COMPONENT}", hint=hint
+            )
         for name in () if self.component == VAE else self.family.encoders:
-            if name not in self.encoders and any(part_named(pattern, (name,)) for pattern in patterns):
+            if any(part_named(pattern, (name,)) for pattern in patterns):
                 self.set_beside(name)
 
     def set_beside(self, name: str, *, own: bool = True) -> None:

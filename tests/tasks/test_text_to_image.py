@@ -150,6 +150,7 @@ def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[
         (["text-to-image.times=normal"], 2, "'logit-normal'"),
         (["text-to-image.prior={images: nowhere}"], 2, "text-to-image.prior: "),
         (["adapter.targets=['text_encoder.*.nothing']"], 2, "matches no weight"),
+        (["model.kwargs.component=[unet, text_encoder]"], 2, "trains text encoders without an adapter only"),
         (["text-to-image.repeats={'*': 0}"], 2, "a whole number ≥ 1"),
         (["text-to-image.repeats={'dogs/*': 2}"], 2, "matches no training image"),
         (["task=diffusion", "data.name=digits"], 2, "is a base for text-to-image, not for diffusion"),
