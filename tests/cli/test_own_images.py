@@ -139,7 +139,7 @@ def test_init_refuses_a_size_that_the_model_cannot_have(own: Path, cli: Cli) -> 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--data", "nowhere"), "nowhere: no such folder (give a folder with one sub-folder"),
+        (("--data", "nowhere"), "nowhere: no such folder or file (give a folder with one sub-folder"),
         (("--data", "numbers", "--model", "vit_bsae_patch16_224"), "did you mean 'vit_base_patch16_224'?"),
         (("--data", "numbers", "--out", "no/where.yaml"), "no: no such folder"),
     ],
