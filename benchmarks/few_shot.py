@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rivals import Method, adapted, split_qkv, start_from
+from rivals import Method, adapted, split_qkv
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -169,7 +169,6 @@ def train(run: Run, where: Where) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=work.steps, pct_start=0.1)
     images, labels = made.splits["train"]
     order = drawn(len(images), work, run.seed).to(where.device)
-    start_from(model, lambda: (functional.cross_entropy(model(images[picked]), labels[picked]) for picked in order))
     start, losses = time.perf_counter(), []
     for picked in order:
         loss = functional.cross_entropy(model(images[picked]), labels[picked])

@@ -28,6 +28,7 @@ from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.adapter.shapes import Bucket, Plan
 from superlora_cli.adapter.svd import folded, singular
 from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.errors import RunError
 
 HELD = 2**28  # elements of gradients, or covariances, that are held at once; of one group where these are more
 
@@ -48,7 +49,7 @@ def inform(
         average: replaces a tensor by its mean over all processes that train together.
 
     Raises:
-        RunError: there are no gradients or inputs, or they are not finite.
+        RunError: there are no gradients or inputs, all are zero, or they are not finite.
     """
     if adapter.config.informed == "activations":
         for part in _parts(adapter.plan, lambda target: target.columns**2):
@@ -56,14 +57,18 @@ def inform(
             for (bucket, group), covariance in zip(part, covariances(model, targets, passes, average), strict=True):
                 _start_plane(adapter, bucket, bucket.members.index(group), covariance)
         return
+    some = False
     for part in _parts(adapter.plan, lambda target: target.elements):
         for (bucket, group), gradient in _of_groups(model, adapter, part, passes, average):
-            row = bucket.members.index(group)
+            row, some = bucket.members.index(group), some or bool(gradient.any())
             if adapter.config.places:
                 choose = PROJECTIONS[adapter.config.projection].choose
                 adapter.positions[bucket.positions][row] = choose(gradient, bucket.shape.n_in)
             elif gradient.any():  # else it keeps its start
                 _start(adapter, bucket, row, folded(bucket, gradient))
+    if not some:
+        hint = "has a new head weights of zero? Give it random ones, or use another start or projection"
+        raise RunError("the first gradients of all target weights are zero", where="adapter", hint=hint)
 
 
 def _parts(plan: Plan, held: Callable[[TargetShape], int]) -> Iterator[list[Group]]:

@@ -34,7 +34,10 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Merge an adapter into its base's weights, for timm, transformers or diffusers."""
+    """Merge an adapter into its base's weights.
+
+    The result is for timm, transformers or diffusers, as its base is.
+    """
     console = stderr_console()
     with loading():
         from superlora_cli.commands.merge import merge

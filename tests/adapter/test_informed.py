@@ -147,6 +147,19 @@ def test_gradients_are_held_part_by_part(
         assert torch.equal(adapter.factors[name], factor)
 
 
+@pytest.mark.parametrize("knobs", [{"init": "gradient"}, {"method": "shira", "projection": "steepest", "rank": None}])
+def test_gradients_that_are_all_zero_are_refused(knobs: dict[str, Any]) -> None:
+    """As behind a new head whose weights are zero."""
+    model, adapter = adapted(**knobs)
+
+    def passes() -> None:
+        scaled = 0 * loss(model)
+        scaled.backward()
+
+    with pytest.raises(RunError, match="gradients of all target weights are zero"):
+        inform(model, adapter, passes)
+
+
 def test_without_a_backward_pass_there_is_no_start() -> None:
     model, adapter = adapted(init="gradient")
     with pytest.raises(RunError, match="got no gradient"):
