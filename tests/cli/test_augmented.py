@@ -16,6 +16,7 @@ DRAWN = (FEW, "data.rand_augment=rand-m9-mstd0.5", "data.random_erasing=0.5", "d
          "data.balance=true", "train.batch_size=16")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_workers_equals_an_uninterrupted_one_with_or_without(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

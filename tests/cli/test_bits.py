@@ -44,6 +44,7 @@ def test_sixty_four_numbers_of_four_bits_are_a_file_of_a_kilobyte_that_is_enough
         torch.testing.assert_close(total[name], tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("train.ema=0.5",)])
 def test_a_resumed_training_ends_with_the_same_bytes(more: tuple[str, ...], cli: Cli) -> None:
     words = (*SMALL, *BITS, *more)
@@ -56,6 +57,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(more: tuple[str, ...], cli:
     assert Path("half/adapter.safetensors").read_bytes() == Path("whole/adapter.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_adapter_is_compressed_and_tuned(cli: Cli) -> None:
     whole = write_adapter("whole.safetensors", "digits_lora", seed=1)
     errors = {}

@@ -245,6 +245,7 @@ def test_a_sum_is_written_in_these_formats_too(to: str, cli: Cli, drawn: Path) -
     assert "unknown form 'timm'" in cli("combine", drawn, other, "--to", "timm", "--out", "new").message
 
 
+@pytest.mark.slow
 def test_images_tell_what_an_approximation_costs(cli: Cli, drawn: Path) -> None:
     file = write_adapter("loha.safetensors", "r.yaml", "adapter.method=loha", CAPTION, scale=1.0)
     words = ("export", file, "--to", "kohya", "--images", "1", "--force", "--out")

@@ -169,6 +169,7 @@ def test_the_recipes_base_from_a_disk_is_merged_like_the_shipped_one(shards: boo
     assert raw(Path(out)) == raw(Path("shipped.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["new", "{select: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]}"])
 def test_a_new_head_is_merged_into_the_file_too(head: str, cli: Cli) -> None:
     assert cli("train", *QUICK, f"model.head={head}", "--out", "run").code == 0

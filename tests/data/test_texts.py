@@ -174,6 +174,7 @@ def test_names_are_written_in_one_way() -> None:
 # Made problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digits", [2, 3])
 def test_no_pair_of_numbers_is_in_two_splits(digits: int) -> None:
     def pairs(split: str, of: int) -> set[tuple[int, int]]:
@@ -185,6 +186,7 @@ def test_no_pair_of_numbers_is_in_two_splits(digits: int) -> None:
     assert not pairs("validation", digits) & pairs("test", digits)
 
 
+@pytest.mark.slow
 def test_problems_are_written_and_solved_in_every_notation() -> None:
     sum_, difference = Problem(37, 85, minus=False), Problem(85, 37, minus=True)
     written = {name: (own.prompt(sum_), own.completion(sum_)) for name, own in NOTATIONS.items()}
@@ -199,6 +201,7 @@ def test_problems_are_written_and_solved_in_every_notation() -> None:
     assert all(own.result >= 0 for own in problems("train", 500, 3))
 
 
+@pytest.mark.slow
 def test_made_sets_are_joined() -> None:
     section = DataSection(name="sums+sums-in-words", train_texts=30, eval_texts=4)
     found = kind_named(section.name).texts(section, seed=0)

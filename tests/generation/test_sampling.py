@@ -191,6 +191,7 @@ def test_a_model_that_gives_nan_is_an_error() -> None:
         images(model=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 def test_an_adapter_attached_and_merged_draw_the_same_images(sampler: Sampler) -> None:
     """Within one of 255 brightness levels: merging rounds W + ΔW once, and a sampler carries that on."""

@@ -98,6 +98,7 @@ def test_what_is_missing_is_one_line(dino: Path, tmp_path: Path) -> None:
         clip_similarity(str(tmp_path), ImageSet("made", made, None, ("a",)), CPU)
 
 
+@pytest.mark.slow
 def test_prompts_are_measured_from_the_command_line(cli: Cli, dino: Path, clip: Path) -> None:
     digits = ("--against", "digits:test", "--extractor", "digits", "--dino", str(dino), "--json")
     words = (*digits, "--num", "24", "--steps", "6", "--guidance", "3", "--out", "made")

@@ -128,6 +128,7 @@ def test_a_dry_run_needs_neither_data_nor_weights(
     assert found["memory"]["total"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
 def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
     words = ("train", "r.yaml", f"model.name=diffusers:{folders[family]}", "--dry-run", "--json")

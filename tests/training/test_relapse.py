@@ -59,6 +59,7 @@ def test_single_batches_are_averaged_over_ten_steps_and_a_twentieth_of_the_run()
     assert relapse(recorded(*[0.5] * 950, *[2.5] * 50, apart=1), GUESSING)
 
 
+@pytest.mark.slow
 def test_a_divergence_without_nan_gives_a_warning_everywhere(cli: Cli) -> None:
     result = cli("train", *DIVERGING, "--out", "run", "--json")
     (warning,) = result.json()["warnings"]
