@@ -119,7 +119,7 @@ class Encoded:
 
     def __call__(self, captions: Sequence[str], size: Size) -> Conditions:
         family = self.base.family
-        if all(captions):
+        if all(captions) or type(family).dropped is Family.dropped:  # which takes none for an empty one
             return family.conditions(self.pipeline, captions, size, self.guidance)
         alone = [conditions_of(family, self.pipeline, text, size, self.guidance) for text in captions]
         return family.together(alone)
