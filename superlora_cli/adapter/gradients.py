@@ -21,10 +21,11 @@ def gradients(
 ) -> list[Tensor]:
     """The gradient of every target's rows over the backward passes in `passes`: (rows, columns), float32.
 
-    A weight's own gradient is dropped as soon as its rows are taken. No other gradient is computed.
+    It is zero for a layer that no batch reaches, such as a rare expert. A weight's own gradient is dropped as soon as
+    its rows are taken. No other gradient is computed.
 
     Raises:
-        RunError: there is no gradient, or it is not finite.
+        RunError: a gradient is not finite.
     """
     weights = {name: stored_parameter(model, f"{name}.weight") for name in by_module(targets)}
     sums: dict[str, Tensor] = {}
@@ -53,7 +54,8 @@ def gradients(
                 hook.remove()
     for target in targets:
         if target.name not in sums:
-            raise RunError("got no gradient", where=target.name, hint="run a backward pass over some batches")
+            shape = target.flat.rows, target.flat.columns
+            sums[target.name] = torch.zeros(shape, device=weights[target.module].device)
         if average:
             average(sums[target.name])
         if not torch.isfinite(sums[target.name]).all():

@@ -40,8 +40,8 @@ def inform(
 ) -> None:
     """Give the active `adapter` of `model` the start, or the positions, that some batches say.
 
-    Gradients are taken from a part of the weights at a time, so that never more than `HELD` elements are held. No
-    gradient remains afterwards.
+    What no batch reaches, such as a rare expert, keeps its start. Gradients are taken from a part of the weights at a
+    time, so that never more than `HELD` elements are held. No gradient remains afterwards.
 
     Args:
         passes: runs forward and backward passes over the same batches at every call, one for each part; for activations
@@ -51,13 +51,18 @@ def inform(
     Raises:
         RunError: there are no gradients or inputs, all are zero, or they are not finite.
     """
+    some = False
     if adapter.config.informed == "activations":
         for part in _parts(adapter.plan, lambda target: target.columns**2):
             targets = [adapter.targets[group] for _, group in part]
             for (bucket, group), covariance in zip(part, covariances(model, targets, passes, average), strict=True):
-                _start_plane(adapter, bucket, bucket.members.index(group), covariance)
+                if covariance is not None:
+                    some = True
+                    _start_plane(adapter, bucket, bucket.members.index(group), covariance)
+        if not some:
+            hint = "pass some batches through the model"
+            raise RunError("the layers of all targets got no inputs", where="adapter", hint=hint)
         return
-    some = False
     for part in _parts(adapter.plan, lambda target: target.elements):
         for (bucket, group), gradient in _of_groups(model, adapter, part, passes, average):
             row, some = bucket.members.index(group), some or bool(gradient.any())

@@ -15,11 +15,12 @@ from superlora_cli.errors import RunError
 
 def covariances(
     model: nn.Module, targets: Sequence[Target], passes: Callable[[], object], average: Average | None = None
-) -> Iterator[Tensor]:
-    """The covariance of the inputs (…, columns) of every target's layer in `passes`: (columns, columns), float64.
+) -> Iterator[Tensor | None]:
+    """The covariance of the inputs (…, columns) of every target's layer in `passes`: (columns, columns), float64; None
+    for a layer that no batch reaches, such as a rare expert.
 
     Raises:
-        RunError: a layer was not called, or its inputs are not finite.
+        RunError: inputs are not finite.
     """
     sums: dict[str, Tensor] = {}  # Σ (x, 1) (x, 1)ᵀ, by module
 
@@ -41,14 +42,18 @@ def covariances(
             hook.remove()
         for parameter in model.parameters():
             parameter.grad = None
-    for name in modules:
+    sides = {target.module: target.flat.columns + 1 for target in targets}
+    for name, module in modules.items():
         if name not in sums:
-            raise RunError("got no inputs", where=name, hint="pass some batches through the model")
+            sums[name] = torch.zeros(sides[name], sides[name], device=next(module.parameters()).device)
         if average:
             average(sums[name])
         if not torch.isfinite(sums[name]).all():
             raise RunError("its inputs are not finite", where=name, hint=HINT)
     for target in targets:
         moments = sums[target.module].cpu().double()
+        if not moments[-1, -1]:
+            yield None
+            continue
         moments /= moments[-1, -1].clone()
         yield moments[:-1, :-1] - torch.outer(moments[-1, :-1], moments[-1, :-1])

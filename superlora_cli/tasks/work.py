@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 FIRST = 8  # steps whose batches say where an adapter starts
+SCALE = 2.0**10  # of fp16 losses there, so that small gradients are not lost; a start does not depend on it
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Work:
                     with self.processes.autocast():
                         loss = self.loss(batch)
                     if adapter.config.informed == "gradients":
-                        loss.backward()
+                        (SCALE * loss if train.precision == "fp16" else loss).backward()
 
         inform(self.model, adapter, passes, average=lambda tensor: self.processes.average([tensor], stop=False))
 

@@ -162,7 +162,7 @@ def test_gradients_that_are_all_zero_are_refused(knobs: dict[str, Any]) -> None:
 
 def test_without_a_backward_pass_there_is_no_start() -> None:
     model, adapter = adapted(init="gradient")
-    with pytest.raises(RunError, match="got no gradient"):
+    with pytest.raises(RunError, match="gradients of all target weights are zero"):
         inform(model, adapter, lambda: None)
     assert [name for name, each in model.named_parameters() if each.requires_grad] == [
         f"superlora.factors.{name}" for name in adapter.factors
@@ -202,6 +202,29 @@ def test_inputs_are_summed_in_full_precision_under_autocast() -> None:
             inform(model, adapter, lambda model=model: model(X))
         planes.append(adapter.factors["b0_k1_A2"])  # of the first layer, whose inputs are not rounded
     torch.testing.assert_close(*planes, rtol=0, atol=1e-5)
+
+
+def test_the_scale_of_the_loss_makes_no_difference() -> None:
+    """So fp16 losses may be scaled."""
+    (model, adapter), (other, same) = (adapted(init="gradient", core="dense") for _ in range(2))
+    inform(model, adapter, lambda: loss(model).backward())
+    inform(other, same, lambda: torch.autograd.backward(1024 * loss(other)))
+    for factor, like in zip(adapter.factors.values(), same.factors.values(), strict=True):
+        torch.testing.assert_close(factor, like)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"init": "gradient"}, {"init": "activations"}, {"method": "shira", "projection": "steepest", "rank": None}],
+)
+def test_layers_that_no_batch_reaches_keep_their_start(knobs: dict[str, Any]) -> None:
+    """As a rare expert; the other layers start from the batches."""
+    knobs = {"method": "lora", "groups": "weight", **knobs}
+    (_, reference), (model, adapter) = adapted(**knobs), adapted(**knobs)
+    inform(model, adapter, lambda: model[0](X).square().sum().backward())
+    changed = [not torch.equal(adapter.factors[name], one) for name, one in reference.factors.items()]
+    assert sorted(set(changed)) == ([False] if adapter.positions else [False, True])
+    assert adapter.is_placed
 
 
 def test_inputs_may_come_one_by_one() -> None:
