@@ -137,8 +137,9 @@ def _rows_of_classes(done: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _rows_of_prompts(done: dict[str, Any]) -> list[tuple[str, str]]:
     scales = "" if len(done["scales"]) == 1 else f" at {len(done['scales'])} scales"
+    prompts = "1 prompt" if len(done["prompts"]) == 1 else f"{len(done['prompts'])} prompts"
     return [
-        ("images", f"{done['num']:,} of {len(done['prompts'])} prompts{scales}, {done['seconds']:.0f} s"),
+        ("images", f"{done['num']:,} of {prompts}{scales}, {done['seconds']:.0f} s"),
         ("grid", done["grid"]),
         ("model", done["model"]),
         ("adapter parameters", f"{done['params']:,}"),

@@ -119,4 +119,5 @@ def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:
 
     default = json.loads(AdapterConfig().to_json())
     always = ("groups", "order", "rank", "fold") if config["groups"] != "none" else ()
-    return {knob: value for knob, value in config.items() if knob in always or value != default.get(knob)}
+    shown = {knob: value for knob, value in config.items() if knob in always or value != default.get(knob)}
+    return {knob: value for knob, value in shown.items() if knob != "rank" or value is not None}

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (superlora ls recipes).")],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped one (superlora ls recipes); default: that of the resumed run."
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to override: adapter.rank=2")
     ] = None,
@@ -38,7 +43,12 @@ def command(
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
-    file = find_recipe(recipe)
+    if recipe is None and resume in (None, "auto"):
+        hint = "a recipe file, a name of superlora ls recipes, or --resume with the folder of a run"
+        raise UsageError("no recipe is given", where="recipe", hint=hint)
+    if recipe is None and not (Path(resume or "") / "recipe.yaml").is_file():
+        raise UsageError("no such run folder", where=resume, hint="its recipe.yaml says what is trained")
+    file = find_recipe(recipe or str(Path(resume or "") / "recipe.yaml"))
     loaded = load_recipe(file, overrides or ())
     console = stderr_console()
     if dry_run:

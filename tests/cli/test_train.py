@@ -256,12 +256,24 @@ def test_signal_handlers_are_put_back(cli: Cli) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_finished_run_resumes_to_the_same_bytes(trained: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("words", [QUICK, ()], ids=["recipe", "its own"])
+def test_a_finished_run_resumes_to_the_same_bytes(words: tuple[str, ...], trained: Path, cli: Cli) -> None:
     shutil.copytree(trained, "run")
     before = {name: content for name, content in contents(Path("run")).items() if not name.endswith((".json", ".txt"))}
-    assert cli("train", *QUICK, "--resume", "run").code == 0
+    assert cli("train", *words, "--resume", "run").code == 0
     after = contents(Path("run"))
     assert {name: after[name] for name in before} == before
+
+
+def test_what_is_trained_is_asked_for(cli: Cli) -> None:
+    for words, what in (
+        ((), "recipe: no recipe is given"),
+        (("--resume", "auto"), "recipe: no recipe is given"),
+        (("--resume", "run"), "run: no such run folder"),
+    ):
+        result = cli("train", *words)
+        assert result.code == 2
+        assert what in result.err
 
 
 def test_a_checkpoint_without_its_mark_does_not_exist(
