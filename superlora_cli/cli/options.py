@@ -35,11 +35,9 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise; each image has its o
 # From prompts.
 Prompt = Annotated[
     list[str] | None,
-    typer.Option(metavar="TEXT", help="Text-to-image, language: a prompt; may be given several times."),
+    typer.Option(metavar="TEXT", help="A prompt; may be given several times."),
 ]
-Prompts = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Text-to-image, language: a text with one prompt per line.")
-]
+Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="A text with one prompt per line.")]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")]
 
 # Those of each kind of task, besides the common ones.
