@@ -62,7 +62,7 @@ def compared() -> list[Method]:
     return PARTS["comparison"] + PARTS["further"]
 
 
-def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
+def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> dict[str, Any]:
     """One run: parameters, bytes, CPU ms per step, validation accuracy, and which test images are right at the end.
 
     `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
@@ -88,10 +88,10 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
     start_from(model, lambda: iter(loss, None))
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
     highest = [rate * factor for factor in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=STEPS, pct_start=0.1)
-    start, steps = time.process_time(), 0
-    while steps < STEPS:
-        steps += 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=0.1)
+    start, step = time.process_time(), 0
+    while step < steps:
+        step += 1
         now = loss()
         if not math.isfinite(now.item()):
             break
@@ -99,7 +99,7 @@ def train(method: Method, rate: float, seed: int) -> dict[str, Any]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    taken = (time.process_time() - start) / steps * 1000
+    taken = (time.process_time() - start) / step * 1000
     with torch.no_grad():
         right = {split: model(data[split][0]).argmax(-1) == data[split][1] for split in ("validation", "test")}
     return {
