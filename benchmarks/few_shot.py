@@ -14,7 +14,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rivals import Method, adapted, split_qkv
+from rivals import Method, adapted, split_qkv, start_from
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -169,9 +169,14 @@ def train(run: Run, where: Where) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=work.steps, pct_start=0.1)
     images, labels = made.splits["train"]
     order = drawn(len(images), work, run.seed).to(where.device)
+
+    def loss_of(picked: Tensor) -> Tensor:
+        return functional.cross_entropy(model(images[picked]), labels[picked])
+
+    _inform(model, head, lambda: map(loss_of, order))
     start, losses = time.perf_counter(), []
     for picked in order:
-        loss = functional.cross_entropy(model(images[picked]), labels[picked])
+        loss = loss_of(picked)
         losses.append(loss.detach())
         loss.backward()
         optimizer.step()
@@ -195,6 +200,17 @@ def train(run: Run, where: Where) -> dict[str, Any]:
         "loss": round(last, 4) if math.isfinite(last) else None,
         **right,
     }
+
+
+def _inform(model: nn.Module, head: dict[str, nn.Parameter], losses: Callable[[], Iterator[Tensor]]) -> None:
+    """`start_from`; meanwhile the head has small random weights, as timm makes it, for zeros have no gradients."""
+    for name, parameter in head.items():
+        if name.endswith("weight"):
+            nn.init.trunc_normal_(parameter, std=0.02)
+    start_from(model, losses)
+    for parameter in head.values():
+        nn.init.zeros_(parameter)
+        parameter.grad = None
 
 
 def drawn(count: int, work: Work, seed: int) -> Tensor:

@@ -45,10 +45,15 @@ def onehot(dim: int, rank: int = 4, **more: Any) -> dict[str, Any]:
     return {"order": 2, "rank": rank, "inner": {"projection": "onehot", "dim": dim}, **more}
 
 
+LATE = ["re:.*layers\\.[345]\\..*_proj", "re:.*lm_head"]  # the last three of six layers, and what writes the letters
 OURS: dict[str, dict[str, Any]] = {
     "LoRA, r 1": {"method": "lora", "rank": 1},
     **{f"one-hot 2D, {dim}": onehot(dim) for dim in (300, 739, 1478, 2956)},
     **{f"one-hot 2D, r 8, {dim}": onehot(dim, 8) for dim in (1478, 2956)},
+    **{
+        f"one-hot 2D, DoRA, last 3 layers and head, {dim}": onehot(dim, multiply="magnitude", targets=LATE)
+        for dim in (1478, 2956)
+    },
     "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
     "LoRTA 3D, r 4": {"method": "lorta", "order": 3, "rank": 4},
     "LoRTA 3D, r 7": {"method": "lorta", "order": 3, "rank": 7},
@@ -57,16 +62,23 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
+LONG = 4000  # steps that some are given, too
+LONGER = ("LoRA, r 1", "one-hot 2D, r 8, 2956")
+
+
 class Job(NamedTuple):
-    """A setting, with PEFT's rate, and a seed."""
+    """A setting, with PEFT's rate, a seed, and steps other than the recipe's."""
 
     name: str
     lr: float | None
     seed: int
+    steps: int | None = None
 
 
 def recipe_of(job: Job) -> Any:
     overrides = [f"seed={job.seed}", "train.threads=1"]
+    if job.steps:
+        overrides += [f"train.steps={job.steps}", f"eval.every={job.steps // 4}", "train.checkpoint_every=500"]
     if job.name in OWN:
         overrides += [f"data.name={job.name}", f"language.max_tokens={MOST}"]
     elif job.name != PEFT:
@@ -101,7 +113,7 @@ def unadapted(job: Job) -> dict[str, Any]:
 
 def by_us(job: Job) -> dict[str, Any]:
     recipe = recipe_of(job)
-    folder = RUNS / f"{job.name.replace(' ', '_')}-{job.seed}"
+    folder = RUNS / f"{job.name.replace(' ', '_')}-{job.seed}-{recipe.train.steps}"
     with RunFolder(folder).opened() as run:
         run.clear()
         train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
@@ -153,13 +165,17 @@ def on_record(rows: Sequence[Mapping[str, Any]], job: Job) -> Mapping[str, Any] 
 def jobs() -> list[Job]:
     named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS]
     base = [Job(name, None, SEEDS[0]) for name in OWN]
-    return base + [Job(name, rate, seed) for seed in SEEDS for name, rate in named]
+    return base + [Job(name, rate, seed) for seed in SEEDS for name, rate in named] + longer()
 
 
-def results(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per setting, by parameters: mean and standard deviation of the test over seeds."""
+def longer() -> list[Job]:
+    return [Job(name, None, seed, LONG) for seed in SEEDS for name in LONGER]
+
+
+def results(rows: Sequence[Mapping[str, Any]], jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """A row per setting, by parameters: the test over seeds."""
     own: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
-    for job in jobs():
+    for job in jobs:
         if job.name not in OWN and (row := on_record(rows, job)):
             own.setdefault((job.name, job.lr), []).append(row)
     rates = {key: statistics.mean(row["validation"] for row in found) for key, found in own.items() if key[0] == PEFT}
@@ -190,7 +206,12 @@ def places() -> pages.Places:
         f"{row['test']:.3f} of `{job.name}`" for job in jobs() if job.name in OWN and (row := on_record(rows, job))
     ]
     known = f"Of held-out problems it answers {' and '.join(words)} exactly right."
-    return {(PAGE, "roman"): table(results(rows)), (PAGE, "base"): known}
+    long = longer()
+    return {
+        (PAGE, "base"): known,
+        (PAGE, "roman"): table(results(rows, [job for job in jobs() if job not in long])),
+        (PAGE, "longer"): table(results(rows, long)),
+    }
 
 
 def main() -> None:
@@ -204,7 +225,7 @@ def main() -> None:
         for done in as_completed([pool.submit(work, job) for job in missing]):
             print(json.dumps(done.result()), file=file, flush=True)
             print({key: value for key, value in done.result().items() if key != "setting"}, flush=True)
-    print(table(results(load())))
+    print(*places().values(), sep="\n\n")
     pages.fill(places())
 
 

@@ -20,10 +20,11 @@ import few_shot
 import pages
 from evidence import Difference, Rows
 from few_shot import RECORDS, SEEDS, Run, share
-from rivals import OURS, Method
+from rivals import OURS, Method, changed
 from transfer import SCALED, VARIANTS, projected
 
 DEFAULT, FEW = 0.03, (0, 1, 2)  # rate and seeds of what is compared at one rate
+WEIGHTS = 24 * 384**2  # of q and v of all blocks
 GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 START = (0.01, 0.03)  # where the search for a rate begins
 PAGE, PICTURE = pages.DOCS / "real-base.md", pages.DOCS / "real-base.svg"
@@ -66,13 +67,22 @@ def _onehot(dim: int) -> Method:
     return Method(OURS, "one-hot", {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, **SCALED})
 
 
-def newer() -> list[Method]:
-    """A setting, and what multiplies the base with it.
-
-    The new head starts at zero, and so do the first gradients: they tell no positions or starts.
-    """
-    plain = _onehot(512)
-    return [plain, plain._replace(settings=plain.settings | {"multiply": "elementwise"})]
+def newer() -> Iterator[list[Method]]:
+    """Plain settings, each followed by what multiplies the base, chooses positions, or starts from batches."""
+    positions = ("sparse", "largest", "steepest")
+    for dim, products in (
+        (512, ("elementwise", "rows", "columns", "rotation", "magnitude")),
+        (128, ("elementwise", "magnitude")),
+    ):
+        ratio = round(dim / WEIGHTS, 8)
+        chosen = [{"method": "shira", "groups": 1, "projection": name, "ratio": ratio, **SCALED} for name in positions]
+        yield [
+            *changed("one-hot", _onehot(dim).settings, [{"multiply": name} for name in products]),
+            *(Method(OURS, "chosen positions", settings) for settings in chosen),
+        ]
+    for rank in (1, 2):
+        settings = {"order": 4, "rank": rank, "core": "identity", **SCALED}
+        yield changed("CP 4D", settings, [{"init": "gradient"}])
 
 
 def run(method: Method, rate: float, seed: int) -> Run:
@@ -197,17 +207,18 @@ def first(found: list[Rows]) -> str:
 
 
 def changes() -> str:
-    """The settings of `newer`, beside the first, paired over seeds and test images, in Markdown."""
-    known, found = RECORDS.known(), []
-    for method in newer():
-        rows = [known[run(method, DEFAULT, seed).key] for seed in FEW]
-        said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
-        found.append(Rows(method, DEFAULT, said))
+    """Every setting of `newer` beside its plain one, paired over seeds and test images, in Markdown."""
+    known = RECORDS.known()
     lines = ["| adapter | settings | validation | test accuracy | change |", "|---:|---|---:|---:|---|"]
-    for one in found:
-        change = "" if one is found[0] else str(Difference.of(one, found[0]))
-        cells = [f"{one.parameters:,}", f"`{one.method.knobs}`", f"{one.validation:.3f}", f"{one.accuracy:.3f}", change]
-        lines.append("| " + " | ".join(cells) + " |")
+    for group in newer():
+        found = []
+        for method in group:
+            rows = [known[run(method, DEFAULT, seed).key] for seed in FEW]
+            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
+            found.append(one := Rows(method, DEFAULT, said))
+            change = "" if one is found[0] else str(Difference.of(one, found[0]))
+            knobs, scores = f"`{one.method.knobs}`", [f"{one.validation:.3f}", f"{one.accuracy:.3f}"]
+            lines.append("| " + " | ".join([f"{one.parameters:,}", knobs, *scores, change]) + " |")
     return "\n".join(lines)
 
 
@@ -264,7 +275,7 @@ def main() -> None:
             while runs := missing(chosen):
                 RECORDS.make(runs, few_shot.where(options), pool)
             if not options.names or "newer" in options.names:
-                runs = [run(method, DEFAULT, seed) for seed in FEW for method in newer()]
+                runs = [run(method, DEFAULT, seed) for seed in FEW for group in newer() for method in group]
                 RECORDS.make(runs, few_shot.where(options), pool)
     draw(finished())
     pages.fill(places())

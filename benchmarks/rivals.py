@@ -162,18 +162,18 @@ def _onehot(dim: int, rank: int, method: str | None = None, order: int | None = 
 def ablations() -> Iterator[list[Method]]:
     """Some of our settings, each followed by variants with one change."""
     inner = {"projection": "onehot", "dim": 128}
-    yield _changed("2D one-hot, small start", {"rank": 4, "inner": inner, **SMALL}, [
+    yield changed("2D one-hot, small start", {"rank": 4, "inner": inner, **SMALL}, [
         {"rank": 2}, {"rank": 8}, {"groups": 4}, {"groups": "weight", "fold": "none"}, {"order": 3, "method": "lorta"},
         {"init": "unit", "rescale": True, "alpha": 1.0}, {"inner": {"projection": "fastfood", "dim": 128}},
     ])  # fmt: skip
-    yield _changed("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}, [
+    yield changed("LoRTA 3D", {"method": "lorta", "order": 3, "rank": 2, "alpha": 0.6}, [
         {"init": "lora"}, {"alpha": 2.0}, {"groups": 4, "rank": 1}, {"rates": {"core": 0.2}},
         {"rates": {"core": 5.0}}, {"rates": {"A1": 4.0}},
     ])  # fmt: skip
-    yield _changed("2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1}, [
+    yield changed("2D, projected", {"rank": 2, "alpha": 0.4, "projection": "linear_v2", "ratio": 0.1}, [
         {"rescale": False}, {"ratio": 0.5},
     ])  # fmt: skip
-    yield _changed("LoRA", {"method": "lora", "rank": 1}, [
+    yield changed("LoRA", {"method": "lora", "rank": 1}, [
         {"init": "lora"}, {"rates": {"A1": 4.0}},
     ])  # fmt: skip
 
@@ -198,10 +198,10 @@ def newer() -> Iterator[list[Method]]:
         {"rank": 1, "inner": {"projection": "bank", "dim": 16, "vectors": 3}},
     ]
     small = {"rank": 4, "inner": {"projection": "onehot", "dim": 128}, **SMALL}
-    yield _changed("2D one-hot, small start", small, changes)
+    yield changed("2D one-hot, small start", small, changes)
     better = [products[0], products[3], products[4]]  # on validation; so they are tried at more sizes
     for dim in (64, 256):
-        yield _changed("2D one-hot, small start", small | {"inner": {"projection": "onehot", "dim": dim}}, better)
+        yield changed("2D one-hot, small start", small | {"inner": {"projection": "onehot", "dim": dim}}, better)
     start, product = {"init": "gradient"}, {"multiply": "elementwise"}
     for name, settings, changes in (
         ("CP 4D", {"order": 4, "rank": 5, "core": "identity", "alpha": 0.6}, [start, product | {"alpha": 9.6}]),
@@ -211,10 +211,10 @@ def newer() -> Iterator[list[Method]]:
         ("LoRA", {"method": "lora", "rank": 1},
          [start, product | {"alpha": 16.0}, {"init": "activations"}, {"activation": "gelu"}]),
     ):  # fmt: skip
-        yield _changed(name, settings, changes)
+        yield changed(name, settings, changes)
 
 
-def _changed(name: str, settings: dict[str, Any], changes: list[dict[str, Any]]) -> list[Method]:
+def changed(name: str, settings: dict[str, Any], changes: list[dict[str, Any]]) -> list[Method]:
     return [Method(OURS, name, settings | change) for change in ({}, *changes)]
 
 
