@@ -114,10 +114,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _set_knobs(config: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that differ from their defaults, and always the four main ones (if there is a ΔW)."""
+    """The knobs that differ from their defaults, and always the main ones (if there is a ΔW); no rank that is none."""
     from superlora_cli.adapter.config import AdapterConfig
 
     default = json.loads(AdapterConfig().to_json())
     always = ("groups", "order", "rank", "fold") if config["groups"] != "none" else ()
-    shown = {knob: value for knob, value in config.items() if knob in always or value != default.get(knob)}
-    return {knob: value for knob, value in shown.items() if knob != "rank" or value is not None}
+    shown = {knob: value for knob, value in config.items() if (knob, value) != ("rank", None)}
+    return {knob: value for knob, value in shown.items() if knob in always or value != default.get(knob)}

@@ -43,12 +43,7 @@ def command(
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
-    if recipe is None and resume in (None, "auto"):
-        hint = "a recipe file, a name of superlora ls recipes, or --resume with the folder of a run"
-        raise UsageError("no recipe is given", where="recipe", hint=hint)
-    if recipe is None and not (Path(resume or "") / "recipe.yaml").is_file():
-        raise UsageError("no such run folder", where=resume, hint="its recipe.yaml says what is trained")
-    file = find_recipe(recipe or str(Path(resume or "") / "recipe.yaml"))
+    file = find_recipe(recipe or _recipe_of(resume))
     loaded = load_recipe(file, overrides or ())
     console = stderr_console()
     if dry_run:
@@ -81,6 +76,17 @@ def command(
         checkpoint = None if fresh else processes.on_main(lambda: work.checkpoint_to_resume(folder, console))
         result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
+
+
+def _recipe_of(resume: str | None) -> str:
+    """The recipe in the folder of the run to resume, where no other is given."""
+    if resume in (None, "auto"):
+        hint = "a recipe file, a name of superlora ls recipes, or --resume with the folder of a run"
+        raise UsageError("no recipe is given", where="recipe", hint=hint)
+    file = Path(resume) / "recipe.yaml"
+    if not file.is_file():
+        raise UsageError("no such run folder", where=resume, hint="its recipe.yaml says what is trained")
+    return str(file)
 
 
 def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tuple[RunFolder, bool]:
