@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.adapter import attach as adapters
-from superlora_cli.adapter import store
-from superlora_cli.adapter.attach import DEFAULT, activate, detach
+from superlora_cli.adapter import informed, store
+from superlora_cli.adapter.attach import DEFAULT, activate, adapters_of, detach
 from superlora_cli.adapter.config import NEWEST, AdapterConfig
 from superlora_cli.adapter.kinds import plain
 from superlora_cli.adapter.layers import stored_parameter
@@ -40,7 +40,7 @@ from superlora_cli.opening.hub import local
 from superlora_cli.recipe.describe import phrase, schema_at
 from superlora_cli.recipe.schema import AdapterSection
 
-__all__ = ["activate", "attach", "detach", "load", "mixed", "save"]
+__all__ = ["activate", "attach", "detach", "inform", "load", "mixed", "save"]
 
 
 def attach(
@@ -97,6 +97,37 @@ def attach(
     if config.reads_base:
         adapter.base_digest = store.digest_base(model, adapter.targets)
     return adapter
+
+
+def inform(model: nn.Module, passes: Callable[[], object]) -> None:
+    """Give the active adapter the start, or the positions, that some batches say: with `init: gradient` or
+    `activations`, or `projection: steepest`, before its first step. ΔW stays 0.
+
+    With `DistributedDataParallel`, call it before wrapping the model, which copies the first process's adapter to all.
+
+    Args:
+        passes: runs forward and backward passes over a few batches, the same ones at every call: big models call it
+            several times, for a part of the weights each. For activations, forward passes are enough.
+
+    Examples:
+        >>> import torch, superlora_cli
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> adapter = superlora_cli.attach(model, ["0"], "lora", rank=2, init="gradient")
+        >>> x = torch.ones(4, 8)
+        >>> superlora_cli.inform(model, lambda: model(x).square().mean().backward())
+
+    Raises:
+        UsageError: the model has no active adapter, or the adapter starts from no batches. RunError: there are no
+            gradients or inputs, all are zero, or they are not finite.
+    """
+    own = adapters_of(model)
+    if own is None:
+        raise UsageError("the model has no adapter", hint="attach one first")
+    adapter = own.get()
+    if not adapter.config.informed:
+        hint = "attach it with init='gradient', init='activations' or projection='steepest'"
+        raise UsageError("the adapter takes nothing from batches", hint=hint)
+    informed.inform(model, adapter, passes)
 
 
 def _with_knobs(doc: str) -> str:

@@ -52,10 +52,15 @@ def inform(
         RunError: there are no gradients or inputs, all are zero, or they are not finite.
     """
     some = False
+
+    def run() -> None:
+        with adapter.starting():
+            passes()
+
     if adapter.config.informed == "activations":
         for part in _parts(adapter.plan, lambda target: target.columns**2):
             targets = [adapter.targets[group] for _, group in part]
-            for (bucket, group), covariance in zip(part, covariances(model, targets, passes, average), strict=True):
+            for (bucket, group), covariance in zip(part, covariances(model, targets, run, average), strict=True):
                 if covariance is not None:
                     some = True
                     _start_plane(adapter, bucket, bucket.members.index(group), covariance)

@@ -81,6 +81,7 @@ class SuperLora(nn.Module):
         for key, shape in self.plan.positions.items():
             self.factors.register_buffer(key, torch.full(shape, UNCHOSEN, device="cpu"))
         self._placed = not self.positions or any(weight.is_meta for weight in base or ())
+        self._started = not config.informed or config.places
 
     @property
     def params(self) -> int:
@@ -137,19 +138,23 @@ class SuperLora(nn.Module):
         """F, F_in and the frozen factors, on the device and in the dtype of the trained ones.
 
         Raises:
-            UsageError: the factors are trained before their positions are chosen.
+            UsageError: the factors are trained before the first batches gave their positions, or their start.
         """
         one = next(iter(self.factors.values()))
         frozen = self._frozen  # another thread may create it at the same time
         if frozen is None or (frozen.device, frozen.dtype) != (one.device, one.dtype):
-            placed = self.is_placed
-            if not placed and one.requires_grad and torch.is_grad_enabled():
-                what = "its positions come from the first gradients, which it has not seen"
-                hint = "superlora_cli.adapter.informed.inform(model, adapter, passes)"
-                raise UsageError(what, where="adapter.projection", hint=hint)
+            placed, started = self.is_placed, self.has_started
+            if one.requires_grad and torch.is_grad_enabled():
+                hint = "superlora_cli.inform(model, passes)"
+                if not placed:
+                    what = "its positions come from the first gradients, which it has not seen"
+                    raise UsageError(what, where="adapter.projection", hint=hint)
+                if not started:
+                    what = f"its start comes from the first {self.config.informed}, which it has not seen"
+                    raise UsageError(what, where="adapter.init", hint=hint)
             with lasting(one.device):
                 frozen = Frozen(self.plan, device=one.device, dtype=one.dtype, base=self.from_base)
-            self._frozen = frozen if placed else None
+            self._frozen = frozen if placed and started else None
         return frozen
 
     @property
@@ -163,6 +168,26 @@ class SuperLora(nn.Module):
         """Whether the positions are chosen."""
         self._placed = self._placed or all(bool((places != UNCHOSEN).all()) for places in self.positions.values())
         return self._placed
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the factors have the start that the first batches give, or have been loaded since."""
+        if not self._started:
+            drawn = initial(self.plan)
+            self._started = any(
+                factor.is_meta or not torch.equal(factor, drawn[name].to(factor))
+                for name, factor in self.factors.items()
+            )
+        return self._started
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Inside, the model also runs with gradients before its factors have started."""
+        before, self._started = self._started, True
+        try:
+            yield
+        finally:
+            self._started = before
 
     @property
     def from_base(self) -> FromBase | None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import superlora_cli
 from superlora_cli.adapter import informed
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import AdapterConfig
@@ -53,8 +54,10 @@ def gain(model: nn.Module, adapter: SuperLora) -> float:
     ids=str,
 )
 def test_the_loss_falls_faster_at_first_and_from_the_same_start(knobs: dict[str, Any]) -> None:
+    random = gain(*adapted(**knobs))
     model, adapter = adapted(**knobs, init="gradient")
-    before, random = model(X), gain(model, adapter)
+    with torch.no_grad():
+        before = model(X)
     inform(model, adapter, lambda: loss(model).backward())
     assert torch.equal(model(X), before)
     assert gain(model, adapter) > 1.5 * random
@@ -178,7 +181,8 @@ def test_where_all_that_is_trained_starts_at_zero_it_is_refused(knobs: dict[str,
 def test_activations_start_a_plane_as_the_principal_components_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(informed, "HELD", 1)
     model, adapter = adapted(method="lora", init="activations")
-    before, inputs = model(X), model[1](model[0](X)).detach()
+    with torch.no_grad():
+        before, inputs = model(X), model[1](model[0](X))
     calls: list[Tensor] = []
 
     def passes() -> None:
@@ -273,3 +277,38 @@ def test_activations_are_those_of_linear_layers() -> None:
 def test_where_no_factor_can_come_from_the_gradient_it_is_refused(knobs: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="init gradient with"):
         AdapterConfig.from_knobs(knobs.pop("method", None), init="gradient", **knobs)
+
+
+@pytest.mark.parametrize("init", ["gradient", "activations"])
+def test_a_step_before_the_start_is_refused(init: str) -> None:
+    model, _ = adapted(method="lora", init=init)
+    with torch.no_grad():
+        model(X)  # ΔW = 0 all the same
+    with pytest.raises(UsageError, match=r"its start comes from the first (gradients|activations), which") as refused:
+        model(X)
+    assert refused.value.where == "adapter.init"
+    superlora_cli.inform(model, lambda: loss(model).backward())
+    loss(model).backward()
+    other, _ = adapted(method="lora", init=init)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(X), model(X))
+
+
+def test_a_start_that_failed_has_not_happened() -> None:
+    def broken() -> None:
+        raise ValueError("no more data")
+
+    model, adapter = adapted(method="lora", init="activations")
+    with pytest.raises(ValueError, match="no more data"):
+        inform(model, adapter, broken)
+    with pytest.raises(UsageError, match="which it has not seen"):
+        model(X)
+
+
+def test_only_adapters_that_start_from_batches_are_informed() -> None:
+    model = nn.Sequential(nn.Linear(6, 8))
+    with pytest.raises(UsageError, match="the model has no adapter"):
+        superlora_cli.inform(model, lambda: None)
+    superlora_cli.attach(model, ["0"], "lora", rank=2)
+    with pytest.raises(UsageError, match="takes nothing from batches"):
+        superlora_cli.inform(model, lambda: None)
