@@ -53,7 +53,8 @@ def command(
         summary = work.dry_run(loaded)
         print_json(summary) if as_json else _show_plan(summary)
         return
-    wanted = out or (Path(loaded.output.dir) if loaded.output.dir else None)
+    elsewhere = resume not in (None, "auto")  # a run may have been moved from the folder that its recipe names
+    wanted = out or (Path(loaded.output.dir) if loaded.output.dir and not elsewhere else None)
     with ExitStack() as stack:
 
         def opened() -> tuple[RunFolder, bool]:

@@ -265,6 +265,16 @@ def test_a_finished_run_resumes_to_the_same_bytes(words: tuple[str, ...], traine
     assert {name: after[name] for name in before} == before
 
 
+def test_a_run_is_resumed_where_it_was_moved_to(trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as stopping:
+        stop_at(stopping, 2, send(signal.SIGINT))
+        assert cli("train", *QUICK, "output.dir=first").code == 130
+    Path("first").rename("moved")
+    assert cli("train", "--resume", "moved").code == 0
+    assert not Path("first").exists()
+    assert metrics(Path("moved")) == metrics(trained)
+
+
 def test_what_is_trained_is_asked_for(cli: Cli) -> None:
     for words, what in (
         ((), "recipe: no recipe is given"),
