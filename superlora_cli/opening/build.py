@@ -44,13 +44,15 @@ class Built:
     Attributes:
         adapter: None if the recipe trains the base itself.
         base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
-        class_names: of the outputs, as stored in the file; () if they are those of the data.
+        stored: whether it was read from the file of a result, else it is new.
+        class_names: of the outputs, as stored in the file; () if they are their numbers, or the file has none.
     """
 
     recipe: Recipe
     base: Base
     adapter: SuperLora | None
     base_digest: tuple[str, str]
+    stored: bool = False
     class_names: tuple[str, ...] = ()
 
     @property
@@ -139,7 +141,7 @@ def build_from_file(
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": str(base)})})
     made = open_base(recipe, stored)
     adapter = attach_stored(made.model, stored, where=str(path), allow_mismatch=allow_mismatch)
-    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), stored.classes)
+    return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), True, stored.classes)
 
 
 def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
@@ -185,4 +187,4 @@ def _build_model(path: Path, model: StoredModel, overrides: Sequence[str]) -> Bu
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     base = open_base(recipe.model_copy(update={"model": section}), classes=len(model.classes) or None)
     load_weights(base.model, path)
-    return Built(recipe, base, None, ("", ""), model.classes)
+    return Built(recipe, base, None, ("", ""), True, model.classes)

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from superlora_cli.data.batches import Batch, evaluation_batches
 from superlora_cli.data.splits import Look, Splits, load_splits
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
@@ -78,7 +78,11 @@ class ImageTask(Work):
         super().__init__(built, processes)
 
     def match_classes(self) -> None:
-        self._relabel = self._numbers_of(self.splits.class_names)
+        numbers = self.numbers_of(self.splits.class_names)
+        self._relabel = None if numbers == list(range(len(numbers))) else torch.tensor(numbers)
+
+    def known_classes(self) -> int:
+        return self.outputs
 
     def read(self, recipe: Recipe) -> Splits:
         """The data of a recipe."""
@@ -92,20 +96,6 @@ class ImageTask(Work):
     def data(recipe: Recipe) -> DataSection:
         """The recipe's data section, with the defaults of this task."""
         return recipe.data
-
-    def _numbers_of(self, names: Sequence[str]) -> Tensor | None:
-        """The model's number for every class of the data; None if both have the same order.
-
-        Raises:
-            UsageError: the data have a class that the model does not have.
-        """
-        if tuple(names) == self.class_names:
-            return None
-        for name in names:
-            if name not in self.class_names:
-                hint = did_you_mean(name, self.class_names) or f"it has {', '.join(self.class_names[:8])}, …"
-                raise UsageError(f"the model has no class '{name}'", where=self.recipe.data.name, hint=hint)
-        return torch.tensor([self.class_names.index(name) for name in names])
 
     @property
     def outputs(self) -> int:
@@ -173,11 +163,18 @@ class ImageTask(Work):
         for batch in batches:
             yield self.to_device(batch)
 
-    def numbers(self, labels: Tensor) -> Tensor:
-        """Class numbers of the data → those of the model."""
-        return labels if self._relabel is None else self._relabel.to(labels.device)[labels]
-
     def to_device(self, batch: Batch) -> Batch:
-        """Images and labels on the model's device."""
-        device = self.processes.device
-        return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+        """Images, and labels as the model numbers its classes, on the model's device."""
+        images, labels = (tensor.to(self.processes.device, non_blocking=True) for tensor in batch)
+        return images, self._numbered(labels)
+
+    def _numbered(self, labels: Tensor) -> Tensor:
+        """Labels (B,), or shares of classes (B, C), of the data → those of the model."""
+        if self._relabel is None:
+            return labels
+        relabel = self._relabel.to(labels.device)
+        if labels.ndim == 1:
+            return relabel[labels]
+        made = labels.new_zeros(len(labels), self.outputs)
+        made[:, relabel] = labels[:, : len(relabel)]  # mixed images have a share of every output
+        return made

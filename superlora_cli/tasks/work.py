@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,7 +68,7 @@ class Work:
         self.splits = self.read(built.recipe)
         self.recipe = self.in_steps(built.recipe)
         self.check_classes()
-        self.class_names = built.class_names or self.splits.class_names
+        self.class_names = built.class_names or self._unnamed() or self.splits.class_names
         self.match_classes()
         self.in_training = False
         self.prepare()
@@ -91,6 +91,28 @@ class Work:
 
     def match_classes(self) -> None:
         """Find the model's number for every class of the data."""
+
+    def known_classes(self) -> int:
+        """The number of classes that the model tells apart or is conditioned on, 0 if it has none."""
+        return 0
+
+    def _unnamed(self) -> tuple[str, ...]:
+        """The numbers of a trained model's classes, if the data call theirs by number; else ()."""
+        numbered = self.built.stored and all(map(str.isdecimal, self.splits.class_names))
+        return tuple(map(str, range(self.known_classes()))) if numbered else ()
+
+    def numbers_of(self, names: Sequence[str]) -> list[int]:
+        """The model's number for every class of the data.
+
+        Raises:
+            UsageError: the data have a class that the model does not have.
+        """
+        own = {name: number for number, name in enumerate(self.class_names)}
+        for name in names:
+            if name not in own:
+                hint = did_you_mean(name, self.class_names) or f"it has {', '.join(self.class_names[:8])}, …"
+                raise UsageError(f"the model has no class '{name}'", where=self.recipe.data.name, hint=hint)
+        return [own[name] for name in names]
 
     def prepare(self) -> None:
         """Work that is done once, before the model is on its device."""

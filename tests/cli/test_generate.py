@@ -54,7 +54,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Models:
         adapter = attach(model, targets, stored.config)
         store.restore(adapter, stored, where=str(path))
         built.append(model)
-        return Built(recipe, base, adapter, ("", ""), stored.classes)
+        return Built(recipe, base, adapter, ("", ""), True, stored.classes)
 
     monkeypatch.setattr(task, "build_from_file", build_from_file)
     return built

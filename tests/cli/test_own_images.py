@@ -189,6 +189,27 @@ def test_data_with_fewer_classes_are_labelled_by_name(own: Path, cli: Cli) -> No
     assert found == [row for row in all_classes if row["class"] in some]
 
 
+def test_data_with_some_classes_that_are_numbers_are_labelled_by_number(trained: Path, cli: Cli) -> None:
+    """A file does not store names that are the numbers of the outputs."""
+    for folder, names in (("all", NAMES), ("some", NAMES[2:])):
+        write_digits(Path(folder, "train"), 5, names)
+        write_digits(Path(folder, "test"), 20, names, skip=100)
+        for path in sorted(Path(folder).glob("*/*")):
+            path.rename(path.parent / str(NAMES.index(path.name)))
+    all_classes, some = (cli("eval", trained, f"data.name=./{data}", "--json").json() for data in ("all", "some"))
+    assert some["per_class"] == [row for row in all_classes["per_class"] if row["class"] in "23"]
+    Path("some/train/3").rename("some/train/12")
+    Path("some/test/3").rename("some/test/12")
+    assert "the model has no class '12'" in cli("eval", trained, "data.name=./some").message
+
+
+def test_data_with_fewer_classes_are_trained_by_name(own: Path, cli: Cli) -> None:
+    write_digits(Path("some/train"), 30, ("two", "zero"))
+    write_digits(Path("some/test"), 20, ("two", "zero"), skip=100)
+    found = cli("compress", own / "run", "--bits", "8", "--tune", "30", "--out", "c", "data.name=some", "--json").json()
+    assert found["metrics"]["accuracy"] > found["metrics_before"]["accuracy"] - 0.05
+
+
 def test_a_class_that_the_model_does_not_know_is_named(own: Path, cli: Cli) -> None:
     write_digits(Path("other"), 5, ("one",))
     (Path("other") / "one").rename(Path("other") / "oen")

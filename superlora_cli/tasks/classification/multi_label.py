@@ -41,7 +41,7 @@ class MultiLabel(Classification):
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:
-        """A share of every class."""
+        """Placeholder labels (count, outputs)."""
         return torch.empty(count, outputs)
 
     @staticmethod
@@ -62,12 +62,10 @@ class MultiLabel(Classification):
         """Higher mean average precision, or on a tie lower loss."""
         return (new["map"], -new["loss"]) > (old["map"], -old["loss"])
 
-    def numbers(self, labels: Tensor) -> Tensor:
-        """Labels of the data (n, classes) → those of the model (n, outputs)."""
-        columns = torch.arange(labels.shape[1]) if self._relabel is None else self._relabel
-        made = labels.new_zeros(len(labels), self.outputs)
-        made[:, columns.to(labels.device)] = labels
-        return made
+    def predict(self, split: str) -> Batch:
+        """As for one label, with labels (n, outputs)."""
+        logits, labels = super().predict(split)
+        return logits, functional.pad(labels, (0, self.outputs - labels.shape[1]))
 
     def judge(self, split: str) -> Judgement:
         """The metrics of `evaluate`, and the average precision of every class."""

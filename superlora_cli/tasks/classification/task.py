@@ -109,4 +109,4 @@ class Classification(ImageTask):
         count = len(self.splits.named(split))  # type: ignore[arg-type]
         logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
         self.check_outputs(logits)
-        return logits.cpu(), self.numbers(labels.cpu())
+        return logits.cpu(), labels.cpu()

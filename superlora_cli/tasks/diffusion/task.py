@@ -66,6 +66,9 @@ class Diffusion(ImageTask):
         section = recipe.data
         return section.model_copy(update={"augment": section.augment or "none"})
 
+    def known_classes(self) -> int:
+        return int(self.model.classes or 0)  # type: ignore[arg-type]
+
     def check_classes(self) -> None:
         """Check that every image has one class, and that a conditional model has all classes."""
         if has_several_labels(self.recipe.data):
@@ -92,7 +95,7 @@ class Diffusion(ImageTask):
         with self.built.kept():
             for images, classes in self.batches_of(split):
                 indices, seen = own[seen : seen + len(images)], seen + len(images)
-                labels, total = self.numbers(classes) + 1, torch.zeros(len(images), device=images.device)
+                labels, total = classes + 1, torch.zeros(len(images), device=images.device)
                 for number in range(passes):
                     steps, noise = self._draws([number * count + index for index in indices], images)
                     with self.processes.autocast():

@@ -59,8 +59,14 @@ class Labelling(Language):
         config: Any = self.model.config
         return int(config.pad_token_id)
 
+    def known_classes(self) -> int:
+        return int(self.model.num_labels)  # type: ignore[arg-type]
+
+    def match_classes(self) -> None:
+        self.numbers_of(self.splits.class_names)
+
     def check_classes(self) -> None:
-        known = int(self.model.num_labels)  # type: ignore[arg-type]
+        known = self.known_classes()
         if self.splits.classes > known:
             message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {known} outputs"
             raise UsageError(message, where="data.num_classes", hint="leave it out")
