@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,8 @@ def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: in
             if section.name == "constant":
                 schedule: Any = lr_scheduler.ConstantLR(optimizer, factor=1.0, **keywords)
             else:
+                if section.name == "OneCycleLR":
+                    keywords = _one_cycle(keywords, steps)
                 schedule = kinds[section.name](optimizer, **keywords)
             if section.warmup:
                 ramp = lr_scheduler.LinearLR(optimizer, 1 / (section.warmup + 1), total_iters=section.warmup)
@@ -84,8 +87,23 @@ def make_scheduler(section: SchedulerSection, optimizer: Optimizer, *, steps: in
         except KeyError:
             hint = did_you_mean(section.name, ["constant", *kinds]) or "a class of torch.optim.lr_scheduler"
             raise UsageError(f"unknown schedule '{section.name}'", where="train.scheduler.name", hint=hint) from None
-        except (TypeError, ValueError, NotImplementedError) as error:
+        except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
             raise UsageError(f"{section.name} refuses its arguments: {error}", where="train.scheduler") from None
         for _ in range(start):
             schedule.step()
     return schedule
+
+
+def _one_cycle(keywords: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The keywords of a OneCycleLR that lasts for `steps` steps.
+
+    Raises:
+        UsageError: it ends earlier. TypeError: a keyword is not a number.
+    """
+    total, rising = keywords["total_steps"], keywords.get("pct_start", 0.3)
+    if total < steps:
+        message, hint = f"ends before the run of {steps} steps", "leave it out: it is the length of the run"
+        raise UsageError(message, where="train.scheduler.total_steps", hint=hint)
+    if math.isclose(rising * total, 1):  # torch would divide by zero
+        rising *= 1 - 1e-6
+    return {**keywords, "pct_start": rising}

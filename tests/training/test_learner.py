@@ -155,6 +155,16 @@ def test_the_body_never_exceeds_lr_nor_the_head_head_lr(schedule: dict[str, Any]
     assert all(head == pytest.approx(body / 10) for body, head in rates)
 
 
+@pytest.mark.parametrize("rising", [1 / STEPS, 1 / 2, 1.0])
+def test_one_cycle_may_rise_for_any_number_of_steps(rising: float) -> None:
+    rates = [
+        body for body, _ in Problem(section(scheduler={"name": "OneCycleLR", "pct_start": rising})).steps(0, 8).rates
+    ]
+    top = max(0, round(rising * STEPS) - 1)
+    assert rates[top] == pytest.approx(0.1)
+    assert rates == [*sorted(rates[: top + 1]), *sorted(rates[top + 1 :], reverse=True)]
+
+
 def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
     rates = [body for body, _ in Problem(section(scheduler={"name": "constant", "warmup": 3})).steps(0, 5).rates]
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
@@ -170,6 +180,8 @@ def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
         ({"optimizer": {"name": "SGD", "lr": 0.1, "betas": [0.9, 0.9]}}, "SGD refuses its arguments"),
         ({"scheduler": {"name": "StepLR"}}, "StepLR refuses its arguments"),
         ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR has its own warm-up"),
+        ({"scheduler": {"name": "OneCycleLR", "total_steps": 5}}, "ends before the run of 8 steps"),
+        ({"scheduler": {"name": "OneCycleLR", "pct_start": "half"}}, "OneCycleLR refuses its arguments"),
     ],
 )
 def test_what_this_loop_cannot_run_is_refused_with_the_reason(keys: dict[str, Any], why: str) -> None:
