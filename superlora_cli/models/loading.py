@@ -181,9 +181,9 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def _in_own_dtype(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Convert images to the dtype of the base's weights, unless autocast does so."""
-    images, *others = inputs
-    if torch.is_autocast_enabled(images.device.type):
+def _in_own_dtype(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Convert images, which come first, to the dtype of the base's weights, unless autocast does so; tokens stay."""
+    first = next(iter(inputs), None)
+    if not torch.is_tensor(first) or not first.is_floating_point() or torch.is_autocast_enabled(first.device.type):
         return inputs
-    return images.to(next(model.parameters()).dtype), *others
+    return first.to(next(model.parameters()).dtype), *inputs[1:]

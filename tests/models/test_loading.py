@@ -169,3 +169,15 @@ def test_a_run_reports_how_it_read_the_file_and_is_evaluated_and_merged(cli: Cli
     assert "resampled pos_embed" in Path("run/log.txt").read_text()
     assert cli("eval", "run", "--json").json()["metrics"]["accuracy"] == result.json()["metrics"]["accuracy"]
     assert cli("merge", "run", "--out", "merged.safetensors").code == 0
+
+
+@pytest.mark.parametrize("name", ["sums_llama", "glyphs_vit"])
+def test_weights_in_half_precision_stay_so_and_run(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "half.safetensors"
+    whole = build(ModelSection(name=name, head="frozen"), classes=None).model
+    save_file({key: tensor.bfloat16().clone() for key, tensor in whole.state_dict().items()}, file)
+    model = build(ModelSection(name=name, head="frozen", checkpoint=str(file)), classes=None).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    found = model(torch.tensor([[1, 2, 3]])).logits if name == "sums_llama" else model(IMAGES)
+    assert found.dtype == torch.bfloat16
+    assert found.isfinite().all()

@@ -98,8 +98,9 @@ class Objective:
         """The mean squared error of each image: (B,) float32."""
         latents, noise = latents.float().to(device), noise.to(device)
         noisy, target = self.noise.noisy(latents, noise, times), self.noise.target(latents, noise, times)
-        own = precision(model)  # of a base in half precision
-        with in_one_line("cannot be run", self.family.denoiser, hint=None):
+        own = precision(model)  # of a base in half precision, whose text encoders may have another one
+        hint = None if own == torch.float32 else "train.precision: bf16, or model.kwargs.torch_dtype"
+        with in_one_line("cannot be run", self.family.denoiser, hint=hint):
             predicted = self.family.predict(model, noisy.to(own), times.to(device), moved_to(conditions, device))
         return functional.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(1)
 
