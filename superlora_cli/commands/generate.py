@@ -82,7 +82,7 @@ def generate(
     check_task(recipe_of(source, overrides), source, prompted=False)
     built, about = open_source(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
-    chosen = _choose(classes, names, len(built.class_names) or len(names))
+    chosen = _choose(classes, names, min(len(built.class_names) or len(names), len(names)))
     conditional = names != [ANY]
     if guidance and not conditional:
         raise UsageError("the model has no classes to guide towards", where="--guidance", hint="leave it out")

@@ -229,8 +229,12 @@ def test_classification_cannot_generate_images(trained: Path, cli: Cli) -> None:
     assert not Path("out").exists()
 
 
-def test_a_base_without_classes_draws_without_them(models: Models, file: Path, cli: Cli) -> None:
-    before = StandIn.__init__
+@pytest.mark.parametrize("classes", [(), ("cat", "dog")])
+def test_a_base_without_classes_draws_without_them(
+    classes: tuple[str, ...], models: Models, tmp_path: Path, cli: Cli
+) -> None:
+    """Whether or not the images that it was trained on have classes."""
+    file, before = write_adapter(tmp_path / "own.safetensors", classes=classes), StandIn.__init__
 
     def without_classes(self: StandIn, *words: Any) -> None:
         before(self, *words)
