@@ -54,6 +54,12 @@ OURS: dict[str, dict[str, Any]] = {
         f"one-hot 2D, DoRA, last 3 layers and head, {dim}": onehot(dim, multiply="magnitude", targets=LATE)
         for dim in (1478, 2956)
     },
+    **{
+        f"one-hot 2D, DoRA, r 32, init lora, last 3 layers and head, {dim}": onehot(
+            dim, 32, multiply="magnitude", init="lora", targets=LATE
+        )
+        for dim in (1478, 2956)
+    },
     "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
     "LoRTA 3D, r 4": {"method": "lorta", "order": 3, "rank": 4},
     "LoRTA 3D, r 7": {"method": "lorta", "order": 3, "rank": 7},

@@ -100,10 +100,11 @@ def attach(
 
 
 def inform(model: nn.Module, passes: Callable[[], object]) -> None:
-    """Give the active adapter the start, or the positions, that some batches say: with `init: gradient` or
+    """Give the new, active adapter the start, or the positions, that some batches say: with `init: gradient` or
     `activations`, or `projection: steepest`, before its first step. ΔW stays 0.
 
-    With `DistributedDataParallel`, call it before wrapping the model, which copies the first process's adapter to all.
+    `model` may also be PEFT's, with superlora's plugin. With `DistributedDataParallel`, call it before wrapping the
+    model, which copies the first process's adapter to all.
 
     Args:
         passes: runs forward and backward passes over a few batches, the same ones at every call: big models call it
@@ -117,9 +118,10 @@ def inform(model: nn.Module, passes: Callable[[], object]) -> None:
         >>> superlora_cli.inform(model, lambda: model(x).square().mean().backward())
 
     Raises:
-        UsageError: the model has no active adapter, or the adapter starts from no batches. RunError: there are no
-            gradients or inputs, all are zero, or they are not finite.
+        UsageError: the model has no active adapter, or the adapter starts from no batches, or has started. RunError:
+            there are no gradients or inputs, all are zero, or they are not finite.
     """
+    model = next((each for each in model.modules() if adapters_of(each) is not None), model)
     own = adapters_of(model)
     if own is None:
         raise UsageError("the model has no adapter", hint="attach one first")
@@ -127,6 +129,9 @@ def inform(model: nn.Module, passes: Callable[[], object]) -> None:
     if not adapter.config.informed:
         hint = "attach it with init='gradient', init='activations' or projection='steepest'"
         raise UsageError("the adapter takes nothing from batches", hint=hint)
+    if adapter.is_placed if adapter.config.places else adapter.has_started:
+        hint = "inform a new adapter only, before its first step"
+        raise UsageError("the adapter has been informed, or loaded: it would lose what it has learned", hint=hint)
     informed.inform(model, adapter, passes)
 
 
@@ -157,8 +162,8 @@ def save(
 
     Raises:
         UsageError: there is no such adapter, its layers were replaced, parameters outside it are being trained (they
-            would be lost), a metric is neither a number nor text, or the file cannot be written. MismatchError: with
-            `frozen: svd`, the base's weights changed since the adapter was attached. RunError: the disk is full.
+            would be lost), a metric is neither a number nor text, or the file cannot be written. MismatchError: ΔW
+            depends on the base's weights, and they changed since the adapter was attached. RunError: the disk is full.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -203,7 +208,7 @@ def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_
         path: an adapter file, a run folder, or `hf-hub:USER/NAME[@REVISION]`.
         name: the adapter's name on this model.
         allow_base_mismatch: accept a base whose target weights are not bit for bit those that were adapted, unless
-            frozen factors come from them.
+            ΔW depends on them (`frozen: svd`, `multiply`, `projection: largest`).
 
     Raises:
         UsageError: it is not an adapter file, the base cannot be adapted, or the name is taken. MismatchError: adapter
@@ -236,10 +241,12 @@ def mixed(model: nn.Module, inputs: Tensor, adapter_names: Sequence[str | None])
         adapter_names: a name for each of the n rows; None is the plain base.
 
     Returns:
-        n outputs without the dimension of the batch. Their shapes differ where the adapters' heads do.
+        n outputs without the dimension of the batch; of models of transformers, the logits. Their shapes differ where
+        the adapters' heads do.
 
     Raises:
-        UsageError: the model has no adapter of some name, or not one name for each row. The model is unchanged.
+        UsageError: the model has no adapter of some name, or not one name for each row, or it does not return a row for
+            each. The model is unchanged.
     """
     held = adapters.adapters_of(model)
     if held is None:
@@ -256,10 +263,19 @@ def mixed(model: nn.Module, inputs: Tensor, adapter_names: Sequence[str | None])
     try:
         for name, own in rows.items():
             activate(model, name)
-            found |= zip(own, model(inputs[own]), strict=True)
+            found |= zip(own, _rows(model(inputs[own]), len(own)), strict=True)
     finally:
         activate(model, before)
     return [found[row] for row in range(len(inputs))]
+
+
+def _rows(output: Any, count: int) -> Tensor:
+    """What a model returns for so many inputs, a row for each; of a model of transformers, its logits."""
+    rows = getattr(output, "logits", output)
+    if not isinstance(rows, Tensor) or not rows.ndim or len(rows) != count:
+        message = f"the model returns a {type(output).__name__}, not a tensor with a row for every input"
+        raise UsageError(message, where="model", hint="call it in a module that returns one")
+    return rows
 
 
 def _listed(words: str | Sequence[str], where: str) -> tuple[str, ...]:

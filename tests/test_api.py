@@ -6,7 +6,10 @@ import copy
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,6 +308,25 @@ def test_every_row_of_a_batch_may_have_an_adapter_and_a_head_of_its_own(tmp_path
             superlora_cli.mixed(model, X, names)
     with pytest.raises(UsageError, match="the model has no adapter"):
         superlora_cli.mixed(vit(), X, ["cars", "cars"])
+
+
+@pytest.mark.parametrize("form", [lambda x: SimpleNamespace(logits=x), lambda x: {"logits": x}, lambda x: x.sum()])
+def test_rows_are_split_in_logits_or_a_tensor_and_in_nothing_else(form: Callable[[Tensor], Any]) -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return form(self.q(x))
+
+    model, x = Other(), torch.ones(2, 4)
+    superlora_cli.attach(model, ["q"], rank=1)
+    if isinstance(form(x), SimpleNamespace):
+        assert torch.equal(torch.stack(superlora_cli.mixed(model, x, ["default", None])), model.q(x))
+        return
+    with pytest.raises(UsageError, match="not a tensor with a row for every input"):
+        superlora_cli.mixed(model, x, ["default", None])
 
 
 def test_a_head_may_have_another_number_of_classes(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from superlora_cli.weights.foreign import IMPORT, recognise
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 HEAD, ALSO, PLACES = "head.", "also.", "_positions"
+ALLOW = "--allow-base-mismatch (allow_base_mismatch=True in Python)"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -357,12 +358,12 @@ def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, a
         raise MismatchError(
             f"the base is stored as {dtype}, but the adapter was trained on {stored.base.get('dtype')}",
             where=where,
-            hint=f"load {name} as {stored.base.get('dtype')}, or --allow-base-mismatch",
+            hint=f"load {name} as {stored.base.get('dtype')}, or {ALLOW}",
         )
     raise MismatchError(
         f"not the base that the adapter was trained on: sha256 {sha256[:12]}… instead of {stored.base['sha256'][:12]}…",
         where=where,
-        hint=f"use the weights of {name}, or --allow-base-mismatch",
+        hint=f"use the weights of {name}, or {ALLOW}",
     )
 
 

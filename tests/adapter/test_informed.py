@@ -289,6 +289,8 @@ def test_a_step_before_the_start_is_refused(init: str) -> None:
     assert refused.value.where == "adapter.init"
     superlora_cli.inform(model, lambda: loss(model).backward())
     loss(model).backward()
+    with pytest.raises(UsageError, match="has been informed, or loaded"):
+        superlora_cli.inform(model, lambda: loss(model).backward())
     other, _ = adapted(method="lora", init=init)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(X), model(X))

@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, in
 from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
+import superlora_cli
 from superlora_cli import peft_plugin
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.informed import inform
 from superlora_cli.errors import UsageError
 from superlora_cli.models.targets import expand
 from superlora_cli.peft_plugin import SuperLoraConfig
@@ -108,12 +108,13 @@ def test_positions_are_chosen_before_training_and_saved(tmp_path: Path) -> None:
     model = get_peft_model(build("llama"), SuperLoraConfig(target_modules=["q_proj", "v_proj"], **knobs))
     with pytest.raises(UsageError, match="its positions come from the first gradients"):
         train(model, steps=1)
-    own = model.base_model.model
 
     def passes() -> None:
         model(**INPUTS).loss.backward()
 
-    inform(own, own.superlora.get("default"), passes)
+    superlora_cli.inform(model, passes)
+    with pytest.raises(UsageError, match="has been informed, or loaded"):
+        superlora_cli.inform(model, passes)
     train(model, steps=2)
     adapted = logits(model)
     model.save_pretrained(tmp_path)
