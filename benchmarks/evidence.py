@@ -143,9 +143,10 @@ def above_the_front(found: list[Rows]) -> str:
         own = rival_on(chosen, rows.parameters)
         if own is not None and (difference := Difference.of(rows, own)).clear:
             above.append(f"{rows.method.library} {_named(rows)} ({difference} against {_named(own)})")
-    said = "; ".join(above) if above else "none"
-    asked = f"Of {len(peers)} settings of peers with {RANGE[0]} to {RANGE[1]:,} parameters"
-    return f"{asked} above our front by more than two standard errors: {said}."
+    them = f"the {len(peers)} peer settings with {RANGE[0]} to {RANGE[1]:,} parameters"
+    if not above:
+        return f"None of {them} is more than two standard errors above our front."
+    return f"Of {them}, these are more than two standard errors above our front: {'; '.join(above)}."
 
 
 def finalists(found: list[Rows]) -> list[list[Rows]]:

@@ -1,4 +1,4 @@
-"""What an adapter takes from the first batches; ΔW = 0 all the same.
+"""Starts an adapter from the first batches; ΔW is still 0.
 
 With `init: gradient` its factors start from the first gradients of the weights. Each group's gradient is folded like
 ΔW. The plane A_m starts as the leading singular vectors of its unfolding along mode m, and a dense core as the gradient

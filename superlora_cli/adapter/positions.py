@@ -1,4 +1,4 @@
-"""Positions that the base does not give again, as an adapter file has them: Elias–Fano coded, two rows of bits.
+"""How a file stores positions that cannot be found again from the base: Elias–Fano coded, as two rows of bits.
 
 Of k increasing positions below n, each keeps its lowest ⌊log₂(n / k)⌋ bits; the rest of position number i sets bit
 number rest + i of the upper row. That is within half a bit or so of the fewest bits that k of n positions need.

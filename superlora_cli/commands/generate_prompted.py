@@ -68,7 +68,7 @@ def read_size(text: str | None, base: PipelineBase) -> tuple[int, int]:
         raise UsageError(f"'{text}' is not a size", where="--size", hint="--size 512x768, width and height")
     size = int(words[0]), int(words[1])
     if any(side % base.multiple for side in size):
-        raise UsageError(f"{text} is no multiple of {base.multiple}", where="--size", hint="round both sides")
+        raise UsageError(f"{text} is not a multiple of {base.multiple}", where="--size", hint="round both sides")
     return size
 
 

@@ -54,7 +54,7 @@ def generate_text(
         check_output(out, force=force)
     check_start(max_tokens=max_tokens, batch_size=batch_size)
     if not 0 <= temperature < float("inf"):
-        raise UsageError(f"{temperature:g} is no temperature", where="--temperature", hint="0, or a positive number")
+        raise UsageError(f"{temperature:g} is not a temperature", where="--temperature", hint="0, or a positive number")
     asked = read_prompts(prompts, prompts_file)
     built, _ = open_source(source, overrides, allow_mismatch)
     base = built.base

@@ -30,7 +30,7 @@ def check_images(base: Base, num: int, to: str, *, exact: bool) -> None:
     """
     why = f"{num} images" if num < 1 else f"{to} is exact" if exact else None
     if why is None and not isinstance(base, PipelineBase):
-        why = "the base is no text-to-image pipeline"
+        why = "the base is not a text-to-image pipeline"
     if why:
         raise UsageError(why, where="--images", hint="1 or more" if num < 1 else "leave it out")
 

@@ -32,7 +32,7 @@ def lm_eval(
         task, metrics (by `task/metric`), model, params (the adapter's), and harness (its version).
 
     Raises:
-        UsageError: the extra is missing, it is no language model, or there is no such task. RunError: a task fails.
+        UsageError: the extra is missing, it is not a language model, or there is no such task. RunError: a task fails.
     """
     try:
         import lm_eval as harness

@@ -61,7 +61,7 @@ def check_folder(out: Path, mark: str, *, force: bool, what: str) -> None:
     """
     check_output(out, force=force)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / mark).is_file())):
-        raise UsageError(f"is no {what}", where=str(out), hint=f"--force only replaces a {what}'s folder")
+        raise UsageError(f"is not a {what}", where=str(out), hint=f"--force only replaces a {what}'s folder")
 
 
 def write_folder(

@@ -157,7 +157,7 @@ def read_captioned_folder(root: Path, template: str | None) -> Captioned:
 def held_out(found: Captioned, share: float, rule: str | None, seed: int) -> Splits:
     """Three splits: parts that are missing are held out of the training images, if the share is not 0.
 
-    A split without images is the training images: for a handful of images, none can be spared.
+    An empty split is the training images again, since a handful of images can spare none.
     """
     train, given = found.train, [found.test, found.validation]
     missing = sum(images is None for images in given)

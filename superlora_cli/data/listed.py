@@ -82,7 +82,7 @@ def _object(file: Path) -> dict[str, int]:
     labels = found.values() if isinstance(found, dict) else ()
     if not labels or not all(isinstance(label, int) for label in labels):
         hint = 'it is like: {"001.Black_footed_Albatross/0046_18.jpg": 1}'
-        raise UsageError("is no object from paths to classes", where=str(file), hint=hint)
+        raise UsageError("is not a JSON object of paths and their classes", where=str(file), hint=hint)
     return dict(found)
 
 

@@ -194,7 +194,7 @@ def told(bad: Sequence[Unreadable], total: int) -> tuple[str, ...]:
 def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Splits:
     """Three splits: parts that are missing are held out of the training texts, if the share is not 0.
 
-    A split without texts is the training texts: of a handful of texts, none can be spared.
+    An empty split is the training texts again, since a handful of texts can spare none.
     """
     train, given = found.train, [found.test, found.validation]
     missing = sum(texts is None for texts in given)

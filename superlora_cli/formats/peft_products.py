@@ -83,6 +83,6 @@ def _layers(adapter: Stored) -> list[tuple[Target, nn.Linear, Tensor]]:
         layer = adapter.modules[target.module]
         check_plain(target.module, layer)
         if not isinstance(layer, nn.Linear):
-            raise UsageError("is no linear layer", where=target.module, hint=HINT)
+            raise UsageError("is not a linear layer", where=target.module, hint=HINT)
         found.append((target, layer, x))
     return found

@@ -265,7 +265,7 @@ def build_pipeline(section: ModelSection, *, image_size: int | None = None, weig
     sample = config.get("sample_size") or SAMPLE
     size = image_size or int(sample if isinstance(sample, int) else sample[0]) * (1 if part == VAE else scale)
     if size % 8:
-        raise UsageError(f"{size} is no multiple of 8", where="data.image_size", hint="use a multiple of 8")
+        raise UsageError(f"{size} is not a multiple of 8", where="data.image_size", hint="use a multiple of 8")
     arguments = {"pretrained_model_name_or_path": str(folder), "subfolder": part, **options}
     base = PipelineBase(
         model, f"diffusers.{index[part][1]}.from_pretrained", arguments, size, HALF, HALF,

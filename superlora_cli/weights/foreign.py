@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
-IMPORT = "superlora import makes one of it"
+IMPORT = "convert it with superlora import"
 LYCORIS = (".lokr_w", ".hada_w", ".oft_blocks", ".oft_diag", ".dyn_up", ".on_input", ".glora_")
 DIFFUSERS = (".lora_A.", ".lora_B.", ".lora.up.", ".lora.down.", "_lora.up.", "_lora.down.", ".lora_linear_layer.")
 

@@ -327,7 +327,7 @@ def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenize
     [
         ((), "no prompt is given"),
         (("--prompt", "1+1=", "--num", "3"), "--num: does not apply to the task language"),
-        (("--prompt", "1+1=", "--temperature", "-1"), "is no temperature"),
+        (("--prompt", "1+1=", "--temperature", "-1"), "is not a temperature"),
         (("--prompt", ""), "a prompt is empty"),
         (("--prompt", "1", "--out", "nowhere/x.json"), "no such folder"),
     ],

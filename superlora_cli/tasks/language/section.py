@@ -35,8 +35,8 @@ class LanguageSection(Section):
     )
     answer: str | None = Field(
         None,
-        description="A regular expression for the part of an answer that is compared: its last match, or of that the "
-        "first group. Default: all of it.",
+        description="A regular expression for the part of an answer that is compared: the last match, or its first "
+        "group if the pattern has one. Default: all of it.",
     )
 
     @field_validator("answer")
