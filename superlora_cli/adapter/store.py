@@ -20,7 +20,7 @@ from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.header import FORMAT_VERSIONS, Header, sealed, unsealed
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.packed import is_packed, tensors_of
+from superlora_cli.adapter.packed import DTYPES, is_packed, tensors_of
 from superlora_cli.adapter.positions import pack as pack_positions
 from superlora_cli.adapter.positions import unpack as unpack_positions
 from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
@@ -35,7 +35,6 @@ from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 HEAD, ALSO, PLACES = "head.", "also.", "_positions"
 ALLOW = "--allow-base-mismatch (allow_base_mismatch=True in Python)"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from superlora_cli.data.batches import Batch
 from superlora_cli.data.source import Look
-from superlora_cli.data.splits import load_splits
+from superlora_cli.data.splits import DATA_SEED, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 from superlora_cli.generation.grid import titled_grid
@@ -19,7 +19,7 @@ from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS, image_task_of
 from superlora_cli.tasks.images import outputs_of
-from superlora_cli.tasks.reading import DATA_SEED, read_training, settled
+from superlora_cli.tasks.reading import read_training, settled
 
 SHOWN = 0.005  # smallest share of a class in a mixed image that is named
 

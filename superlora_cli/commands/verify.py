@@ -14,11 +14,10 @@ from superlora_cli.adapter.in_turn import Take
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.targets import Target
 from superlora_cli.data.known import is_embedded
-from superlora_cli.data.splits import Look, load_splits
+from superlora_cli.data.splits import DATA_SEED, Look, load_splits
 from superlora_cli.errors import MismatchError
 from superlora_cli.opening.build import Built
 from superlora_cli.tasks import TASKS
-from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.weights.copying import FromFiles
 from superlora_cli.weights.reading import Weights, open_weights
 

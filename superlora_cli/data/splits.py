@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 CACHED = 4  # data sets
+DATA_SEED = 0  # for splits and rendered images: runs with different seeds see the same data
 FEW = 5  # images of a class, too few for a meaningful accuracy
 NAMED = 5  # classes named in a note
 

@@ -26,7 +26,7 @@ from superlora_cli.data.images import SUFFIXES, cropped, open_rgb
 from superlora_cli.data.known import kind_of, nearest_set
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
-from superlora_cli.data.splits import load_splits
+from superlora_cli.data.splits import DATA_SEED, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.generation.folder import IMAGES, MANIFEST
 from superlora_cli.kinds import check_kind
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 TABLE = "manifest.csv"  # columns `file` and `class`, if neither `superlora generate` nor the file names give the class
 NAMED = re.compile(r"\d+_(.+)")  # as `superlora generate` names an image: 00017_3.png is the 18th, of class 3
 PARTS = ("train", "validation", "test")
-DATA_SEED = 0  # for splits and rendered images, as in training
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from superlora_cli.data.batches import Batch, evaluation_batches
-from superlora_cli.data.splits import Look, Splits, load_splits
+from superlora_cli.data.splits import DATA_SEED, Look, Splits, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.reading import DATA_SEED, in_steps, read_training
+from superlora_cli.tasks.reading import in_steps, read_training
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 

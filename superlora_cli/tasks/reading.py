@@ -11,7 +11,6 @@ from superlora_cli.data.known import has_several_labels, is_embedded
 from superlora_cli.data.splits import Splits, labels_of
 from superlora_cli.recipe.schema import Recipe
 
-DATA_SEED = 0  # for splits and rendered images: runs with different seeds see the same data
 OTHER_DATA = "held-out images may have been trained on"
 
 

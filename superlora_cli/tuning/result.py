@@ -145,7 +145,7 @@ def _recipe(search: Search, best: Finalist, told: Mapping[str, Any]) -> str:
 
 
 def _draw(path: Path, points: Sequence[Mapping[str, Any]], on_front: Sequence[int], search: Search) -> None:
-    """Validation metric against size, one point per finished trial, one colour per kind of form, and the front as steps."""
+    """Validation metric against size, a point per finished trial, a colour per kind of form, the front as steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

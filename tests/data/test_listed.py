@@ -103,7 +103,9 @@ def test_a_wrong_list_is_one_line(tmp_path: Path, file: str, text: str | None, s
         splits_of("vtab/kitti", root=str(tmp_path))
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "cannot be read"), ("[1]", "no object"), ('{"a": "b"}', "no object")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "cannot be read"), ("[1]", "not a JSON object"), ('{"a": "b"}', "not a JSON object")]
+)
 def test_a_wrong_object_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     write_fgvc(tmp_path)
     (tmp_path / "flowers" / "val.json").write_text(text)

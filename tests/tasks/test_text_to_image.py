@@ -202,7 +202,7 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
     for words, said in (
         (("--classes", "1"), "--classes: does not apply to the task text-to-image"),
         ((), "no prompt is given"),
-        (("--prompt", "a", "--size", "17x16"), "no multiple of 8"),
+        (("--prompt", "a", "--size", "17x16"), "not a multiple of 8"),
         (("--prompt", "a", "--size", "16"), "is not a size"),
         (("--prompt", "a", "--scale", "0,x"), "not a list of numbers"),
         (("--prompts", "nowhere"), "cannot be read"),

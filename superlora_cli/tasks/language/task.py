@@ -16,7 +16,7 @@ from torch.nn import functional
 from superlora_cli.cache import once
 from superlora_cli.data.batches import Share
 from superlora_cli.data.known import kind_named
-from superlora_cli.data.splits import SPLITS, Splits
+from superlora_cli.data.splits import DATA_SEED, SPLITS, Splits
 from superlora_cli.data.texts import Texts, held_out
 from superlora_cli.errors import UsageError
 from superlora_cli.models.language import LanguageBase
@@ -26,7 +26,6 @@ from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_epoch, stream
 from superlora_cli.tasks.language.encoding import Encoded, encode
 from superlora_cli.tasks.language.section import LanguageSection, settings_of
-from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from superlora_cli.data.captioned import Captioned, held_out
 from superlora_cli.data.known import kind_named
-from superlora_cli.data.splits import Splits
+from superlora_cli.data.splits import DATA_SEED, Splits
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.reading import DATA_SEED
 from superlora_cli.tasks.text_to_image.section import settings_of
 
 SIZE = 64  # of images that are not looked at
