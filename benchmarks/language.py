@@ -46,6 +46,7 @@ def onehot(dim: int, rank: int = 4, **more: Any) -> dict[str, Any]:
 
 
 LATE = ["re:.*layers\\.[345]\\..*_proj", "re:.*lm_head"]  # the last three of six layers, and what writes the letters
+SMALL = {"multiply": "magnitude", "init": "lora", "scaling": "alpha", "alpha": 1.5}
 OURS: dict[str, dict[str, Any]] = {
     "LoRA, r 1": {"method": "lora", "rank": 1},
     **{f"one-hot 2D, {dim}": onehot(dim) for dim in (300, 739, 1478, 2956)},
@@ -55,9 +56,7 @@ OURS: dict[str, dict[str, Any]] = {
         for dim in (1478, 2956)
     },
     **{
-        f"one-hot 2D, DoRA, r 32, init lora, last 3 layers and head, {dim}": onehot(
-            dim, 32, multiply="magnitude", init="lora", targets=LATE
-        )
+        f"one-hot 2D, r 32, small start, DoRA, last 3 layers and head, {dim}": onehot(dim, 32, **SMALL, targets=LATE)
         for dim in (1478, 2956)
     },
     "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
