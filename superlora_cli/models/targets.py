@@ -141,6 +141,16 @@ def weights_of(model: nn.Module, *, earlier: bool = False) -> dict[str, Weight]:
     }
 
 
+def frozen_experts(model: nn.Module) -> int:
+    """The number of parameters in experts that are stacked in one tensor (experts, out, in), so that no pattern matches
+    them.
+    """
+    return sum(
+        parameter.numel() for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "experts" in name.split(".")
+    )  # fmt: skip
+
+
 def _output_of(model: Any) -> nn.Module | None:
     """The layer from which a model of transformers has its logits: `lm_head`, or Whisper's `proj_out`."""
     from_it = getattr(model, "get_output_embeddings", None)

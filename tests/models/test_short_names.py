@@ -18,6 +18,8 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import targets_in
 from superlora_cli.models.conv1d import as_linear
 from superlora_cli.models.targets import expand, expand_stored
+from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.load import recipe_from_dict
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 BOTH = {"vocab_size": 60, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
@@ -135,3 +137,17 @@ def test_a_hint_is_not_the_word_itself(word: str) -> None:
     with pytest.raises(UsageError) as raised:
         expand(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), [word])
     assert word not in (raised.value.hint or "").replace(",", " ").split()
+
+
+@pytest.mark.parametrize("targets", [["all-linear"], ["q", "v"]])
+def test_experts_that_stay_frozen_are_told(targets: list[str], tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)
+    config.save_pretrained(tmp_path)
+    wanted = {"task": "language", "model": {"name": f"transformers:{tmp_path}", "pretrained": False},
+              "data": {"name": "sums"}, "adapter": {"method": "lora", "rank": 2, "targets": targets},
+              "train": {"steps": 1, "optimizer": {"name": "AdamW", "lr": 0.01}}}  # fmt: skip
+    built = build_for_training(recipe_from_dict(wanted, "a test"), weights=False)
+    experts = 4 * 3 * 32 * 48
+    told = f"{experts:,} parameters of experts are not in linear layers and stay frozen"
+    assert built.base.note == (told if targets == ["all-linear"] else None)
+    assert not any(parameter.requires_grad for name, parameter in built.model.named_parameters() if "experts" in name)
