@@ -68,7 +68,8 @@ def attach(
 
     Args:
         model: the module that is called in training; its forward computes ΔW once.
-        targets: short names (q k v o mlp all-linear) or patterns over module names, as in a recipe.
+        targets: short names (q k v o mlp all-linear) or patterns over module names, as in a recipe. Short names leave
+            out what `head` names.
         method: a preset (lora, lokr, lorta, dense, vera, …; see `superlora ls methods`), or None for the knobs'
             defaults. With `none` no weight is adapted, whatever the targets: only `head` and `also` are trained.
         name: the adapter's name.
@@ -92,7 +93,7 @@ def attach(
     also = list(chosen(parts_of(model), config.also, without={*own, *classifier_parameters(model)}))
     if not (config.adapts or own or also):
         raise UsageError("nothing would be trained", where="method", hint="head=…, also=['bias'], or another method")
-    adapter = adapters.attach(model, expand(model, patterns), config, name=name, head=own, also=also)
+    adapter = adapters.attach(model, expand(model, patterns, without=own), config, name=name, head=own, also=also)
     adapter.patterns = patterns
     if config.reads_base:
         adapter.base_digest = store.digest_base(model, adapter.targets)

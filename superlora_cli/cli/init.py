@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from superlora_cli.cli.console import loading, print_json, print_pairs
+from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
+from superlora_cli.data.known import TextFile
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 
@@ -43,7 +44,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Write a starting recipe for your images or texts."""
-    check_kind(data, "a folder of images, or texts", (Kind.IMAGES, Kind.FOLDER, Kind.TEXT, Kind.JSON))
+    if not (data.is_file() and data.suffix.lower() in TextFile.suffixes):  # else it is said what is wrong with it
+        check_kind(data, "a folder of images, or texts", (Kind.IMAGES, Kind.FOLDER, Kind.TEXT, Kind.JSON))
     if not data.exists():
         hint = "give a folder with one sub-folder of images per class, or a file of texts"
         raise UsageError("no such folder or file", where=str(data), hint=hint)
@@ -63,6 +65,8 @@ def command(
             from superlora_cli.commands.init_texts import starting_text_recipe
 
         texts = starting_text_recipe(model, data, file, pretrained=pretrained)
+        for note in texts.notes:
+            stderr_console().print(note, markup=False, soft_wrap=True)
         about = ("training texts", f"{texts.texts:,}, in sequences of {texts.length:,} tokens")
         check = ("look at it", f"superlora preview {file}")
         _write(file, texts, {"texts": texts.texts, "length": texts.length}, about, check, as_json=as_json)

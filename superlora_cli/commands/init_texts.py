@@ -40,6 +40,11 @@ LEARNED = {
     "text": "all of every text",
 }
 TARGETS = ("[q, v]", "[all-linear]")
+HELD = (  # by the number of parts that the data lack
+    "",
+    "  validation: 0.1   # a tenth is held out to judge by; the data have texts to test it\n",
+    "  validation: 0.1   # a tenth is held out to judge by, a tenth to test it\n",
+)
 TEMPLATE = """\
 # {model} on the texts in {data}: {texts:,} training texts, to learn {learned}.
 # superlora preview {file}   # shows them as tokens
@@ -49,8 +54,7 @@ seed: 0
 model: {{name: {model_yaml}{head}}}
 data:
   name: {data_yaml}
-  validation: 0.1   # a tenth is held out to judge by{test}
-language:
+{held}language:
   length: {length}   # tokens; {fitting:.0%} of the texts fit{more}
 adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
 train:
@@ -74,6 +78,7 @@ class TextStart:
         texts: number of training texts.
         length: most tokens of a sequence.
         adapter, head: numbers of trained parameters.
+        notes: on the data, one line each.
     """
 
     text: str
@@ -81,6 +86,7 @@ class TextStart:
     length: int
     adapter: int
     head: int
+    notes: tuple[str, ...]
 
 
 def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretrained: bool = True) -> TextStart:
@@ -116,7 +122,7 @@ def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretraine
         "model": model, "data": data, "file": file, "texts": len(rows), "model_yaml": inline(model),
         "data_yaml": inline(place), "learned": " and ".join(LEARNED[kind] for kind in LEARNED if kind in kinds),
         "head": (", head: new" if labelled else "") + ("" if pretrained else ", pretrained: false"),
-        "test": ", a tenth to test it" if source.test is None else "",
+        "held": HELD[(source.validation is None) + (source.test is None)],
         "length": length, "fitting": fitting, "more": more + ("\n  judge: choices" if kinds == {"choices"} else ""),
         "steps": steps, "epochs": steps * batch / sequences, "batch": batch, "every": every,
         "precision": "bf16" if torch.cuda.is_available() else "fp32", "rate": RATE,
@@ -133,7 +139,7 @@ def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretraine
             continue
         adapter, head = built.params["adapter"], built.params["head"]
         settings |= {"adapter": adapter, "and_head": f" + head {head:,}" if head else ""}
-        return TextStart(TEMPLATE.format(**settings), len(rows), length, adapter, head)
+        return TextStart(TEMPLATE.format(**settings), len(rows), length, adapter, head, source.notes)
     raise AssertionError
 
 

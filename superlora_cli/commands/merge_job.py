@@ -27,7 +27,7 @@ from superlora_cli.models.checkpoints import targets_in, witnesses
 from superlora_cli.models.embedded import EMBEDDED
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import check_shapes, is_safetensors
-from superlora_cli.models.targets import expand
+from superlora_cli.models.targets import expand_stored
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file, shapes_from_file
 from superlora_cli.opening.model_file import read_model
@@ -139,7 +139,7 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
     replaced = {} if keep_head else dict(stored.beside)
     known, heads = shapes_from_file(stored), {*stored.beside}
     if known is None:
-        targets = targets_in(shapes, stored.patterns, stored.targets_digest, where)
+        targets = targets_in(shapes, stored, where)
     else:
         recipe, made = known
         heads |= {*classifier_parameters(made.model)}
@@ -150,7 +150,7 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
                     replaced[name] = weights.tensor(name)[recipe.model.head.select]
         theirs = shapes | {name: tuple(tensor.shape) for name, tensor in replaced.items()}
         check_shapes(own, theirs, where=where)
-        targets = expand(made.model, stored.patterns)
+        targets = expand_stored(made.model, stored)
         if store.digest_targets(targets) != stored.targets_digest:
             raise MismatchError("the adapter's targets are not those of its recipe's model", where=str(file))
     source = FromFiles(weights, dtype=cast, replaced=replaced)

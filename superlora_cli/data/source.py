@@ -15,7 +15,7 @@ Sample = tuple[Tensor, int | Tensor]  # (3, S, S) float32, normalised; class, or
 T = TypeVar("T")
 
 TRAIN, TEST = ("train", "training", "train800"), ("test",)  # `train800` and `val200`: of VTAB-1k
-VALIDATION = ("validation", "val", "valid", "eval", "evaluation", "val200")
+VALIDATION = ("validation", "val", "valid", "dev", "eval", "evaluation", "val200")
 
 
 @dataclass(frozen=True)

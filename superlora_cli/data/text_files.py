@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.utils import natural_key
 
+from superlora_cli.data.folder import some
 from superlora_cli.data.images import SUFFIXES as IMAGES
 from superlora_cli.data.source import Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
@@ -25,8 +26,8 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
     """The texts of a file, or of a folder.
 
     In a folder, files or sub-folders that are called `train`, `validation` or `test` are its parts; without a part
-    `train`, all other files together are the training texts. Of a table, every row is a text; a file of plain text is
-    one, but if it is all there is, its paragraphs are.
+    `train`, all other files together are the training texts. Plain text beside tables, such as a README, is none of
+    them. Of a table, every row is a text; a file of plain text is one, but if it is all there is, its paragraphs are.
 
     Raises:
         UsageError: there are no texts, or a file cannot be read.
@@ -36,11 +37,9 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
         hint = f"a file that ends in {', '.join(SUFFIXES)}, or a folder of such files"
         raise UsageError("no such file", where=f"data.name={path}", hint=hint)
     parts: tuple[list[Path] | None, ...] = ([path], None, None)
+    left: tuple[str, ...] = ()
     if path.is_dir():
-        parts = three_parts(lambda names: _called(path, names) or None)
-        if parts[0] is None:
-            held = {file for part in parts for file in part or ()}
-            parts = ([file for file in _files(path) if file not in held], *parts[1:])
+        parts, left = _parts(path)
     bad: list[Unreadable] = []
     found = [None if files is None else _read(files, columns, bad) for files in parts]
     total = len(bad) + sum(len(texts) for texts in found if texts is not None)
@@ -52,7 +51,7 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
             raise UsageError(f"no text of the {name} part can be used{cause}", where=where, hint=hint)
     train, validation, test = found
     assert train is not None
-    return TextSource(train, validation, test, tuple(bad), told(bad, total))
+    return TextSource(train, validation, test, tuple(bad), (*left, *told(bad, total)))
 
 
 def holds_texts(path: Path) -> bool:
@@ -69,12 +68,42 @@ def _files(folder: Path) -> list[Path]:
     return sorted(own, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 
+def _parts(folder: Path) -> tuple[tuple[list[Path] | None, ...], tuple[str, ...]]:
+    """The files of the three parts of a folder, and notes on those that are of none."""
+    parts: tuple[list[Path] | None, ...] = three_parts(lambda names: _called(folder, names) or None)
+    used = {file for part in parts for file in part or ()}
+    others = [file for file in _files(folder) if file not in used]
+    if parts[0] is None:
+        parts = (_tables_if_any(others), *parts[1:])
+        used.update(parts[0] or ())
+        others = [file for file in others if file not in used]
+    plain = [file for file in others if file.suffix.lower() in PLAIN and any(map(_is_table, used))]
+    notes = []
+    for files, why in (
+        (plain, "plain text beside tables"),
+        ([file for file in others if file not in plain], "not called like a part, such as train-2"),
+    ):
+        if files:
+            names = some([file.relative_to(folder).as_posix() for file in files])
+            notes.append(f"left out {len(files):,} {'files' if files[1:] else 'file'} ({why}): {names}")
+    return parts, tuple(notes)
+
+
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in TABLES
+
+
+def _tables_if_any(files: list[Path]) -> list[Path]:
+    """Files of texts without what is plain text beside tables."""
+    return list(filter(_is_table, files)) or files
+
+
 def _called(folder: Path, names: Sequence[str]) -> list[Path]:
     """The files that are called, or in a sub-folder that is called, like one of the names."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name in names:
-            found += _files(path)
+            found += _tables_if_any(_files(path))
         elif (
             path.is_file() and path.suffix.lower() in SUFFIXES and path.stem.partition("-")[0] in names
         ):  # train-00000-of-00002
@@ -125,20 +154,36 @@ def _json_lines(file: Path, content: str) -> Rows:
 def _json(file: Path, content: str) -> Rows:
     try:
         rows = json.loads(content)
-        if not isinstance(rows, list):
-            raise ValueError("not a list of objects")
     except (ValueError, RecursionError) as error:
-        hint = "a list of objects, or JSON lines in a .jsonl file"
+        if _is_object(content.lstrip().partition("\n")[0]):  # JSON lines by another name
+            yield from _json_lines(file, content)
+            return
+        hint = "a list of objects, or an object in every line"
         raise UsageError(f"cannot be read: {error}", where=str(file), hint=hint) from None
+    if not isinstance(rows, list):
+        lists = [name for name, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
+        hint = f"write the list '{lists[0]}' in it to a file of its own" if lists else "[{…}, {…}]"
+        raise UsageError("holds no list of texts, but one value", where=str(file), hint=hint)
     yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _csv(file: Path, content: str) -> Rows:
+def _is_object(line: str) -> bool:
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(content, newline="")), 1):
-            yield f"{file}: row {number}", {name: value for name, value in row.items() if name is not None}
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv(file: Path, content: str) -> Rows:
+    limit = csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of all readers: set back below
+    try:
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
     except csv.Error as error:
         raise UsageError(f"cannot be read: {error}", where=str(file), hint="a CSV file with a header") from None
+    finally:
+        csv.field_size_limit(limit)
+    for number, row in enumerate(rows, 1):
+        yield f"{file}: row {number}", {name: value for name, value in row.items() if name is not None}
 
 
 def _parquet(file: Path) -> Rows:

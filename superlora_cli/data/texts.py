@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,8 +112,10 @@ def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
     elif "messages" in found:
         _check_messages(found["messages"])
     learned = form[-1]
-    for name in ("prompt", "completion", "text"):
-        if name in found and not isinstance(found[name], str):
+    for name in found.keys() & {"prompt", "completion", "text"}:
+        if _is_number(found[name]):
+            found[name] = str(found[name])
+        if not isinstance(found[name], str):
             raise UnfitError(f"its {name} is not a text")
     if not _is_text(found):
         raise UnfitError("is not valid Unicode")
@@ -121,6 +124,11 @@ def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
     if own[LABEL] is not None and learned == "text":
         found[LABEL] = str(own[LABEL])
     return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that is written as in a table of texts: 7 is, true and NaN are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_text(row: Row) -> bool:

@@ -21,7 +21,7 @@ class Base:
         image_size: in pixels; `mean`, `std`: of the normalisation, per channel, for images in [0, 1].
         trained_head: parameter names of a new classifier, which is trained with the adapter.
         task: the name of the task that it is made for.
-        note: how the weights of a file were converted, in one line.
+        note: what the user should know, in one line: how the weights of a file were converted, what stays frozen.
     """
 
     model: nn.Module

@@ -6,11 +6,12 @@ one matches the adapter's digest of its targets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice, permutations, product
 from typing import TYPE_CHECKING
 
 from superlora_cli.adapter import store
+from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target, block_of
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.heads import classifier_parameters
@@ -23,25 +24,26 @@ TRIED = 10_000  # most orders to try
 WEIGHT = ".weight"
 
 
-def targets_in(shapes: Mapping[str, tuple[int, ...]], patterns: Iterable[str], digest: str, where: str) -> list[Target]:
+def targets_in(shapes: Mapping[str, tuple[int, ...]], stored: StoredAdapter, where: str) -> list[Target]:
     """The targets that an adapter was trained on, in the order of training.
 
     Args:
         shapes: shape of every tensor, by name, in the order of the file.
-        patterns, digest: those of the adapter.
         where: the file, for errors.
 
     Raises:
         MismatchError: a pattern matches no weight, or the matches do not have the adapter's names, slices and shapes.
     """
+    weights = weights_in(shapes)
     try:
-        found = expand(weights_in(shapes), patterns)
+        found = expand(weights, stored.patterns, without=stored.head)
     except UsageError as error:
         raise MismatchError(error.message, where=where, hint=error.hint) from None
-    for key in islice(_orders([target.module for target in found]), TRIED):
-        ordered = sorted(found, key=lambda target, key=key: (key(target.module), target.start))  # type: ignore[misc]
-        if store.digest_targets(ordered) == digest:
-            return ordered
+    for own in (found, expand(weights, stored.patterns, without=stored.head, earlier=True)):
+        for key in islice(_orders([target.module for target in own]), TRIED):
+            ordered = sorted(own, key=lambda target, key=key: (key(target.module), target.start))  # type: ignore[misc]
+            if store.digest_targets(ordered) == stored.targets_digest:
+                return ordered
     raise MismatchError(
         f"the {len(found)} weights that match the adapter's patterns are not the ones it was trained on",
         where=where,

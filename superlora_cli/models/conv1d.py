@@ -10,6 +10,11 @@ from __future__ import annotations
 from torch import nn
 
 
+def has_conv1d(model: nn.Module) -> bool:
+    """Whether a model has a `Conv1D`; transformers is not imported."""
+    return any(type(module).__module__ == "transformers.pytorch_utils" for module in model.modules())
+
+
 def as_linear(model: nn.Module) -> None:
     """Exchange every `Conv1D` of a model for an `nn.Linear` with the same values and names."""
     from transformers.pytorch_utils import Conv1D

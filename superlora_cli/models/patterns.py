@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -22,17 +22,24 @@ FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk",  # last part of the module's name
          "c_attn": "qkv", "query_key_value": "qkv", "qkv_proj": "qkv", "Wqkv": "qkv"}  # fmt: skip
 WITH_MLP = "to_qkv_mlp_proj"  # of FLUX.2: q, k and v, each as many rows as there are columns, and then the MLP's
 SEPARATE = {  # names of the separate projections in timm, transformers and diffusers
-    "q": ("q", "q_proj", "query", "to_q", "add_q_proj"),  # `add_…`: of the text, in attention over image and text
-    "k": ("k", "k_proj", "key", "to_k", "add_k_proj"),
-    "v": ("v", "v_proj", "value", "to_v", "add_v_proj"),
-    "o": ("o", "proj", "o_proj", "out_proj", "to_out.0", "to_out", "output.dense", "to_add_out", "dense", "c_proj"),
-}
+    "q": ("q", "q_proj", "query", "query_proj", "q_lin", "to_q", "add_q_proj"),  # `add_…`: of the text, beside images
+    "k": ("k", "k_proj", "key", "key_proj", "k_lin", "to_k", "add_k_proj"),
+    "v": ("v", "v_proj", "value", "value_proj", "v_lin", "to_v", "add_v_proj"),
+    "o": ("o", "proj", "o_proj", "out_proj", "out_lin", "to_out.0", "to_out", "output.dense", "to_add_out", "dense",
+          "c_proj"),
+}  # fmt: skip
 AROUND = re.compile(r"(\.(proj|linear|conv|c))+$")  # own names in a layer of several, with a norm or bounds: `q.conv`
 ATTENTION = re.compile(r"(^|[._])(attn|attention|self_attn|self_attention|attn\d|cross_attn|\w+Attention)([._]|$)")
 MLP = re.compile(
-    r"(^|(?<!t_embedder)\.)(mlp|ffn|ff|ff_context|proj_mlp|img_mlp|txt_mlp|feed_forward|intermediate)(\.|$)"
+    r"(^|(?<!t_embedder)\.)(mlp|ffn|ff|ff_context|proj_mlp|img_mlp|txt_mlp|feed_forward|intermediate|DenseReluDense)(\.|$)"
+)
+BESIDE_ATTENTION = (  # both layers of an MLP that are in the block itself: OPT, BERT, ALBERT
+    ("fc1", "fc2"),
+    ("intermediate.dense", "output.dense"),
+    ("ffn", "ffn_output"),
 )
 CLASSIFIERS = ("head", "fc", "classifier", "score", "lm_head", "head.fc", "head_dist")
+IN_CLASSIFIER = re.compile(r"^(classifier|classification_head|score)\.")  # transformers' heads of several layers
 SLICE = re.compile(r"^(?P<name>.*)\[(?P<slice>[qkv]|\d+:\d+)\]$")
 
 
@@ -53,17 +60,25 @@ class Weight(NamedTuple):
     rows: Rows = ()
 
 
-def expand(weights: Mapping[str, Weight], patterns: Iterable[str]) -> list[Target]:
+def expand(
+    weights: Mapping[str, Weight], patterns: Iterable[str], *, without: Collection[str] = (), earlier: bool = False
+) -> list[Target]:
     """The rows that `patterns` match, without repetition, in the order of `weights` and by row within a weight.
+
+    Args:
+        without: parameters, such as a head's, that short names leave out.
+        earlier: short names as earlier versions meant them, for their files, even if they match nothing: `mlp` without
+            what is beside attention, `all-linear` with what is in a head of several layers.
 
     Raises:
         UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
             contiguous block of rows.
     """
     found: set[Target] = set()
+    others = {name: weight for name, weight in weights.items() if f"{name}.weight" not in without}
     for pattern in patterns:
-        matched = _short(pattern, weights) if pattern in SHORT_NAMES else _pattern(pattern, weights)
-        if not matched:
+        matched = _short(pattern, others, earlier) if pattern in SHORT_NAMES else _pattern(pattern, weights)
+        if not (matched or earlier):
             raise UsageError(
                 f"target '{pattern}' matches no weight of the model",
                 where="adapter.targets",
@@ -80,12 +95,14 @@ def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -
     return Target(name, start, stop, (stop - start, *weight.shape[1:]), (start, stop) == (0, total))
 
 
-def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
+def _short(word: str, weights: Mapping[str, Weight], earlier: bool) -> list[Target]:
     if word == "all-linear":
         linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2 and not weight.classifies}
-        return [_slice(name, weight) for name, weight in linear.items() if name not in CLASSIFIERS]
+        heads = {name for name in linear if name in CLASSIFIERS or (IN_CLASSIFIER.match(name) and not earlier)}
+        return [_slice(name, weight) for name, weight in linear.items() if name not in heads]
     if word == "mlp":
-        own = [_slice(name, weight) for name, weight in weights.items() if MLP.search(name)]
+        beside = set() if earlier else _beside_attention(weights)
+        own = [_slice(name, weight) for name, weight in weights.items() if MLP.search(name) or name in beside]
         return own + [_slice(name, of, 3 * of.shape[1]) for name, of in weights.items() if _has_mlp(name)]
     matched = []
     for name, weight in weights.items():
@@ -94,6 +111,17 @@ def _short(word: str, weights: Mapping[str, Weight]) -> list[Target]:
         elif _role(name) == word:
             matched.append(_slice(name, weight))
     return matched
+
+
+def _beside_attention(names: Collection[str]) -> set[str]:
+    """The layers of MLPs that stand in their blocks without a name of their own.
+
+    >>> sorted(_beside_attention(["0.self_attn.q_proj", "0.fc1", "0.fc2", "se.fc1", "se.fc2"]))
+    ['0.fc1', '0.fc2']
+    """
+    blocks = {name[: found.start()] for name in names if (found := ATTENTION.search(name))}
+    pairs = [{f"{block}.{layer}" for layer in pair} for block in blocks for pair in BESIDE_ATTENTION]
+    return {name for pair in pairs if pair.issubset(names) for name in pair}
 
 
 def _role(name: str) -> str | None:
@@ -163,6 +191,8 @@ def _part(name: str, weight: Weight, part: str) -> list[Target]:
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
+    if pattern in SHORT_NAMES:
+        return f"name the weights; the first are {', '.join(names[:2])}" if names else "it has no linear layers"
     if pattern.isalpha() and len(pattern) <= 3:
         return "short names are " + ", ".join(SHORT_NAMES)
     sliced = SLICE.match(pattern)

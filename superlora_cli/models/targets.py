@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from superlora_cli.adapter.store import StoredAdapter, digest_targets
 from superlora_cli.adapter.targets import Target
+from superlora_cli.errors import UsageError
+from superlora_cli.models.conv1d import has_conv1d
 from superlora_cli.models.fused import rows_of
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import Rows, Weight
@@ -42,7 +45,9 @@ MIXED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
+def expand(
+    model: nn.Module, patterns: Iterable[str], *, without: Collection[str] = (), earlier: bool = False
+) -> list[Target]:
     """The targets that `patterns` match, without repetition, in model order and by row within a weight.
 
     >>> layers = nn.ModuleDict({"qkv": nn.Linear(64, 192), "out": nn.Conv2d(64, 32, 3)})
@@ -52,19 +57,37 @@ def expand(model: nn.Module, patterns: Iterable[str]) -> list[Target]:
     A part that is `beside` the model itself, such as a text encoder, only has targets by patterns that begin with its
     name.
 
+    Args:
+        without: parameters, such as a head's, that short names leave out.
+        earlier: short names as earlier versions meant them.
+
     Raises:
         UsageError: a pattern matches nothing (the message names it and the most similar names), or its slice is not a
             contiguous block of rows.
     """
-    weights, beside = weights_of(model), parts_beside(model)
+    weights, beside = weights_of(model, earlier=earlier), parts_beside(model)
     found: set[Target] = set()
     for pattern in patterns:
         part = part_named(pattern, beside)
         own = {name: weight for name, weight in weights.items() if part_named(name + ".", beside) == part}
-        found.update(expand_weights(own, [pattern]))
+        try:
+            found.update(expand_weights(own, [pattern], without=without, earlier=earlier))
+        except UsageError as error:
+            if not has_conv1d(model):
+                raise
+            hint = "its layers are Conv1D, not linear: superlora_cli.models.conv1d.as_linear(model) exchanges them"
+            raise UsageError(error.message, where=error.where, hint=hint) from None
     order = {name: index for index, name in enumerate(weights)}
     ordered = sorted(found, key=lambda rows: (order[rows.module], rows.start))
     return _tied(dict(model.named_modules()), ordered)
+
+
+def expand_stored(model: nn.Module, stored: StoredAdapter) -> list[Target]:
+    """The targets that a stored adapter was trained on, whichever version wrote it; others if the model has others."""
+    found = [expand(model, stored.patterns, without=stored.head)]
+    if digest_targets(found[0]) != stored.targets_digest:
+        found += [expand(model, stored.patterns, without=stored.head, earlier=True)]
+    return next((targets for targets in found if digest_targets(targets) == stored.targets_digest), found[0])
 
 
 def part_named(pattern: str, parts: Iterable[str]) -> str | None:
@@ -101,14 +124,38 @@ def _tied(modules: dict[str, nn.Module], targets: list[Target]) -> list[Target]:
     return [target._replace(tied=others[target.module]) for target in targets if target.module in others]
 
 
-def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """Every linear and convolutional weight of `model` by module name, in model order."""
+def weights_of(model: nn.Module, *, earlier: bool = False) -> dict[str, Weight]:
+    """Every linear and convolutional weight of `model` by module name, in model order.
+
+    Args:
+        earlier: as earlier versions, do not take the layer that makes a model's logits for a classifier.
+    """
     modules, head = dict(model.named_modules()), set(classifier_parameters(model))
+    logits = None if earlier else _output_of(model)
     return {
-        name: Weight(_shape(module), _mixed(modules, name), f"{name}.weight" in head, _rows(modules, name))
+        name: Weight(
+            _shape(module), _mixed(modules, name), f"{name}.weight" in head or module is logits, _rows(modules, name)
+        )
         for name, module in modules.items()
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and name.partition(".")[0] != "superlora"
     }
+
+
+def frozen_experts(model: nn.Module) -> int:
+    """The number of parameters in experts that are stacked in one tensor (experts, out, in), so that no pattern matches
+    them.
+    """
+    return sum(
+        parameter.numel() for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "experts" in name.split(".")
+    )  # fmt: skip
+
+
+def _output_of(model: Any) -> nn.Module | None:
+    """The layer from which a model of transformers has its logits: `lm_head`, or Whisper's `proj_out`."""
+    from_it = getattr(model, "get_output_embeddings", None)
+    found: nn.Module | None = from_it() if from_it else None
+    return found
 
 
 def _shape(module: Any) -> tuple[int, ...]:

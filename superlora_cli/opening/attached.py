@@ -13,7 +13,7 @@ from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.rollback import all_or_nothing
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.models.checkpoints import digest_base
-from superlora_cli.models.targets import expand
+from superlora_cli.models.targets import expand_stored
 
 
 def attach_stored(
@@ -38,7 +38,7 @@ def attach_stored(
         UsageError: a base that cannot be adapted, or a name that is taken. MismatchError: adapter and base do not
             belong together. The model is then unchanged.
     """
-    targets = expand(model, stored.patterns)
+    targets = expand_stored(model, stored)
     store.check_targets(targets, stored, where=where)
     store.check_factors(plan(stored.config, [target.flat for target in targets]), stored, where=where)
     known = dict(model.named_parameters())

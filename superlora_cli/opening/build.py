@@ -22,12 +22,14 @@ from superlora_cli.models.checkpoints import digest_base
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.loading import load_weights
 from superlora_cli.models.parts import chosen, parts_of
-from superlora_cli.models.targets import expand
+from superlora_cli.models.targets import expand, frozen_experts
 from superlora_cli.opening.attached import attach_stored
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.model_file import StoredModel, read_model
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
+
+LINEAR = {"mlp", "all-linear"}  # short names that would include experts
 
 
 def _size(model: nn.Module) -> int:
@@ -105,6 +107,9 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
         return Built(recipe, base, None, ("", ""))
     config, model = adapter_config(recipe), base.model
     targets = expand(model, recipe.adapter.patterns)
+    if (frozen := frozen_experts(model)) and not LINEAR.isdisjoint(recipe.adapter.patterns):
+        note = f"{frozen:,} parameters of experts are not in linear layers and stay frozen"
+        base = replace(base, note="; ".join(filter(None, (base.note, note))))
     for target in targets:
         if f"{target.module}.weight" in base.trained_head:
             hint = "leave it out, or set model.head: frozen"

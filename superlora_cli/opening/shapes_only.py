@@ -24,7 +24,7 @@ from superlora_cli.errors import RunError, UsageError
 from superlora_cli.kinds import Kind
 from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
-from superlora_cli.models.targets import expand
+from superlora_cli.models.targets import expand_stored
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import recipe_of
 from superlora_cli.opening.model_file import read_model
@@ -130,7 +130,7 @@ def read_adapter(path: Path) -> Stored:
     stored = store.load(path)
     recipe = recipe_of(stored, path)
     base = open_base(recipe, stored, weights=False)
-    targets = expand(base.model, stored.patterns)
+    targets = expand_stored(base.model, stored)
     adapter = SuperLora(stored.config, targets, base=_base_rows(path, stored, recipe, targets))
     store.restore(adapter, stored, where=str(path))
     return Stored(path, stored, recipe, base, adapter)

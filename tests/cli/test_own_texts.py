@@ -75,6 +75,27 @@ def test_a_recipe_for_texts_can_be_looked_at_and_trains(
     assert trained.json()["params"]["adapter"] == made["params"]["adapter"]
 
 
+@pytest.mark.parametrize(
+    ("parts", "held"),
+    [
+        (("train",), "validation: 0.1   # a tenth is held out to judge by, a tenth to test it"),
+        (("train", "test"), "validation: 0.1   # a tenth is held out to judge by; the data have texts to test it"),
+        (("train", "validation", "test"), None),
+    ],
+)
+def test_a_recipe_says_what_is_held_out_and_which_rows_are_left_out(
+    parts: tuple[str, ...], held: str | None, cli: Cli
+) -> None:
+    Path("sums").mkdir()
+    for part in parts:
+        write(f"sums/{part}.jsonl", [*SUMS, {"prompt": "1+1="}])
+    made = cli("init", "--data", "sums", "--model", "sums_llama")
+    assert f"left out {len(parts)} of {61 * len(parts)} texts" in made.err
+    text = Path("sums.yaml").read_text()
+    assert (held in text) if held else ("held out" not in text)
+    assert load_recipe("sums.yaml").data.name == "sums"
+
+
 def test_a_preview_marks_what_is_learned_and_counts_what_is_cut(cli: Cli) -> None:
     write("sums.jsonl", [*SUMS, *({"prompt": f"{'1+' * 10}{n}=", "completion": str(10 + n)} for n in range(20))])
     assert cli("init", "--data", "sums.jsonl", "--model", "sums_llama").code == 0
@@ -100,12 +121,14 @@ def test_a_preview_marks_what_is_learned_and_counts_what_is_cut(cli: Cli) -> Non
         (("init", "--data", "sums.jsonl", "--model", "sums_llama", "--image-size", "32"), "--image-size: "),
         (("init", "--data", "bad.jsonl", "--model", "sums_llama"), "no text of the train part can be used"),
         (("init", "--data", "talk.jsonl", "--model", "sums_llama"), "has no chat template"),
+        (("init", "--data", "nested.json", "--model", "sums_llama"), "write the list 'data' in it"),
         (("preview", "sums_roman_lora", "--out", "texts.png"), "texts are printed"),
     ],
 )
 def test_what_is_wrong_with_texts_is_said_and_nothing_written(words: tuple[str, ...], says: str, cli: Cli) -> None:
     write("sums.jsonl", SUMS)
     write("talk.jsonl", TALK)
+    Path("nested.json").write_text(json.dumps({"data": SUMS}))
     Path("bad.jsonl").write_text('{"question": "1+1?"}\n')
     result = cli(*words)
     assert result.code == 2

@@ -60,6 +60,61 @@ def test_parts_of_a_folder_are_found_by_their_names(tmp_path: Path) -> None:
     assert len(read_text_files(tmp_path, None).train) == 5  # without those of the test
 
 
+def test_files_of_a_folder_that_are_no_texts_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", ROWS[:3])
+    (tmp_path / "README.md").write_text("about")
+    found = read_text_files(tmp_path, None)
+    assert (len(found.train), found.notes) == (3, ("left out 1 file (plain text beside tables): README.md",))
+    (tmp_path / "rows.jsonl").rename(tmp_path / "train.jsonl")
+    write(tmp_path / "dev.jsonl", ROWS[3:4])
+    for name in ("train_2.jsonl", "extra.csv"):
+        write(tmp_path / name, ROWS[4:6])
+    found = read_text_files(tmp_path, None)
+    assert (len(found.train), len(found.test or ())) == (3, 1)
+    why = "not called like a part, such as train-2"
+    assert found.notes == ("left out 1 file (plain text beside tables): README.md",
+                           f"left out 2 files ({why}): extra.csv, train_2.jsonl")  # fmt: skip
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train.jsonl").rename(tmp_path / "train" / "a.jsonl")
+    (tmp_path / "README.md").rename(tmp_path / "train" / "README.md")
+    found = read_text_files(tmp_path, None)
+    assert (len(found.train), found.notes[0]) == (3, "left out 1 file (plain text beside tables): train/README.md")
+
+
+def test_plain_files_may_be_parts_beside_tables(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one")
+    write(tmp_path / "test.jsonl", ROWS[:1])
+    assert [row["text"] for row in read_text_files(tmp_path, None).train.rows] == ["one"]
+
+
+def test_a_cell_may_be_long_without_changing_other_readers(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    write(tmp_path / "a.csv", [{"text": "a" * 2 * limit}])
+    assert len(read_text_files(tmp_path / "a.csv", None).train.rows[0]["text"]) == 2 * limit
+    assert csv.field_size_limit() == limit
+
+
+def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert list(read_text_files(tmp_path / "a.json", None).train.rows) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"version": 1, "data": [{"text": "a"}]}', "holds no list of texts.*the list 'data' in it"),
+        ("7", "holds no list of texts"),
+        ('[{"text": "a"},]', "cannot be read"),
+        ("{broken\n{}", "cannot be read"),
+    ],
+)
+def test_json_without_a_list_of_texts_says_so(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UsageError, match=says):
+        read_text_files(tmp_path / "a.json", None)
+
+
 def test_plain_files_are_texts_and_paragraphs_if_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\n\n")
     assert [row["text"] for row in read_text_files(tmp_path / "a.txt", None).train.rows] == ["one", "two"]
@@ -71,6 +126,7 @@ def test_plain_files_are_texts_and_paragraphs_if_there_is_one(tmp_path: Path) ->
     ("row", "columns", "found"),
     [
         ({"text": "a", "id": 3}, None, {"text": "a"}),
+        ({"prompt": 7, "completion": 0.5}, None, {"prompt": "7", "completion": "0.5"}),
         ({"text": "a", "label": 3}, None, {"text": "a", "label": "3"}),
         ({"review": "a", "stars": 1}, {"text": "review", "label": "stars"}, {"text": "a", "label": "1"}),
         ({"q": "1?", "a": 2}, {"prompt": "Q: {q}", "completion": " {a}"}, {"prompt": "Q: 1?", "completion": " 2"}),
@@ -87,7 +143,8 @@ def test_a_row_has_the_form_of_its_columns(row: Any, columns: Any, found: Any) -
     assert shaped(row, columns) == found
 
 
-@pytest.mark.parametrize("row", [7, {}, {"text": ""}, {"text": 3}, {"prompt": "a"}, {"messages": TALK[:1]},
+@pytest.mark.parametrize("row", [7, {}, {"text": ""}, {"text": True}, {"text": float("nan")}, {"text": None},
+                                 {"prompt": "a"}, {"messages": TALK[:1]},
                                  {"prompt": "p", "choices": ["x"], "answer": 0}, {"prompt": "a", "completion": ""},
                                  {"text": "\ud83d"},
                                  *({"prompt": "p", "choices": ["x", "y"], "answer": answer}
