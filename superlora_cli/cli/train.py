@@ -67,6 +67,7 @@ def command(
             folder, fresh = opened()
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.commands import train as work
+            from superlora_cli.commands.resuming import checkpoint_to_resume
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
         if not alone:  # they agree on one
@@ -74,7 +75,7 @@ def command(
             folder.writes = processes.is_main
         if not fresh:  # unset keys keep the defaults that the run was started with
             loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
-        checkpoint = None if fresh else processes.on_main(lambda: work.checkpoint_to_resume(folder, console))
+        checkpoint = None if fresh else processes.on_main(lambda: checkpoint_to_resume(folder, console))
         result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 
