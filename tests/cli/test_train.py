@@ -273,11 +273,13 @@ def test_a_run_is_resumed_where_it_was_moved_to(trained: Path, cli: Cli, monkeyp
     assert cli("train", "--resume", "moved").code == 0
     assert not Path("first").exists()
     assert metrics(Path("moved")) == metrics(trained)
+    assert cli("train", "--resume", "moved", "train.steps=7", "eval.every=7", "--json").json()["steps"] == 7
 
 
 def test_what_is_trained_is_asked_for(cli: Cli) -> None:
     for words, what in (
         ((), "recipe: no recipe is given"),
+        (("train.steps=8",), "recipe: no recipe is given"),
         (("--resume", "auto"), "recipe: no recipe is given"),
         (("--resume", "run"), "run: no such run folder"),
     ):
