@@ -21,8 +21,11 @@ def test_a_failure_leaves_the_group_of_processes_too(
     def fail(*_: object, **__: object) -> None:
         raise RunError("as if an image was lost")
 
+    def end(own: Processes) -> None:
+        ended.append(own)
+
     ended: list[Processes] = []
-    monkeypatch.setattr(Processes, "end", lambda self: ended.append(self))
+    monkeypatch.setattr(Processes, "end", end)
     monkeypatch.setattr(module, "with_bar", fail)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text(f"file,adapter\na.png,{trained.name}\n")
