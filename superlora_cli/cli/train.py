@@ -45,7 +45,7 @@ def command(
 
     overrides = overrides or []
     if recipe and is_override(recipe):
-        recipe, overrides = None, [recipe, *overrides]
+        overrides, recipe = [recipe, *overrides], None
     file = find_recipe(recipe or _recipe_of(resume))
     loaded = load_recipe(file, overrides)
     console = stderr_console()

@@ -135,8 +135,8 @@ def combine(
         origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
     )
     made.save(out, force=force)
-    params = sum(tensor.numel() for tensor in tensors.values())
-    return _about(out, to, params, errors | {"head": _fate(parts, kept=True)})
+    errors["head"] = _fate(parts, kept=True)
+    return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 
 def _about(out: Path, to: str, params: int, more: dict[str, Any]) -> dict[str, Any]:
