@@ -10,6 +10,12 @@ import typer
 from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs, writing
 from superlora_cli.errors import UsageError
 
+HEADS = {
+    "mean": "the weighted mean of heads that were trained apart: evaluate it before use",
+    "kept": "as it was trained",
+    "left out": "left out: files of this form hold none",
+}
+
 
 def command(
     results: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Run folders or adapter files.")],
@@ -27,7 +33,10 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Add up adapters of any method on the same base."""
+    """Add up adapters of any method on the same base.
+
+    Of trained heads, the weighted mean is taken, or for formats without heads none; the output says which.
+    """
     numbers = None if weights is None else [_number(part) for part in weights.split(",")]
     with loading():
         from superlora_cli.commands.combine import combine
@@ -39,6 +48,8 @@ def command(
     rows = [("output", f"{done['output']}  {done['bytes']:,} bytes")]
     if "params" in done:
         rows.append(("parameters", f"{done['params']:,}"))
+    if done["head"]:
+        rows.append(("head", HEADS[done["head"]]))
     print_pairs(to, rows)
     if "weights" in done:
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")

@@ -119,11 +119,11 @@ def _subject(
             base = find(model or DEFAULT_MODEL)
             patterns = (patterns or DEFAULT_TARGETS) if _adapts(flags) else ()
             return Subject(base, patterns, base.targets(patterns), flags, None, {})
-    if "=" in name and not Path(name).exists():
+    from superlora_cli.recipe.load import is_override, load_recipe
+
+    if is_override(name):
         raise UsageError("KEY=VALUE overrides a recipe, but no recipe is given", where=name,
                          hint="use an option such as --rank 2, or give RECIPE first")  # fmt: skip
-    from superlora_cli.recipe.load import load_recipe
-
     recipe = load_recipe(name, overrides)
     with located({key: value for key, value in (("model", model), ("targets", targets)) if value}, name):
         base = find(model) if model else find(recipe.model.name, recipe.model.kwargs)

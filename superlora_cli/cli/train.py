@@ -41,10 +41,13 @@ def command(
     """Train an adapter, or the base itself, from a recipe."""
     from superlora_cli.progress import doing
     from superlora_cli.recipe.defaults import recorded
-    from superlora_cli.recipe.load import find_recipe, load_recipe
+    from superlora_cli.recipe.load import find_recipe, is_override, load_recipe
 
+    overrides = overrides or []
+    if recipe and is_override(recipe):
+        overrides, recipe = [recipe, *overrides], None
     file = find_recipe(recipe or _recipe_of(resume))
-    loaded = load_recipe(file, overrides or ())
+    loaded = load_recipe(file, overrides)
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
@@ -67,14 +70,15 @@ def command(
             folder, fresh = opened()
         with doing(console, "loading torch and timm", quiet=quiet or not speaks()):
             from superlora_cli.commands import train as work
+            from superlora_cli.commands.resuming import checkpoint_to_resume
             from superlora_cli.training.processes import join
         processes = join(loaded.train)
         if not alone:  # they agree on one
             folder, fresh = processes.on_main(opened)
             folder.writes = processes.is_main
         if not fresh:  # unset keys keep the defaults that the run was started with
-            loaded = load_recipe(file, overrides or (), defaults=recorded(folder.path))
-        checkpoint = None if fresh else processes.on_main(lambda: work.checkpoint_to_resume(folder, console))
+            loaded = load_recipe(file, overrides, defaults=recorded(folder.path))
+        checkpoint = None if fresh else processes.on_main(lambda: checkpoint_to_resume(folder, console))
         result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
     print_json(result) if as_json else _show_result(result)
 

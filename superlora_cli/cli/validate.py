@@ -18,16 +18,25 @@ def command(
     """Check a recipe and list everything that is wrong.
 
     Checks every key, with file and line, and whether targets and knobs fit the model's weights. A model on the hub is
-    not downloaded for this.
+    not downloaded for this. Data that are not here are a warning.
     """
     from superlora_cli.analysis.trained import trained_params
+    from superlora_cli.data.known import check_there
+    from superlora_cli.errors import UsageError
     from superlora_cli.recipe.load import find_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if ":" not in loaded.model.name:
         with located({}, recipe):
             trained_params(loaded)
+    warnings = []
+    try:
+        check_there(loaded.data)
+    except UsageError as error:
+        warnings = [str(error)]
     if as_json:
-        print_json({"valid": True, "recipe": loaded.to_dict()})
+        print_json({"valid": True, "recipe": loaded.to_dict(), **({"warnings": warnings} if warnings else {})})
     else:
+        for line in warnings:
+            typer.echo(f"warning: {line}")
         typer.echo(f"{find_recipe(recipe)}: valid. superlora train {recipe} --dry-run counts what it would train.")

@@ -59,24 +59,26 @@ def assign(table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] =
         raise UsageError(f"none of {len(rows)} images can be read", where=str(table), hint=unreadable[0]["cause"])
     base = open_base(recipe, next(iter(stored.values())))
     processes = join(recipe.train)
-    model = base.model.to(processes.device).eval()
-    switching, kind = Switching(model), image_task_of(recipe)
-    images = FolderImages([(str(table.parent / rows[index][0]), 0) for index in readable]).seen_through(
-        evaluation_transform(Look(base.image_size, base.mean, base.std))
-    )
-    batches = list(_batches([rows[index][1] for index in readable], recipe.eval.batch_size))
-    found: dict[int, Prediction] = {}
-    loaded = chosen_batches(images, [own for _, own in batches], workers=recipe.data.workers)
-    bar = with_bar(loaded, "predicting", total=len(readable), size=lambda batch: len(batch[1]))
-    current = None
-    for (name, own), (batch, _) in zip(batches, bar, strict=True):
-        if name != current:
-            adapter, current = switching.use(stored[name], str(files[name])), name
-        with processes.autocast(), adapter.kept():
-            logits = model(batch.to(processes.device)).float()
-        classes = names_of(stored[name].classes, outputs_of(model))
-        found |= zip(own, kind.predictions(logits, classes), strict=True)
-    processes.end()
+    try:
+        model = base.model.to(processes.device).eval()
+        switching, kind = Switching(model), image_task_of(recipe)
+        images = FolderImages([(str(table.parent / rows[index][0]), 0) for index in readable]).seen_through(
+            evaluation_transform(Look(base.image_size, base.mean, base.std))
+        )
+        batches = list(_batches([rows[index][1] for index in readable], recipe.eval.batch_size))
+        found: dict[int, Prediction] = {}
+        loaded = chosen_batches(images, [own for _, own in batches], workers=recipe.data.workers)
+        bar = with_bar(loaded, "predicting", total=len(readable), size=lambda batch: len(batch[1]))
+        current = None
+        for (name, own), (batch, _) in zip(batches, bar, strict=True):
+            if name != current:
+                adapter, current = switching.use(stored[name], str(files[name])), name
+            with processes.autocast(), adapter.kept():
+                logits = model(batch.to(processes.device)).float()
+            classes = names_of(stored[name].classes, outputs_of(model))
+            found |= zip(own, kind.predictions(logits, classes), strict=True)
+    finally:
+        processes.end()
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow((*COLUMNS, *kind.predicted))

@@ -71,7 +71,8 @@ def combine(
         tell: called with the bytes of a format before they are written.
 
     Returns:
-        output, to, bytes, params (of an adapter, or of ΔW); where rank can be limited also weights (name, rank and
+        output, to, bytes, params (of an adapter, or of ΔW), head (`mean`, `kept`, `left out`; None: no adapter has a
+        trained one); where rank can be limited also weights (name, rank and
         error of each) and error (of all together). A single adapter with weight 1 and no limits is copied byte for
         byte.
 
@@ -102,7 +103,7 @@ def combine(
     targets, patterns, base = _common_base(read, terms, first)
     if len(parts) == 1 and parts[0][0] == 1 and to == ADAPTER and rank is None and energy is None:
         write_atomic(out, first.path.read_bytes(), force=force)
-        return _about(out, to, first.adapter.plan.params, _exact(first.targets))
+        return _about(out, to, first.adapter.plan.params, _exact(first.targets) | {"head": _fate(parts, kept=True)})
     sums = [total(target, terms) for target in targets]
     if to != ADAPTER:
         form = FORMATS[to]
@@ -111,6 +112,7 @@ def combine(
         done = form.write(whole, out, Options(rank, energy, force, tell))
         params = {} if form.lora else {"params": sum(target.flat.elements for target in targets)}
         told: dict[str, Any] = {key: done[key] for key in ("weights", "error") if key in done}
+        told["head"] = _fate(parts, kept=form.head)
         return {"output": str(out), "to": to, "bytes": done["bytes"], **params, **told}
     found = _limited(sums, targets, rank, energy)
     config, tensors = as_lora([one.update for one in found], targets, rank=max(one.rank for one in found))
@@ -133,11 +135,19 @@ def combine(
         origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
     )
     made.save(out, force=force)
+    errors["head"] = _fate(parts, kept=True)
     return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 
-def _about(out: Path, to: str, params: int, errors: dict[str, Any]) -> dict[str, Any]:
-    return {"output": str(out), "to": to, "bytes": out.stat().st_size, "params": params, **errors}
+def _about(out: Path, to: str, params: int, more: dict[str, Any]) -> dict[str, Any]:
+    return {"output": str(out), "to": to, "bytes": out.stat().st_size, "params": params, **more}
+
+
+def _fate(parts: Sequence[tuple[float, Stored]], *, kept: bool) -> str | None:
+    """What becomes of the trained heads; None if there are none."""
+    if not any(adapter.stored.head for _, adapter in parts):
+        return None
+    return ("mean" if len(parts) > 1 else "kept") if kept else "left out"
 
 
 def _exact(targets: Sequence[Target]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _tuned(
         processes.seed(built.recipe.seed)
         task = task_of(built.recipe)(built, processes)
         learner = Learner(task.trained(), task.head(), task.buffers(), train, scaler=processes.scaler)
-        meter = Meter(processes)
+        meter = Meter(processes, task.unit)
         with closing(task.batches(0, steps)) as batches:
             for step in range(1, steps + 1):
                 passes(task, train, learner, batches, processes, meter, step)

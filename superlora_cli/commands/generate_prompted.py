@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +42,13 @@ class Wanted(NamedTuple):
 
 
 def read_scales(text: str | None) -> tuple[float, ...]:
-    """`0,0.5,1` → the scales; 1 by default.
+    """`0,0.5,1` → the scales, each once; 1 by default.
 
     Raises:
         UsageError: one is not a number.
     """
     try:
-        found = tuple(float(part) for part in text.split(",")) if text is not None else SCALES
+        found = tuple(dict.fromkeys(map(float, text.split(",")))) if text is not None else SCALES
         if not all(abs(scale) < float("inf") for scale in found):
             raise ValueError
     except ValueError:
@@ -202,8 +203,8 @@ def generate_prompted(
 def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
     """Images that are made together: of one scale, at most so many."""
     found: list[Sequence[Wanted]] = []
-    for scale in dict.fromkeys(image.scale for image in wanted):
-        own = [image for image in wanted if image.scale == scale]
+    for _, group in groupby(wanted, key=lambda image: image.scale):
+        own = list(group)
         found += [own[start : start + most] for start in range(0, len(own), most)]
     return found
 

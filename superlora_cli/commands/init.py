@@ -19,6 +19,7 @@ from superlora_cli.data.labelled import find_tables, list_table
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
+from superlora_cli.models.patterns import CONVOLUTIONS
 from superlora_cli.models.targets import weights_of
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.recipe.defaults import HEAD_RATE
@@ -30,7 +31,8 @@ EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; fewest and most steps
 BATCH, EVALUATIONS = 64, 10
 ENOUGH = 500  # validation images needed to select a step: with fewer, an early one wins by chance
 LARGE = 224  # pixels; without a GPU a model made for larger images gets this size
-TARGETS = (["q", "v"], ["mlp"], ["all-linear"], ["*conv*"])  # the first that hold `LEAST` of the body, else all of it
+# The first that hold `LEAST` of the body, else all of it:
+TARGETS = (["q", "v"], ["mlp"], ["all-linear"], [CONVOLUTIONS])
 LEAST = 0.02  # q and v are at least 1/25 of a model; a stem, or a layer next to the classifier, is less
 TEMPLATE = """\
 # {model} on the images in {data}: {classes} classes, {images:,} training images.

@@ -65,18 +65,20 @@ def predict(
             f"a base for {base.task} predicts no classes", where=str(path), hint="use a run with task: classification"
         )
     processes = join(recipe.train)
-    model = built.model.to(processes.device).eval()
-    look = Look(base.image_size, base.mean, base.std)
-    images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
-    classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
-    rows: list[Prediction] = []
-    batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
-    with built.kept():
-        for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
-            with processes.autocast():
-                logits = model(batch.to(processes.device)).float()
-            rows += kind.predictions(logits, classes)
-    processes.end()
+    try:
+        model = built.model.to(processes.device).eval()
+        look = Look(base.image_size, base.mean, base.std)
+        images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
+        classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
+        rows: list[Prediction] = []
+        batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
+        with built.kept():
+            for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
+                with processes.autocast():
+                    logits = model(batch.to(processes.device)).float()
+                rows += kind.predictions(logits, classes)
+    finally:
+        processes.end()
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("file", *kind.predicted))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,16 @@ from rich.console import Console
 
 from superlora_cli.adapter.activations import MEANING
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.commands.resuming import as_started, differences, flat
 from superlora_cli.data.splits import SPLITS
-from superlora_cli.errors import InterruptedRunError, UsageError
+from superlora_cli.errors import InterruptedRunError
 from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.progress import doing, hushed
-from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.recipe.yaml import dump_yaml, read_yaml
+from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of
-from superlora_cli.tasks.reading import OTHER_DATA, settled
-from superlora_cli.tasks.work import Work
+from superlora_cli.tasks.reading import settled
 from superlora_cli.training.display import Display
 from superlora_cli.training.local import Local
 from superlora_cli.training.loop import fit, ready
@@ -138,7 +136,7 @@ def _train(
     quiet: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    recipe = _as_started(recipe, run) if resume else settled(recipe)
+    recipe = as_started(recipe, run) if resume else settled(recipe)
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     with doing(console, f"building {recipe.model.name}", quiet=quiet):
@@ -163,19 +161,21 @@ def _train(
             display = Display(console, steps=STEPS, start=0, quiet=quiet)
             found = range_test(task, recipe.train, processes, display).proposed
             recipe = task.recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found)})
-    learner, at = ready(task, recipe.train, processes, resume)  # nothing is written before this
+    learner, at = ready(task, recipe.train, processes, resume)
+    changed = differences(run, task, processes, at) if resume else []  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""
-    for line in _differences(run, task, processes) if resume else ():
-        display.say(line)
     run.sweep() if resume else run.clear()
+    for line in changed:
+        run.log(line)
+        display.say(line)
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
                  **({} if found is None else {"found_rate": found}))  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:
-        start_trackers(processes.accelerator, trackers, run, config=_flat(recipe.to_dict()), run_id=about["id"],
+        start_trackers(processes.accelerator, trackers, run, config=flat(recipe.to_dict()), run_id=about["id"],
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
     config = built.adapter.config if built.adapter else AdapterConfig()
@@ -214,71 +214,3 @@ def _train(
         **meter.totals(),
         **run.warned(),
     }
-
-
-def _as_started(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found.
-
-    Raises:
-        UsageError: a rate was to be found, and the run folder does not say which one was.
-    """
-    file = run.path / "recipe.yaml"
-    if recipe.train.optimizer.finds:
-        found = load_recipe(file).train.optimizer if file.is_file() else recipe.train.optimizer
-        if found.finds:
-            hint = "train.optimizer.lr=NUMBER, or start over with --force"
-            raise UsageError("does not say the rate that the run found", where=str(file), hint=hint)
-        recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found.rate)})
-    if not file.is_file():
-        return settled(recipe)
-    return settled(recipe, (read_yaml(file).data.get("data") or {}).get("split", "shuffle"))
-
-
-def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
-    """The newest intact checkpoint of an existing run; reports newer ones that are damaged.
-
-    Raises:
-        UsageError: the folder or an intact checkpoint in it is missing.
-    """
-    if not run.path.is_dir():
-        raise UsageError(
-            "no such run folder", where=str(run.path), hint="--resume auto starts a new run if there is none"
-        )
-    found, damaged = run.intact_checkpoint()
-    if found is None:
-        hint = damaged[0] if damaged else "set train.checkpoint_every, or start over with --force"
-        raise UsageError("holds no intact checkpoint", where=str(run.path), hint=hint)
-    for line in damaged:
-        run.log(line)
-        console.print(line, markup=False, soft_wrap=True)
-    return found
-
-
-def _differences(run: RunFolder, task: Work, processes: Processes) -> Iterator[str]:
-    """A line for every difference between a resumed training and what the run folder records."""
-    for line in _changes(run, task.recipe, processes):
-        yield f"resuming with a changed recipe: {line}"
-    if run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint:
-        yield f"resuming on changed data: {OTHER_DATA}"
-
-
-def _changes(run: RunFolder, recipe: Recipe, processes: Processes) -> list[str]:
-    """`train.steps: 100 → 200` for every key in which `recipe` or the processes differ from the run's."""
-    stored = run.path / "recipe.yaml"
-    if not stored.is_file():
-        return []
-    old, new = _flat(read_yaml(stored).data), _flat(recipe.to_dict())
-    before = run.about().get("environment", {})
-    for key, value in processes.describe().items():
-        old[key], new[key] = before.get(key), value
-    return [
-        f"{key}: {old.get(key)} → {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        return {prefix: data}
-    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

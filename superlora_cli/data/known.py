@@ -58,6 +58,10 @@ class DataKind(ABC):
         """Whether `data.name` means a data set of this kind."""
         return name in self.names
 
+    def place(self, section: DataSection) -> Path | None:
+        """The file or folder that holds the data and that nothing downloads; None for other kinds."""
+        return None
+
     def class_count(self, name: str) -> int | None:
         """The number of classes, if known without looking at the data."""
         return None
@@ -144,36 +148,36 @@ class Folder(DataKind):
     def recognises(self, name: str) -> bool:
         return name in self.by_root or os.path.isdir(name)
 
+    def place(self, section: DataSection) -> Path:
+        return Path(section.root if section.name in self.by_root else section.name)
+
     def has_several_labels(self, section: DataSection) -> bool:
         """Whether the folder has a table of labels."""
         from superlora_cli.data.labelled import find_tables
 
-        return bool(find_tables(self._path(section)))
+        return bool(find_tables(self.place(section)))
 
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
         from superlora_cli.data.folder import folder_classes
         from superlora_cli.data.labelled import table_classes
 
-        return (table_classes if has_several_labels(section) else folder_classes)(self._path(section))
+        return (table_classes if has_several_labels(section) else folder_classes)(self.place(section))
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.folder import read_folder
         from superlora_cli.data.labelled import read_table
 
-        return (read_table if has_several_labels(section) else read_folder)(self._path(section))
+        return (read_table if has_several_labels(section) else read_folder)(self.place(section))
 
     def captioned(self, section: DataSection, size: int, *, seed: int) -> Captioned:
         from superlora_cli.data.captioned import read_captioned_folder
 
-        return read_captioned_folder(self._path(section), section.caption)
+        return read_captioned_folder(self.place(section), section.caption)
 
     def texts(self, section: DataSection, *, seed: int) -> TextSource:
         from superlora_cli.data.text_files import read_text_files
 
-        return read_text_files(self._path(section), section.columns)
-
-    def _path(self, section: DataSection) -> Path:
-        return Path(section.root if section.name in self.by_root else section.name)
+        return read_text_files(self.place(section), section.columns)
 
 
 class Torchvision(DataKind):
@@ -230,15 +234,18 @@ class Shards(DataKind):
     def recognises(self, name: str) -> bool:
         return name.startswith(self.prefix)
 
+    def place(self, section: DataSection) -> Path:
+        return Path(section.name.removeprefix(self.prefix))
+
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
         from superlora_cli.data.shards import shard_classes
 
-        return shard_classes(Path(section.name.removeprefix(self.prefix)))
+        return shard_classes(self.place(section))
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.shards import read_shards
 
-        return read_shards(Path(section.name.removeprefix(self.prefix)), classes=section.num_classes)
+        return read_shards(self.place(section), classes=section.num_classes)
 
 
 class Listed(DataKind):
@@ -284,10 +291,13 @@ class TextFile(OfTexts):
     def recognises(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)
 
+    def place(self, section: DataSection) -> Path:
+        return Path(section.name)
+
     def texts(self, section: DataSection, *, seed: int) -> TextSource:
         from superlora_cli.data.text_files import read_text_files
 
-        return read_text_files(Path(section.name), section.columns)
+        return read_text_files(self.place(section), section.columns)
 
 
 class MadeTexts(OfTexts):
@@ -344,6 +354,17 @@ def kind_named(name: str) -> DataKind:
         hint = nearest_set(name) or f"a folder of images, or a name such as {', '.join(examples)} or {last}"
         raise UsageError(f"unknown data set '{name}', and no such folder here", where="data.name", hint=hint)
     return kind
+
+
+def check_there(section: DataSection) -> None:
+    """Refuse data that can be nowhere but on this machine, and are not.
+
+    Raises:
+        UsageError: they are missing, or `data.name` means nothing.
+    """
+    place = kind_named(section.name).place(section)
+    if place is not None and not place.exists():
+        raise UsageError("no such file or folder", where=str(place), hint="data.name and data.root say where data are")
 
 
 def nearest_set(name: str) -> str | None:

@@ -17,6 +17,7 @@ from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import UsageError, did_you_mean
 
 SHORT_NAMES = ("q", "k", "v", "o", "mlp", "all-linear")
+CONVOLUTIONS = "*conv*"  # as most models name them
 
 FUSED = {"qkv": "qkv", "kv": "kv", "qk": "qk",  # last part of the module's name → what its rows hold, in equal parts
          "c_attn": "qkv", "query_key_value": "qkv", "qkv_proj": "qkv", "Wqkv": "qkv"}  # fmt: skip
@@ -82,7 +83,7 @@ def expand(
             raise UsageError(
                 f"target '{pattern}' matches no weight of the model",
                 where="adapter.targets",
-                hint=_nearest(pattern, list(weights)),
+                hint=_fitting(pattern, weights) or _nearest(pattern, list(weights)),
             )
         found.update(matched)
     order = {name: index for index, name in enumerate(weights)}
@@ -188,6 +189,15 @@ def _part(name: str, weight: Weight, part: str) -> list[Target]:
     size = total // len(parts)
     start = parts.index(part) * size
     return [_slice(name, weight, start, start + size)]
+
+
+def _fitting(pattern: str, weights: Mapping[str, Weight]) -> str | None:
+    """Patterns that do match, in place of a short name; None if it is none, or nothing does."""
+    if pattern not in SHORT_NAMES:
+        return None
+    found = [word for word in ("o", "mlp", "all-linear") if _short(word, weights)]
+    found += [CONVOLUTIONS] if _pattern(CONVOLUTIONS, weights) else []
+    return f"try {', '.join(found)}" if found else None
 
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:

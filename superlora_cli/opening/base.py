@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.data.known import check_there
 from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
@@ -25,14 +26,17 @@ def open_base(
     Raises:
         UsageError, MismatchError: as `models.build.build`, or the base is made for another task.
     """
-    if classes is None and (TASKS[recipe.task].has_classes or TASKS[recipe.task].trains_head(recipe)):
+    kind = TASKS[recipe.task]
+    if classes is None and (kind.has_classes or kind.trains_head(recipe)):
         classes = classes_of(stored, recipe) if stored else class_count(recipe.data)
+        if classes is None and kind.trains_head(recipe):
+            check_there(recipe.data)  # if not, that is why
     image_size = recipe.data.image_size
     if weights:
         base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
     else:
         base = build(recipe.model, classes=classes, image_size=image_size, weights=False)
-    task = TASKS[recipe.task].bases or recipe.task
+    task = kind.bases or recipe.task
     if task != base.task:
         message = f"{recipe.model.name} is a base for {base.task}, not for {recipe.task}"
         raise UsageError(message, where="task", hint=f"task: {base.task}, or another base")

@@ -56,6 +56,15 @@ def find_sweep(name_or_path: str | Path) -> Path:
     return _find(name_or_path, shipped_sweeps(), "sweep")
 
 
+def is_override(text: str) -> bool:
+    """Whether an argument in the place of a recipe is KEY=VALUE, so that there is no recipe.
+
+    >>> is_override("train.steps=5"), is_override("quickstart")
+    (True, False)
+    """
+    return "=" in text and not os.path.exists(text)
+
+
 def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> Path:
     path = Path(name_or_path)
     listed = f"`superlora ls {kind}s` lists the shipped ones"
@@ -66,6 +75,8 @@ def _find(name_or_path: str | Path, shipped: Mapping[str, Path], kind: str) -> P
     if name in shipped:
         return shipped[name]
     check_kind(path, f"a {kind}", (), listed)
+    if is_override(str(name_or_path)):
+        raise UsageError(f"no {kind} is given", where=str(name_or_path), hint=f"a {kind} first, then KEY=VALUE")
     near = did_you_mean(name, shipped) or did_you_mean(Path(name).name, shipped)
     hint = " ".join(filter(None, (near, listed)))
     raise UsageError(f"no such file or shipped {kind}", where=str(name_or_path), hint=hint)

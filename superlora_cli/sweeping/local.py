@@ -76,12 +76,13 @@ class Worker:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, *self.how))
         # Ctrl-C reaches the whole process group; workers ignore it, and are stopped by this process.
-        resource_tracker.ensure_running()  # otherwise its start would unblock the signal
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        resource_tracker.ensure_running()  # which unblocks signals, so not later
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def outcome(self) -> Outcome:

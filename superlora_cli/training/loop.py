@@ -92,6 +92,10 @@ class Progress:
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
     waited: int = 0  # evaluations since the best one
 
+    def is_over(self, train: TrainSection) -> bool:
+        """Whether no step is left, or `train.patience` is exhausted."""
+        return self.step == train.length or (train.patience is not None and self.waited >= train.patience)
+
 
 def ready(
     task: Task, train: TrainSection, processes: Processes, resume: Path | None = None
@@ -153,9 +157,6 @@ def fit(
             files = task.exported(at.best) if processes.is_main else {}
         processes.on_main(lambda: run.save(at.step, state, files, keep=train.keep, protected=train.checkpoint_at))
 
-    def out_of_patience() -> bool:
-        return train.patience is not None and at.waited >= train.patience
-
     def warn() -> None:
         if found := relapse(run.losses(), task.guessing):
             rate = f"the learning rate {train.optimizer.rate:g} is too high"
@@ -166,7 +167,7 @@ def fit(
     batches = task.batches(at.step, train.length)
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
-        while at.step < train.length and not out_of_patience():
+        while not at.is_over(train):
             passes(task, train, learner, batches, processes, meter, at.step + 1)
             stop = processes.average(learner.gradients(), signal.asked)
             at.step += 1
@@ -200,7 +201,7 @@ def fit(
                     run.show(at.step, picture)
                 words = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
                 display.say(f"step {at.step}  {task.judged_by()}  {words}")
-            ends = last or out_of_patience()
+            ends = at.is_over(train)
             if saves or ends:
                 save()
             if (stop or pauses) and not ends:
@@ -209,7 +210,7 @@ def fit(
                 error = InterruptedRunError if stop else PausedRunError
                 raise error(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()
-        if out_of_patience() and at.step < train.length:
+        if at.step < train.length:
             line = f"ended at step {at.step}: {at.waited} evaluations without improvement since step {at.best_step}"
             run.log(line)
             display.say(line)

@@ -32,7 +32,7 @@ class Figures:
     throughput: float
     data_wait: float
     memory: int
-    unit: str = "images"
+    unit: str
 
 
 class Meter:
@@ -42,7 +42,7 @@ class Meter:
         unit: what batches are measured in.
     """
 
-    def __init__(self, processes: Processes, unit: str = "images") -> None:
+    def __init__(self, processes: Processes, unit: str) -> None:
         self.processes, self.unit = processes, unit
         self.amount, self.seconds, self.waited = 0, 0.0, 0.0  # over all looks
         self.steps: set[int] = set()

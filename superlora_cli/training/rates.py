@@ -124,7 +124,7 @@ def range_test(task: Task, train: TrainSection, processes: Processes, display: D
 def _test(task: Task, train: TrainSection, learner: Learner, processes: Processes, display: Display) -> RangeTest:
     start = learner.snapshot()
     groups, head_lr = learner.optimizer.param_groups, train.optimizer.head_lr
-    found, meter = RangeTest(), Meter(processes)
+    found, meter = RangeTest(), Meter(processes, task.unit)
 
     def untrained(batches: list[Any], step: int) -> float:
         with learner.having(start), torch.no_grad(), task.one_step():

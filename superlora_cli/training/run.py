@@ -22,8 +22,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from weakref import WeakSet
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json, system_errors, write_atomic, write_json
@@ -38,6 +40,16 @@ CONFUSION_FILE = "confusion.csv"
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", CONFUSION_FILE, "measure.json",
              "adapter.safetensors", "samples", "pictures", "model.safetensors", "checkpoints", "trace.json.gz",
              "tensorboard", "wandb", ".lock")  # fmt: skip
+LOCKS: WeakSet[TextIOWrapper] = WeakSet()  # of runs that this process has opened
+
+
+def _let_go() -> None:
+    """A loader worker that outlives its run must not hold its lock."""
+    for lock in LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class FolderInUseError(UsageError):
@@ -93,7 +105,7 @@ class RunFolder:
         with system_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = lock_file.open("a")
-        os.register_at_fork(after_in_child=lock.close)  # a loader worker that outlives its run must not hold it
+        LOCKS.add(lock)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -99,7 +99,8 @@ def test_targets_may_differ_and_overlap(cli: Cli) -> None:
 def test_heads_are_averaged(cli: Cli) -> None:
     words = ("digits_lora", "model.head=new")
     paths = [write_adapter(f"{seed}.safetensors", *words, f"seed={seed}", seed=seed) for seed in (1, 2)]
-    assert cli("combine", *paths, "--weights", "1,3", "--out", "sum.safetensors").code == 0
+    told = cli("combine", *paths, "--weights", "1,3", "--out", "sum.safetensors")
+    assert (told.code, "the weighted mean of heads" in told.out) == (0, True)
     one, two, found = (store.load(Path(path)).head["head.weight"] for path in (*paths, "sum.safetensors"))
     torch.testing.assert_close(found, 0.25 * one + 0.75 * two)
     frozen = write_adapter("frozen.safetensors", "digits_lora")
@@ -107,6 +108,8 @@ def test_heads_are_averaged(cli: Cli) -> None:
     assert refused.code == 2
     assert "head" in refused.message
     assert cli("combine", *paths, "--weights", "1,-1", "--out", "new.safetensors").code == 2
+    for words, head in (("--weights", "0,1"), "kept"), (("--to", "delta"), "left out"):
+        assert cli("combine", *paths, *words, "--out", f"{head}.safetensors", "--json").json()["head"] == head
 
 
 @pytest.mark.parametrize("targets", ["[q,v]", "[q]"])

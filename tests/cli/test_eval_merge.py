@@ -234,6 +234,28 @@ def test_validate_says_the_recipe_with_its_defaults(cli: Cli) -> None:
     assert found["valid"] is True
     assert found["recipe"]["train"]["precision"] == "fp32"
     assert "quickstart" in cli("validate", "quickstart").out
+    assert "warnings" not in found
+
+
+@pytest.mark.parametrize("name", ["moved", "torch/image_folder", "wds/moved", "moved.jsonl"])
+def test_data_that_are_not_here_are_a_warning_of_validate(name: str, cli: Cli) -> None:
+    words = ("quickstart", "model.head=new", f"data.name={name}")
+    (warning,) = cli("validate", *words, "--json").json()["warnings"]
+    assert "no such" in warning
+    found = cli("validate", *words)
+    assert (found.code, f"warning: {warning}" in found.out) == (0, True)
+
+
+def test_sets_that_are_downloaded_need_not_be_here(cli: Cli) -> None:
+    words = ("quickstart", "model.head=new", "data.name=torch/cifar100", "data.augment=none")
+    assert "warnings" not in cli("validate", *words, "--json").json()
+    assert cli("train", *words, "--dry-run", "--json").json()["params"]["head"] == 6500
+
+
+@pytest.mark.parametrize("command", ["train", "preview"])
+def test_data_that_are_not_here_are_no_unknown_number_of_classes(command: str, cli: Cli) -> None:
+    found = cli(command, "quickstart", "model.head=new", "data.name=moved")
+    assert (found.code, "unknown data set 'moved', and no such folder here" in found.message) == (2, True)
 
 
 def test_schema_is_json_schema_and_a_table(cli: Cli) -> None:

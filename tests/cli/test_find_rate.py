@@ -84,7 +84,7 @@ def test_a_run_with_the_rate_it_found_is_that_of_the_rate_given(cli: Cli, monkey
     for name in ("adapter.safetensors", "eval.json", "recipe.yaml"):
         assert Path("found", name).read_bytes() == Path("given", name).read_bytes()
     assert json.loads(Path("found/run.json").read_text())["found_rate"] == rate
-    changed = cli("train", *QUICK, "train.optimizer.lr=0.5", "--resume", "found", "--json").json()
+    changed = cli("train", *QUICK, "train.optimizer.lr=0.5", "train.steps=7", "--resume", "found", "--json").json()
     assert "found_rate" not in changed
     Path("found/recipe.yaml").unlink()
     lost = cli("train", *finds, "--resume", "found")

@@ -273,11 +273,13 @@ def test_a_run_is_resumed_where_it_was_moved_to(trained: Path, cli: Cli, monkeyp
     assert cli("train", "--resume", "moved").code == 0
     assert not Path("first").exists()
     assert metrics(Path("moved")) == metrics(trained)
+    assert cli("train", "--resume", "moved", "train.steps=7", "eval.every=7", "--json").json()["steps"] == 7
 
 
 def test_what_is_trained_is_asked_for(cli: Cli) -> None:
     for words, what in (
         ((), "recipe: no recipe is given"),
+        (("train.steps=8",), "recipe: no recipe is given"),
         (("--resume", "auto"), "recipe: no recipe is given"),
         (("--resume", "run"), "run: no such run folder"),
     ):
@@ -316,7 +318,8 @@ def test_a_changed_recipe_is_named_key_by_key_and_takes_effect(trained: Path, cl
         "train.optimizer.lr: 0.1 → 0.002",
         "train.scheduler.name: OneCycleLR → constant",
     ):
-        assert f"resuming with a changed recipe: {line}" in result.err
+        for told in (result.err, Path("run/log.txt").read_text()):
+            assert f"resuming with a changed recipe: {line}" in told
     last = metrics(Path("run"))[-2]
     assert last == {"step": 8, "loss": last["loss"], "lr": 0.002}
     assert read_yaml("run/recipe.yaml").data["train"]["steps"] == 8

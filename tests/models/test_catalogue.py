@@ -220,6 +220,12 @@ def test_rows_that_are_not_contiguous_are_refused(name: str, word: str) -> None:
     assert all(target.whole for target in expand(model, [whole]))
 
 
+def test_a_model_without_attention_says_what_to_try_instead() -> None:
+    with pytest.raises(UsageError, match="'q' matches no weight") as caught:
+        expand(build("resnet18"), ["q"])
+    assert caught.value.hint == "try *conv*"
+
+
 def test_the_same_layer_with_blocks_of_rows_is_fine() -> None:
     assert expand(build("maxvit_tiny_tf_224"), ["q"])  # converted weights: q, k, v first, then heads
 

@@ -48,6 +48,11 @@ def test_a_missing_recipe_names_the_nearest_and_the_list(shipped: Path, name: st
     assert "superlora ls recipes" in str(caught.value.hint)
 
 
+def test_key_value_in_the_place_of_a_recipe_is_not_looked_for() -> None:
+    with pytest.raises(UsageError, match="no recipe is given"):
+        find_recipe("train.steps=5")
+
+
 @pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 5000, "/nowhere/else.yaml"])
 def test_odd_names_are_usage_errors(name: str) -> None:
     with pytest.raises(UsageError):

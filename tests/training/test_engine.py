@@ -122,7 +122,7 @@ def test_a_checkpoint_has_the_weights_and_their_average(cli: Cli) -> None:
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_the_one_named() -> None:
-    meter = Meter(join(load_recipe("quickstart", ()).train))
+    meter = Meter(join(load_recipe("quickstart", ()).train), "images")
     for step, loss in enumerate((1.0, 2.0, float("nan"), 3.0, float("inf")), start=11):
         meter.add(torch.tensor(loss), 4, step)
     assert meter.look().bad_step == 13

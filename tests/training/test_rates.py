@@ -24,7 +24,7 @@ from superlora_cli.training.rates import STEPS, WARM_UP, RangeTest, range_test
 class Valley:
     """½ · curvature · (w − target)² for targets of ±1, drawn for every image: SGD is stable below 2 / curvature."""
 
-    guessing = math.inf
+    guessing, unit = math.inf, "drops"
 
     def __init__(self, curvature: float, *, head: bool = False) -> None:
         self.curvature = curvature
@@ -83,6 +83,13 @@ def test_the_rate_follows_the_curvature_and_is_stable(curvature: float, keys: di
     assert len(test.rates) < STEPS
     lowest = min(loss for _, loss in test.curve)
     assert lowest < 0.5 * test.curve[0][1] < test.curve[-1][1]
+
+
+def test_throughput_is_in_the_unit_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = set()
+    monkeypatch.setattr(Display, "step", lambda _, step, figures, lr: units.add(figures.unit))
+    found(Valley(300.0))
+    assert units == {"drops"}
 
 
 def test_adam_needs_an_explicit_rate() -> None:

@@ -179,7 +179,7 @@ def test_a_tracker_that_fails_to_start_is_one_line_and_leaves_no_run(cli: Cli, m
 
 # Progress
 
-FIGURES = Figures(loss=1.2345, bad_step=None, throughput=321.4, data_wait=0.07, memory=3 * 2**29)
+FIGURES = Figures(loss=1.2345, bad_step=None, throughput=321.4, data_wait=0.07, memory=3 * 2**29, unit="images")
 
 
 def shown(*, terminal: bool, quiet: bool = False, steps: int = 10, at: int = 4, width: int = 140) -> str:

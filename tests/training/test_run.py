@@ -1,0 +1,36 @@
+"""A run folder is held by the process that opened it, and by none that it starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from superlora_cli.training.run import RunFolder
+
+
+def test_opening_many_runs_leaves_nothing_behind_in_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "register_at_fork", lambda **_: pytest.fail("callbacks can never be removed"))
+    for name in "ab":
+        with RunFolder(tmp_path / name).opened():
+            pass
+
+
+def test_a_child_lets_go_of_the_lock(tmp_path: Path) -> None:
+    run, (reading, writing) = RunFolder(tmp_path / "run"), os.pipe()
+    with run.opened():
+        child = os.fork()
+        if child == 0:
+            os.read(reading, 1)  # until the parent has closed the folder, and opened it again
+            os._exit(0)
+    try:
+        with run.opened():
+            pass
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
