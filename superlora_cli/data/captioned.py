@@ -19,13 +19,12 @@ from string import Formatter
 from typing import Any
 
 from PIL import Image
-from timm.utils import natural_key
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from superlora_cli.data.folder import some
+from superlora_cli.data.folder import image_names, some
 from superlora_cli.data.holding_out import by_content, by_position
-from superlora_cli.data.images import SUFFIXES, open_rgb, size_of
+from superlora_cli.data.images import open_rgb, size_of
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Pictures, Splits, Unreadable, three_parts
 from superlora_cli.errors import UsageError
@@ -184,11 +183,7 @@ def _read(
     root: Path, template: str | None, fields: Sequence[str], notes: list[str]
 ) -> tuple[CaptionedImages, list[Unreadable]]:
     """The images below a folder, and those that are left out."""
-    names = sorted(
-        (path.relative_to(root).as_posix() for path in root.rglob("*")
-         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts)),
-        key=natural_key,
-    )  # fmt: skip
+    names = image_names(root)
     table = _table(root) if "text" in fields else None
     known = set(names)
     if table is not None and (gone := [name for name in table if name not in known]):

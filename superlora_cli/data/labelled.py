@@ -15,7 +15,7 @@ from PIL import Image
 from timm.utils import natural_key
 from torch import Tensor
 
-from superlora_cli.data.folder import FolderImages, decoded, some
+from superlora_cli.data.folder import FolderImages, decoded, image_names, some
 from superlora_cli.data.images import SUFFIXES
 from superlora_cli.data.source import TEST, TRAIN, VALIDATION, Source, three_parts
 from superlora_cli.errors import UsageError
@@ -157,6 +157,5 @@ def _numbered(row: Row, classes: dict[str, int]) -> Labelled:
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[str]:
     """A note about images that are in no table."""
-    files = [str(path) for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    if left := [path for path in files if path not in named]:
+    if left := [path for name in image_names(root) if (path := str(root / name)) not in named]:
         yield f"left out {len(left):,} images that are not in {TABLE}: {some(left)}"
