@@ -23,10 +23,13 @@ def open_base(
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError, MismatchError: as `models.build.build`, or the base is made for another task.
+        UsageError, MismatchError: as `models.build.build`, or the base is made for another task; or
+            the data of a new training have too few classes.
     """
     if classes is None and (TASKS[recipe.task].has_classes or TASKS[recipe.task].trains_head(recipe)):
         classes = classes_of(stored, recipe) if stored else class_count(recipe.data)
+        if not stored:
+            TASKS[recipe.task].check_classes(recipe, classes)
     image_size = recipe.data.image_size
     if weights:
         base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)
