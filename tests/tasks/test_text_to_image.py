@@ -519,6 +519,22 @@ def test_a_file_of_the_cache_under_anothers_name_counts_as_missing(folders: dict
     assert not again.has("other")
 
 
+def test_what_is_too_large_to_be_held_leaves_the_memory_to_others(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("superlora_cli.tasks.text_to_image.cache.HELD", 16)
+    cache = Cache(folders[FAMILY], "unet")
+    for key, count in (("large", 5), ("one", 2), ("other", 2), ("more", 1)):
+        cache.put(key, {"latents": torch.ones(count)})
+        assert cache.has(key)
+    for key in ("one", "other"):
+        cache.file(key).unlink()
+        assert torch.equal(cache.get(key)["latents"], torch.ones(2))
+    for key in ("large", "more"):
+        cache.file(key).unlink()
+        assert not cache.has(key)
+
+
 def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders[FAMILY], tmp_path / "copy")
     before = Cache(tmp_path / "copy", "unet").path
