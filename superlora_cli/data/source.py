@@ -87,7 +87,7 @@ class Source:
         validation, test: None if they should be held out of the training images.
         fingerprint: SHA-256 by which changed data are recognised, wherever they lie: of names, sizes and labels of
             image files; of the places of images in shards, their sizes and labels; of all pixels and labels of embedded
-            sets; of the labels and their order in Hugging Face sets; of the name and numbers of images of torchvision's.
+            sets; of the labels of Hugging Face sets, in order; of the name and numbers of images of torchvision's.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.
     """

@@ -20,7 +20,7 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import dealt, epoch, repeated, stream
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
@@ -594,6 +594,16 @@ def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
     assert list(stream(samples, 4, seed=0, start=5, stop=9, share=Share())) == whole[5:]
     two = [list(stream(samples, 4, seed=0, start=0, stop=3, share=Share(1, process, 2))) for process in range(2)]
     assert [batch for pair in zip(*two, strict=True) for batch in pair] == whole[:6]
+
+
+def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:
+    names = ["a.png", "1_cat/b.png", "12_a [dog]/c.png", "deep/3_fish/d.png", "4/e.png"]
+    (note,) = not_repeated(names, {})
+    repeats = json.loads(note.partition("text-to-image.repeats: ")[2])
+    samples = [Seen(number, (16, 16), "", f"{number}") for number in range(len(names))]
+    assert [repeated(samples, names, repeats).count(sample) for sample in samples] == [1, 1, 12, 3, 1]
+    assert not list(not_repeated(names, {"*": 2}))
+    assert not list(not_repeated(names, repeats))
 
 
 def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:
