@@ -29,7 +29,7 @@ from superlora_cli.kinds import Kind, check_kind
 L = TypeVar("L")  # a class, or several labels
 Labelled = tuple[str, int]  # a file and its class
 NAMED = 3  # files named in a note
-WANTED = "use one sub-folder of images per class"
+WANTED = "use one sub-folder of images per class, or a table labels.csv with the columns file,label"
 
 
 class FolderImages(Pictures):
