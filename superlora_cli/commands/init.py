@@ -90,8 +90,7 @@ def starting_recipe(
     if not data.is_dir():
         hint = "give a folder with one sub-folder of images per class, or with train and test folders of such"
         raise UsageError("no such folder", where=str(data), hint=hint)
-    several = bool(find_tables(data))
-    classes, (train, validation, test) = list_table(data) if several else list_folder(data)
+    classes, (train, validation, test) = list_table(data) if find_tables(data) else list_folder(data)
     images = len(train or [])
     held_out = (validation is None) + (test is None)
     left = images - held_out * round(0.1 * images)

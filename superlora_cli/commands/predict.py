@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import natural_key
 
 from superlora_cli.data.batches import evaluation_batches
-from superlora_cli.data.folder import FolderImages
+from superlora_cli.data.folder import FolderImages, image_names
 from superlora_cli.data.images import SUFFIXES
 from superlora_cli.data.scan import scan
 from superlora_cli.data.splits import Look, evaluation_transform
@@ -47,8 +46,7 @@ def predict(
         raise UsageError("no such folder", where=str(folder), hint="give a folder of images, at any depth")
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="create it first")
-    files = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    names = sorted(files, key=natural_key)
+    names = image_names(folder)
     if not names:
         check_kind(folder, "a folder of images", (Kind.FOLDER,))
         raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")

@@ -1,8 +1,8 @@
 """Images with captions, for text-to-image: from a folder, or of an embedded set.
 
-In a folder, the caption of `cat.png` is in `cat.txt` beside it, or in a table at the top of the folder,
-`metadata.jsonl` or `metadata.csv`, with the columns `file_name` and `text`. With the template `data.caption`, an
-image's own text ("{text}") or its folder's name ("{class}") is a part of a longer one, or all images have the same.
+In a folder, the caption of `cat.png` is in `cat.txt` or `cat.caption` beside it, or in a table at the top of the
+folder, `metadata.jsonl` or `metadata.csv`, with the columns `file_name` and `text`. With the template `data.caption`,
+an image's own text ("{text}") or its folder's name ("{class}") is a part of a longer one, or all images have the same.
 Images that cannot be read, and those without a caption where one is needed, are left out and reported.
 """
 
@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +20,19 @@ from string import Formatter
 from typing import Any
 
 from PIL import Image
-from timm.utils import natural_key
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from superlora_cli.data.folder import some
+from superlora_cli.data.folder import image_names, some
 from superlora_cli.data.holding_out import by_content, by_position
-from superlora_cli.data.images import SUFFIXES, open_rgb, size_of
+from superlora_cli.data.images import open_rgb, size_of
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Pictures, Splits, Unreadable, three_parts
 from superlora_cli.errors import UsageError
 from superlora_cli.kinds import Kind, check_kind
 
 TABLES = ("metadata.jsonl", "metadata.csv")
+BESIDE = (".txt", ".caption")  # files with an image's caption; the second, of kohya's scripts, if there is no first
 NAME, TEXTS = "file_name", ("text", "caption", "prompt")  # columns; of the second, the first that there is
 FIELDS = ("text", "class")
 NO_CAPTION, NOT_UTF8 = "no caption", "its caption is not UTF-8"
@@ -184,11 +185,7 @@ def _read(
     root: Path, template: str | None, fields: Sequence[str], notes: list[str]
 ) -> tuple[CaptionedImages, list[Unreadable]]:
     """The images below a folder, and those that are left out."""
-    names = sorted(
-        (path.relative_to(root).as_posix() for path in root.rglob("*")
-         if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.relative_to(root).parts)),
-        key=natural_key,
-    )  # fmt: skip
+    names = image_names(root)
     table = _table(root) if "text" in fields else None
     known = set(names)
     if table is not None and (gone := [name for name in table if name not in known]):
@@ -216,18 +213,19 @@ def _text(path: Path, name: str, table: Mapping[str, str] | None) -> tuple[str, 
     """An image's own caption, and why it has none."""
     if table is not None:
         return (table[name], None) if table.get(name, "").strip() else ("", NO_CAPTION)
-    file = path.with_suffix(".txt")
+    text, other = (path.with_suffix(suffix) for suffix in BESIDE)
+    file = other if os.path.exists(other) and not os.path.lexists(text) else text
     if file.exists() and not file.is_file():
         return "", "its caption is a folder, a pipe or a device"  # reading a pipe would block forever
     try:
-        text = file.read_text(encoding="utf-8-sig").strip()
+        caption = file.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
         return "", NO_CAPTION
     except UnicodeDecodeError:
         return "", NOT_UTF8
     except OSError as error:
         return "", f"its caption cannot be read: {error.strerror}"
-    return (text, None) if text else ("", NO_CAPTION)
+    return (caption, None) if caption else ("", NO_CAPTION)
 
 
 def _is_text(caption: str) -> bool:

@@ -1,5 +1,8 @@
 """A folder of the user's own images: one sub-folder per class, in `train`, `val` and `test` or all in one folder.
 
+The class of an image is the first folder on its path, as for torchvision's ImageFolder; the folders in that one only
+hold its images. Hidden files and folders, and macOS's `__MACOSX`, are passed over.
+
 Images that cannot be read are left out and reported. A class folder without images gets no class number: there is
 nothing to learn from it. If no training image of a class can be read, that is an error.
 """
@@ -15,8 +18,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.utils import natural_key
 
-from superlora_cli.data.images import SUFFIXES, open_rgb
+from superlora_cli.data.images import SUFFIXES, is_own, open_rgb
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
 from superlora_cli.errors import UsageError
@@ -25,6 +29,7 @@ from superlora_cli.kinds import Kind, check_kind
 L = TypeVar("L")  # a class, or several labels
 Labelled = tuple[str, int]  # a file and its class
 NAMED = 3  # files named in a note
+WANTED = "use one sub-folder of images per class, or a table labels.csv with the columns file,label"
 
 
 class FolderImages(Pictures):
@@ -135,15 +140,34 @@ def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None
         raise UsageError(
             f"holds {test.name} but no train", where=str(root), hint="add train, or use class folders without either"
         )
-    files, classes = find_images_and_targets(str(train or root), types=SUFFIXES)
+    files = _by_class(train or root)
     if not files:
         check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
-    if not files or "" in classes:
-        found = (
-            f"{sum(label == classes[''] for _, label in files)} images outside class folders" if files else "no images"
-        )
-        raise UsageError(f"holds {found}", where=str(train or root), hint="use one sub-folder of images per class")
-    return classes, (files, _labelled(validation, classes), _labelled(test, classes))
+        raise UsageError("holds no images", where=str(train or root), hint=WANTED)
+    names = sorted({name for _, name in files}, key=lambda name: (natural_key(name), name))
+    classes = {name: number for number, name in enumerate(names)}
+    numbered = [(path, classes[name]) for path, name in files]
+    return classes, (numbered, _labelled(validation, classes), _labelled(test, classes))
+
+
+def image_names(folder: Path) -> list[str]:
+    """The images in a folder, at any depth, relative to it, in natural order."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(filter(is_own, files), key=natural_key)
+
+
+def _by_class(folder: Path) -> list[tuple[str, str]]:
+    """The images below a folder, in natural order, with the names of their classes.
+
+    Raises:
+        UsageError: there are images outside class folders.
+    """
+    files, _ = find_images_and_targets(str(folder), types=SUFFIXES)
+    own = [(path, name) for path, _ in files if is_own(name := _name(folder, path))]
+    found = [(path, name.rpartition("/")[0].partition("/")[0]) for path, name in own]
+    if stray := sum(not name for _, name in found):
+        raise UsageError(f"holds {stray} images outside class folders", where=str(folder), hint=WANTED)
+    return found
 
 
 def _existing(root: Path, names: Sequence[str]) -> Path | None:
@@ -154,15 +178,15 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
     """The files of a split, labelled by the classes of the training images."""
     if folder is None:
         return None
-    files, own = find_images_and_targets(str(folder), types=SUFFIXES)
-    for name in own.keys() - classes.keys():
-        raise UsageError(
-            f"class '{name}' has no training images", where=str(folder), hint="add some, or remove the class"
-        )
+    files = _by_class(folder)
+    for _, name in files:
+        if name not in classes:
+            raise UsageError(
+                f"class '{name}' has no training images", where=str(folder), hint="add some, or remove the class"
+            )
     if not files:
         raise UsageError("holds no images", where=str(folder), hint="add some, or remove the folder")
-    names = list(own)
-    return [(path, classes[names[label]]) for path, label in files]
+    return [(path, classes[name]) for path, name in files]
 
 
 def _name(root: Path, path: str) -> str:
@@ -174,7 +198,7 @@ def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
     """A note about class folders without images."""
     folder = _existing(root, TRAIN) or root
     used = {_name(folder, path).partition("/")[0] for path in train}
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and is_own(path.name))
     if empty := [str(path) for path in folders if path.name not in used]:
         yield f"class folders without images get no class number: {some(empty)}"
 

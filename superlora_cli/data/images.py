@@ -19,11 +19,21 @@ if TYPE_CHECKING:
 # Files in a folder that count as images. Pillow cannot read HEIC, but such files are reported rather than ignored.
 SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
+APPLE = "__MACOSX"  # folder of macOS's own files in an archive
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # Pillow warns about odd metadata of images that it reads well; all that matters is whether an image can be read.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def is_own(name: str | Path) -> bool:
+    """Whether a file or folder, named relative to the data's folder, is the user's own: neither hidden nor macOS's.
+
+    >>> is_own("cats/1.png"), is_own("cats/.thumbnails/1.png"), is_own("__MACOSX/cats/1.png")
+    (True, False, False)
+    """
+    return not any(part.startswith(".") or part == APPLE for part in Path(name).parts)
 
 
 def open_rgb(file: str | Path | BinaryIO, *, name: str | None = None) -> Image.Image:

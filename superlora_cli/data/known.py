@@ -152,22 +152,24 @@ class Folder(DataKind):
         return Path(section.root if section.name in self.by_root else section.name)
 
     def has_several_labels(self, section: DataSection) -> bool:
-        """Whether the folder has a table of labels."""
-        from superlora_cli.data.labelled import find_tables
+        """Whether the folder has a table of labels, and not of one class for each image."""
+        from superlora_cli.data.labelled import has_several
 
-        return bool(find_tables(self.place(section)))
+        return has_several(self.place(section))
 
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
         from superlora_cli.data.folder import folder_classes
         from superlora_cli.data.labelled import table_classes
 
-        return (table_classes if has_several_labels(section) else folder_classes)(self.place(section))
+        return (table_classes if self._has_table(section) else folder_classes)(self.place(section))
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.folder import read_folder
         from superlora_cli.data.labelled import read_table
 
-        return (read_table if has_several_labels(section) else read_folder)(self.place(section))
+        if self._has_table(section):
+            return read_table(self.place(section), several=has_several_labels(section))
+        return read_folder(self.place(section))
 
     def captioned(self, section: DataSection, size: int, *, seed: int) -> Captioned:
         from superlora_cli.data.captioned import read_captioned_folder
@@ -178,6 +180,12 @@ class Folder(DataKind):
         from superlora_cli.data.text_files import read_text_files
 
         return read_text_files(self.place(section), section.columns)
+
+    def _has_table(self, section: DataSection) -> bool:
+        """Whether a table has the labels; a recipe may say that they are the folders, whatever the table is."""
+        from superlora_cli.data.labelled import find_tables
+
+        return section.multi_label or (section.multi_label is None and bool(find_tables(self.place(section))))
 
 
 class Torchvision(DataKind):

@@ -1,6 +1,8 @@
-"""Images with any number of labels, from a table `labels.csv` in or next to their folder, or in `train`, `val`, `test`.
+"""Images and their labels from a table `labels.csv` in or next to their folder, or in `train`, `val`, `test`.
 
-The table has the columns `file` and `labels`. The labels of an image are separated by spaces; an image may have none.
+The table has the columns `file` and `labels`, or `file` and `label`. Of `labels`, an image has any number, separated by
+spaces; its one `label` is its class, and may have spaces in it.
+
 Files are looked for in the folder of images, then next to the table. Images that are not in the table are left out.
 """
 
@@ -15,13 +17,13 @@ from PIL import Image
 from timm.utils import natural_key
 from torch import Tensor
 
-from superlora_cli.data.folder import FolderImages, decoded, some
+from superlora_cli.data.folder import FolderImages, decoded, image_names, some
 from superlora_cli.data.images import SUFFIXES
 from superlora_cli.data.source import TEST, TRAIN, VALIDATION, Source, three_parts
 from superlora_cli.errors import UsageError
 
 TABLE = "labels.csv"
-COLUMNS = ["file", "labels"]
+FILE, LABELS, LABEL = "file", "labels", "label"  # columns
 EXAMPLE = "a first line file,labels, then lines such as photos/1.jpg,cat outdoors"
 
 Labelled = tuple[str, tuple[int, ...]]  # a file and its labels
@@ -53,6 +55,15 @@ def find_tables(root: Path) -> list[tuple[Path, Path]]:
     if above.is_file() and any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
         return [(above, root)]
     return []
+
+
+def has_several(root: Path) -> bool:
+    """Whether a folder of images has a table in which an image has any number of labels.
+
+    Raises:
+        UsageError: a table cannot be read.
+    """
+    return any(LABEL not in _header(_lines(table)) for table, _ in find_tables(root))
 
 
 def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
@@ -91,8 +102,11 @@ def table_classes(root: Path) -> tuple[str, ...]:
     return tuple(list_table(root)[0])
 
 
-def read_table(root: Path) -> Source:
+def read_table(root: Path, *, several: bool) -> Source:
     """The images in a folder's tables, after decoding each of them once.
+
+    Args:
+        several: whether they have any number of labels, else one each, their class.
 
     Raises:
         UsageError: as `list_table`, or no image of a split can be read.
@@ -101,10 +115,12 @@ def read_table(root: Path) -> Source:
     names = tuple(classes)
     found = decoded(root, parts, lambda labels: " ".join(names[label] for label in labels))
     train, validation, test = (
-        None if part is None else LabelledImages(part.files, part.contents, len(names)) for part in found.parts
+        part if part is None else LabelledImages(part.files, part.contents, len(names)) if several else _classed(part)
+        for part in found.parts
     )
     assert train is not None
-    readable = {label for _, labels in train.files for label in labels}
+    assert found.parts[0] is not None
+    readable = {label for _, labels in found.parts[0].files for label in labels}
     for label in range(len(names)):
         if label not in readable:
             message = f"label '{names[label]}': none of its training images can be read"
@@ -113,14 +129,28 @@ def read_table(root: Path) -> Source:
     return Source(train, validation, test, names, found.fingerprint, found.unreadable, tuple(notes))
 
 
-def _rows(table: Path, folder: Path) -> Iterator[Row]:
+def _classed(images: FolderImages) -> FolderImages:
+    """Images that have one label each, as images of classes."""
+    return FolderImages([(path, label) for path, (label,) in images.files], images.contents)
+
+
+def _lines(table: Path) -> list[list[str]]:
     try:
-        lines = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
+        return list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot be read as a table: {error}", where=str(table), hint=EXAMPLE) from None
-    header = [name.strip() for name in lines[0]] if lines else []
-    for name in [*header, *COLUMNS]:
-        if (name in header) != (name in COLUMNS):
+
+
+def _header(lines: Sequence[Sequence[str]]) -> list[str]:
+    return [name.strip() for name in lines[0]] if lines else []
+
+
+def _rows(table: Path, folder: Path) -> Iterator[Row]:
+    lines = _lines(table)
+    header = _header(lines)
+    column = LABEL if LABEL in header else LABELS
+    for name in [*header, FILE, column]:
+        if (name in header) != (name in (FILE, column)):
             message = f"unknown column '{name}'" if name in header else f"no column '{name}'"
             hint = f"{EXAMPLE}; if it is something else, set data.multi_label: false"
             raise UsageError(message, where=f"{table}:1", hint=hint)
@@ -130,13 +160,16 @@ def _rows(table: Path, folder: Path) -> Iterator[Row]:
             continue
         if len(line) != len(header):
             message = f"{len(line)} values in {len(header)} columns"
-            raise UsageError(message, where=where, hint="labels are separated by spaces")
+            raise UsageError(message, where=where, hint=f"{LABELS} are separated by spaces")
         values = dict(zip(header, line, strict=True))
-        name = values["file"].strip()
+        name = values[FILE].strip()
         path = next((place / name for place in (folder, table.parent) if name and (place / name).is_file()), None)
         if path is None:
             raise UsageError(f"no such image '{name}'", where=where, hint=f"files are looked for in {folder}")
-        yield where, str(path), values["labels"].split()
+        label = values[column].strip()
+        if column == LABEL and not label:
+            raise UsageError(f"'{name}' has no label", where=where, hint="leave out the line, or give it one")
+        yield where, str(path), [label] if column == LABEL else label.split()
 
 
 def _top(root: Path, path: str) -> str | None:
@@ -157,6 +190,5 @@ def _numbered(row: Row, classes: dict[str, int]) -> Labelled:
 
 def _unnamed(root: Path, named: set[str]) -> Iterator[str]:
     """A note about images that are in no table."""
-    files = [str(path) for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
-    if left := [path for path in files if path not in named]:
+    if left := [path for name in image_names(root) if (path := str(root / name)) not in named]:
         yield f"left out {len(left):,} images that are not in {TABLE}: {some(left)}"

@@ -109,8 +109,9 @@ def read_shards(root: Path, *, classes: int | None) -> Source:
     parts = []
     for shards in (train, validation, test):
         entries = [entry for shard in shards or [] for entry in _entries(shard, len(names))]
-        for entry in entries:
-            digest.update(f"{Path(entry.shard).relative_to(root)}\0{entry}\0".encode(errors="surrogateescape"))
+        for shard, key, offset, size, label in entries:
+            name = Path(shard).relative_to(root).as_posix()
+            digest.update(f"{name}\0{key}\0{offset}\0{size}\0{label}\0".encode(errors="surrogateescape"))
         parts.append(ShardImages(entries) if shards is not None else None)
     images, held_out, tested = parts
     assert images is not None

@@ -85,7 +85,9 @@ class Source:
 
     Attributes:
         validation, test: None if they should be held out of the training images.
-        fingerprint: SHA-256 that changes when the data change.
+        fingerprint: SHA-256 by which changed data are recognised, wherever they lie: of names, sizes and labels of
+            image files; of the places of images in shards, their sizes and labels; of all pixels and labels of embedded
+            sets; of the labels of Hugging Face sets, in order; of the name and numbers of images of torchvision's.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.
     """
@@ -105,7 +107,7 @@ class Splits:
 
     Attributes:
         class_names: by class number.
-        fingerprint: SHA-256 that changes when the data change.
+        fingerprint: that of the `Source`; of texts, and of images with captions, SHA-256 of their whole content.
         augmented: whether reading a training image is random.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.

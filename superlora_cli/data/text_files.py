@@ -11,8 +11,8 @@ from typing import Any
 
 from timm.utils import natural_key
 
-from superlora_cli.data.folder import some
-from superlora_cli.data.images import SUFFIXES as IMAGES
+from superlora_cli.data.folder import image_names, some
+from superlora_cli.data.images import is_own
 from superlora_cli.data.source import Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
@@ -58,13 +58,13 @@ def holds_texts(path: Path) -> bool:
     """Whether a path is a file of texts, or a folder of such and of no images."""
     if path.is_file():
         return path.suffix.lower() in SUFFIXES
-    return bool(_files(path)) and not any(file.suffix.lower() in IMAGES for file in path.rglob("*"))
+    return bool(_files(path)) and not image_names(path)
 
 
 def _files(folder: Path) -> list[Path]:
     """The files of a folder that may hold texts, in order."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    own = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    own = [path for path in found if is_own(path.relative_to(folder))]
     return sorted(own, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 

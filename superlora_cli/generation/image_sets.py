@@ -10,7 +10,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from superlora_cli.data.embedded import Images
-from superlora_cli.data.images import SUFFIXES, cropped, open_rgb
+from superlora_cli.data.images import SUFFIXES, cropped, is_own, open_rgb
 from superlora_cli.data.known import kind_of, nearest_set
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Look, Sample
@@ -103,7 +103,12 @@ def in_words(size: tuple[int, int]) -> str:
 
 def holds_images(folder: Path) -> bool:
     """Whether there are images directly in a folder."""
-    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    return folder.is_dir() and any(_names(folder))
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The names of the images directly in a folder."""
+    return (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and is_own(path.name))
 
 
 def read_images(folder: Path) -> ImageSet:
@@ -117,8 +122,7 @@ def read_images(folder: Path) -> ImageSet:
         raise UsageError("no such folder", where=str(folder), hint="give a folder of images")
     if (folder / MANIFEST).is_file() and (folder / IMAGES).is_dir():
         folder /= IMAGES
-    files = (path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    names = sorted(files, key=natural_key)
+    names = sorted(_names(folder), key=natural_key)
     if not names:
         raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
     bad = [(name, file.cause) for name, file in scan(folder, names).items() if file.cause is not None]

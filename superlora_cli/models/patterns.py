@@ -78,7 +78,7 @@ def expand(
     found: set[Target] = set()
     others = {name: weight for name, weight in weights.items() if f"{name}.weight" not in without}
     for pattern in patterns:
-        matched = _short(pattern, others, earlier) if pattern in SHORT_NAMES else _pattern(pattern, weights)
+        matched = _short(pattern, others, earlier=earlier) if pattern in SHORT_NAMES else _pattern(pattern, weights)
         if not (matched or earlier):
             raise UsageError(
                 f"target '{pattern}' matches no weight of the model",
@@ -96,7 +96,7 @@ def _slice(name: str, weight: Weight, start: int = 0, stop: int | None = None) -
     return Target(name, start, stop, (stop - start, *weight.shape[1:]), (start, stop) == (0, total))
 
 
-def _short(word: str, weights: Mapping[str, Weight], earlier: bool) -> list[Target]:
+def _short(word: str, weights: Mapping[str, Weight], *, earlier: bool) -> list[Target]:
     if word == "all-linear":
         linear = {name: weight for name, weight in weights.items() if len(weight.shape) == 2 and not weight.classifies}
         heads = {name for name in linear if name in CLASSIFIERS or (IN_CLASSIFIER.match(name) and not earlier)}
@@ -195,7 +195,7 @@ def _fitting(pattern: str, weights: Mapping[str, Weight]) -> str | None:
     """Patterns that do match, in place of a short name; None if it is none, or nothing does."""
     if pattern not in SHORT_NAMES:
         return None
-    found = [word for word in ("o", "mlp", "all-linear") if _short(word, weights)]
+    found = [word for word in ("o", "mlp", "all-linear") if _short(word, weights, earlier=False)]
     found += [CONVOLUTIONS] if _pattern(CONVOLUTIONS, weights) else []
     return f"try {', '.join(found)}" if found else None
 

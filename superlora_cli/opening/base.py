@@ -24,13 +24,16 @@ def open_base(
         weights: False builds shapes only (on the meta device): no download, no memory.
 
     Raises:
-        UsageError, MismatchError: as `models.build.build`, or the base is made for another task.
+        UsageError, MismatchError: as `models.build.build`, or the base is made for another task; or
+            the data of a new training have too few classes.
     """
     kind = TASKS[recipe.task]
     if classes is None and (kind.has_classes or kind.trains_head(recipe)):
         classes = classes_of(stored, recipe) if stored else class_count(recipe.data)
         if classes is None and kind.trains_head(recipe):
             check_there(recipe.data)  # if not, that is why
+        if not stored:
+            kind.check_classes(recipe, classes)
     image_size = recipe.data.image_size
     if weights:
         base = build_seeded(recipe.model, recipe.seed, classes=classes, image_size=image_size)

@@ -151,7 +151,7 @@ class DataSection(Section):
     multi_label: bool | None = Field(
         None,
         description="Whether images have any number of labels, from a table `labels.csv`. Default: whether the folder "
-        "has one; a run records it in its recipe.",
+        "has one with the column `labels`; a run records it in its recipe.",
     )
     workers: int = Field(
         0,

@@ -46,6 +46,16 @@ class TaskKind:
         """Whether a new head is trained with the adapter."""
         return self.tells_classes and recipe.model.head == "new"
 
+    def check_classes(self, recipe: Recipe, count: int | None) -> None:
+        """Refuse to train on data of too few classes.
+
+        Args:
+            count: the number of classes; None if unknown.
+
+        Raises:
+            UsageError: there are too few.
+        """
+
     def at_work(self, recipe: Recipe) -> type[Work]:
         """The class that trains and evaluates this recipe."""
         raise NotImplementedError

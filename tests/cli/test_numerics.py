@@ -7,8 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from superlora_cli.errors import UsageError
+from superlora_cli.tasks.classification.task import Classification
 from tests.conftest import Cli
 
 TRAIN = ("model.head=new", "train.steps=4", "train.batch_size=4", "eval.every=2", "train.threads=1")
@@ -46,6 +49,30 @@ def test_generated_images_that_are_all_alike_are_measured(cli: Cli) -> None:
     assert all(value is None or math.isfinite(value) for value in metrics.values())
 
 
-def test_classes_of_one_kind_are_a_training_too(cli: Cli) -> None:
+@pytest.mark.parametrize("words", [("train", "quickstart", "data.name=grey", *TRAIN), ("init", "--data", "grey")])
+def test_a_classifier_of_one_class_is_refused(words: tuple[str, ...], cli: Cli) -> None:
     write_alike(Path("grey"), classes="a")
-    assert cli("train", "quickstart", "data.name=grey", *TRAIN, "--json").json()["metrics"]["accuracy"] == 1
+    result = cli(*words, *(["--model", "glyphs_vit"] if words[0] == "init" else []))
+    assert result.code == 2
+    assert "data.name: 'grey' has one class, 'a'" in result.message
+    assert "one sub-folder of images per class" in result.message
+
+
+def test_one_class_is_evaluated_by_a_model_of_more(cli: Cli) -> None:
+    write_alike(Path("grey"))
+    write_alike(Path("less"), classes="b")
+    assert cli("train", "quickstart", "data.name=grey", *TRAIN, "--out", "run").code == 0
+    (row,) = cli("eval", "run", "data.name=less", "--json").json()["per_class"]
+    assert (row["class"], row["n"]) == ("b", 30)
+
+
+def test_an_adapter_of_one_class_predicts_nothing() -> None:
+    with pytest.raises(UsageError, match="the model has one class"):
+        list(Classification.predictions(torch.zeros(2, 1), ["a"]))
+
+
+def test_one_label_or_images_to_generate_are_enough(cli: Cli) -> None:
+    write_alike(Path("grey"), classes="a")
+    Path("grey/train/labels.csv").write_text("file,labels\na/0.png,a\na/1.png,\n")
+    assert cli("train", "quickstart", "data.name=grey/train", *TRAIN, "--dry-run").code == 0
+    assert cli("train", "digits_unet_2d", "data.name=grey", "data.multi_label=false", "--dry-run").code == 0

@@ -222,6 +222,8 @@ def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> No
     write_digits(Path("new"), 12, skip=130)
     (Path("new") / "broken.png").write_bytes(b"no image")
     (Path("new") / "notes.txt").write_text("not an image")
+    write_digits(Path("new/__MACOSX"), 1)
+    (Path("new") / "one" / "._0.png").write_bytes(b"of macOS")
     found = cli("eval", own / "run", "--predict", "new", "--json").json()
     assert (found["predictions"], found["n"]) == ("new.csv", 48)
     assert [file["path"] for file in found["unreadable"]] == ["broken.png"]

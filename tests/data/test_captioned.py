@@ -34,6 +34,12 @@ def test_a_caption_that_is_no_file_is_not_opened(folder: Path) -> None:
     assert [bad.cause for bad in found.unreadable] == ["its caption is a folder, a pipe or a device"]
 
 
+def test_a_caption_may_be_in_a_file_for_kohyas_scripts(folder: Path) -> None:
+    (folder / "good.caption").write_text("not this one")
+    (folder / "other.caption").write_text("a blue square")
+    assert texts(read_captioned_folder(folder, None)) == {"good.png": "a red square", "other.png": "a blue square"}
+
+
 @pytest.mark.parametrize(
     "template", ["{text!r}", "{text:>1000000000}", "{text:{class}}", "{text.__class__}", "{0}", "{"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -144,6 +145,52 @@ def test_the_fingerprint_is_of_the_files_used(pets: Path) -> None:
         prints.append(splits_of(pets).fingerprint)
     assert len(set(prints[:4])) == 4
     assert prints[4] == prints[0]
+
+
+def test_a_class_is_the_first_folder_and_those_in_it_only_hold_its_images(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for number, name in enumerate(("2 dogs", "10 cats")):
+            write_folder(tmp_path / part / name, classes="ab", count=2)
+            picture(number, 9).save(tmp_path / part / name / "9.png")
+    splits = splits_of(tmp_path, validation=0)
+    assert splits.class_names == class_names(DataSection(name=str(tmp_path))) == ("2 dogs", "10 cats")
+    assert labels(splits.train) == labels(splits.test) == [0] * 5 + [1] * 5
+
+
+def test_images_outside_class_folders_are_refused_in_every_part(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        write_folder(tmp_path / part)
+    picture(1).save(tmp_path / "val" / "1.png")
+    with pytest.raises(UsageError, match="val: holds 1 images outside class folders"):
+        splits_of(tmp_path)
+
+
+def test_files_are_numbered_and_fingerprinted_in_natural_order(tmp_path: Path) -> None:
+    names = ["a2/1.ppm", "a2/B.ppm", "a2/c.ppm", "a10/2.ppm", "a10/10.ppm"]
+    for name in reversed(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(1).save(tmp_path / name)
+    splits = splits_of(tmp_path, validation=0, split="content")
+    files: Any = splits.train
+    assert [(path, label) for path, label in files.dataset.files] == [
+        (str(tmp_path / name), int(name.startswith("a10"))) for name in names
+    ]
+    said = "".join(f"{name}\0{(tmp_path / name).stat().st_size}\0{name.partition('/')[0]}\0" for name in names)
+    assert splits.fingerprint == hashlib.sha256(said.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("part", ["", "train", "test"])
+@pytest.mark.parametrize("junk", [".thumbnails", "__MACOSX", "a/.cache", "a/.hidden/deep"])
+def test_hidden_and_macos_files_are_passed_over(junk: str, part: str, tmp_path: Path) -> None:
+    root = tmp_path / ".config" / "pets"  # above the data's folder, a name may begin with a dot
+    for name in ("train", "test") if part else ("",):
+        write_folder(root / name)
+    before = splits_of(root)
+    write_folder(root / part / junk)
+    (root / part / "b" / "._1.png").write_bytes(b"of macOS")
+    (root / part / ".DS_Store.png").write_bytes(b"of macOS")
+    found = splits_of(root)
+    assert (found.class_names, found.fingerprint, found.notes) == (before.class_names, before.fingerprint, ())
 
 
 # What was found is remembered

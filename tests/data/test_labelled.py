@@ -87,6 +87,22 @@ def test_a_label_of_no_image_that_can_be_read_is_an_error(tmp_path: Path) -> Non
         load(photos)
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_column_label_has_the_class_of_each_image(parts: bool, tmp_path: Path) -> None:
+    lines = ["1.png,tabby cat", "2.png,10", "3.png,9", "4.png,tabby cat"]
+    photos = write(tmp_path / "photos", [*(f"train/{line}" for line in lines), "test/5.png,9"] if parts else lines)
+    table = photos / "labels.csv"
+    table.write_text(table.read_text().replace("labels", "label"))
+    Image.new("RGB", (9, 9)).save(photos / "other.png")
+    assert not has_several_labels(DataSection(name=str(photos)))
+    splits = load(photos, validation=0)
+    assert splits.class_names == ("9", "10", "tabby cat")
+    assert [splits.train[index][1] for index in range(4)] == [2, 1, 0, 2]
+    assert [splits.test[index][1] for index in range(len(splits.test))] == ([0] if parts else [])  # type: ignore[arg-type]
+    assert any("left out 1 images that are not in labels.csv" in note for note in splits.notes)
+    assert load(photos, validation=0, multi_label=True).train[0][1].tolist() == [0, 0, 1]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("table", "where", "message"),
     [
@@ -98,6 +114,8 @@ def test_a_label_of_no_image_that_can_be_read_is_an_error(tmp_path: Path) -> Non
         ("file,labels\n1.png,cat,dog", ":2", "3 values in 2 columns"),
         ("file,labels\n1.png,cat\n1.png,dog", ":3", "is listed twice"),
         ("file,labels\n1.png,\n2.png,", "", "no training image has a label"),
+        ("file,label\n1.png,cat\n2.png, ", ":3", "'2.png' has no label"),
+        ("file,label,labels\n1.png,cat,cat", ":1", "unknown column 'labels'"),
         ("file,labels\n", "", "lists no training images"),
         ("file,labels\n1.png,cat\ntest/8.png,cow", ":3", "label 'cow' has no training images"),
     ],

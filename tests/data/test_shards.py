@@ -103,6 +103,15 @@ def splits_of_flat(pets: Path) -> Any:
     return found
 
 
+def test_the_fingerprint_is_of_the_shards_wherever_they_lie(pets: Path) -> None:
+    first = splits_of("wds/pets").fingerprint
+    assert splits_of(f"wds/{pets.resolve()}").fingerprint == first
+    pets.rename("moved")
+    assert splits_of("wds/moved").fingerprint == first
+    write_shard(Path("moved/test/000000.tar"), [(100 + i, 2 - i % 3) for i in range(3)], suffix="jpg")
+    assert splits_of("wds/moved").fingerprint != first
+
+
 def test_shards_without_splits_are_for_training(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [(i, i % 2) for i in range(10)])
     assert sizes(splits_of(f"wds/{tmp_path}", num_classes=2, validation=0.2)) == (6, 2, 2)

@@ -20,7 +20,7 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import dealt, epoch, repeated, stream
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated, stream
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
@@ -519,6 +519,22 @@ def test_a_file_of_the_cache_under_anothers_name_counts_as_missing(folders: dict
     assert not again.has("other")
 
 
+def test_what_is_too_large_to_be_held_leaves_the_memory_to_others(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("superlora_cli.tasks.text_to_image.cache.HELD", 16)
+    cache = Cache(folders[FAMILY], "unet")
+    for key, count in (("large", 5), ("one", 2), ("other", 2), ("more", 1)):
+        cache.put(key, {"latents": torch.ones(count)})
+        assert cache.has(key)
+    for key in ("one", "other"):
+        cache.file(key).unlink()
+        assert torch.equal(cache.get(key)["latents"], torch.ones(2))
+    for key in ("large", "more"):
+        cache.file(key).unlink()
+        assert not cache.has(key)
+
+
 def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders[FAMILY], tmp_path / "copy")
     before = Cache(tmp_path / "copy", "unet").path
@@ -578,6 +594,16 @@ def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
     assert list(stream(samples, 4, seed=0, start=5, stop=9, share=Share())) == whole[5:]
     two = [list(stream(samples, 4, seed=0, start=0, stop=3, share=Share(1, process, 2))) for process in range(2)]
     assert [batch for pair in zip(*two, strict=True) for batch in pair] == whole[:6]
+
+
+def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:
+    names = ["a.png", "1_cat/b.png", "12_a [dog]/c.png", "deep/3_fish/d.png", "4/e.png"]
+    (note,) = not_repeated(names, {})
+    repeats = json.loads(note.partition("text-to-image.repeats: ")[2])
+    samples = [Seen(number, (16, 16), "", f"{number}") for number in range(len(names))]
+    assert [repeated(samples, names, repeats).count(sample) for sample in samples] == [1, 1, 12, 3, 1]
+    assert not list(not_repeated(names, {"*": 2}))
+    assert not list(not_repeated(names, repeats))
 
 
 def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from superlora_cli.errors import UsageError
 from superlora_cli.tasks.task import TaskKind
 
 if TYPE_CHECKING:
@@ -15,6 +16,16 @@ class ClassificationKind(TaskKind):
     """A model predicts the classes of an image."""
 
     tells_classes = True
+
+    def check_classes(self, recipe: Recipe, count: int | None) -> None:
+        from superlora_cli.data.known import has_several_labels
+        from superlora_cli.data.splits import class_names
+
+        if count == 1 and not has_several_labels(recipe.data):
+            named = "".join(f", '{name}'" for name in class_names(recipe.data) or ())
+            hint = "one sub-folder of images per class: is data.name one level too high, or too low?"
+            message = f"'{recipe.data.name}' has one class{named}, and nothing to tell it from"
+            raise UsageError(message, where="data.name", hint=hint)
 
     def at_work(self, recipe: Recipe) -> type[ImageTask]:
         from superlora_cli.data.known import has_several_labels

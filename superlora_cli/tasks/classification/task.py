@@ -37,7 +37,13 @@ class Classification(ImageTask):
 
     @staticmethod
     def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:
-        """The two likeliest classes of every image."""
+        """The two likeliest classes of every image.
+
+        Raises:
+            UsageError: there is one class only.
+        """
+        if len(names) < 2:
+            raise UsageError("the model has one class, and nothing to tell it from")
         top = outputs.softmax(-1).topk(2)
         for (one, other), (first, second) in zip(top.values.tolist(), top.indices.tolist(), strict=True):
             yield Prediction([names[first]], (names[first], f"{one:.6f}", names[second], f"{other:.6f}"))

@@ -81,9 +81,10 @@ class Cache:
                 return None
         except (UsageError, KeyError, ValueError):
             return None
-        self._bytes += sum(tensor.nbytes for tensor in tensors.values())
-        if self._bytes <= HELD:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._bytes + size <= HELD:
             self._held[key] = found
+            self._bytes += size
         return found
 
 

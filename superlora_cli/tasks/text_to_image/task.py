@@ -24,7 +24,14 @@ from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, repeated, steps_of_epoch, stream
+from superlora_cli.tasks.text_to_image.batches import (
+    dealt,
+    drawn_beside,
+    not_repeated,
+    repeated,
+    steps_of_epoch,
+    stream,
+)
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
@@ -85,6 +92,8 @@ class TextToImage(ImageTask):
             if not any(fnmatchcase(name, pattern) for name in names):
                 where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
                 raise UsageError("matches no training image", where=where, hint=hint)
+        unused = tuple(not_repeated(names, self.settings.repeats))
+        self.splits = replace(self.splits, notes=self.splits.notes + unused)
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
