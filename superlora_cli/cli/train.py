@@ -172,6 +172,8 @@ def _show_plan(summary: dict[str, Any]) -> None:
             rows.append(("also trained", f"{also['tensors']} tensors of the base, {also['params']:,} parameters"))
         rows.append(("adapter parameters", f"{params['adapter']:,}"))
         rows.append(("head parameters trained", f"{params['head']:,}"))
+    if "note" in summary:
+        rows.append(("note", summary["note"]))
     rows.append(("memory, estimated", _memory_in_words(summary["memory"])))
     if "epochs" in summary:
         rows.append(("epochs", f"{summary['epochs']:,}"))

@@ -65,6 +65,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         ]
     if built.also:
         summary["also"] = {"tensors": len(built.also), "params": sum(tensor.numel() for tensor in built.also.values())}
+    if built.base.note:
+        summary["note"] = built.base.note
     summary["memory"] = _memory(built)  # last, because it leaves the model unusable
     return summary
 

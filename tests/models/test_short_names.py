@@ -14,6 +14,7 @@ import superlora_cli
 from superlora_cli.adapter import attach as adapters
 from superlora_cli.adapter import store
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.commands.train import dry_run
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.models.checkpoints import targets_in
 from superlora_cli.models.conv1d import as_linear
@@ -145,9 +146,10 @@ def test_experts_that_stay_frozen_are_told(targets: list[str], tmp_path: Path) -
     config.save_pretrained(tmp_path)
     wanted = {"task": "language", "model": {"name": f"transformers:{tmp_path}", "pretrained": False},
               "data": {"name": "sums"}, "adapter": {"method": "lora", "rank": 2, "targets": targets},
-              "train": {"steps": 1, "optimizer": {"name": "AdamW", "lr": 0.01}}}  # fmt: skip
-    built = build_for_training(recipe_from_dict(wanted, "a test"), weights=False)
+              "language": {"length": 16}, "train": {"steps": 1, "optimizer": {"name": "AdamW", "lr": 0.01}}}  # fmt: skip
+    recipe = recipe_from_dict(wanted, "a test")
+    built = build_for_training(recipe, weights=False)
     experts = 4 * 3 * 32 * 48
     told = f"{experts:,} parameters of experts are not in linear layers and stay frozen"
-    assert built.base.note == (told if targets == ["all-linear"] else None)
+    assert dry_run(recipe).get("note") == built.base.note == (told if targets == ["all-linear"] else None)
     assert not any(parameter.requires_grad for name, parameter in built.model.named_parameters() if "experts" in name)
