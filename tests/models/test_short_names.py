@@ -146,7 +146,8 @@ def test_experts_that_stay_frozen_are_told(targets: list[str], tmp_path: Path) -
     config.save_pretrained(tmp_path)
     wanted = {"task": "language", "model": {"name": f"transformers:{tmp_path}", "pretrained": False},
               "data": {"name": "sums"}, "adapter": {"method": "lora", "rank": 2, "targets": targets},
-              "language": {"length": 16}, "train": {"steps": 1, "optimizer": {"name": "AdamW", "lr": 0.01}}}  # fmt: skip
+              "language": {"length": 16},
+              "train": {"steps": 1, "optimizer": {"name": "AdamW", "lr": 0.01}}}  # fmt: skip
     recipe = recipe_from_dict(wanted, "a test")
     built = build_for_training(recipe, weights=False)
     experts = 4 * 3 * 32 * 48
