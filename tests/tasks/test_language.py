@@ -245,7 +245,7 @@ def test_the_loss_is_that_of_transformers(prepared: Cli, folders: dict[str, Path
 
 def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     with Path("sums.jsonl").open("a") as file:
-        file.write('{"prompt": "1+1="}\nno JSON\n{"prompt": 3, "completion": "x"}\n')
+        file.write('{"prompt": "1+1="}\nno JSON\n{"prompt": true, "completion": "x"}\n')
     done = prepared("train", "r.yaml", "--out", "run", "--json")
     assert done.code == 0, done.err
     log = Path("run", "log.txt").read_text()

@@ -60,4 +60,4 @@ def test_a_folder_of_peft_is_named_too(command: str, cli: Cli) -> None:
     save_file({KINDS["PEFT"][0][0]: torch.zeros(2, 2)}, "peft/adapter_model.safetensors")
     result = cli(command, "peft", *(("--out", "out.safetensors") if command == "merge" else ()))
     assert result.code == 2
-    assert "peft: a PEFT adapter, not a superlora adapter (superlora import" in result.message
+    assert "peft: a PEFT adapter, not a superlora adapter (convert it with superlora import" in result.message
