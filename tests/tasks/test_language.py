@@ -408,6 +408,15 @@ def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) ->
     assert model(torch.tensor([list(b"bbb")])).logits.argmax().item() == 1
 
 
+def test_texts_of_one_label_are_not_learned(prepared: Cli) -> None:
+    rows = [{"text": "abc"[n % 3], "label": "x"} for n in range(30)]
+    Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = prepared("train", "r.yaml", "model.head=new", "data.name=labels.jsonl", "--out", "run")
+    assert refused.code == 2
+    assert "data.name: the texts of 'labels.jsonl' have one label, and nothing to tell it from" in refused.message
+    assert not Path("run").exists()
+
+
 def factors(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter.safetensors")
 

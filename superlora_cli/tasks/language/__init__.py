@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from superlora_cli.errors import UsageError
 from superlora_cli.tasks.task import TaskKind
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class LanguageKind(TaskKind):
 
     def trains_head(self, recipe: Recipe) -> bool:
         return recipe.model.head == "new"
+
+    def check_classes(self, recipe: Recipe, count: int | None) -> None:
+        if count == 1 and self.trains_head(recipe):
+            message = f"the texts of '{recipe.data.name}' have one label, and nothing to tell it from"
+            raise UsageError(message, where="data.name", hint="texts with several labels, or leave out model.head: new")
 
     def at_work(self, recipe: Recipe) -> type[Work]:
         from superlora_cli.tasks.language.answering import Answering
