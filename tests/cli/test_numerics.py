@@ -71,6 +71,7 @@ def test_an_adapter_of_one_class_predicts_nothing() -> None:
         list(Classification.predictions(torch.zeros(2, 1), ["a"]))
 
 
+@pytest.mark.slow
 def test_one_label_or_images_to_generate_are_enough(cli: Cli) -> None:
     write_alike(Path("grey"), classes="a")
     Path("grey/train/labels.csv").write_text("file,labels\na/0.png,a\na/1.png,\n")

@@ -265,6 +265,7 @@ def test_a_finished_run_resumes_to_the_same_bytes(words: tuple[str, ...], traine
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_where_it_was_moved_to(trained: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopping:
         stop_at(stopping, 2, send(signal.SIGINT))
