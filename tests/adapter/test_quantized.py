@@ -68,8 +68,8 @@ def test_levels_of_unequal_scales_lie_as_far_apart_as_the_start_of_each_tensor_s
 @pytest.mark.parametrize("knobs", [{"method": "lora", "rank": 2}, {"rank": 3, "inner": {"dim": 40}}])
 @pytest.mark.parametrize(("bits", "error"), [(8, 0.05), (16, 0.01)])
 def test_a_finished_adapter_keeps_its_update_in_many_bits(knobs: dict[str, object], bits: int, error: float) -> None:
-    before = plan(config_of(knobs), WEIGHTS)
-    trained = {name: value + 0.3 * torch.randn_like(value) for name, value in initial(before).items()}
+    before, draw = plan(config_of(knobs), WEIGHTS), torch.Generator().manual_seed(0)
+    trained = {name: value + 0.3 * torch.randn(value.shape, generator=draw) for name, value in initial(before).items()}
     after = plan(quantised_after(before, trained, bits), WEIGHTS)
     wanted = torch.cat(deltas(before, trained, Frozen(before)))
     made = torch.cat(deltas(after, as_trained(after, as_stored(after, trained)), Frozen(after)))
