@@ -1,6 +1,7 @@
 """Adapters from Python, on any `nn.Module`, trained in any loop.
 
 adapter = superlora_cli.attach(model, ["q", "v"], "lorta", rank=2, name="pets")
+superlora_cli.inform(model, passes)                       # only if it starts from batches, as with init="gradient"
 ...                                                       # train what requires a gradient
 superlora_cli.save(model, "pets.safetensors")
 superlora_cli.load(model, "cars.safetensors", name="cars")
@@ -166,7 +167,7 @@ def save(
             would be lost), a metric is neither a number nor text, or the file cannot be written. MismatchError: ΔW
             depends on the base's weights, and they changed since the adapter was attached. RunError: the disk is full.
     """
-    held = adapters.adapters_of(model)
+    held = adapters_of(model)
     if held is None:
         raise UsageError("the model has no adapter", hint="attach or load one first")
     adapter = held.get(name)
@@ -249,7 +250,7 @@ def mixed(model: nn.Module, inputs: Tensor, adapter_names: Sequence[str | None])
         UsageError: the model has no adapter of some name, or not one name for each row, or it does not return a row for
             each. The model is unchanged.
     """
-    held = adapters.adapters_of(model)
+    held = adapters_of(model)
     if held is None:
         raise UsageError("the model has no adapter", hint="attach or load one first")
     if len(adapter_names) != len(inputs):

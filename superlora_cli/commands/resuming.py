@@ -11,6 +11,7 @@ from rich.console import Console
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import adapter_config
 from superlora_cli.recipe.load import load_recipe
+from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.tasks.work import Work
@@ -116,14 +117,3 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     }
-
-
-def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key.
-
-    >>> flat({"train": {"steps": 5, "optimizer": {"lr": 0.1}}})
-    {'train.steps': 5, 'train.optimizer.lr': 0.1}
-    """
-    if not isinstance(data, Mapping):
-        return {prefix: data}
-    return {k: v for key, value in data.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from superlora_cli.adapter.activations import MEANING
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.commands.resuming import as_started, differences, flat
+from superlora_cli.commands.resuming import as_started, differences
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError
 from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.progress import doing, hushed
+from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,3 +82,14 @@ def _key(here: Any, part: str, override: Override, depth: int) -> str | int:
     if int(part) > len(here):
         raise UsageError(f"index {part} is out of range: {above} has {len(here)} items", where=override.text)
     return int(part)
+
+
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key.
+
+    >>> flat({"train": {"steps": 5, "optimizer": {"lr": 0.1}}})
+    {'train.steps': 5, 'train.optimizer.lr': 0.1}
+    """
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}

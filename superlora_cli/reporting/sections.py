@@ -10,6 +10,7 @@ from typing import Any
 
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.recipe.overrides import flat
 from superlora_cli.reporting.methods import method_name
 from superlora_cli.reporting.metrics import METRICS, Metric, Spread
 from superlora_cli.reporting.pareto import front
@@ -182,19 +183,13 @@ def main_knobs(config: AdapterConfig | None) -> str:
 
 def _differences(run: Run, others: Sequence[Run]) -> list[str]:
     """`alpha 2`, `train.steps 300`: the keys in which runs of the same name differ."""
-    flat = [_flat(other.setting) for other in others]
-    own, keys = _flat(run.setting), sorted({key for one in flat for key in one})
+    settings = [flat(other.setting) for other in others]
+    own, keys = flat(run.setting), sorted({key for one in settings for key in one})
     return [
         f"{key.removeprefix('adapter.')} {own.get(key, '(default)')}"
         for key in keys
-        if len({json.dumps(one.get(key)) for one in flat}) > 1
+        if len({json.dumps(one.get(key)) for one in settings}) > 1
     ]
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        return {prefix: data}
-    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _measures(rows: Sequence[Row], notes: list[str]) -> list[Measure]:

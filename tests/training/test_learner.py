@@ -182,6 +182,10 @@ def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
         ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR has its own warm-up"),
         ({"scheduler": {"name": "OneCycleLR", "total_steps": 5}}, "ends before the run of 8 steps"),
         ({"scheduler": {"name": "OneCycleLR", "pct_start": "half"}}, "OneCycleLR refuses its arguments"),
+        (  # it divides by them
+            {"scheduler": {"name": "CyclicLR", "base_lr": 0.01, "max_lr": 0.1, "step_size_up": 0}},
+            "CyclicLR refuses its arguments: float division by zero",
+        ),
     ],
 )
 def test_what_this_loop_cannot_run_is_refused_with_the_reason(keys: dict[str, Any], why: str) -> None:
