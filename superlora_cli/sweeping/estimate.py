@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Plan
 
-MEASURE = "superlora_cli.commands.sweep:seconds_per_step"  # Recipe → float, by name: it takes seconds to import
 BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # available on every machine
 
 
@@ -39,14 +37,15 @@ def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
         return {**found, "seconds": steps * each / workers, "from": said}
     if not all(_at_hand(run.recipe) for run in todo):
         return {**found, "from": "no run is finished yet"}
-    module, _, name = MEASURE.partition(":")
-    measure, rates = getattr(importlib.import_module(module), name), {}
+    from superlora_cli.sweeping.job import seconds_per_step  # imports torch, which takes seconds
+
+    rates: dict[tuple[Any, ...], float] = {}
     total = 0.0
     for run in todo:
         train = run.recipe.train
         key = (run.recipe.model.name, run.recipe.data.name, train.batch_size, train.accumulate, train.threads)
         if key not in rates:
-            rates[key] = measure(run.recipe)
+            rates[key] = seconds_per_step(run.recipe)
         total += train.length * rates[key]
     said = f"from a few steps here, without evaluation and generated images, {at_a_time}"
     return {**found, "seconds": total / workers, "from": said}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-WORK = "superlora_cli.commands.sweep:carry_out"  # Job → Outcome; by name, because importing it takes seconds
+WORK = "superlora_cli.sweeping.job:carry_out"  # Job → Outcome; by name, because importing it takes seconds
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ PACKAGE = ROOT / "superlora_cli"
 ROOMS = (  # from top to bottom; those in a line do not import each other
     ("__init__", "__main__"),
     ("cli",),
-    ("commands",),
     ("tuning",),
-    ("sweeping", "reporting", "api", "peft_plugin"),
+    ("sweeping",),
+    ("commands",),
+    ("reporting", "api", "peft_plugin"),
     ("formats",),
     ("tasks",),
     ("opening", "generation"),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.commands import sweep
 from superlora_cli.data import folder
 from superlora_cli.models import loading
+from superlora_cli.sweeping.job import carry_out as as_it_is
 from superlora_cli.sweeping.work import Job, Outcome
 
 
@@ -24,8 +24,8 @@ def told(what: str, read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def carry_out(job: Job) -> Outcome:
-    """As `commands.sweep.carry_out`."""
-    return sweep.carry_out(job)
+    """As `sweeping.job.carry_out`."""
+    return as_it_is(job)
 
 
 if Path("sweep.yaml").is_file():  # in a worker, not where tests are collected
