@@ -53,7 +53,7 @@ def evaluate(
             "task": built.recipe.task,
             "metrics": judged.metrics,
             **({} if judged.per_class is None else {"per_class": judged.per_class}),
-            "n": len(task.splits.test),  # type: ignore[arg-type]
+            "n": len(task.splits.test),
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
             "params": built.params["adapter"],

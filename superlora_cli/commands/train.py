@@ -196,7 +196,7 @@ def _train(
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
-    counts = {name: len(task.splits.named(name)) for name in SPLITS}  # type: ignore[arg-type]
+    counts = {name: len(task.splits.named(name)) for name in SPLITS}
     evaluated = {"task": recipe.task, "metrics": test, "n": counts["test"]}
     run.write("eval.json", json_text(evaluated))
     for other, text in beside.items():

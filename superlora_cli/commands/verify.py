@@ -67,7 +67,7 @@ def _images(built: Built) -> Tensor:
     if is_embedded(data.name):
         look = Look(base.image_size, base.mean, base.std)
         test = load_splits(data, look, seed=DATA_SEED).test
-        return torch.stack([test[i][0] for i in range(len(test))])  # type: ignore[arg-type]
+        return torch.stack([test[i][0] for i in range(len(test))])
     return torch.randn(64, 3, base.image_size, base.image_size, generator=torch.Generator().manual_seed(0))
 
 

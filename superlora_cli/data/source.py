@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -101,9 +101,20 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+class Indexed(Protocol):
+    """Samples, or texts, by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test images, without overlap.
+    """Training, validation and test images, or texts.
+
+    They do not overlap, with one exception: where no texts, or no images with captions, are held out, an empty split is
+    the training split again, and a note says so.
 
     Attributes:
         class_names: by class number.
@@ -114,9 +125,9 @@ class Splits:
         called: what its elements are.
     """
 
-    train: Dataset[Sample]
-    validation: Dataset[Sample]
-    test: Dataset[Sample]
+    train: Indexed
+    validation: Indexed
+    test: Indexed
     class_names: tuple[str, ...]
     fingerprint: str
     augmented: bool = False
@@ -129,10 +140,9 @@ class Splits:
         """The number of classes."""
         return len(self.class_names)
 
-    def named(self, split: str) -> Dataset[Sample]:
+    def named(self, split: str) -> Indexed:
         """`train`, `validation` or `test`."""
-        found: Dataset[Sample] = {"train": self.train, "validation": self.validation, "test": self.test}[split]
-        return found
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
 
 def three_parts(find: Callable[[tuple[str, ...]], T | None]) -> tuple[T | None, T | None, T | None]:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
 from superlora_cli.data.augment import training_transform
 from superlora_cli.data.holding_out import by_content, by_position, seen
 from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
-from superlora_cli.data.source import Look, Pictures, Sample, Source, Splits
+from superlora_cli.data.source import Indexed, Look, Pictures, Source, Splits
 from superlora_cli.data.texts import Texts
 from superlora_cli.errors import UsageError
 
@@ -96,7 +96,7 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         *held, left = by_position(len(train), section.validation, missing, seed)
     if section.split != "content":
         held.reverse()  # the old rule held out the validation images first
-    found: list[Dataset[Sample]] = [
+    found: list[Indexed] = [
         Subset(train.seen_through(plain), held.pop(0)) if images is None else images.seen_through(plain)
         for images in given
     ]
@@ -116,20 +116,20 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     return replace(splits, notes=(*splits.notes, *filter(None, doubts)))
 
 
-def labels_of(images: Dataset[Sample]) -> list[int]:
+def labels_of(images: Indexed) -> list[int]:
     """The class of every image of a split, if each has one."""
     found = _of_each(images, lambda pictures: pictures.labels)
     return cast(list[int], found or images.labels.tolist())  # type: ignore[attr-defined]  # an embedded data set
 
 
-def contents_of(images: Dataset[Sample]) -> list[str]:
+def contents_of(images: Indexed) -> list[str]:
     """A digest of every image or text of a split; [] for embedded sets of images, whose splits are fixed."""
     if isinstance(images, Texts):
         return images.contents
     return _of_each(images, lambda pictures: pictures.contents)
 
 
-def seen_in_training(test: Dataset[Sample], train: Dataset[Sample]) -> str | None:
+def seen_in_training(test: Indexed, train: Indexed) -> str | None:
     """A note about test images (or texts) that are also training images; None if there are none."""
     return seen(contents_of(test), contents_of(train), "texts" if isinstance(test, Texts) else "images")
 
@@ -146,7 +146,7 @@ def _few(splits: Splits) -> str | None:
     return f"classes with fewer than {FEW} test images, too few for a meaningful accuracy: {named}"
 
 
-def _of_each(images: Dataset[Sample], ask: Callable[[Pictures], Sequence[T]]) -> list[T]:
+def _of_each(images: Indexed, ask: Callable[[Pictures], Sequence[T]]) -> list[T]:
     """A property of every image of a split, without decoding any; [] for embedded data sets."""
     if isinstance(images, Subset):
         known = ask(cast(Pictures, images.dataset))

@@ -25,7 +25,7 @@ from superlora_cli.data.embedded import Images
 from superlora_cli.data.images import SUFFIXES, cropped, is_own, open_rgb
 from superlora_cli.data.known import kind_of, nearest_set
 from superlora_cli.data.scan import scan
-from superlora_cli.data.source import Look, Sample
+from superlora_cli.data.source import Indexed, Look
 from superlora_cli.data.splits import DATA_SEED, load_splits
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.generation.folder import IMAGES, MANIFEST
@@ -52,13 +52,13 @@ class ImageSet(Dataset[Tensor]):
     """
 
     name: str
-    images: Sequence[Path] | Dataset[Sample]
+    images: Sequence[Path] | Indexed
     classes: tuple[str, ...] | None
     prompts: tuple[str, ...] | None = None
     side: tuple[int, int] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
         item: Any = self.images[index]

@@ -37,7 +37,7 @@ def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
     if train.epochs is None:
         return recipe
     share = Share(train.accumulate, processes=processes)
-    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)  # type: ignore[arg-type]
+    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)
     return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
 
 

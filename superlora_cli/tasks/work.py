@@ -229,7 +229,7 @@ class Work:
     def judged_by(self) -> str:
         """`validation, 200 images`."""
         split = self.recipe.eval.select
-        return f"{split}, {len(self.splits.named(split)):,} {self.splits.called}"  # type: ignore[arg-type]
+        return f"{split}, {len(self.splits.named(split)):,} {self.splits.called}"
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics on a whole split."""

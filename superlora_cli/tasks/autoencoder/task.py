@@ -74,6 +74,6 @@ class Autoencoder(ImageTask):
                     latents = network.encode(own).latent_dist.mode()  # type: ignore[operator]
                     seen = network.decode(latents).sample.float()  # type: ignore[operator]
                 found.append(functional.mse_loss(seen, images, reduction="none").mean(dim=(1, 2, 3)))
-        errors = self.processes.gather(torch.cat(found), len(self.splits.named(split)))  # type: ignore[arg-type]
+        errors = self.processes.gather(torch.cat(found), len(self.splits.named(split)))
         self.check_outputs(errors[:, None])
         return {"loss": errors.double().mean().item()}

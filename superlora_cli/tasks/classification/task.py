@@ -112,7 +112,7 @@ class Classification(ImageTask):
             for inputs, labels in self.batches_of(split):
                 with size_refused(self.built.base.image_size), self.processes.autocast():
                     found.append((self.model(inputs).float(), labels))
-        count = len(self.splits.named(split))  # type: ignore[arg-type]
+        count = len(self.splits.named(split))
         logits, labels = (self.processes.gather(torch.cat(parts), count) for parts in zip(*found, strict=True))
         self.check_outputs(logits)
         return logits.cpu(), labels.cpu()

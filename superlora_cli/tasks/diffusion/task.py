@@ -89,7 +89,7 @@ class Diffusion(ImageTask):
 
         So runs, settings and bases can be compared on the same data, whatever the batch size.
         """
-        count = len(self.splits.named(split))  # type: ignore[arg-type]
+        count = len(self.splits.named(split))
         own, seen, found = self.processes.share(count), 0, []
         passes = min(MOST, -(-DRAWS // max(1, count)))
         with self.built.kept():
