@@ -149,6 +149,7 @@ def _show_result(result: dict[str, Any]) -> None:
     rows.append(("file", f"{result.get('adapter') or result['model']}  {result['bytes']:,} bytes"))
     rate = f", {speed:.0f} {unit}/s" if speed else ""
     rows.append(("time", f"{result['seconds']:.0f} s{rate}"))
+    rows += [("note", line) for line in result.get("notes", [])]
     rows += [("warning", line) for line in result.get("warnings", [])]
     print_pairs(result["run"], rows)
 

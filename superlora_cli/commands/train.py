@@ -103,7 +103,8 @@ def train_run(
     Returns:
         status, run, adapter (or model), params, found_rate (with `lr: find`), steps, ended_early (with
         `train.patience`), metrics, images or texts (per split), selected_on, seconds, images_per_second (or another
-        unit), seconds_per_step, data_wait (a fraction), peak_memory (bytes), bytes (of the file), and warnings, if any.
+        unit), seconds_per_step, data_wait (a fraction), peak_memory (bytes), bytes (of the file), and notes (on the
+        data) and warnings, if any.
 
     Raises:
         SuperLoraError: whatever ended the run; once training has begun, run.json records it too.
@@ -172,9 +173,10 @@ def _train(
     for line in changed:
         run.log(line)
         display.say(line)
+    noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
-                 **({} if found is None else {"found_rate": found}))  # fmt: skip
+                 **({} if found is None else {"found_rate": found}), **noted)  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:
@@ -215,5 +217,6 @@ def _train(
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
         **meter.totals(),
+        **noted,
         **run.warned(),
     }

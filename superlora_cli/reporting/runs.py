@@ -58,6 +58,7 @@ class Run:
         metrics: on the test split, by name; NaN where a run has no number. `before`: of the unadapted base.
         validation: the same on the validation split, at the best step; {} if chosen on the test split, or unknown.
         picture: of the validation prompts, at the last evaluation.
+        notes: on its data, a line each.
         history: of the training. confusion: on the test split, None where the run has none.
     """
 
@@ -76,6 +77,7 @@ class Run:
     samples: Samples | None
     picture: Path | None
     validation: Mapping[str, float]
+    notes: tuple[str, ...]
     history: History
     confusion: ConfusionTable | None
 
@@ -162,6 +164,7 @@ def read_run(path: Path) -> Run:
             samples=_samples(path / "samples"),
             picture=max((path / "pictures").glob("step-*.png"), default=None),
             validation=_validation(recipe, metrics, history),
+            notes=tuple(map(str, about.get("notes", ()))),
             history=history,
             confusion=_confusion(path / CONFUSION_FILE),
         )

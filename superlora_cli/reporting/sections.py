@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +126,7 @@ def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Se
     for subject, own in sorted(by_subject.items()):
         rows = _rows(own, notes)
         measures = _measures(rows, notes)
+        notes += [f"{_title(*subject)}: {note}" for note in _told(own)]
         notes += [f"the images of {_title(*subject)} differ in {words}" for words in _unlike(own)]
         had |= {measure.metric.name for measure in measures}
         measures = [measure for measure in measures if metric in (None, measure.metric)]
@@ -221,6 +222,12 @@ def _spreads(rows: Sequence[Row], numbers: Mapping[int, float | None]) -> dict[i
         for row in rows
         if (spread := Spread.of(v for run in row.runs if (v := numbers.get(id(run))) is not None))
     }
+
+
+def _told(runs: Sequence[Run]) -> list[str]:
+    """The notes on the data of the runs, each once, with the number of runs if it is not of all."""
+    counts = Counter(note for run in runs for note in dict.fromkeys(run.notes))
+    return [note if n == len(runs) else f"{note} ({n} of {len(runs)} runs)" for note, n in counts.items()]
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:

@@ -26,6 +26,7 @@ def make_run(
     settings: dict[str, Any] | None = None,
     grid: bytes | None = None,
     found_rate: float | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Path:
     """A run of a shipped recipe with these results; `samples` are the metrics of its generated images.
 
@@ -40,6 +41,8 @@ def make_run(
         "status": status, "recipe": recipe, "params": {"adapter": params, "head": 0, "base": 300_000},
         "metrics": {**metrics, "accuracy_before": 0.5},
     }  # fmt: skip
+    if notes:
+        about["notes"] = notes
     if found_rate is not None:
         recipe["train"]["optimizer"]["lr"] = about["found_rate"] = found_rate
     if validation is not None:

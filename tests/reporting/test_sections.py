@@ -69,6 +69,13 @@ def test_a_repetition_is_noted_and_counted_once(tmp_path: Path) -> None:
     assert notes == [f"{tmp_path / 'b'} repeats {tmp_path / 'a'}, seed included: left out"]
 
 
+def test_notes_on_the_data_are_told_once_and_of_how_many_runs(tmp_path: Path) -> None:
+    subject = "classification: glyphs_vit on digits"
+    for name, own in {"a": ("all",), "b": ("all", "one"), "c": ("all",)}.items():
+        make_run(tmp_path / name, "digits_lora", f"seed={ord(name)}", notes=own)
+    assert sections(collect([tmp_path])[0])[1] == [f"{subject}: all", f"{subject}: one (1 of 3 runs)"]
+
+
 def test_a_run_is_found_once_by_any_path(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "abc" / "run")
     found, skipped = collect([tmp_path, tmp_path / "runs", tmp_path / "runs" / "abc" / "run"])

@@ -240,6 +240,8 @@ def test_the_loss_is_that_of_transformers(prepared: Cli, folders: dict[str, Path
     size = sum(len(row["completion"]) for row in ROWS)
     assert done["metrics"]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-4)
     assert done["texts"] == {"train": 30, "validation": 30, "test": 30}
+    assert done["notes"] == ["no texts are held out: the loss is measured on the training texts"]
+    assert json.loads(Path("run", "run.json").read_text())["notes"] == done["notes"]
     assert done["tokens_per_second"] > 0
 
 
