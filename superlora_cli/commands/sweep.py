@@ -11,7 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from superlora_cli.commands.train import train_run
-from superlora_cli.errors import InterruptedRunError, PausedRunError, RunError, SuperLoraError, UsageError
+from superlora_cli.errors import (
+    CannotResumeError,
+    InterruptedRunError,
+    PausedRunError,
+    RunError,
+    SuperLoraError,
+    UsageError,
+)
 from superlora_cli.files import read_json, write_json
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.progress import hushed
@@ -71,16 +78,16 @@ def _train(recipe: Recipe, run: RunFolder, console: Console, *, until: int | Non
     Raises:
         PausedRunError: the step `until` is reached, now or before.
     """
-    checkpoint = run.intact_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    checkpoint, damaged = run.intact_checkpoint() if (run.path / "recipe.yaml").is_file() else (None, [])
     if until is not None and checkpoint is not None and step_of(checkpoint) >= until:
         raise PausedRunError(f"is at step {until} already", where=str(run.path))
+    how: dict[str, Any] = {"until": until, "quiet": quiet}
     try:
         try:
-            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, until=until, quiet=quiet)
-        except UsageError:
-            if checkpoint is None:
-                raise
-            train_run(recipe, run, console, join(recipe.train), until=until, quiet=quiet)
+            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, told=damaged, **how)
+        except CannotResumeError as error:
+            told = [*damaged, f"started over: {error}"]
+            train_run(recipe, run, console, join(recipe.train), resume=None, told=told, **how)
     except InterruptedRunError:
         raise
     except Exception as error:
