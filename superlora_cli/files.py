@@ -32,7 +32,7 @@ def system_errors(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot write: {error.strerror}", where=str(path), hint=hint) from None
 
 
-def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | str, *, force: bool) -> None:
     """Write a file atomically: at any moment, either the complete old file or the complete new one exists.
 
     Raises:
@@ -43,7 +43,7 @@ def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> Non
 
 
 @contextmanager
-def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty temporary file in the folder of `path`; on leaving, it replaces `path` atomically.
 
     If anything is raised inside, the old file stays as it was and the temporary one is removed.
@@ -68,7 +68,7 @@ def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
+def replacing_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty temporary folder next to `path`, to be filled with files; on leaving, it replaces `path`.
 
     If anything is raised inside, the old folder stays as it was and the temporary one is removed. On systems that
@@ -137,7 +137,7 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(aside, one)
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) -> None:
+def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> None:
     """Write a folder of files atomically; in an existing folder, each file is replaced and all others stay.
 
     Raises:
@@ -145,11 +145,11 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) 
     """
     if force and path.is_dir() and any(path.iterdir()):
         for name, content in files.items():
-            write_atomic(path / name, content)
+            write_atomic(path / name, content, force=True)
         return
     with replacing_folder(path, force=force) as folder:
         for name, content in files.items():
-            write_atomic(folder / name, content)
+            write_atomic(folder / name, content, force=True)
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -171,8 +171,8 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` for a JSON document with sorted keys."""
-    write_atomic(path, json_text(content))
+    """`write_atomic` for a JSON document with sorted keys; an existing file is replaced."""
+    write_atomic(path, json_text(content), force=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

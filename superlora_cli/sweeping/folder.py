@@ -45,7 +45,7 @@ class SweepFolder:
                 hint = "choose another --out"
                 raise UsageError("the folder is not empty and holds no sweep", where=str(self.path), hint=hint)
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / "sweep.yaml", self.plan.text)
+        write_atomic(self.path / "sweep.yaml", self.plan.text, force=True)
 
     def of(self, run: Run) -> Path:
         """The folder of a run."""
@@ -114,8 +114,8 @@ class SweepFolder:
         """Write results.csv and results.jsonl from the run folders; returns their rows."""
         with self._alone():
             rows = self.rows()
-            write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            write_atomic(self.csv, as_csv(rows))
+            write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), force=True)
+            write_atomic(self.csv, as_csv(rows), force=True)
         return rows
 
     @contextmanager

@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Ma
             contents = {**files, STATE: buffer.getvalue()}
             sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
             for name, content in {**contents, COMPLETE: "".join([f"{step}\n", *sums]).encode()}.items():
-                write_atomic(temporary / name, content)
+                write_atomic(temporary / name, content, force=True)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
         except BaseException:

@@ -170,7 +170,7 @@ class RunFolder:
         if not self.metrics.exists():
             return
         lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
-        write_atomic(self.metrics, "".join(line + "\n" for line in lines))
+        write_atomic(self.metrics, "".join(line + "\n" for line in lines), force=True)
 
     @_writing
     def record(self, step: int, metrics: Mapping[str, Any], figures: Figures | None = None) -> None:
@@ -187,7 +187,7 @@ class RunFolder:
         """Write a PNG of an evaluation, and pass it on to the trackers."""
         with system_errors(self.pictures):
             self.pictures.mkdir(exist_ok=True)
-        write_atomic(self.pictures / f"step-{step:06d}.png", picture)
+        write_atomic(self.pictures / f"step-{step:06d}.png", picture, force=True)
         for look in self.viewers:
             look(step, picture)
 
@@ -210,7 +210,7 @@ class RunFolder:
     @_writing
     def write(self, name: str, content: bytes | str) -> None:
         """Write a file of the run."""
-        write_atomic(self.path / name, content)
+        write_atomic(self.path / name, content, force=True)
 
     @_writing
     def save(

@@ -75,7 +75,7 @@ class TuneFolder:
             if file.is_file() and file.read_text(encoding="utf-8") != text:
                 raise UsageError("holds a search for something else", where=str(file), hint=hint)
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            write_atomic(file, text)
+            write_atomic(file, text, force=True)
             lock = (self.path / ".lock").open("a")
         with lock:
             try:
