@@ -1,19 +1,33 @@
-"""Files written whole or not at all: a temporary name in the same folder, fsync, rename."""
+"""Files written whole or not at all: a temporary name in the same folder, fsync, rename. And locks of folders."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from superlora_cli.errors import RunError, UsageError
+from superlora_cli.errors import FolderInUseError, RunError, UsageError
+
+LOCKS: WeakSet[TextIOWrapper] = WeakSet()  # that this process has opened
+
+
+def _let_go() -> None:
+    """A child that outlives this process, such as a loader worker, must not hold its locks."""
+    for lock in LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -162,6 +176,40 @@ def check_output(path: Path, *, force: bool) -> None:
         raise UsageError("no such folder", where=str(path.parent), hint="create it first")
     if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
         raise _exists(path)
+
+
+@contextmanager
+def locked(file: Path, other: str | None = None) -> Iterator[None]:
+    """Hold the lock `file`, which is made with its folder; the system releases it however the process ends. Its holder
+    may remove it.
+
+    Args:
+        other: what may hold it, for the error; None: wait for it.
+
+    Raises:
+        UsageError: the folder cannot be written. FolderInUseError: another process holds the lock.
+    """
+    while True:
+        with system_errors(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = file.open("a")
+        LOCKS.add(lock)
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if other else 0))
+            except BlockingIOError:
+                hint = "wait for it, or choose another --out"
+                raise FolderInUseError(f"another {other} is writing to it", where=str(file.parent), hint=hint) from None
+            if _is_still(lock, file):
+                yield
+                return
+
+
+def _is_still(lock: TextIOWrapper, file: Path) -> bool:
+    """Whether no holder has removed the file since it was opened: then others would lock another one."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    return False
 
 
 def _umask() -> int:

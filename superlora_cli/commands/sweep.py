@@ -13,6 +13,7 @@ from rich.console import Console
 from superlora_cli.commands.train import train_run
 from superlora_cli.errors import (
     CannotResumeError,
+    FolderInUseError,
     InterruptedRunError,
     PausedRunError,
     RunError,
@@ -27,7 +28,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
 from superlora_cli.training.checkpoints import step_of
 from superlora_cli.training.processes import join
-from superlora_cli.training.run import FolderInUseError, RunFolder
+from superlora_cli.training.run import RunFolder
 
 STEPS = 20  # enough to estimate the time of one
 
