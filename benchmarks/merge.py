@@ -64,7 +64,9 @@ def prepare(folder: Path, layers: int, dtype: torch.dtype, config: AdapterConfig
     factors = {name: tensor.normal_(std=0.02) for name, tensor in initial(layout).items()}
     sha256, stored = digest
     about = {"name": "synthetic", "sha256": sha256, "dtype": stored}
-    StoredAdapter(config, ROLES, digest_targets(targets), about, {}, {}, factors).save(folder / "adapter.safetensors")
+    StoredAdapter(config, ROLES, digest_targets(targets), about, {}, {}, factors).save(
+        folder / "adapter.safetensors", force=True
+    )
     (folder / "peft").mkdir()
     lora = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK,
             "target_modules": [f"{role}_proj" for role in ROLES]}  # fmt: skip

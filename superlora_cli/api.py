@@ -200,7 +200,7 @@ def save(
         positions=adapter.positions,
         head=head,
         also=also,
-    ).save(Path(path))
+    ).save(Path(path), force=True)
 
 
 def load(model: nn.Module, path: str | Path, *, name: str = DEFAULT, allow_base_mismatch: bool = False) -> SuperLora:

@@ -63,6 +63,14 @@ class LongUsageError(UsageError):
         self.message = "\n".join(printable(part) for line in lines for part in line.split("\n"))
 
 
+class CannotResumeError(UsageError):
+    """A run cannot be continued from its checkpoint, only started over."""
+
+
+class FolderInUseError(UsageError):
+    """Another process is writing to the folder."""
+
+
 class MismatchError(SuperLoraError):
     """Adapter and base do not belong together, or a verification failed. Exit code 3."""
 

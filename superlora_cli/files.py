@@ -1,19 +1,33 @@
-"""Files written whole or not at all: a temporary name in the same folder, fsync, rename."""
+"""Files written whole or not at all: a temporary name in the same folder, fsync, rename. And locks of folders."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from superlora_cli.errors import RunError, UsageError
+from superlora_cli.errors import FolderInUseError, RunError, UsageError
+
+LOCKS: WeakSet[TextIOWrapper] = WeakSet()  # that this process has opened
+
+
+def _let_go() -> None:
+    """A child that outlives this process, such as a loader worker, must not hold its locks."""
+    for lock in LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -32,7 +46,7 @@ def system_errors(path: Path) -> Iterator[None]:
         raise UsageError(f"cannot write: {error.strerror}", where=str(path), hint=hint) from None
 
 
-def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | str, *, force: bool) -> None:
     """Write a file atomically: at any moment, either the complete old file or the complete new one exists.
 
     Raises:
@@ -43,7 +57,7 @@ def write_atomic(path: Path, content: bytes | str, *, force: bool = True) -> Non
 
 
 @contextmanager
-def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty temporary file in the folder of `path`; on leaving, it replaces `path` atomically.
 
     If anything is raised inside, the old file stays as it was and the temporary one is removed.
@@ -68,7 +82,7 @@ def replacing(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
+def replacing_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield an empty temporary folder next to `path`, to be filled with files; on leaving, it replaces `path`.
 
     If anything is raised inside, the old folder stays as it was and the temporary one is removed. On systems that
@@ -137,7 +151,7 @@ def _exchange(one: Path, other: Path) -> None:
     os.rename(aside, one)
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) -> None:
+def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> None:
     """Write a folder of files atomically; in an existing folder, each file is replaced and all others stay.
 
     Raises:
@@ -145,11 +159,11 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool = True) 
     """
     if force and path.is_dir() and any(path.iterdir()):
         for name, content in files.items():
-            write_atomic(path / name, content)
+            write_atomic(path / name, content, force=True)
         return
     with replacing_folder(path, force=force) as folder:
         for name, content in files.items():
-            write_atomic(folder / name, content)
+            write_atomic(folder / name, content, force=True)
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -164,6 +178,40 @@ def check_output(path: Path, *, force: bool) -> None:
         raise _exists(path)
 
 
+@contextmanager
+def locked(file: Path, other: str | None = None) -> Iterator[None]:
+    """Hold the lock `file`, which is made with its folder; the system releases it however the process ends. Its holder
+    may remove it.
+
+    Args:
+        other: what may hold it, for the error; None: wait for it.
+
+    Raises:
+        UsageError: the folder cannot be written. FolderInUseError: another process holds the lock.
+    """
+    while True:
+        with system_errors(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = file.open("a")
+        LOCKS.add(lock)
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if other else 0))
+            except BlockingIOError:
+                hint = "wait for it, or choose another --out"
+                raise FolderInUseError(f"another {other} is writing to it", where=str(file.parent), hint=hint) from None
+            if _is_still(lock, file):
+                yield
+                return
+
+
+def _is_still(lock: TextIOWrapper, file: Path) -> bool:
+    """Whether no holder has removed the file since it was opened: then others would lock another one."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), file.stat())
+    return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -171,8 +219,8 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` for a JSON document with sorted keys."""
-    write_atomic(path, json_text(content))
+    """`write_atomic` for a JSON document with sorted keys; an existing file is replaced."""
+    write_atomic(path, json_text(content), force=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

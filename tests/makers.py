@@ -46,7 +46,7 @@ def write_adapter(path: Path | str, recipe: str, *overrides: str, scale: float =
         base=(loaded.model.name, sha256, dtype),
         recipe=loaded.to_dict(),
         head=head,
-    ).save(Path(path))
+    ).save(Path(path), force=True)
     return Path(path)
 
 
@@ -54,7 +54,7 @@ def write_overflowing(path: Path | str, recipe: str) -> Path:
     """An adapter with finite factors whose ΔW is not finite."""
     stored = store.load(write_adapter(path, recipe))
     factors = {name: torch.full_like(factor, 1e30) for name, factor in stored.factors.items()}
-    replace(stored, factors=factors).save(Path(path))
+    replace(stored, factors=factors).save(Path(path), force=True)
     return Path(path)
 
 

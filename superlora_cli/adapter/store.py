@@ -148,7 +148,7 @@ class StoredAdapter:
         ).written()
         return safetensors_bytes(tensors, sealed(checksum.with_checksum(tensors, metadata)))
 
-    def save(self, path: Path, *, force: bool = True) -> None:
+    def save(self, path: Path, *, force: bool) -> None:
         """Write the file completely or not at all; raises as `write_atomic`."""
         write_atomic(path, self.to_bytes(), force=force)
 

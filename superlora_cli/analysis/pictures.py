@@ -38,4 +38,4 @@ def save_picture(figure: Figure, path: Path) -> None:
     kind, buffer = picture_kind(path), io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "superlora"}):
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), force=True)

@@ -155,7 +155,7 @@ def command(
     with loading():
         from superlora_cli.commands.predict import predict as run
 
-    found = run(result, predict, file, overrides or (), allow_mismatch=allow_base_mismatch)
+    found = run(result, predict, file, overrides or (), allow_mismatch=allow_base_mismatch, force=force)
     print_json(found) if as_json else _show_predictions(found)
 
 
@@ -170,7 +170,7 @@ def _assign(table: Path, adapters: Path | None, out: Path | None, given: Collect
     with loading():
         from superlora_cli.commands.assign import assign
 
-    found = assign(table, adapters, file)
+    found = assign(table, adapters, file, force="force" in given)
     if as_json:
         print_json(found)
         return

@@ -69,7 +69,7 @@ def command(
             stderr_console().print(note, markup=False, soft_wrap=True)
         about = ("training texts", f"{texts.texts:,}, in sequences of {texts.length:,} tokens")
         check = ("look at it", f"superlora preview {file}")
-        _write(file, texts, {"texts": texts.texts, "length": texts.length}, about, check, as_json=as_json)
+        _write(file, texts, {"texts": texts.texts, "length": texts.length}, about, check, force=force, as_json=as_json)
         return
     if data.is_file():
         hint = f"a folder of images, or a file that ends in {', '.join(SUFFIXES)}"
@@ -80,7 +80,7 @@ def command(
     start = starting_recipe(model or IMAGES, data, file, pretrained=pretrained, image_size=image_size)
     about = ("classes, training images", f"{start.classes:,}, {start.images:,}")
     check = ("check it", f"superlora train {file} --dry-run")
-    _write(file, start, {"classes": start.classes, "images": start.images}, about, check, as_json=as_json)
+    _write(file, start, {"classes": start.classes, "images": start.images}, about, check, force=force, as_json=as_json)
 
 
 def _write(
@@ -90,11 +90,12 @@ def _write(
     about: tuple[str, str],
     check: tuple[str, str],
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     from superlora_cli.files import write_atomic
 
-    write_atomic(file, start.text)
+    write_atomic(file, start.text, force=force)
     if as_json:
         print_json({"recipe": str(file), **counts, "params": {"adapter": start.adapter, "head": start.head}})
         return

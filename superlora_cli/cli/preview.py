@@ -50,7 +50,7 @@ def command(
     with loading():
         from superlora_cli.commands.preview import preview
 
-    found = preview(loaded, out, count=count)
+    found = preview(loaded, out, count=count, force=force)
     if as_json:
         print_json(found)
         return

@@ -34,19 +34,22 @@ SHOWN = 5  # most unknown adapters that an error names
 
 
 @torch.no_grad()
-def assign(table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def assign(
+    table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] = (), force: bool = False
+) -> dict[str, Any]:
     """Write the classes that each image's own adapter predicts to the CSV file `out`, in the order of the table.
 
     Args:
         table: a CSV file with the columns `file` (an image, relative to the table) and `adapter`.
         adapters: a folder with NAME.safetensors or a run folder NAME for every adapter.
+        force: overwrite `out`.
 
     Returns:
         task, predictions (the file), n, adapters (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: the table is wrong or names an adapter that does not exist, or no image can be read. MismatchError:
-            the adapters do not all belong to one base. Nothing is predicted then.
+        UsageError: the table is wrong or names an adapter that does not exist, or no image can be read; or the
+            output exists. MismatchError: the adapters do not all belong to one base. Nothing is predicted then.
     """
     rows = _read(table)
     files = _files(adapters, [name for _, name in rows], table)
@@ -83,7 +86,7 @@ def assign(table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] =
     writer = csv.writer(text)
     writer.writerow((*COLUMNS, *kind.predicted))
     writer.writerows((*rows[index], *found[place].values) for place, index in enumerate(readable))
-    write_atomic(out, text.getvalue())
+    write_atomic(out, text.getvalue(), force=force)
     counts = dict(Counter(rows[index][1] for index in readable).most_common())
     return {"task": recipe.task, "predictions": str(out), "n": len(readable), "adapters": counts,
             "unreadable": unreadable}  # fmt: skip

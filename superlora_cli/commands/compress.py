@@ -73,7 +73,7 @@ def compress(
     assert found.adapter is not None
     metrics = _judged(found)
     small = replace(small, metrics={**stored.metrics, **metrics})
-    small.save(out)
+    small.save(out, force=force)
     errors = _errors(wanted, found.adapter.compute())
     names = [target.name for target in found.adapter.targets]
     return {
@@ -98,7 +98,7 @@ def _built(small: StoredAdapter, overrides: Sequence[str]) -> Built:
     """The base with the adapter attached, as if loaded from the file to be written."""
     with TemporaryDirectory(prefix="superlora-") as folder:
         draft = Path(folder) / "adapter.safetensors"
-        small.save(draft)
+        small.save(draft, force=True)
         return build_from_file(draft, overrides)
 
 

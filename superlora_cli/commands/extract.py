@@ -137,7 +137,7 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         recipe=_recipe(wanted, section, shapes, patterns, knobs, bool(head)),
         head=head,
         origin={"extracted": wanted.tuned.name, "weights": weights, "error": found.error},
-    ).save(out)
+    ).save(out, force=force)
     return {
         "output": str(out),
         "bytes": out.stat().st_size,

@@ -81,7 +81,7 @@ def generate_text(
         as_it_comes(found[0].text)
     completions = [{"prompt": prompt, **found[index]._asdict()} for index, prompt in enumerate(asked)]
     if out is not None:
-        write_atomic(out, json_text({"completions": completions}))
+        write_atomic(out, json_text({"completions": completions}), force=force)
     return {"completions": completions}
 
 

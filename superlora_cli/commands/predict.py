@@ -29,17 +29,26 @@ from superlora_cli.training.processes import join
 
 @torch.no_grad()
 def predict(
-    path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
+    path: Path,
+    folder: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_mismatch: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the two likeliest classes of every image below `folder` to the CSV file `out`, in natural order.
 
     If images have several labels, write all labels with a probability above one half.
 
+    Args:
+        force: overwrite `out`.
+
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: no image can be read, or `out` cannot be written.
+        UsageError: no image can be read, or `out` cannot be written or exists.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
@@ -81,7 +90,7 @@ def predict(
     writer = csv.writer(text)
     writer.writerow(("file", *kind.predicted))
     writer.writerows((name, *row.values) for name, row in zip(readable, rows, strict=True))
-    write_atomic(out, text.getvalue())
+    write_atomic(out, text.getvalue(), force=force)
     counts = dict(Counter(label for row in rows for label in row.labels).most_common())
     task = recipe.task
     return {"task": task, "predictions": str(out), "n": len(readable), "classes": counts, "unreadable": unreadable}

@@ -24,7 +24,7 @@ from superlora_cli.tasks.reading import read_training, settled
 SHOWN = 0.005  # smallest share of a class in a mixed image that is named
 
 
-def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
+def preview(recipe: Recipe, out: Path, *, count: int, force: bool = False) -> dict[str, Any]:
     """Write the first `count` training images of `recipe`, as one process sees them, to the PNG file `out`.
 
     The model is built without weights, only to find out how it wants its images.
@@ -33,7 +33,8 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
         grid (the file), num, image_size and labels, one per image.
 
     Raises:
-        UsageError: something is wrong with the model or the data, or the file cannot be written.
+        UsageError: something is wrong with the model or the data, or the file cannot be written or, without
+            `force`, exists.
     """
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="create it first")
@@ -52,7 +53,7 @@ def preview(recipe: Recipe, out: Path, *, count: int) -> dict[str, Any]:
     titles = [_named(label, splits.class_names) for label in labels]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.mean, look.std))
     pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    write_atomic(out, titled_grid(pixels, titles))
+    write_atomic(out, titled_grid(pixels, titles), force=force)
     return {"grid": str(out), "num": len(titles), "image_size": look.size, "labels": titles}
 
 

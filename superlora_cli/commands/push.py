@@ -109,5 +109,5 @@ def _written(files: dict[str, bytes], folder: Path, *, force: bool) -> Path:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_atomic(folder / name, content)
+        write_atomic(folder / name, content, force=force)
     return folder

@@ -82,7 +82,7 @@ def report(
     suites = suite_tables(made)
     text = page(title, views, [*_in_lines(skipped), *notes], suites)
     plots = [plot for view in views for plot in (*view.plots, *view.geometry)]
-    written = place.write(out, text, {plot.file: to_file(plot.svg) for plot in plots})
+    written = place.write(out, text, {plot.file: to_file(plot.svg) for plot in plots}, force=force)
     return {
         "report": str(out),
         "figures": [str(path) for path in written],

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import CannotResumeError, UsageError
 from superlora_cli.opening.build import adapter_config
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.overrides import flat
@@ -53,14 +53,14 @@ def as_started(recipe: Recipe, run: RunFolder) -> Recipe:
     """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found.
 
     Raises:
-        UsageError: a rate was to be found, and the run folder does not say which one was.
+        CannotResumeError: a rate was to be found, and the run folder does not say which one was.
     """
     before = _recorded(run)
     if recipe.train.optimizer.finds:
         found = (before or recipe).train.optimizer
         if found.finds:
             hint = "train.optimizer.lr=NUMBER, or start over with --force"
-            raise UsageError("does not say the rate that the run found", where=str(_file(run)), hint=hint)
+            raise CannotResumeError("does not say the rate that the run found", where=str(_file(run)), hint=hint)
         recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found.rate)})
     return settled(recipe, (before and before.data.split) or "content")
 
@@ -69,8 +69,8 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     """A line for every difference between a resumed training and what the run folder records.
 
     Raises:
-        UsageError: the adapter is another one, so that the numbers trained so far would make another ΔW; or no step is
-            left to train, and a key says something else of what was trained.
+        CannotResumeError: the adapter is another one, so that the numbers trained so far would make another ΔW; or no
+            step is left to train, and a key says something else of what was trained.
     """
     before, recipe = _recorded(run), task.recipe
     changed = _changes(_keys(before), _keys(recipe)) if before else {}
@@ -85,9 +85,10 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     if at.is_over(recipe.train) and trained:
         more = "train.steps" if at.step == recipe.train.length else "train.patience"
         hint = OWN if adapted else f"more {more} to train it further, or --out with another folder"
-        raise UsageError(f"the run is complete, with another recipe: {', '.join(trained)}", where=where, hint=hint)
+        message = f"the run is complete, with another recipe: {', '.join(trained)}"
+        raise CannotResumeError(message, where=where, hint=hint)
     if adapted:
-        raise UsageError(f"was trained with another adapter: {', '.join(adapted)}", where=where, hint=OWN)
+        raise CannotResumeError(f"was trained with another adapter: {', '.join(adapted)}", where=where, hint=OWN)
     lines = [f"resuming with a changed recipe: {line}" for line in (*changed.values(), *moved.values())]
     return lines + ([f"resuming on changed data: {OTHER_DATA}"] if other_data else [])
 

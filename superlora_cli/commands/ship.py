@@ -96,13 +96,13 @@ def _write_scale(folder: Path) -> None:
     latents = AutoencoderKL.from_pretrained(folder).encode(images.float() / 127.5 - 1).latent_dist.mean
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["scaling_factor"] = 1 / latents.std().item()
-    write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomic(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n", force=True)
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a file of weights; its SHA-256."""
     content = safetensors_bytes(tensors, {"format": "pt"})
-    write_atomic(file, content)
+    write_atomic(file, content, force=True)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def train_run(
     resume: Path | None = None,
     until: int | None = None,
     quiet: bool = False,
+    told: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `recipe` in the opened folder `run`: from the checkpoint `resume`, or from scratch in a cleared folder.
 
@@ -99,6 +101,7 @@ def train_run(
 
     Args:
         until: pause after this step, if it is not the last one.
+        told: lines that log.txt begins with, or goes on with.
 
     Returns:
         status, run, adapter (or model), params, found_rate (with `lr: find`), steps, ended_early (with
@@ -112,7 +115,7 @@ def train_run(
     about: dict[str, Any] = {}
     try:
         with hushed(quiet):
-            result = _train(recipe, run, console, processes, about, resume, until, quiet)
+            result = _train(recipe, run, console, processes, about, resume, until, quiet, told)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
             hint = f"continue with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
@@ -138,6 +141,7 @@ def _train(
     resume: Path | None,
     until: int | None,
     quiet: bool,
+    told: Sequence[str],
 ) -> dict[str, Any]:
     started = time.monotonic()
     recipe = as_started(recipe, run) if resume else settled(recipe)
@@ -166,11 +170,11 @@ def _train(
             found = range_test(task, recipe.train, processes, display).proposed
             recipe = task.recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found)})
     learner, at = ready(task, recipe.train, processes, resume)
-    changed = differences(run, task, processes, at) if resume else []  # nothing is written before this
+    first = [*told, *(differences(run, task, processes, at) if resume else [])]  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""
     run.sweep() if resume else run.clear()
-    for line in changed:
+    for line in first:
         run.log(line)
         display.say(line)
     noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
@@ -184,10 +188,10 @@ def _train(
                        start=at.step)  # fmt: skip
     title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
     config = built.adapter.config if built.adapter else AdapterConfig()
-    told = [MEANING.format(config.activation)] if config.activates else []
-    told += [] if found is None else [f"learning rate {found:g}, found by a range test"]
-    told += [local.told] if (local := task.local()) else []
-    for line in filter(None, (title, *told, built.base.note, *task.splits.notes)):
+    notes = [MEANING.format(config.activation)] if config.activates else []
+    notes += [] if found is None else [f"learning rate {found:g}, found by a range test"]
+    notes += [local.told] if (local := task.local()) else []
+    for line in filter(None, (title, *notes, built.base.note, *task.splits.notes)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)

@@ -121,4 +121,4 @@ def _remember(memory: Path | None, found: Mapping[str, Checked]) -> None:
         return
     with contextlib.suppress(OSError, SuperLoraError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps({DECODER: {name: astuple(file) for name, file in found.items()}}))
+        write_atomic(memory, json.dumps({DECODER: {name: astuple(file) for name, file in found.items()}}), force=True)

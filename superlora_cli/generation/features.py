@@ -98,7 +98,7 @@ def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
     """Cache the features if possible: without them the next time is merely slower."""
     with contextlib.suppress(OSError, SuperLoraError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}))
+        write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}), force=True)
         _make_room(path.parent)
 
 

@@ -79,11 +79,11 @@ class ImagesFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write an image atomically."""
-        write_atomic(self.images / name, content)
+        write_atomic(self.images / name, content, force=True)
 
     def finish(self, settings: Mapping[str, Any], images: Mapping[str, Any], grid: bytes) -> None:
         """Write the grid, and a manifest that says that all images are complete."""
-        write_atomic(self.grid, grid)
+        write_atomic(self.grid, grid, force=True)
         write_json(self.manifest, {**settings, "images": dict(images), "complete": True})
 
     def _left_over(self) -> list[Path]:

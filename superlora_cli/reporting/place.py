@@ -40,22 +40,24 @@ def check(out: Path, *, force: bool) -> None:
             raise UsageError("the folder is not empty", where=str(figures), hint="--force writes there anyway")
 
 
-def write(out: Path, page: str, pictures: Mapping[str, str]) -> list[Path]:
+def write(out: Path, page: str, pictures: Mapping[str, str], *, force: bool) -> list[Path]:
     """Write page and pictures, and remove pictures of the previous report that this one no longer has.
 
     Args:
         pictures: file name → SVG.
+        force: replace a page that is not a report.
 
     Returns:
         the pictures' paths.
     """
     figures = _figures(out)
     with system_errors(out):
-        before = _named(out) if out.exists() and _is_report(out) else set()
+        ours = out.exists() and _is_report(out)
+        before = _named(out) if ours else set()
         figures.mkdir(exist_ok=True)
         for name, svg in pictures.items():
-            write_atomic(figures / name, svg)
-        write_atomic(out, page)
+            write_atomic(figures / name, svg, force=True)
+        write_atomic(out, page, force=force or ours)
         for name in before - pictures.keys():
             (figures / name).unlink(missing_ok=True)
     return [figures / name for name in pictures]

@@ -9,16 +9,14 @@ DIR/workers.log                     output of the workers' libraries
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import read_json, system_errors, write_atomic, write_json
+from superlora_cli.files import locked, read_json, system_errors, write_atomic, write_json
 from superlora_cli.sweeping.plan import Plan, Run
 from superlora_cli.sweeping.schema import Measure
 from superlora_cli.sweeping.work import Job
@@ -45,7 +43,7 @@ class SweepFolder:
                 hint = "choose another --out"
                 raise UsageError("the folder is not empty and holds no sweep", where=str(self.path), hint=hint)
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / "sweep.yaml", self.plan.text)
+        write_atomic(self.path / "sweep.yaml", self.plan.text, force=True)
 
     def of(self, run: Run) -> Path:
         """The folder of a run."""
@@ -112,19 +110,11 @@ class SweepFolder:
 
     def write_results(self) -> list[Row]:
         """Write results.csv and results.jsonl from the run folders; returns their rows."""
-        with self._alone():
+        with locked(self.path / ".results.lock"):  # the last one to write has seen all results
             rows = self.rows()
-            write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            write_atomic(self.csv, as_csv(rows))
+            write_atomic(self.jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), force=True)
+            write_atomic(self.csv, as_csv(rows), force=True)
         return rows
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Exclude other processes of this sweep, so that the last one to write has seen all results."""
-        path = self.path / ".results.lock"
-        with system_errors(path), path.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 def wanted_measure(measure: Measure | None, run: Run) -> dict[str, Any] | None:

@@ -11,7 +11,15 @@ from typing import Any
 from rich.console import Console
 
 from superlora_cli.commands.train import train_run
-from superlora_cli.errors import InterruptedRunError, PausedRunError, RunError, SuperLoraError, UsageError
+from superlora_cli.errors import (
+    CannotResumeError,
+    FolderInUseError,
+    InterruptedRunError,
+    PausedRunError,
+    RunError,
+    SuperLoraError,
+    UsageError,
+)
 from superlora_cli.files import read_json, write_json
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.progress import hushed
@@ -20,7 +28,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.work import Job, Outcome
 from superlora_cli.training.checkpoints import step_of
 from superlora_cli.training.processes import join
-from superlora_cli.training.run import FolderInUseError, RunFolder
+from superlora_cli.training.run import RunFolder
 
 STEPS = 20  # enough to estimate the time of one
 
@@ -71,16 +79,16 @@ def _train(recipe: Recipe, run: RunFolder, console: Console, *, until: int | Non
     Raises:
         PausedRunError: the step `until` is reached, now or before.
     """
-    checkpoint = run.intact_checkpoint()[0] if (run.path / "recipe.yaml").is_file() else None
+    checkpoint, damaged = run.intact_checkpoint() if (run.path / "recipe.yaml").is_file() else (None, [])
     if until is not None and checkpoint is not None and step_of(checkpoint) >= until:
         raise PausedRunError(f"is at step {until} already", where=str(run.path))
+    how: dict[str, Any] = {"until": until, "quiet": quiet}
     try:
         try:
-            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, until=until, quiet=quiet)
-        except UsageError:
-            if checkpoint is None:
-                raise
-            train_run(recipe, run, console, join(recipe.train), until=until, quiet=quiet)
+            train_run(recipe, run, console, join(recipe.train), resume=checkpoint, told=damaged, **how)
+        except CannotResumeError as error:
+            told = [*damaged, f"started over: {error}"]
+            train_run(recipe, run, console, join(recipe.train), resume=None, told=told, **how)
     except InterruptedRunError:
         raise
     except Exception as error:

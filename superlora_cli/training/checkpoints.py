@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import CannotResumeError, UsageError
 from superlora_cli.files import system_errors, write_atomic
 
 COMPLETE = "COMPLETE"
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Ma
             contents = {**files, STATE: buffer.getvalue()}
             sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()]
             for name, content in {**contents, COMPLETE: "".join([f"{step}\n", *sums]).encode()}.items():
-                write_atomic(temporary / name, content)
+                write_atomic(temporary / name, content, force=True)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
         except BaseException:
@@ -99,7 +99,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """The `state.pt` of a checkpoint.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the system cannot read it. CannotResumeError: it is not what was written.
     """
     import torch
 
@@ -107,9 +107,10 @@ def load_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
         cause = str(error).splitlines()[0]
-        raise UsageError(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
+        refused = UsageError if isinstance(error, OSError) else CannotResumeError  # the system may read it another time
+        raise refused(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
     kinds = {"progress": dict, "random": list, "tensors": dict, "optimizer": dict}
     for name, kind in kinds.items():
         if not isinstance(state, dict) or not isinstance(state.get(name), kind):
-            raise UsageError(f"holds no {name}", where=str(path / STATE), hint=f"remove {path}")
+            raise CannotResumeError(f"holds no {name}", where=str(path / STATE), hint=f"remove {path}")
     return state

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from superlora_cli.errors import UsageError
+from superlora_cli.errors import CannotResumeError
 from superlora_cli.training.optim import make_optimizer, make_scheduler
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Learner:
         local: trains groups of the body one after another, each with an optimizer and a schedule of its own.
 
     Raises:
-        UsageError: torch refuses the optimizer or the schedule, or `state` does not fit the recipe.
+        UsageError: torch refuses the optimizer or the schedule. CannotResumeError: `state` does not fit the recipe.
     """
 
     def __init__(
@@ -178,11 +178,11 @@ class Learner:
 
         if shapes(state["tensors"]) != shapes(self.tensors):
             message = "the tensors in the checkpoint are not those that this recipe trains"
-            raise UsageError(message, hint="resume with its own recipe")
+            raise CannotResumeError(message, hint="resume with its own recipe")
         if state.get("turn") != (None if self._local is None else list(self.parameters)):
             message = "the checkpoint was written while other layers were trained"
-            raise UsageError(message, where="train.local", hint="resume with its own recipe")
+            raise CannotResumeError(message, where="train.local", hint="resume with its own recipe")
         before, now = state["optimizer"]["name"], type(self.optimizer).__name__
         if before != now:
             message, where = f"the checkpoint has the state of {before}", f"train.optimizer.name={now}"
-            raise UsageError(message, where=where, hint=f"resume with {before}")
+            raise CannotResumeError(message, where=where, hint=f"resume with {before}")

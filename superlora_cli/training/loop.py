@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from superlora_cli.errors import InterruptedRunError, PausedRunError, RunError, UsageError
+from superlora_cli.errors import CannotResumeError, InterruptedRunError, PausedRunError, RunError
 from superlora_cli.training.checkpoints import load_state
 from superlora_cli.training.display import Display
 from superlora_cli.training.learner import Learner
@@ -103,13 +103,14 @@ def ready(
     """Prepare training, from scratch or from the checkpoint `resume`; nothing is written yet.
 
     Raises:
-        UsageError: torch refuses the optimizer or the schedule, or the checkpoint does not fit the recipe.
+        UsageError: torch refuses the optimizer or the schedule. CannotResumeError: the checkpoint does not fit the
+            recipe.
     """
     state = load_state(resume) if resume else None
     at = Progress(**state["progress"]) if state else Progress()
     if at.step > train.length:
         hint = "raise it, or start over with --force"
-        raise UsageError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
+        raise CannotResumeError(f"the checkpoint is at step {at.step}", where=f"train.steps={train.length}", hint=hint)
     parts = task.trained(), task.head(), task.buffers()
     learner = Learner(*parts, train, scaler=processes.scaler, start=at.step, state=state, local=task.local())
     if state:

@@ -14,21 +14,17 @@ If several processes train together, only one writes. The others make the same c
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
-from weakref import WeakSet
 
-from superlora_cli.errors import UsageError
-from superlora_cli.files import read_json, system_errors, write_atomic, write_json
+from superlora_cli.files import locked, read_json, system_errors, write_atomic, write_json
 from superlora_cli.training.checkpoints import complete_checkpoints, damage, prune, save_checkpoint
 
 if TYPE_CHECKING:
@@ -40,20 +36,6 @@ CONFUSION_FILE = "confusion.csv"
 OWN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "log.txt", "eval.json", CONFUSION_FILE, "measure.json",
              "adapter.safetensors", "samples", "pictures", "model.safetensors", "checkpoints", "trace.json.gz",
              "tensorboard", "wandb", ".lock")  # fmt: skip
-LOCKS: WeakSet[TextIOWrapper] = WeakSet()  # of runs that this process has opened
-
-
-def _let_go() -> None:
-    """A loader worker that outlives its run must not hold its lock."""
-    for lock in LOCKS:
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-class FolderInUseError(UsageError):
-    """Another run is writing to the folder."""
 
 
 def next_free(folder: Path) -> Path:
@@ -102,23 +84,15 @@ class RunFolder:
             UsageError: it cannot be written. FolderInUseError: another run is in it.
         """
         lock_file, made = self.path / ".lock", not self.path.exists()
-        with system_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = lock_file.open("a")
-        LOCKS.add(lock)
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                hint = "wait for it, or choose another --out"
-                raise FolderInUseError("another run is writing to it", where=str(self.path), hint=hint) from None
+        with locked(lock_file, "run"):
             try:
                 yield self
             finally:
                 if not (self.path / "recipe.yaml").exists():  # no run has started: leave everything as it was
                     lock_file.unlink(missing_ok=True)
-                    if made and self.path.is_dir() and self.is_empty():
-                        self.path.rmdir()
+                    if made:
+                        with suppress(OSError):  # it is not empty, or has gone
+                            self.path.rmdir()
 
     def is_empty(self) -> bool:
         """Whether there is nothing but a lock and temporary files of a killed run."""
@@ -170,7 +144,7 @@ class RunFolder:
         if not self.metrics.exists():
             return
         lines = [line for line in self.metrics.read_text().splitlines() if _step_of(line) <= step]
-        write_atomic(self.metrics, "".join(line + "\n" for line in lines))
+        write_atomic(self.metrics, "".join(line + "\n" for line in lines), force=True)
 
     @_writing
     def record(self, step: int, metrics: Mapping[str, Any], figures: Figures | None = None) -> None:
@@ -187,7 +161,7 @@ class RunFolder:
         """Write a PNG of an evaluation, and pass it on to the trackers."""
         with system_errors(self.pictures):
             self.pictures.mkdir(exist_ok=True)
-        write_atomic(self.pictures / f"step-{step:06d}.png", picture)
+        write_atomic(self.pictures / f"step-{step:06d}.png", picture, force=True)
         for look in self.viewers:
             look(step, picture)
 
@@ -210,7 +184,7 @@ class RunFolder:
     @_writing
     def write(self, name: str, content: bytes | str) -> None:
         """Write a file of the run."""
-        write_atomic(self.path / name, content)
+        write_atomic(self.path / name, content, force=True)
 
     @_writing
     def save(

@@ -12,7 +12,6 @@ DIR/workers.log                     output of the workers' libraries
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from superlora_cli.errors import UsageError
-from superlora_cli.files import system_errors, write_atomic
+from superlora_cli.files import locked, system_errors, write_atomic
 from superlora_cli.recipe.overrides import Override
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Plan, Run, Settings, run_of
 from superlora_cli.sweeping.work import Job
-from superlora_cli.training.run import FolderInUseError
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,8 @@ class TuneFolder:
             if file.is_file() and file.read_text(encoding="utf-8") != text:
                 raise UsageError("holds a search for something else", where=str(file), hint=hint)
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
-            write_atomic(file, text)
-            lock = (self.path / ".lock").open("a")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FolderInUseError(
-                    "another search is writing to it", where=str(self.path), hint="wait for it, or " + hint
-                ) from None
+            write_atomic(file, text, force=True)
+        with locked(self.path / ".lock", "search"):
             yield
 
     def of(self, run: Run) -> Path:

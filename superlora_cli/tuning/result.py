@@ -77,7 +77,7 @@ def found(search: Search, finalists: Sequence[Finalist]) -> dict[str, Any]:
         "results": str(folder.path / "results.csv"),
         "errors": [{"id": name, "error": error} for name, error in search.errors.items()],
     }
-    write_atomic(folder.best, _recipe(search, best, told))
+    write_atomic(folder.best, _recipe(search, best, told), force=True)
     _draw(folder.front, points, on_front, search)
     write_json(folder.found, told)
     return told

@@ -1,6 +1,6 @@
 """Write files of weights: first their headers, then tensor by tensor in any order.
 
-    with replacing(out) as temporary, Draft(out) as draft:
+    with replacing(out, force=True) as temporary, Draft(out) as draft:
         draft.lay_out(temporary, header.build([("w", "F32", (2, 3))], {}))
         draft.write("w", torch.zeros(2, 3))
 

@@ -127,7 +127,7 @@ def test_the_header_leaves_out_what_the_rest_gives_and_gives_it_back(
     recipe: dict[str, object], knobs: dict[str, object], tmp_path: Path
 ) -> None:
     made = stored(recipe, **knobs)
-    made.save(tmp_path / "one.safetensors")
+    made.save(tmp_path / "one.safetensors", force=True)
     found = store.load(tmp_path / "one.safetensors")
     for name in ("config", "patterns", "targets_digest", "base", "recipe", "metrics", "classes", "origin"):
         assert getattr(found, name) == getattr(made, name), name

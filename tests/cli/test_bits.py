@@ -120,7 +120,7 @@ def test_a_forged_file_of_few_bits_is_refused_for_what_it_says(
     whole = store.load(write_adapter("whole.safetensors", "digits_lora"))
     small = replace(whole.config, bits=4, scales=(0.1, 0.1))
     factors = {name: torch.zeros(tensor.shape, dtype=torch.uint8) for name, tensor in whole.factors.items()}
-    replace(whole, config=small, factors=factors).save(Path("small.safetensors"))
+    replace(whole, config=small, factors=factors).save(Path("small.safetensors"), force=True)
     assert cli("inspect", "small.safetensors").code == 0
     tensors, said = read_safetensors(Path("small.safetensors"))
     change(tensors, said)

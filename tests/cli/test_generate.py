@@ -73,7 +73,7 @@ def write_adapter(path: Path, *, scale: float = 0.5, classes: tuple[str, ...] = 
         adapter.config, ("q", "v"), store.digest_targets(targets),
         {"name": "glyphs_unet", "sha256": sha256, "dtype": dtype}, recipe, {}, factors, classes=classes,
     )  # fmt: skip
-    stored.save(path)
+    stored.save(path, force=True)
     return path
 
 

@@ -35,7 +35,7 @@ def test_a_merge_killed_at_any_moment_leaves_no_output_or_a_whole_one(
     base: str, out: str, force: bool, commands: Commands, cli: Cli, tmp_path: Path
 ) -> None:
     tensors = checkpoint()
-    adapter(tensors).save(Path("adapter.safetensors"))
+    adapter(tensors).save(Path("adapter.safetensors"), force=True)
     save_file(tensors, "base.safetensors", METADATA)
     save_shards(Path("big"), thirds(tensors), METADATA)
     words = ("merge", "adapter.safetensors", "--base", base, "--no-verify")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
+from superlora_cli.errors import FolderInUseError
 from superlora_cli.training.run import RunFolder
 
 
@@ -34,3 +36,23 @@ def test_a_child_lets_go_of_the_lock(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         os.close(reading)
         os.close(writing)
+
+
+def test_two_cannot_hold_a_folder_that_a_third_leaves_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, plain = RunFolder(tmp_path / "run").opened(), fcntl.flock
+
+    def flock(lock: int, how: int) -> None:
+        first.__exit__(None, None, None)  # between the opening of the file and its locking
+        monkeypatch.undo()
+        plain(lock, how)
+
+    first.__enter__()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        RunFolder(tmp_path / "run").opened(),
+        pytest.raises(FolderInUseError, match="another run is writing to it"),
+        RunFolder(tmp_path / "run").opened(),
+    ):
+        pass

@@ -77,7 +77,7 @@ def prepare(dtype: torch.dtype = torch.float32, **knobs: Any) -> StoredAdapter:
     """base.safetensors, the same in three shards in big/, and adapter.safetensors, in the current folder."""
     base = checkpoint(dtype)
     stored = adapter(base, **knobs)
-    stored.save(Path("adapter.safetensors"))
+    stored.save(Path("adapter.safetensors"), force=True)
     save_file(base, "base.safetensors", METADATA)
     save_shards(Path("big"), thirds(base), METADATA)
     return stored

@@ -67,7 +67,8 @@ class Cache:
         metadata = {PLAIN: json.dumps(plain, sort_keys=True), NAME: self.file(key).stem}
         with system_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.file(key), safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata)))
+        content = safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
+        write_atomic(self.file(key), content, force=True)
 
     def _read(self, key: str) -> dict[str, Any] | None:
         if key in self._held:
