@@ -77,7 +77,6 @@ def command(
         resolve_result(Path(source))
     if out is not None and not out.is_file():
         ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
-    console = stderr_console()
     with loading("torch and diffusers"):
         from superlora_cli.commands.generate import generate, recipe_of
         from superlora_cli.commands.generate_prompted import generate_prompted
@@ -100,7 +99,11 @@ def command(
         return
     if out is None:
         raise UsageError("missing", where="--out", hint="--out DIR, a folder for the images")
-    done = (generate_prompted if prompted else generate)(source, out, console, overrides or (), **given)
+    words = overrides or ()
+    if prompted:
+        done = generate_prompted(source, out, words, **given)
+    else:
+        done = generate(source, out, stderr_console(), words, **given)
     if as_json:
         print_json(done)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +12,9 @@ import torch
 
 from superlora_cli.adapter import store
 from superlora_cli.adapter.store import StoredAdapter
+from superlora_cli.commands.predictions import outputs, readable, seen_by, write
 from superlora_cli.data.batches import chosen_batches
-from superlora_cli.data.folder import FolderImages
-from superlora_cli.data.scan import scan
-from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
-from superlora_cli.files import write_atomic
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import recipe_of
 from superlora_cli.opening.results import ADAPTER_FILE
@@ -35,60 +31,53 @@ SHOWN = 5  # most unknown adapters that an error names
 
 @torch.no_grad()
 def assign(
-    table: Path, adapters: Path, out: Path, *, overrides: Sequence[str] = (), force: bool = False
+    table: Path, adapters: Path, out: Path, overrides: Sequence[str] = (), *, force: bool = False
 ) -> dict[str, Any]:
     """Write the classes that each image's own adapter predicts to the CSV file `out`, in the order of the table.
 
     Args:
         table: a CSV file with the columns `file` (an image, relative to the table) and `adapter`.
         adapters: a folder with NAME.safetensors or a run folder NAME for every adapter.
-        force: overwrite `out`.
 
     Returns:
         task, predictions (the file), n, adapters (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: the table is wrong or names an adapter that does not exist, or no image can be read; or the
-            output exists. MismatchError: the adapters do not all belong to one base. Nothing is predicted then.
+        UsageError: the table is wrong or names an adapter that does not exist, no image can be read, or the output exists.
+            MismatchError: the adapters do not all belong to one base. RunError: one gives NaN or Inf. Nothing is
+            written then.
     """
     rows = _read(table)
     files = _files(adapters, [name for _, name in rows], table)
     stored = {name: store.load(file) for name, file in files.items()}
     recipe = _recipe(stored, files, overrides)
-    checked = scan(table.parent, [file for file, _ in rows])
-    readable = [index for index, (file, _) in enumerate(rows) if checked[file].cause is None]
-    unreadable = [{"path": file, "cause": checked[file].cause} for file, _ in rows if checked[file].cause is not None]
-    if not readable:
-        raise UsageError(f"none of {len(rows)} images can be read", where=str(table), hint=unreadable[0]["cause"])
+    places, unreadable = readable(table.parent, [file for file, _ in rows], table)
+    rows = [rows[place] for place in places]
     base = open_base(recipe, next(iter(stored.values())))
     processes = join(recipe.train)
     try:
         model = base.model.to(processes.device).eval()
         switching, kind = Switching(model), image_task_of(recipe)
-        images = FolderImages([(str(table.parent / rows[index][0]), 0) for index in readable]).seen_through(
-            evaluation_transform(Look(base.image_size, base.mean, base.std))
-        )
-        batches = list(_batches([rows[index][1] for index in readable], recipe.eval.batch_size))
+        images = seen_by(base, (table.parent / file for file, _ in rows))
+        batches = list(_batches([name for _, name in rows], recipe.eval.batch_size))
         found: dict[int, Prediction] = {}
         loaded = chosen_batches(images, [own for _, own in batches], workers=recipe.data.workers)
-        bar = with_bar(loaded, "predicting", total=len(readable), size=lambda batch: len(batch[1]))
+        bar = with_bar(loaded, "predicting", total=len(rows), size=lambda batch: len(batch[1]))
         current = None
         for (name, own), (batch, _) in zip(batches, bar, strict=True):
             if name != current:
                 adapter, current = switching.use(stored[name], str(files[name])), name
-            with processes.autocast(), adapter.kept():
-                logits = model(batch.to(processes.device)).float()
+            with adapter.kept():
+                logits = outputs(base, batch, processes, files[name])
             classes = names_of(stored[name].classes, outputs_of(model))
             found |= zip(own, kind.predictions(logits, classes), strict=True)
     finally:
         processes.end()
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow((*COLUMNS, *kind.predicted))
-    writer.writerows((*rows[index], *found[place].values) for place, index in enumerate(readable))
-    write_atomic(out, text.getvalue(), force=force)
-    counts = dict(Counter(rows[index][1] for index in readable).most_common())
-    return {"task": recipe.task, "predictions": str(out), "n": len(readable), "adapters": counts,
+    write(
+        out, (*COLUMNS, *kind.predicted), ((*row, *found[place].values) for place, row in enumerate(rows)), force=force
+    )
+    counts = dict(Counter(name for _, name in rows).most_common())
+    return {"task": recipe.task, "predictions": str(out), "n": len(rows), "adapters": counts,
             "unreadable": unreadable}  # fmt: skip
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
-import superlora_cli
 from superlora_cli.adapter import store
 from superlora_cli.adapter.attach import settle
-from superlora_cli.errors import InterruptedRunError, UsageError, did_you_mean
+from superlora_cli.commands.making_images import made_by, make_images
+from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.generation.display import SamplingDisplay
 from superlora_cli.generation.folder import ImagesFolder, image_name
-from superlora_cli.generation.grid import labelled_grid, png
+from superlora_cli.generation.grid import labelled_grid
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
 from superlora_cli.models.embedded import ASSETS, EMBEDDED, LANGUAGE, PIPELINES
@@ -32,7 +30,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 from superlora_cli.tasks.diffusion.section import settings_of
 from superlora_cli.tasks.images import names_of
-from superlora_cli.training.processes import join
+from superlora_cli.training.processes import Processes
 from superlora_cli.weights.checksum import digest_tensors
 
 SHOWN = 8  # classes in a hint
@@ -93,59 +91,43 @@ def generate(
     shown = [chosen[index % len(chosen)] for index in range(num)]
     images = {image_name(index, names[number]): names[number] for index, number in enumerate(shown)}
     settle(model)
-    processes = join(built.recipe.train)
-    settings = {
-        **about,
-        "weights_sha256": digest_tensors(model.state_dict()),
+
+    def make(processes: Processes) -> Generator[Tensor, None, None]:
+        display = SamplingDisplay(console, images=num, steps=taken)
+        batches = sample_batches(
+            model.to(processes.device).eval(),
+            shown,
+            image_size=built.base.image_size,
+            sampler=cast(Sampler, sampler),
+            steps=taken,
+            guidance=weight,
+            seed=seed,
+            batch_size=batch_size,
+            schedule=schedule,
+            on_step=display.step,
+        )
+        with display, processes.autocast():
+            for batch in batches:
+                yield from batch
+
+    chosen_settings = {
         "num": num,
         "classes": [names[number] for number in chosen],
         "seed": seed,
         "sampler": sampler,
         "steps": taken,
         "guidance": weight,
+    }
+    fixed = {
+        "weights_sha256": digest_tensors(model.state_dict()),
         "noise": vars(schedule),
         "image_size": built.base.image_size,
-        "precision": built.recipe.train.precision,
-        "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
     }
-    told = {
-        "images": str(folder.images),
-        "grid": str(folder.grid),
-        **{key: settings[key] for key in ("num", "seed", "sampler", "steps", "guidance", "classes", "model")},
-        "params": about["adapter"]["params"] if about["adapter"] else 0,
-    }
-    if reuse and folder.holds(settings, images):
-        processes.end()
-        return {**told, "seconds": 0.0}
-    display = SamplingDisplay(console, images=num, steps=taken)
-    batches = sample_batches(
-        model.to(processes.device).eval(),
-        shown,
-        image_size=built.base.image_size,
-        sampler=cast(Sampler, sampler),
-        steps=taken,
-        guidance=weight,
-        seed=seed,
-        batch_size=batch_size,
-        schedule=schedule,
-        on_step=display.step,
-    )
-    made: list[Tensor] = []
-    started = time.monotonic()
-    try:
-        with display, processes.autocast():
-            folder.begin(settings, images)
-            for name, image in zip(images, (image for batch in batches for image in batch), strict=True):
-                folder.write(name, png(image))
-                made.append(image)
-        caption = _caption(about, sampler, taken, weight, seed)
-        folder.finish(settings, images, labelled_grid(torch.stack(made), shown, names, caption))
-    except KeyboardInterrupt:
-        hint = f"{len(made)} of {num} images are written; --force starts over"
-        raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
-    finally:
-        processes.end()
-    return {**told, "seconds": time.monotonic() - started}
+    caption = f"{made_by(about)}, {sampler}, {taken} steps, guidance {weight:g}, seed {seed}"
+    return make_images(
+        folder, images, make, lambda made: labelled_grid(made, shown, names, caption),
+        recipe=built.recipe, about=about, chosen=chosen_settings, fixed=fixed, reuse=reuse,
+    )  # fmt: skip
 
 
 def check_start(**counts: int | None) -> None:
@@ -186,8 +168,9 @@ def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
     task = data.get("task") if isinstance(data, dict) else None
     known = TASKS[task] if isinstance(task, str) and task in TASKS else None
     if known is None or not (known.generates or known.prompted or known.reads):
-        message = f"a {task} {kind} cannot generate images"
-        raise UsageError(message, where=source, hint=f"use a {kind} with task: diffusion")
+        able = " or ".join(name for name, one in TASKS.items() if one.generates or one.prompted or one.reads)
+        message = f"a {task} {kind} cannot generate images or text"
+        raise UsageError(message, where=source, hint=f"use a {kind} with task: {able}")
     if kind == "base":
         data["model"] |= {"pretrained": True}
     return recipe_from_dict(data, source, overrides)
@@ -262,9 +245,3 @@ def _schedule(recipe: Recipe) -> NoiseSchedule:
     """The noise schedule that the model was trained with."""
     section = settings_of(recipe)
     return NoiseSchedule(section.steps, section.beta_start, section.beta_end)
-
-
-def _caption(about: dict[str, Any], sampler: str, steps: int, guidance: float, seed: int) -> str:
-    adapter = about["adapter"]
-    with_adapter = f" + {adapter['file']} ({adapter['params']:,} parameters)" if adapter else ""
-    return f"{about['model']}{with_adapter}, {sampler}, {steps} steps, guidance {guidance:g}, seed {seed}"

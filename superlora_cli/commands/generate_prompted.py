@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-import superlora_cli
 from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.attach import detach, settle
 from superlora_cli.adapter.layers import stored_parameter
 from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of
+from superlora_cli.commands.making_images import made_by, make_images
 from superlora_cli.commands.prompts import read_prompts
-from superlora_cli.errors import InterruptedRunError, UsageError
+from superlora_cli.errors import UsageError
 from superlora_cli.generation.folder import ImagesFolder, image_name
-from superlora_cli.generation.grid import labelled_grid, png
+from superlora_cli.generation.grid import labelled_grid
 from superlora_cli.models.pipelines import PipelineBase, placed
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import captions_of
 from superlora_cli.tasks.text_to_image.section import settings_of
-from superlora_cli.training.processes import join
+from superlora_cli.training.processes import Processes
 
 SCALES = (1.0,)
 
@@ -76,7 +73,6 @@ def read_size(text: str | None, base: PipelineBase) -> tuple[int, int]:
 def generate_prompted(
     source: str,
     out: Path,
-    console: Console,
     overrides: Sequence[str] = (),
     *,
     prompts: Sequence[str] = (),
@@ -125,16 +121,12 @@ def generate_prompted(
     built, about = open_source(source, overrides, allow_mismatch)
     base = built.base
     assert isinstance(base, PipelineBase)
-    if built.adapter is None and scales != SCALES:
-        raise UsageError("there is no adapter to scale", where="--scale", hint="leave it out")
-    if built.adapter is not None and built.adapter.config.activates and scales != SCALES:
-        raise no_delta(built.adapter.config.activation, "--scale")
+    if scales != SCALES:
+        _check_scaling(built, base)
     if negative is not None and base.family.guided:
         raise UsageError("guidance is an input of this model", where="--negative", hint="leave it out")
     if negative is not None and not base.family.takes_negative:
         raise UsageError("the pipeline takes no negative prompt", where="--negative", hint="leave it out")
-    if base.quantize and scales != SCALES:
-        raise UsageError("needs an adapter that can be merged", where="--scale", hint="a base without model.quantize")
     width, height = read_size(size, base)
     call = {**base.family.call, **base.family.steered(guidance, negative)}
     if steps is not None:
@@ -146,10 +138,27 @@ def generate_prompted(
         own = [(prompt, seed + number) for prompt in chosen for number in range(num)]
     wanted = [Wanted(factor, *image) for factor in scales for image in own]
     images = {image_name(index, image.prompt): image._asdict() for index, image in enumerate(wanted)}
-    processes = join(built.recipe.train)
+
+    def make(processes: Processes) -> Generator[Tensor, None, None]:
+        scale_to = _scaled(built, scales)
+        pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
+
+        def paint(part: Sequence[Wanted]) -> Tensor:
+            scale_to(part[0].scale)
+            with processes.autocast():
+                texts, seeds = [image.prompt for image in part], [image.seed for image in part]
+                return painted(pipeline, texts, seeds, (width, height), **call)
+
+        bar = with_bar(_parts(wanted, batch_size), "images", total=len(wanted), size=len)
+        return (image for part in bar for image in paint(part))
+
+    def grid(made: Tensor) -> bytes:
+        rows = list(dict.fromkeys((image.prompt, image.scale) for image in wanted))
+        titles = [prompt if len(scales) == 1 else f"{factor:g} × {prompt}" for prompt, factor in rows]
+        numbers = [rows.index((image.prompt, image.scale)) for image in wanted]
+        return labelled_grid(made, numbers, titles, f"{made_by(about)}, seed {seed}")
+
     told = {
-        "images": str(folder.images),
-        "grid": str(folder.grid),
         "num": len(wanted),
         "prompts": chosen,
         "scales": list(scales),
@@ -157,47 +166,20 @@ def generate_prompted(
         "size": [width, height],
         "steps": steps,
         "guidance": guidance,
-        "model": about["model"],
-        "params": about["adapter"]["params"] if about["adapter"] else 0,
     }
-    settings = {
-        **about,
-        **{key: told[key] for key in ("num", "prompts", "scales", "seed", "size", "steps", "guidance")},
-        "negative": negative,
-        "base_sha256": built.base_digest[0],
-        "precision": built.recipe.train.precision,
-        "environment": {"superlora": superlora_cli.__version__, "torch": torch.__version__, **processes.describe()},
-    }
-    if reuse and folder.holds(settings, images):
-        processes.end()
-        return {**told, "seconds": 0.0}
-    made: list[Tensor] = []
-    started = time.monotonic()
-    try:
-        with _scaled(built, scales) as set_scale:
-            pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
-            folder.begin(settings, images)
-            parts = _parts(wanted, batch_size)
-            names = iter(images)
-            for part in with_bar(parts, "images", total=len(wanted), size=len):
-                set_scale(part[0].scale)
-                with processes.autocast():
-                    prompts_of, seeds = [image.prompt for image in part], [image.seed for image in part]
-                    batch = painted(pipeline, prompts_of, seeds, (width, height), **call)
-                for image in batch:
-                    folder.write(next(names), png(image))
-                    made.append(image)
-        rows = {(image.prompt, image.scale): None for image in wanted}
-        order = list(rows)
-        titles = [prompt if len(scales) == 1 else f"{factor:g} × {prompt}" for prompt, factor in order]
-        numbers = [order.index((image.prompt, image.scale)) for image in wanted]
-        folder.finish(settings, images, labelled_grid(torch.stack(made), numbers, titles, _caption(about, seed)))
-    except KeyboardInterrupt:
-        hint = f"{len(made)} of {len(wanted)} images are written; --force starts over"
-        raise InterruptedRunError("interrupted", where=str(out), hint=hint) from None
-    finally:
-        processes.end()
-    return {**told, "seconds": time.monotonic() - started}
+    return make_images(
+        folder, images, make, grid, recipe=built.recipe, about=about, chosen=told,
+        fixed={"negative": negative, "base_sha256": built.base_digest[0]}, reuse=reuse,
+    )  # fmt: skip
+
+
+def _check_scaling(built: Built, base: PipelineBase) -> None:
+    if built.adapter is None:
+        raise UsageError("there is no adapter to scale", where="--scale", hint="leave it out")
+    if built.adapter.config.activates:
+        raise no_delta(built.adapter.config.activation, "--scale")
+    if base.quantize:
+        raise UsageError("needs an adapter that can be merged", where="--scale", hint="a base without model.quantize")
 
 
 def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
@@ -209,14 +191,12 @@ def _parts(wanted: Sequence[Wanted], most: int) -> list[Sequence[Wanted]]:
     return found
 
 
-@contextmanager
-def _scaled(built: Built, scales: Sequence[float]) -> Iterator[Callable[[float], None]]:
-    """Merge the adapter, if no weight is quantised. Inside, a function makes the weights those of the base plus the
-    adapter times a number."""
+def _scaled(built: Built, scales: Sequence[float]) -> Callable[[float], None]:
+    """Merge the adapter, if no weight is quantised. The function makes the weights those of the base plus the adapter
+    times a number."""
     if built.adapter is None or tuple(scales) == SCALES:
         settle(built.model)
-        yield lambda scale: None
-        return
+        return lambda scale: None
     names = {f"{target.module}.weight" for target in built.adapter.targets} | {*built.also}
     with torch.no_grad():
         built.adapter.to(next(built.model.parameters()).device)
@@ -235,10 +215,4 @@ def _scaled(built: Built, scales: Sequence[float]) -> Iterator[Callable[[float],
             value = whole[name] if scale == 1 else plain[name] + scale * (whole[name] - plain[name])
             own.copy_(value)
 
-    yield scale_to
-
-
-def _caption(about: dict[str, Any], seed: int) -> str:
-    adapter = about["adapter"]
-    with_adapter = f" + {adapter['file']} ({adapter['params']:,} parameters)" if adapter else ""
-    return f"{about['model']}{with_adapter}, seed {seed}"
+    return scale_to

@@ -113,7 +113,7 @@ def measure_run(
     with _place(Path(source), out) as (folder, ours):
         how = {"force": ours or force, "reuse": True, "allow_mismatch": allow_mismatch, **sampling}
         if TASKS[recipe.task].prompted:
-            made = generate_prompted(source, folder, console, overrides, in_turn=True, **how)
+            made = generate_prompted(source, folder, overrides, in_turn=True, **how)
         else:
             made = generate(source, folder, console, overrides, **how)
         found = measure(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +9,11 @@ from typing import Any
 
 import torch
 
+from superlora_cli.commands.predictions import outputs, readable, seen_by, write
 from superlora_cli.data.batches import evaluation_batches
-from superlora_cli.data.folder import FolderImages, image_names
+from superlora_cli.data.folder import image_names
 from superlora_cli.data.images import SUFFIXES
-from superlora_cli.data.scan import scan
-from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.errors import UsageError
-from superlora_cli.files import write_atomic
 from superlora_cli.kinds import Kind, check_kind
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.results import resolve_result
@@ -41,14 +37,11 @@ def predict(
 
     If images have several labels, write all labels with a probability above one half.
 
-    Args:
-        force: overwrite `out`.
-
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: no image can be read, or `out` cannot be written or exists.
+        UsageError: no image can be read, or `out` cannot be written or exists. RunError: the model gives NaN or Inf.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
@@ -59,13 +52,11 @@ def predict(
     if not names:
         check_kind(folder, "a folder of images", (Kind.FOLDER,))
         raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
-    checked = scan(folder, names)
-    readable = [name for name in names if checked[name].cause is None]
-    unreadable = [{"path": name, "cause": checked[name].cause} for name in names if checked[name].cause is not None]
-    if not readable:
-        raise UsageError(f"none of {len(names)} images can be read", where=str(folder), hint=unreadable[0]["cause"])
+    places, unreadable = readable(folder, names, folder)
+    names = [names[place] for place in places]
 
-    built = build_from_file(resolve_result(path), overrides, allow_mismatch=allow_mismatch)
+    file = resolve_result(path)
+    built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
     recipe, base = built.recipe, built.base
     if not TASKS[recipe.task].tells_classes:
         raise UsageError(
@@ -74,23 +65,21 @@ def predict(
     processes = join(recipe.train)
     try:
         model = built.model.to(processes.device).eval()
-        look = Look(base.image_size, base.mean, base.std)
-        images = FolderImages([(str(folder / name), 0) for name in readable]).seen_through(evaluation_transform(look))
+        images = seen_by(base, (folder / name for name in names))
         classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
         rows: list[Prediction] = []
         batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)
         with built.kept():
             for batch, _ in with_bar(batches, "predicting", total=len(images), size=lambda batch: len(batch[1])):
-                with processes.autocast():
-                    logits = model(batch.to(processes.device)).float()
-                rows += kind.predictions(logits, classes)
+                rows += kind.predictions(outputs(base, batch, processes, file), classes)
     finally:
         processes.end()
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("file", *kind.predicted))
-    writer.writerows((name, *row.values) for name, row in zip(readable, rows, strict=True))
-    write_atomic(out, text.getvalue(), force=force)
+    write(
+        out,
+        ("file", *kind.predicted),
+        ((name, *row.values) for name, row in zip(names, rows, strict=True)),
+        force=force,
+    )
     counts = dict(Counter(label for row in rows for label in row.labels).most_common())
     task = recipe.task
-    return {"task": task, "predictions": str(out), "n": len(readable), "classes": counts, "unreadable": unreadable}
+    return {"task": task, "predictions": str(out), "n": len(names), "classes": counts, "unreadable": unreadable}

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.informed import inform
 from superlora_cli.data.source import Splits
-from superlora_cli.errors import RunError, UsageError, did_you_mean
+from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.recomputing import recompute
 from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.outputs import check_outputs
 from superlora_cli.training.local import Local
 from superlora_cli.training.processes import Processes
 
@@ -267,11 +268,7 @@ class Work:
         Raises:
             RunError: some are NaN or Inf.
         """
-        bad = int((~torch.isfinite(outputs)).flatten(1).any(1).sum())
-        if bad:
-            message = f"the model gives NaN or Inf for {bad} of {len(outputs)} {self.splits.called}"
-            hint = "train.precision=fp32, or a base and an adapter with smaller weights"
-            raise RunError(message, where=self.recipe.model.name, hint=hint)
+        check_outputs(outputs, self.recipe.model.name, self.splits.called)
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
         """The result: adapter.safetensors, or model.safetensors if the base itself was trained."""

@@ -224,7 +224,8 @@ def test_classification_cannot_generate_images(trained: Path, cli: Cli) -> None:
     for source in (trained, trained / "adapter.safetensors"):
         result = cli("generate", source, "--out", "out")
         assert result.code == 2
-        assert "a classification run cannot generate images" in result.message
+        assert "a classification run cannot generate images or text" in result.message
+        assert "use a run with task: diffusion or text-to-image or language" in result.message
     assert "a classification base cannot generate images" in cli("generate", "glyphs_vit", "--out", "out").message
     assert not Path("out").exists()
 

@@ -58,7 +58,7 @@ def rows_of(file: Path) -> dict[str, tuple[str, str]]:
 @pytest.mark.slow
 def test_each_image_is_predicted_as_by_its_adapter_alone(place: Path, cli: Cli) -> None:
     words = ("--assign", place / "table.csv", "--adapters", place / "adapters")
-    found = cli("eval", *words, "--out", "all.csv", "--json").json()
+    found = cli("eval", "eval.batch_size=3", "data.workers=0", *words, "--out", "all.csv", "--json").json()
     assert (found["n"], found["adapters"]) == (12, {"one": 4, "two": 4, "other": 4})
     mixed = rows_of(Path("all.csv"))
     assert list(mixed) == [f"{index}.png" for index in range(12)]
@@ -112,6 +112,10 @@ def test_a_wrong_table_is_one_clear_line(text: str, place: Path, cli: Cli) -> No
 REFUSED = {
     ("eval", "--assign", "t.csv"): "--assign: needs --adapters",
     ("eval", "run", "--assign", "t.csv", "--adapters", "there"): "RUN_OR_ADAPTER: cannot be used with --assign",
+    ("eval", "--assign", "t.csv", "--allow-base-mismatch"): "--allow-base-mismatch: cannot be used with --assign",
+    ("eval", "--assign", "t.csv", "--lm-eval", "piqa"): "--lm-eval: cannot be used with --assign",
+    ("eval", "run", "train.device=cpu", "--assign", "t.csv"): "RUN_OR_ADAPTER: cannot be used with --assign",
+    ("eval", "train.device=cpu", "--assign", "t.csv", "--adapters", "there"): "t.csv: cannot be read",
     ("eval", "run", "--adapters", "there"): "--adapters: needs --assign",
     ("eval",): "a run or an adapter is needed",
     ("eval", "--assign", "t.csv", "--adapters", "there"): "t.csv: cannot be read",
