@@ -262,10 +262,10 @@ def _measure(images: Path, against: str, overrides: list[str] | None, **by: Any)
 def _measure_run(source: str, against: str, overrides: list[str] | None, **settings: Any) -> dict[str, Any]:
     console = stderr_console()
     with loading("torch and diffusers"):
-        from superlora_cli.commands.generate import recipe_of
+        from superlora_cli.commands.generate import recipe_of_source
         from superlora_cli.commands.measure import measure_run
 
-    options.refuse_others(settings, recipe_of(source, overrides or ()).task)
+    options.refuse_others(settings, recipe_of_source(source, overrides or ()).task)
     return measure_run(source, against, console, overrides or (), **settings)
 
 
