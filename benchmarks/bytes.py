@@ -13,13 +13,10 @@ the real base are trained as in real_base.py, and kept in records/few_shot.jsonl
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
-from pathlib import Path
+from operator import itemgetter
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -29,6 +26,7 @@ import pages
 import torch
 from evidence import LORA, Difference, Rows
 from evidence import OURS as COLOUR
+from recorded import Records, Row, key_of, processes
 from rivals import OURS, Adapted, Method, adapted
 from torch import Tensor, nn
 
@@ -36,7 +34,7 @@ from superlora_cli.adapter import initial, inner, quantized
 from superlora_cli.adapter.shapes import number_bytes
 
 BI_LORA = {"method": "lora", "rank": 1, "scaling": "weights", "alpha": 2.0, "bits": 1}
-RESULTS = Path(__file__).parent / "records" / "bytes.jsonl"
+RECORDS = Records("bytes.jsonl", itemgetter("run"))
 PAGE, PICTURE = pages.DOCS / "bytes.md", pages.DOCS / "bytes.svg"
 RATE, SEEDS, MANY = 0.26, (0, 1, 2), tuple(range(10))
 RATES = (RATE, 0.15, 0.1)  # that the setting of the claim has many seeds at
@@ -69,7 +67,7 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         longer = [self.steps] if self.steps != head_to_head.STEPS else []
-        return json.dumps([self.method.name, self.method.settings, self.rate, self.seed, *longer], sort_keys=True)
+        return key_of(self.method.name, self.method.settings, self.rate, self.seed, *longer)
 
 
 def onehot(dim: int, bits: int | None, **more: Any) -> Method:
@@ -127,11 +125,11 @@ def wanted() -> list[Run]:
 
 def missing() -> list[Run]:
     """Those that have not been made, as far as is known; the best of some rates asks for more."""
-    have = known()
+    have = RECORDS.known()
     return [run for run in wanted() if run.key not in have]
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run) -> Row:
     """One run, with what is tried of it put in the place of what the package does."""
     settings = {name: value for name, value in run.method.settings.items() if name not in PATCHES}
     tried = {name: value for name, value in run.method.settings.items() if name in PATCHES}
@@ -200,15 +198,9 @@ class _Levels(torch.autograd.Function):
         return gradient, (gradient * change).sum() * ctx.share, None
 
 
-def known() -> dict[str, dict[str, Any]]:
-    """The runs that have been made."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    return {row["run"]: row for row in rows}
-
-
 def finished(method: Method, rate: float, seeds: Sequence[int] = SEEDS, steps: int = head_to_head.STEPS) -> Rows | None:
     """A setting with all these seeds; None where one is missing."""
-    have = known()
+    have = RECORDS.known()
     rows = [have.get(Run(method, rate, seed, steps).key) for seed in seeds]
     return Rows(method, rate, [row for row in rows if row]) if all(rows) else None
 
@@ -383,15 +375,11 @@ def main() -> None:
     if options.list:
         print("\n".join(run.key for run in missing()))
         return
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool, RESULTS.open("a") as file:
+    with processes(options.workers) as pool:
         while runs := missing():
-            for done in as_completed([pool.submit(train, run) for run in runs]):
-                row = done.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(row["run"], row["numbers"], row["validation"], flush=True)
+            RECORDS.make(train, {run.key: (run,) for run in runs}, pool)
         if options.base:
-            few_shot.RECORDS.make([run for runs in on_the_real_base() for run in runs], few_shot.where(options), pool)
+            few_shot.make([run for runs in on_the_real_base() for run in runs], options, pool)
     draw()
     pages.fill(places())
     print(*places().values(), sep="\n\n")

@@ -13,15 +13,15 @@ place of its lines in records/faults.jsonl, and with them the table in docs/reli
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pages
+from recorded import Records, Row
 
 sys.path.insert(0, str(pages.ROOT))
 
@@ -30,9 +30,7 @@ from tests.faults.material import Material
 from tests.faults.trials import Trial, summary
 from tests.forking.commands import Commands
 
-RESULTS, PAGE = Path(__file__).parent / "records" / "faults.jsonl", pages.DOCS / "reliability.md"
-
-Row = dict[str, Any]
+RECORDS, PAGE = Records("faults.jsonl", itemgetter("area")), pages.DOCS / "reliability.md"
 
 
 def tried(area: str, material: Material, rounds: int, seed: int) -> list[Trial]:
@@ -53,11 +51,6 @@ def as_rows(area: str, trials: list[Trial]) -> list[Row]:
     return [{"area": area, **dict(zip(keys, row, strict=True))} for row in summary(trials)]
 
 
-def recorded() -> list[Row]:
-    """The trials on record."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def table(rows: list[Row]) -> str:
     """A table of all rows, with a line for each area and one for all."""
     lines = ["| | what was done | tried | survived | what came of it |", "|---|---|---:|---:|---|"]
@@ -75,7 +68,7 @@ def _sum(rows: list[Row], key: str) -> str:
 
 def places() -> pages.Places:
     """The generated part of the page."""
-    return {(PAGE, "faults"): table(recorded())}
+    return {(PAGE, "faults"): table(RECORDS.rows())}
 
 
 def main() -> None:
@@ -93,10 +86,7 @@ def main() -> None:
             for area in asked.only:
                 trials = tried(area, material, asked.rounds, asked.seed)
                 survived &= all(trial.fault is None for trial in trials)
-                rows = {name: [row for row in recorded() if row["area"] == name] for name in AREAS}
-                rows[area] = as_rows(area, trials)
-                lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in AREAS for row in rows[name]]
-                RESULTS.write_text("".join(lines))
+                RECORDS.replace(area, as_rows(area, trials), AREAS)
     pages.fill(places())
     sys.exit(not survived)
 

@@ -16,13 +16,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pages
+from recorded import Records
 from timing import CHUNK, Spread, Times, ratio
 
-RESULTS = Path(__file__).parent / "records" / "speed.jsonl"
+RECORDS = Records("speed.jsonl", itemgetter("benchmark"))
 PAGE, README, TRAINING = pages.DOCS / "benchmarks.md", pages.ROOT / "README.md", pages.DOCS / "training.md"
 MIB, MB = 2**20, 1e6
 Found = dict[str, Any]  # what a script printed with --json
@@ -189,25 +191,9 @@ def summary(known: dict[str, Found]) -> str:
     )
 
 
-def recorded() -> dict[str, Found]:
-    """The results on record, by name."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {row["benchmark"]: row["found"] for row in map(json.loads, lines)}
-
-
-def keep(known: dict[str, Found]) -> None:
-    """Write the record."""
-    rows = [
-        {"benchmark": name, "command": BENCHMARKS[name].command, "found": known[name]}
-        for name in BENCHMARKS
-        if name in known
-    ]
-    RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def places() -> pages.Places:
     """The generated parts of the pages."""
-    known = recorded()
+    known = {name: row["found"] for name, row in RECORDS.known().items()}
     filled: pages.Places = {}
     for name, benchmark in BENCHMARKS.items():
         if name in known:
@@ -225,10 +211,11 @@ def main() -> None:
     parser.add_argument("--known", action="store_true", help="measure nothing")
     asked = parser.parse_args()
     for name in () if asked.known else asked.only:
-        print(BENCHMARKS[name].command, flush=True)
-        found = BENCHMARKS[name].run()
-        keep(recorded() | {name: found})
-        print(BENCHMARKS[name].shown(found), flush=True)
+        benchmark = BENCHMARKS[name]
+        print(benchmark.command, flush=True)
+        found = benchmark.run()
+        RECORDS.replace(name, [{"benchmark": name, "command": benchmark.command, "found": found}], BENCHMARKS)
+        print(benchmark.shown(found), flush=True)
     pages.fill(places())
 
 
