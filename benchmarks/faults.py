@@ -3,7 +3,7 @@
     python benchmarks/faults.py                           # about 1,700 trials, an hour on one core
     python benchmarks/faults.py --rounds 10 --seed 1      # ten times as many, others
     python benchmarks/faults.py --only kills recipes
-    python benchmarks/faults.py --table                   # docs/reliability.md again from what is on record
+    python benchmarks/faults.py --fill                    # docs/reliability.md again from what is on record
 
 What is tried is in tests/faults, where `pytest -m faults` tries a little of it. Every area that was tried takes the
 place of its lines in records/faults.jsonl, and with them the table in docs/reliability.md is made again. Exit code
@@ -77,10 +77,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(AREAS), default=list(AREAS))
-    parser.add_argument("--table", action="store_true", help="try nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the page, and try nothing")
     asked = parser.parse_args()
     survived = True
-    if not asked.table:
+    if not asked.fill:
         with Commands() as commands, tempfile.TemporaryDirectory() as place:
             material = Material(commands, Path(place))
             for area in asked.only:

@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py                  # all; two hours on two CPU cores
     python benchmarks/figures.py --only 4 6b      # some
-    python benchmarks/figures.py --known          # only draw and write what records/figures.jsonl has
+    python benchmarks/figures.py --fill           # only draw and write what records/figures.jsonl has
 
 Each figure is `superlora sweep digits_figN`, whose runs lie in runs/sweeps and are not repeated once they are done.
 What is shown is kept in records/figures.jsonl: a line for every setting of every figure, with its values by seed.
@@ -136,12 +136,12 @@ def main() -> None:
     """Run, record, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[figure.name for figure in FIGURES], help="figures")
-    parser.add_argument("--known", action="store_true", help="run nothing")
+    parser.add_argument("--fill", action="store_true", help="draw and fill the page, and run nothing")
     options = parser.parse_args()
     for figure in FIGURES:
         if options.only and figure.name not in options.only:
             continue
-        if not options.known:
+        if not options.fill:
             sweep(figure)
             RECORDS.replace(figure.name, settings(figure), [one.name for one in FIGURES])
         if rows := rows_of(figure):

@@ -2,7 +2,7 @@
 
     python benchmarks/loops.py                    # about 600 trainings of three steps
     python benchmarks/loops.py --only plain 'torch.func: grad, vmap, jvp'
-    python benchmarks/loops.py --table            # docs/reliability.md again from what is on record
+    python benchmarks/loops.py --fill             # docs/reliability.md again from what is on record
 
 What is tried is in tests/loops, where `pytest tests/loops` tries a little of it: an adapter of a few numbers is trained
 for three steps in float64, and its factors, the model's outputs and those of the merged model are compared with plain
@@ -59,11 +59,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(LOOPS), default=list(LOOPS))
-    parser.add_argument("--table", action="store_true", help="try nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the page, and try nothing")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     right = True
-    for loop in [] if asked.table else asked.only:
+    for loop in [] if asked.fill else asked.only:
         rows = []
         for variant, path in cases():
             found = tried(loop, variant, path)

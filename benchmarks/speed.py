@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                          # all, half an hour; take a machine that does nothing else
     python benchmarks/speed.py --only merging startup
-    python benchmarks/speed.py --known                  # the pages again, from what is on record
+    python benchmarks/speed.py --fill                   # the pages again, from what is on record
 
 Each is one of the scripts beside this one with `--json`; what it printed is kept in records/speed.jsonl, a line
 each. docs/benchmarks.md, docs/training.md and README.md are made from that.
@@ -208,9 +208,9 @@ def main() -> None:
     """Measure, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
-    parser.add_argument("--known", action="store_true", help="measure nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the pages, and measure nothing")
     asked = parser.parse_args()
-    for name in () if asked.known else asked.only:
+    for name in () if asked.fill else asked.only:
         benchmark = BENCHMARKS[name]
         print(benchmark.command, flush=True)
         found = benchmark.run()

@@ -1,7 +1,7 @@
 """The commands whose output the documentation shows, run one after another, and their output.
 
     python benchmarks/transcripts.py             # all of them, quarter of an hour on two CPU cores
-    python benchmarks/transcripts.py --known     # the pages again, from the record
+    python benchmarks/transcripts.py --fill      # the pages again, from the record
 
 They run in an empty folder, each using the files of those before it. Their output is in records/transcripts.jsonl;
 of a long table the pages show the beginning and the end.
@@ -126,8 +126,8 @@ def sweep_of_the_page() -> str:
 def main() -> None:
     """Run, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--known", action="store_true", help="run nothing")
-    if not parser.parse_args().known:
+    parser.add_argument("--fill", action="store_true", help="fill the pages, and run nothing")
+    if not parser.parse_args().fill:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep_of_the_page(), encoding="utf-8")
             rows = []
