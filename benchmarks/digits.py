@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pages
 from labels import name_points
+from recorded import Records, Row
 from rich.console import Console
 
 from superlora_cli.commands.train import train_run
@@ -29,7 +29,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).parent / "records" / "digits.jsonl"
+RECORDS = Records("digits.jsonl", itemgetter("recipe", "digest", "seed"))
 README, PICTURE = pages.ROOT / "README.md", pages.DOCS / "digits.svg"
 SEEDS = (0, 1, 2)
 PRECISIONS = {"quickstart, bf16": ["quickstart", "train.precision=bf16"]}
@@ -53,16 +53,13 @@ def digest(name: str) -> str:
     return hashlib.sha256(loaded(name).to_json().encode()).hexdigest()[:12]
 
 
-def load() -> list[dict[str, Any]]:
+def load() -> list[Row]:
     """The runs on record for the current recipes."""
-    if not RESULTS.exists():
-        return []
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     current = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
-    return [row for row in rows if current.get(row["recipe"]) == row["digest"]]
+    return [row for row in RECORDS.rows() if current.get(row["recipe"]) == row["digest"]]
 
 
-def train(name: str, seed: int) -> dict[str, Any]:
+def train(name: str, seed: int) -> Row:
     """One run, in a temporary folder."""
     recipe = loaded(name, [f"seed={seed}", "train.threads=1"])
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
@@ -74,7 +71,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
     return row | {"validation": metrics["val_accuracy"], "seconds": result["seconds"]}
 
 
-def summaries(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def summaries(rows: list[Row], names: Sequence[str]) -> list[Row]:
     """A row per recipe: means over its seeds, by number of parameters."""
     found = []
     for name in names:
@@ -87,7 +84,7 @@ def summaries(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str
     return sorted(found, key=lambda row: (row["parameters"], row["recipe"]))
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[Row]) -> str:
     """The README's table, in Markdown."""
     lines = ["| recipe | parameters | file, bytes | test accuracy | of 3 seeds |", "|---|---:|---:|---:|---:|"]
     lines.append(f"| the base, unadapted | 0 | | {unadapted(found):.3f} | |")
@@ -98,12 +95,12 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + f"\n\n{MADE}"
 
 
-def unadapted(found: list[dict[str, Any]]) -> float:
+def unadapted(found: list[Row]) -> float:
     """Accuracy of the unadapted base, with its own head."""
     return next(float(row["before"]) for row in found if "before" in row)
 
 
-def draw(found: list[dict[str, Any]]) -> None:
+def draw(found: list[Row]) -> None:
     """Accuracy against parameters, as SVG whose bytes depend only on the numbers."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -154,11 +151,8 @@ def main() -> None:
     only: list[str] = parser.parse_args().only
     for name in only:
         for seed in SEEDS:
-            if not any(row["recipe"] == name and row["seed"] == seed for row in load()):
-                row = train(name, seed)
-                print(json.dumps(row), flush=True)
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+            if (name, digest(name), seed) not in RECORDS.known():
+                RECORDS.add(train(name, seed))
     found = summaries(load(), recipes())
     draw(found)
     pages.fill(places())

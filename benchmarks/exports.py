@@ -7,24 +7,18 @@ Needs the `bench` extra. The record is records/exports.jsonl, a line for every v
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from pages import DOCS, ROOT, Places, fill
+from recorded import Records, Row
 
 sys.path.insert(0, str(ROOT))
-RECORD = Path(__file__).parent / "records" / "exports.jsonl"
+RECORDS = Records("exports.jsonl", itemgetter("variant", "family"))
 EXACT = 1e-5  # an error of rounding
 NAMES = {"StableDiffusion": "SD 1.5", "StableDiffusionXL": "SDXL", "StableDiffusion3": "SD3", "Flux": "FLUX.1"}
-Row = dict[str, Any]
-
-
-def recorded() -> list[Row]:
-    """The rows on record."""
-    return [json.loads(line) for line in RECORD.read_text().splitlines()]
 
 
 def table(rows: list[Row]) -> str:
@@ -47,7 +41,7 @@ def cell(found: float | str) -> str:
 
 def places() -> Places:
     """The generated part of the docs."""
-    return {(DOCS / "exporting.md", "loaded"): table(recorded())}
+    return {(DOCS / "exporting.md", "loaded"): table(RECORDS.rows())}
 
 
 def main() -> None:
@@ -55,14 +49,13 @@ def main() -> None:
     from tests.peers.exporting import VARIANTS, cells
     from tests.pipelines import FAMILIES
 
-    lines = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
             for family in FAMILIES:
-                row = {"variant": variant, "family": family, "cells": cells(variant, family, Path(folder))}
-                lines.append(json.dumps(row, ensure_ascii=False))
-                print(lines[-1], flush=True)
-    RECORD.write_text("".join(line + "\n" for line in lines))
+                rows.append({"variant": variant, "family": family, "cells": cells(variant, family, Path(folder))})
+                print(rows[-1], flush=True)
+    RECORDS.write(rows)
     fill(places())
 
 

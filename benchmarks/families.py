@@ -9,26 +9,19 @@ Needs the `bench` extra. The record is records/families.jsonl, a line a model.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 from pages import DOCS, ROOT, Places, fill
+from recorded import Records, Row
 
 sys.path.insert(0, str(ROOT))
 from tests.families import FAMILIES, StoppedError, walk
 
-RECORD = Path(__file__).parent / "records" / "families.jsonl"
-Row = dict[str, Any]
-
-
-def recorded() -> dict[str, Row]:
-    """The rows on record, by model."""
-    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-    return {row["model"]: row for row in map(json.loads, lines)}
+RECORDS = Records("families.jsonl", itemgetter("model"))
 
 
 def taken(name: str) -> Row:
@@ -60,7 +53,7 @@ def table(rows: dict[str, Row]) -> str:
 
 def places() -> Places:
     """The generated part of the docs."""
-    return {(DOCS / "families.md", "families"): table(recorded())}
+    return {(DOCS / "families.md", "families"): table(RECORDS.known())}
 
 
 def main() -> None:
@@ -68,11 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=FAMILIES)
     only = parser.parse_args().only
-    rows = recorded()
-    for name in [only] if only else [name for name in FAMILIES if name not in rows]:
-        rows[name] = taken(name)
-        print(json.dumps(rows[name]), flush=True)
-        RECORD.write_text("".join(json.dumps(rows[name]) + "\n" for name in FAMILIES if name in rows))
+    known = RECORDS.known()
+    for name in [only] if only else [name for name in FAMILIES if name not in known]:
+        print(row := taken(name), flush=True)
+        RECORDS.replace(name, [row], FAMILIES)
     fill(places())
 
 

@@ -3,7 +3,7 @@
     python benchmarks/faults.py                           # about 1,700 trials, an hour on one core
     python benchmarks/faults.py --rounds 10 --seed 1      # ten times as many, others
     python benchmarks/faults.py --only kills recipes
-    python benchmarks/faults.py --table                   # docs/reliability.md again from what is on record
+    python benchmarks/faults.py --fill                    # docs/reliability.md again from what is on record
 
 What is tried is in tests/faults, where `pytest -m faults` tries a little of it. Every area that was tried takes the
 place of its lines in records/faults.jsonl, and with them the table in docs/reliability.md is made again. Exit code
@@ -13,15 +13,15 @@ place of its lines in records/faults.jsonl, and with them the table in docs/reli
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pages
+from recorded import Records, Row
 
 sys.path.insert(0, str(pages.ROOT))
 
@@ -30,9 +30,7 @@ from tests.faults.material import Material
 from tests.faults.trials import Trial, summary
 from tests.forking.commands import Commands
 
-RESULTS, PAGE = Path(__file__).parent / "records" / "faults.jsonl", pages.DOCS / "reliability.md"
-
-Row = dict[str, Any]
+RECORDS, PAGE = Records("faults.jsonl", itemgetter("area")), pages.DOCS / "reliability.md"
 
 
 def tried(area: str, material: Material, rounds: int, seed: int) -> list[Trial]:
@@ -53,11 +51,6 @@ def as_rows(area: str, trials: list[Trial]) -> list[Row]:
     return [{"area": area, **dict(zip(keys, row, strict=True))} for row in summary(trials)]
 
 
-def recorded() -> list[Row]:
-    """The trials on record."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def table(rows: list[Row]) -> str:
     """A table of all rows, with a line for each area and one for all."""
     lines = ["| | what was done | tried | survived | what came of it |", "|---|---|---:|---:|---|"]
@@ -75,7 +68,7 @@ def _sum(rows: list[Row], key: str) -> str:
 
 def places() -> pages.Places:
     """The generated part of the page."""
-    return {(PAGE, "faults"): table(recorded())}
+    return {(PAGE, "faults"): table(RECORDS.rows())}
 
 
 def main() -> None:
@@ -84,19 +77,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(AREAS), default=list(AREAS))
-    parser.add_argument("--table", action="store_true", help="try nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the page, and try nothing")
     asked = parser.parse_args()
     survived = True
-    if not asked.table:
+    if not asked.fill:
         with Commands() as commands, tempfile.TemporaryDirectory() as place:
             material = Material(commands, Path(place))
             for area in asked.only:
                 trials = tried(area, material, asked.rounds, asked.seed)
                 survived &= all(trial.fault is None for trial in trials)
-                rows = {name: [row for row in recorded() if row["area"] == name] for name in AREAS}
-                rows[area] = as_rows(area, trials)
-                lines = [json.dumps(row, ensure_ascii=False) + "\n" for name in AREAS for row in rows[name]]
-                RESULTS.write_text("".join(lines))
+                RECORDS.replace(area, as_rows(area, trials), AREAS)
     pages.fill(places())
     sys.exit(not survived)
 

@@ -10,19 +10,19 @@ OneCycleLR, float32, no augmentation, no weight decay.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from recorded import Records, Row, key_of
 from rivals import Method, adapted, split_qkv, start_from
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,7 +78,7 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """What makes it that run."""
-        return json.dumps(self, sort_keys=True)
+        return key_of(*self)
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _digits(base: str, where: Where) -> Ready:
     return ready
 
 
-def train(run: Run, where: Where) -> dict[str, Any]:
+def train(run: Run, where: Where) -> Row:
     """One run: numbers of parameters, validation accuracy, and which test images are right at its end."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -224,30 +224,13 @@ def drawn(count: int, work: Work, seed: int) -> Tensor:
     return torch.stack(steps)
 
 
-class Records:
-    """Runs on record in a file, one a line."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def known(self) -> dict[str, dict[str, Any]]:
-        """The runs that have been made, by key."""
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        return {row["run"]: row for row in map(json.loads, lines)}
-
-    def make(self, runs: Iterable[Run], where: Where, pool: Executor) -> None:
-        """Carry out those that are missing, in order, and put each on record when it ends."""
-        have = self.known()
-        missing = list({run.key: run for run in runs if run.key not in have}.values())
-        with self.file.open("a") as file:
-            for done in as_completed([pool.submit(train, run, where) for run in missing]):
-                row = done.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                print(row["run"], row["parameters"], f"{share(row['validation']):.3f}", flush=True)
+RECORDS = Records("few_shot.jsonl", itemgetter("run"))
 
 
-RECORDS = Records(Path(__file__).parent / "records" / "few_shot.jsonl")
+def make(runs: Iterable[Run], options: argparse.Namespace, pool: Executor) -> None:
+    """Carry out those that are not on record, with bases and data where `options` says."""
+    where = Where(options.base, options.data, options.bases, options.device)
+    RECORDS.make(train, {run.key: (run, where) for run in runs}, pool)
 
 
 def share(right: str) -> float:
@@ -262,13 +245,3 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bases", default=Where.bases, help="folder of the runs of benchmarks/bases/vit*.yaml")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-
-
-def workers(options: argparse.Namespace) -> Executor:
-    """The processes that it asks for."""
-    return ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"))
-
-
-def where(options: argparse.Namespace) -> Where:
-    """What `options` says of it."""
-    return Where(options.base, options.data, options.bases, options.device)

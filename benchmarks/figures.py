@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py                  # all; two hours on two CPU cores
     python benchmarks/figures.py --only 4 6b      # some
-    python benchmarks/figures.py --known          # only draw and write what records/figures.jsonl has
+    python benchmarks/figures.py --fill           # only draw and write what records/figures.jsonl has
 
 Each figure is `superlora sweep digits_figN`, whose runs lie in runs/sweeps and are not repeated once they are done.
 What is shown is kept in records/figures.jsonl: a line for every setting of every figure, with its values by seed.
@@ -16,13 +16,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import NamedTuple
 
 import pages
 from labels import Point, name_points
+from recorded import Records, Row
 
-RESULTS, SWEEPS = Path(__file__).parent / "records" / "figures.jsonl", pages.ROOT / "runs" / "sweeps"
+RECORDS, SWEEPS = Records("figures.jsonl", itemgetter("figure")), pages.ROOT / "runs" / "sweeps"
 PAGE, PICTURES = pages.DOCS / "figures.md", pages.DOCS / "figures"
 GENERATED = {"loss": "noise loss", "fid": "FID", "is_l1": "IS-l1", "class_accuracy": "class accuracy"}
 CLASSIFIED = {"accuracy": "test accuracy"}
@@ -51,10 +52,10 @@ def sweep(figure: Figure) -> None:
     subprocess.run([sys.executable, "-m", "superlora_cli", "sweep", figure.sweep], check=True)
 
 
-def settings(figure: Figure) -> list[dict[str, Any]]:
+def settings(figure: Figure) -> list[Row]:
     """A row per setting of a figure's finished runs: method, knobs, parameters, and its values by seed."""
     file = SWEEPS / figure.sweep / "results.jsonl"
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Row] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         run = json.loads(line)
         if run["status"] != "completed":
@@ -70,29 +71,18 @@ def settings(figure: Figure) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def keep(figure: Figure, rows: list[dict[str, Any]]) -> None:
-    """Replace the recorded rows of a figure."""
-    others = [row for row in known() if row["figure"] != figure.name]
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in [*others, *rows]), encoding="utf-8")
-
-
-def known() -> list[dict[str, Any]]:
-    """All rows of all figures."""
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()] if RESULTS.exists() else []
-
-
-def rows_of(figure: Figure) -> list[dict[str, Any]]:
+def rows_of(figure: Figure) -> list[Row]:
     """The recorded rows of a figure."""
-    return [row for row in known() if row["figure"] == figure.name]
+    return [row for row in RECORDS.rows() if row["figure"] == figure.name]
 
 
-def series_of(row: dict[str, Any]) -> str:
+def series_of(row: Row) -> str:
     """The line of a plot that a row belongs to: its method and the knobs that are constant along the line."""
     fixed = [f"{key} {value}" for key, value in row["knobs"].items() if key not in ALONG]
     return ", ".join([row["method"], *fixed])
 
 
-def table(figure: Figure, rows: Sequence[dict[str, Any]]) -> str:
+def table(figure: Figure, rows: Sequence[Row]) -> str:
     """In Markdown, by number of parameters."""
     titles = " | ".join(figure.columns.values())
     lines = [f"| parameters | | {titles} |", "|---:|---|" + "---:|" * len(figure.columns)]
@@ -108,7 +98,7 @@ def table(figure: Figure, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
+def draw(figure: Figure, rows: Sequence[Row]) -> None:
     """The first two columns against parameters, one line per series, each point labelled with the knobs that vary."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
@@ -146,14 +136,14 @@ def main() -> None:
     """Run, record, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[figure.name for figure in FIGURES], help="figures")
-    parser.add_argument("--known", action="store_true", help="run nothing")
+    parser.add_argument("--fill", action="store_true", help="draw and fill the page, and run nothing")
     options = parser.parse_args()
     for figure in FIGURES:
         if options.only and figure.name not in options.only:
             continue
-        if not options.known:
+        if not options.fill:
             sweep(figure)
-            keep(figure, settings(figure))
+            RECORDS.replace(figure.name, settings(figure), [one.name for one in FIGURES])
         if rows := rows_of(figure):
             draw(figure, rows)
     pages.fill(places())

@@ -18,11 +18,13 @@ import json
 import os
 import tempfile
 from contextlib import chdir
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pages
 from PIL import Image
+from recorded import Records, Row
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
@@ -35,7 +37,7 @@ from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).parent / "records" / "first_recipe.jsonl"
+RECORDS = Records("first_recipe.jsonl", itemgetter("base", "way", "batch"))
 BASES, BATCHES, WAYS = ("swin", "convnext", "resnet"), (16, 32, 64, 128), ("what init writes", "the head alone")
 PAGE = pages.DOCS / "rates.md"
 TRAIN, TEST = 600, 500  # images of handwritten digits
@@ -80,7 +82,7 @@ def small(folder: Path, runs: Path) -> list[Subject]:
     return found
 
 
-def train(subject: Subject, way: str, batch: int) -> dict[str, Any]:
+def train(subject: Subject, way: str, batch: int) -> Row:
     """What came of one run."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         file = Path("own.yaml")
@@ -97,14 +99,9 @@ def train(subject: Subject, way: str, batch: int) -> dict[str, Any]:
             "validation": done["metrics"]["val_accuracy"], "accuracy": done["metrics"]["accuracy"]}  # fmt: skip
 
 
-def known() -> list[dict[str, Any]]:
-    """The runs that have been made."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def places() -> pages.Places:
     """The table of docs/rates.md."""
-    rows = {(row["base"], row["way"], row["batch"]): row for row in known()}
+    rows = RECORDS.known()
     lines = ["| base | trained | adapter | head | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |"]
     lines.append("|---|---|---:|---:|" + "---:|" * len(BATCHES))
     for base in dict.fromkeys(base for base, _, _ in rows):
@@ -139,15 +136,12 @@ def main() -> None:
             ]
         else:
             subjects = small(Path(folder), options.runs.absolute())
-        have = {(row["base"], row["way"], row["batch"]) for row in known()}
+        known = RECORDS.known()
         for subject in subjects:
             for batch in options.batches:
                 for way in WAYS:
-                    if (subject.name, way, batch) not in have:
-                        row = train(subject, way, batch)
-                        with RESULTS.open("a") as file:
-                            file.write(json.dumps(row) + "\n")
-                        print(row, flush=True)
+                    if (subject.name, way, batch) not in known:
+                        RECORDS.add(train(subject, way, batch))
     pages.fill(places())
     print(*places().values(), sep="\n")
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import statistics
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pages
 from PIL import Image
+from recorded import Records, Row
 from rich.console import Console
 
 from superlora_cli.commands.measure import measure_run
@@ -31,7 +32,8 @@ from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS, RUNS = Path(__file__).parent / "records" / "generation.jsonl", pages.ROOT / "runs" / "generation"
+RECORDS = Records("generation.jsonl", itemgetter("name", "digest", "seed", "guidance"))
+RUNS = pages.ROOT / "runs" / "generation"
 PAGE, PICTURE = pages.DOCS / "generation.md", pages.DOCS / "generation.png"
 SEEDS = (0, 1, 2)
 BASE = "glyphs_unet"
@@ -57,11 +59,10 @@ def digest(name: str) -> str:
     return hashlib.sha256(weights + recipe.encode()).hexdigest()[:12]
 
 
-def load() -> list[dict[str, Any]]:
+def load() -> list[Row]:
     """The results on record for the current recipes and base."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     current = {name: digest(name) for name in names()}
-    return [row for row in rows if current.get(row["name"]) == row["digest"] and row.get("guidance") == GUIDANCE]
+    return [row for row in RECORDS.rows() if current.get(row["name"]) == row["digest"] and row["guidance"] == GUIDANCE]
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -69,7 +70,7 @@ def folder_of(name: str, seed: int) -> Path:
     return RUNS / f"{name}-{seed}-{digest(name)}"
 
 
-def work(name: str, seed: int) -> dict[str, Any]:
+def work(name: str, seed: int) -> Row:
     """One run, trained and measured."""
     folder = folder_of(name, seed)
     row = {"name": name, "digest": digest(name), "seed": seed, "guidance": GUIDANCE}
@@ -98,7 +99,7 @@ def measured(source: str, out: Path, seed: int, guidance: float) -> dict[str, An
     return measure_run(source, AGAINST, QUIET, ["train.threads=1"], out=out, force=True, **asked)
 
 
-def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summaries(rows: list[Row]) -> list[Row]:
     """A row per setting, by number of parameters: mean, minimum and maximum of every metric over the seeds."""
     before = next(row["loss_before"] for row in rows if row["name"] != BASE)
     found = []
@@ -117,7 +118,7 @@ def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["parameters"])
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[Row]) -> str:
     """In Markdown: means, and the spread of FID and of class accuracy."""
     titles = ["parameters", "seeds", *COLUMNS.values(), f"FID at guidance {WEAKER}", f"class accuracy at {WEAKER}"]
     lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(titles)]
@@ -136,7 +137,7 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + f"\n\n{note}Made by `python benchmarks/generation.py`.\n"
 
 
-def draw(found: list[dict[str, Any]]) -> None:
+def draw(found: list[Row]) -> None:
     """The images of seed 0 side by side: a row per class, four across for every setting."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -172,13 +173,10 @@ def main() -> None:
     only: list[str] = asked.only
     for seed in asked.seeds:
         for name in only:
-            known = any(row["name"] == name and row["seed"] == seed for row in load())
+            known = (name, digest(name), seed, GUIDANCE) in RECORDS.known()
             if known and (seed != SEEDS[0] or name not in SHOWN or (folder_of(name, seed) / "samples").is_dir()):
                 continue
-            row = work(name, seed)
-            print(json.dumps(row), flush=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            RECORDS.add(work(name, seed))
     found = summaries(load())
     if set(SHOWN) <= {row["name"] for row in found}:
         draw(found)

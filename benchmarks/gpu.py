@@ -16,14 +16,15 @@ import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+from operator import itemgetter
 
 import pages
 import torch
+from recorded import Records
 from speed import Benchmark, Found, markdown, steps
 from timing import device_called, setting
 
-RESULTS = Path(__file__).parent / "records" / "gpu.jsonl"
+RECORDS = Records("gpu.jsonl", itemgetter("benchmark"))
 GIB = 2**30
 
 
@@ -85,9 +86,8 @@ def shown(name: str, found: Found) -> str:
 
 def places() -> pages.Places:
     """The newest figures of each benchmark, for the page."""
-    newest = {row["benchmark"]: row for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
     return {(pages.DOCS / "benchmarks.md", f"gpu {name}"): f"{row['setting']}\n\n{shown(name, row['found'])}"
-            for name, row in newest.items()}  # fmt: skip
+            for name, row in RECORDS.known().items()}  # fmt: skip
 
 
 def main() -> None:
@@ -102,8 +102,7 @@ def main() -> None:
     for name in asked.only:
         found = BENCHMARKS[name].run() if name in BENCHMARKS else memory()
         print(f"{name}: {card}\n\n{shown(name, found)}\n", flush=True)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"benchmark": name, "setting": card, "found": found}, ensure_ascii=False) + "\n")
+        RECORDS.add({"benchmark": name, "setting": card, "found": found})
 
 
 if __name__ == "__main__":

@@ -25,20 +25,20 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor
 from itertools import chain
-from multiprocessing import get_context
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
 
 import evidence
 import pages
 import torch
 from evidence import LORA, Claims, Rows, draw, finalists
+from recorded import Records, Row, key_of, processes
 from rivals import Method, ablations, adapted, base_and_data, further, methods, newer, start_from
 from torch.nn import functional
 
-RESULTS = Path(__file__).parent / "records" / "head_to_head.jsonl"
+RECORDS = Records("head_to_head.jsonl", itemgetter("run"))
 STEPS, BATCH = 300, 64
 AT_ONCE = 5  # methods
 RATES, SEEDS = (0.01, 0.04, 0.15, 0.4), (0, 1, 2)
@@ -62,7 +62,7 @@ def compared() -> list[Method]:
     return PARTS["comparison"] + PARTS["further"]
 
 
-def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> dict[str, Any]:
+def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> Row:
     """One run: parameters, bytes, CPU ms per step, validation accuracy, and which test images are right at the end.
 
     `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
@@ -103,7 +103,7 @@ def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> dict[st
     with torch.no_grad():
         right = {split: model(data[split][0]).argmax(-1) == data[split][1] for split in ("validation", "test")}
     return {
-        "run": key(method, rate, seed),
+        "run": key_of(method, rate, seed),
         "parameters": sum(parameter.numel() for parameter in trained.values()),
         "bytes": size,
         "step_ms": round(taken, 1),
@@ -112,52 +112,34 @@ def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> dict[st
     }
 
 
-def key(method: Method, rate: float, seed: int) -> str:
-    """The identity of a run."""
-    return json.dumps([method, rate, seed], sort_keys=True)
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """The runs on record."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    return {row["run"]: row for row in rows}
-
-
-def grid(method: Method, runs: dict[str, dict[str, Any]]) -> tuple[float, ...]:
+def grid(method: Method, runs: dict[str, Row]) -> tuple[float, ...]:
     """The next rates to try, given the runs on record."""
     best = _best(method, RATES, runs)
     return RATES if best not in BEYOND else (*RATES, BEYOND[best])
 
 
-def best_rate(method: Method, runs: dict[str, dict[str, Any]]) -> float | None:
+def best_rate(method: Method, runs: dict[str, Row]) -> float | None:
     """The rate with the best validation accuracy, once all rates are known; of equally good ones the smallest."""
     return _best(method, grid(method, runs), runs)
 
 
-def _best(method: Method, rates: Sequence[float], runs: dict[str, dict[str, Any]]) -> float | None:
-    rows = [runs.get(key(method, rate, SEEDS[0])) for rate in rates]
+def _best(method: Method, rates: Sequence[float], runs: dict[str, Row]) -> float | None:
+    rows = [runs.get(key_of(method, rate, SEEDS[0])) for rate in rates]
     found = [(row["validation"], -rate) for rate, row in zip(rates, rows, strict=True) if row]
     return -max(found)[1] if len(found) == len(rates) else None
 
 
 def make(runs: Iterable[Run], pool: Executor) -> None:
     """Run missing runs."""
-    have = known()
-    missing = {key(*run): run for run in runs if key(*run) not in have}
-    with RESULTS.open("a") as file:
-        for done in as_completed([pool.submit(train, *run) for run in missing.values()]):
-            row = done.result()
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(row["run"], row["parameters"], row["validation"], flush=True)
+    RECORDS.make(train, {key_of(*run): run for run in runs}, pool)
 
 
 def finished(asked: Iterable[Method], seeds: Sequence[int] = SEEDS) -> list[Rows]:
     """The methods that have all these seeds at their best rate."""
-    runs, found = known(), []
+    runs, found = RECORDS.known(), []
     for method in asked:
         rate = best_rate(method, runs)
-        rows = [runs[key(method, rate, seed)] for seed in seeds if rate and key(method, rate, seed) in runs]
+        rows = [runs[key_of(method, rate, seed)] for seed in seeds if rate and key_of(method, rate, seed) in runs]
         if rate and len(rows) == len(seeds):
             found.append(Rows(method, rate, rows))
     return found
@@ -168,9 +150,9 @@ def run(chosen: Sequence[Method], pool: Executor) -> None:
     for start in range(0, len(chosen), AT_ONCE):  # some methods to their end, then the next
         some = chosen[start : start + AT_ONCE]
         for _ in range(2):  # the grid, then beyond its ends
-            have = known()
+            have = RECORDS.known()
             make([(method, rate, SEEDS[0]) for method in some for rate in grid(method, have)], pool)
-        best = [(method, best_rate(method, known())) for method in some]
+        best = [(method, best_rate(method, RECORDS.known())) for method in some]
         make([(method, rate, seed) for method, rate in best if rate for seed in SEEDS[1:]], pool)
 
 
@@ -183,7 +165,7 @@ def claims(found: list[Rows]) -> Claims:
 def costs() -> str:
     """In Markdown: the number of runs in each part, and the time of their steps."""
     lines = ["| | settings | runs | CPU-minutes |", "|---|---:|---:|---:|"]
-    left = [(*json.loads(name), row["step_ms"]) for name, row in known().items()]
+    left = [(*json.loads(name), row["step_ms"]) for name, row in RECORDS.known().items()]
     for title, part in PARTS.items():
         asked = [list(method) for method in part]
         own = [run for run in left if run[0] in asked and run[2] in SEEDS]
@@ -215,10 +197,11 @@ def main() -> None:
     asked = [method for name in options.only for method in PARTS[name]]
     chosen = [m for m in asked if not options.names or any(name in m.name for name in options.names)]
     if options.list:
-        runs = [key(method, rate, SEEDS[0]) for method in chosen for rate in grid(method, known())]
-        print("\n".join(run for run in runs if run not in known()))
+        known = RECORDS.known()
+        runs = [key_of(method, rate, SEEDS[0]) for method in chosen for rate in grid(method, known)]
+        print("\n".join(run for run in runs if run not in known))
         return
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+    with processes(options.workers) as pool:
         run(chosen, pool)
         if len(found := finished(compared())) == len(compared()):
             finals = [rows for rows in found if rows.method == LORA] + list(chain(*finalists(found)))

@@ -15,13 +15,11 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pages
 import torch
+from recorded import Records, Row, key_of, processes
 from rich.console import Console
 
 from superlora_cli.commands.train import train_run
@@ -32,8 +30,7 @@ from superlora_cli.tasks import task_of
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS, RUNS = Path(__file__).parent / "records" / "language.jsonl", pages.ROOT / "runs" / "language"
-PAGE = pages.DOCS / "language.md"
+PAGE, RUNS = pages.DOCS / "language.md", pages.ROOT / "runs" / "language"
 RECIPE, BASE, SEEDS = "sums_roman_lora", "sums_llama", (0, 1, 2)
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of PEFT's LoRA
 PEFT = "PEFT's LoRA, r 1"
@@ -80,6 +77,14 @@ class Job(NamedTuple):
     seed: int
     steps: int | None = None
 
+    @property
+    def key(self) -> str:
+        """What makes it that run."""
+        return key_of(setting(self), self.seed)
+
+
+RECORDS = Records("language.jsonl", lambda row: key_of(row["setting"], row["seed"]))
+
 
 def recipe_of(job: Job) -> Any:
     overrides = [f"seed={job.seed}", "train.threads=1"]
@@ -103,7 +108,7 @@ def setting(job: Job) -> dict[str, Any]:
     return {"base": json.loads((ASSETS / f"{BASE}.json").read_text())["sha256"][:12], **kept}
 
 
-def work(job: Job) -> dict[str, Any]:
+def work(job: Job) -> Row:
     """One run, trained and tested."""
     found = by_peft(job) if job.name == PEFT else by_us(job) if job.name in OURS else unadapted(job)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -159,15 +164,6 @@ def by_peft(job: Job) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in own), "lr": job.lr, **best}
 
 
-def load() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def on_record(rows: Sequence[Mapping[str, Any]], job: Job) -> Mapping[str, Any] | None:
-    wanted = setting(job)
-    return next((row for row in rows if row["seed"] == job.seed and row["setting"] == wanted), None)
-
-
 def jobs() -> list[Job]:
     named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS]
     base = [Job(name, None, SEEDS[0]) for name in OWN]
@@ -176,11 +172,11 @@ def jobs() -> list[Job]:
     return base + [Job(name, rate, seed) for seed in SEEDS for name, rate in named] + more + longer
 
 
-def results(rows: Sequence[Mapping[str, Any]], jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def results(known: Mapping[str, Row], jobs: Sequence[Job]) -> list[Row]:
     """A row per setting, by parameters: the test over seeds."""
-    own: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    own: dict[tuple[str, float | None], list[Row]] = {}
     for job in jobs:
-        if job.name not in OWN and (row := on_record(rows, job)):
+        if job.name not in OWN and (row := known.get(job.key)):
             own.setdefault((job.name, job.lr), []).append(row)
     rates = {key: statistics.mean(row["validation"] for row in found) for key, found in own.items() if key[0] == PEFT}
     best = max(rates, key=lambda key: rates[key], default=None)
@@ -193,7 +189,7 @@ def results(rows: Sequence[Mapping[str, Any]], jobs: Sequence[Job]) -> list[dict
     return sorted(found, key=lambda row: -row["parameters"])
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(found: Sequence[Row]) -> str:
     """In Markdown."""
     lines = ["| | parameters | rate | exact match | of 3 seeds |", "|---|---:|---:|---:|---:|"]
     for row in found:
@@ -203,9 +199,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def claim(rows: Sequence[Mapping[str, Any]]) -> str:
+def claim(known: Mapping[str, Row]) -> str:
     """Our best setting beside LoRA over `MANY` seeds, in a sentence; the standard error is over seeds."""
-    found = [[on_record(rows, Job(name, None, seed)) for seed in MANY] for name in CLAIM]
+    found = [[known.get(Job(name, None, seed).key) for seed in MANY] for name in CLAIM]
     own, lora = ([row["test"] for row in group if row] for group in found)
     differences = [one - other for one, other in zip(own, lora, strict=True)]
     error = statistics.stdev(differences) / len(differences) ** 0.5
@@ -218,16 +214,14 @@ def claim(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def places() -> pages.Places:
     """The generated parts of the page."""
-    rows = load()
-    words = [
-        f"{row['test']:.3f} of `{job.name}`" for job in jobs() if job.name in OWN and (row := on_record(rows, job))
-    ]
-    known = f"Of held-out problems it answers {' and '.join(words)} exactly right."
+    known = RECORDS.known()
+    words = [f"{row['test']:.3f} of `{job.name}`" for job in jobs() if job.name in OWN and (row := known.get(job.key))]
+    base = f"Of held-out problems it answers {' and '.join(words)} exactly right."
     return {
-        (PAGE, "base"): known,
-        (PAGE, "roman"): table(results(rows, [job for job in jobs() if job.seed in SEEDS and not job.steps])),
-        (PAGE, "claim"): claim(rows),
-        (PAGE, "longer"): table(results(rows, [job for job in jobs() if job.steps])),
+        (PAGE, "base"): base,
+        (PAGE, "roman"): table(results(known, [job for job in jobs() if job.seed in SEEDS and not job.steps])),
+        (PAGE, "claim"): claim(known),
+        (PAGE, "longer"): table(results(known, [job for job in jobs() if job.steps])),
     }
 
 
@@ -236,12 +230,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--fill", action="store_true", help="only fill the page")
     asked = parser.parse_args()
-    rows = load()
-    missing = [] if asked.fill else [job for job in jobs() if not on_record(rows, job)]
-    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool, RESULTS.open("a") as file:
-        for done in as_completed([pool.submit(work, job) for job in missing]):
-            print(json.dumps(done.result()), file=file, flush=True)
-            print({key: value for key, value in done.result().items() if key != "setting"}, flush=True)
+    if not asked.fill:
+        with processes(asked.workers) as pool:
+            RECORDS.make(work, {job.key: (job,) for job in jobs()}, pool)
     print(*places().values(), sep="\n\n")
     pages.fill(places())
 

@@ -2,7 +2,7 @@
 
     python benchmarks/loops.py                    # about 600 trainings of three steps
     python benchmarks/loops.py --only plain 'torch.func: grad, vmap, jvp'
-    python benchmarks/loops.py --table            # docs/reliability.md again from what is on record
+    python benchmarks/loops.py --fill             # docs/reliability.md again from what is on record
 
 What is tried is in tests/loops, where `pytest tests/loops` tries a little of it: an adapter of a few numbers is trained
 for three steps in float64, and its factors, the model's outputs and those of the merged model are compared with plain
@@ -13,24 +13,16 @@ records/loops.jsonl, and with them the table in docs/reliability.md is made agai
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
-from pathlib import Path
-from typing import Any
+from operator import itemgetter
 
 import pages
+from recorded import Records, Row
 
 sys.path.insert(0, str(pages.ROOT))
 
-RESULTS, PAGE = Path(__file__).parent / "records" / "loops.jsonl", pages.DOCS / "reliability.md"
-
-Row = dict[str, Any]
-
-
-def recorded() -> list[Row]:
-    """The results on record."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+RECORDS, PAGE = Records("loops.jsonl", itemgetter("loop")), pages.DOCS / "reliability.md"
 
 
 def table(rows: list[Row]) -> str:
@@ -56,7 +48,7 @@ def _sum(rows: list[Row], key: str) -> int:
 
 def places() -> pages.Places:
     """The generated part of the page."""
-    return {(PAGE, "loops"): table(recorded())}
+    return {(PAGE, "loops"): table(RECORDS.rows())}
 
 
 def main() -> None:
@@ -67,23 +59,22 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(LOOPS), default=list(LOOPS))
-    parser.add_argument("--table", action="store_true", help="try nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the page, and try nothing")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     right = True
-    for loop in [] if asked.table else asked.only:
-        rows = {name: [row for row in recorded() if row["loop"] == name] for name in LOOPS}
-        rows[loop] = []
+    for loop in [] if asked.fill else asked.only:
+        rows = []
         for variant, path in cases():
             found = tried(loop, variant, path)
             wrong = {what: said for what, said in found.items() if said is not None}
             about = {"loop": loop, "variant": variant, "path": path, "compared": list(found)}
-            rows[loop].append(about | {"tried": len(found), "right": len(found) - len(wrong)})
+            rows.append(about | {"tried": len(found), "right": len(found) - len(wrong)})
             right &= not wrong
             for what, said in wrong.items():
                 print(f"{loop}, {variant}, {path}: {what}: {said}", flush=True)
-        print(f"{loop}: {_cell(rows[loop])}", flush=True)
-        RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for name in LOOPS for row in rows[name]))
+        print(f"{loop}: {_cell(rows)}", flush=True)
+        RECORDS.replace(loop, rows, LOOPS)
     pages.fill(places())
     sys.exit(not right)
 

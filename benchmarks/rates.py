@@ -17,10 +17,11 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pages
+from recorded import Records, Row
 from rich.console import Console
 
 from superlora_cli.commands.find_rate import find_rate
@@ -32,7 +33,7 @@ from superlora_cli.training import rates
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS = Path(__file__).parent / "records" / "rates.jsonl"
+RECORDS = Records("rates.jsonl", itemgetter("digest"))
 COMMON = ["train.steps=150", "eval.every=null", "train.checkpoint_every=null", "train.threads=1"]
 ADAMW = ["train.optimizer={name: AdamW, lr: 1.0, weight_decay: 0.0}"]
 SGD = ["train.optimizer={name: SGD, lr: 1.0, momentum: 0.9}",
@@ -63,27 +64,18 @@ def digest(setting: str, rate: float | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def known() -> dict[str, dict[str, Any]]:
-    """The results on record, by digest."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {row["digest"]: row for row in map(json.loads, lines)}
-
-
-def recorded(setting: str, rate: float | None, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def recorded(setting: str, rate: float | None, find: Callable[[], Row]) -> Row:
     """The result on record; if there is none, the one that is found now."""
     own = digest(setting, rate)
-    if (row := known().get(own)) is None:
-        row = {"setting": setting, "digest": own, **find()}
-        print(json.dumps(row), flush=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    if (row := RECORDS.known().get(own)) is None:
+        RECORDS.add(row := {"setting": setting, "digest": own, **find()})
     return row
 
 
 def proposed(setting: str) -> float:
     """The rate that is proposed for a setting."""
 
-    def find() -> dict[str, Any]:
+    def find() -> Row:
         return {"blown_up": find_rate(recipe(setting, 1.0), Console(file=io.StringIO()))["curve"][-1][0]}
 
     return rates.proposal(recorded(setting, None, find)["blown_up"])
@@ -92,7 +84,7 @@ def proposed(setting: str) -> float:
 def accuracy(setting: str, rate: float) -> float:
     """Test accuracy of a setting at a rate, 0 where the run ended in NaN."""
 
-    def find() -> dict[str, Any]:
+    def find() -> Row:
         made = recipe(setting, rate)
         try:
             with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run").opened() as run:
@@ -119,7 +111,7 @@ def run(setting: str) -> None:
 def table() -> str:
     """In Markdown: what is on record of every setting."""
     lines = ["| setting | accuracy at each rate | blown up by | proposed | accuracy |", "|---|---|---:|---:|---:|"]
-    rows = known()
+    rows = RECORDS.known()
     for setting in SETTINGS:
         tried = {row["rate"]: row["accuracy"] for row in rows.values() if row["setting"] == setting and "rate" in row}
         if not tried or any(digest(setting, rate) not in rows for rate in tried):  # of another recipe

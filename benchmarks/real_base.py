@@ -19,7 +19,8 @@ from typing import Any
 import few_shot
 import pages
 from evidence import Difference, Rows
-from few_shot import RECORDS, SEEDS, Run, share
+from few_shot import RECORDS, SEEDS, Run, make, share
+from recorded import Row, processes
 from rivals import OURS, Method, changed
 from transfer import SCALED, VARIANTS, projected
 
@@ -90,7 +91,7 @@ def run(method: Method, rate: float, seed: int) -> Run:
     return Run("vit_s", method, few_shot.HEAD_RATE if method == PROBE else rate, seed)
 
 
-def rates(method: Method, known: dict[str, dict[str, Any]]) -> Iterator[float]:
+def rates(method: Method, known: dict[str, Row]) -> Iterator[float]:
     """The rates to try at seed 0: outwards from `START`, as far as those that are known do not tell the best one."""
     tried = set(START)
     while True:
@@ -105,7 +106,7 @@ def rates(method: Method, known: dict[str, dict[str, Any]]) -> Iterator[float]:
         tried |= wanted
 
 
-def best_rate(method: Method, known: dict[str, dict[str, Any]]) -> float | None:
+def best_rate(method: Method, known: dict[str, Row]) -> float | None:
     """The best rate, once its neighbours on the grid are known; of equals the smallest."""
     rows = {rate: known.get(run(method, rate, 0).key) for rate in set(rates(method, known))}
     return _best(rows) if all(rows.values()) else None
@@ -271,12 +272,12 @@ def main() -> None:
         print("\n".join(r.key for r in missing(chosen)))
         return
     if not options.fill:
-        with few_shot.workers(options) as pool:
+        with processes(options.workers) as pool:
             while runs := missing(chosen):
-                RECORDS.make(runs, few_shot.where(options), pool)
+                make(runs, options, pool)
             if not options.names or "newer" in options.names:
                 runs = [run(method, DEFAULT, seed) for seed in FEW for group in newer() for method in group]
-                RECORDS.make(runs, few_shot.where(options), pool)
+                make(runs, options, pool)
     draw(finished())
     pages.fill(places())
     print(*places().values(), sep="\n\n")

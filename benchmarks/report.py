@@ -13,12 +13,14 @@ import shutil
 import statistics
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pages
+from recorded import Records, Row
 
-RESULTS = Path(__file__).parent / "records" / "report.jsonl"
+RECORDS = Records("report.jsonl", itemgetter("method", "configuration"))
 MEASURES = {"left": "d_L", "right": "d_R", "distance": "d_E"}
 WIDTH = 64  # of the adapted weights, on both sides
 SEEDS = (0, 1)
@@ -69,7 +71,7 @@ def photograph(page: Path) -> None:
         browser.close()
 
 
-def rows(section: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(section: dict[str, Any]) -> list[Row]:
     """For each configuration in a section with geometry: its measures, as means over weights and runs."""
     accuracies = {one["row"]: one["mean"] for one in section["measures"][0]["values"]}
     found = []
@@ -86,7 +88,7 @@ def rows(section: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[Row]) -> str:
     """In Markdown."""
     titles = " | ".join(MEASURES.values())
     lines = [f"| | | parameters | accuracy | {titles} | d_L, d_R by chance |", "|---|---|" + "---:|" * 6]
@@ -99,8 +101,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def places() -> pages.Places:
     """The generated part of the page."""
-    found = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    return {(pages.DOCS / "reports.md", "geometry"): table(found)}
+    return {(pages.DOCS / "reports.md", "geometry"): table(RECORDS.rows())}
 
 
 def main() -> None:
@@ -111,7 +112,7 @@ def main() -> None:
     train(folder)
     done = json.loads(superlora("report", folder, "--against", folder / "digits_dense-s0", "--json"))
     (section,) = (section for section in done["sections"] if "geometry" in section)
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows(section)), encoding="utf-8")
+    RECORDS.write(rows(section))
     pages.fill(places())
     photograph(folder / "report.html")
     shutil.copy(

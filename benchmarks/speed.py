@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                          # all, half an hour; take a machine that does nothing else
     python benchmarks/speed.py --only merging startup
-    python benchmarks/speed.py --known                  # the pages again, from what is on record
+    python benchmarks/speed.py --fill                   # the pages again, from what is on record
 
 Each is one of the scripts beside this one with `--json`; what it printed is kept in records/speed.jsonl, a line
 each. docs/benchmarks.md, docs/training.md and README.md are made from that.
@@ -16,13 +16,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pages
+from recorded import Records
 from timing import CHUNK, Spread, Times, ratio
 
-RESULTS = Path(__file__).parent / "records" / "speed.jsonl"
+RECORDS = Records("speed.jsonl", itemgetter("benchmark"))
 PAGE, README, TRAINING = pages.DOCS / "benchmarks.md", pages.ROOT / "README.md", pages.DOCS / "training.md"
 MIB, MB = 2**20, 1e6
 Found = dict[str, Any]  # what a script printed with --json
@@ -189,25 +191,9 @@ def summary(known: dict[str, Found]) -> str:
     )
 
 
-def recorded() -> dict[str, Found]:
-    """The results on record, by name."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {row["benchmark"]: row["found"] for row in map(json.loads, lines)}
-
-
-def keep(known: dict[str, Found]) -> None:
-    """Write the record."""
-    rows = [
-        {"benchmark": name, "command": BENCHMARKS[name].command, "found": known[name]}
-        for name in BENCHMARKS
-        if name in known
-    ]
-    RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def places() -> pages.Places:
     """The generated parts of the pages."""
-    known = recorded()
+    known = {name: row["found"] for name, row in RECORDS.known().items()}
     filled: pages.Places = {}
     for name, benchmark in BENCHMARKS.items():
         if name in known:
@@ -222,13 +208,14 @@ def main() -> None:
     """Measure, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), metavar="NAME")
-    parser.add_argument("--known", action="store_true", help="measure nothing")
+    parser.add_argument("--fill", action="store_true", help="fill the pages, and measure nothing")
     asked = parser.parse_args()
-    for name in () if asked.known else asked.only:
-        print(BENCHMARKS[name].command, flush=True)
-        found = BENCHMARKS[name].run()
-        keep(recorded() | {name: found})
-        print(BENCHMARKS[name].shown(found), flush=True)
+    for name in () if asked.fill else asked.only:
+        benchmark = BENCHMARKS[name]
+        print(benchmark.command, flush=True)
+        found = benchmark.run()
+        RECORDS.replace(name, [{"benchmark": name, "command": benchmark.command, "found": found}], BENCHMARKS)
+        print(benchmark.shown(found), flush=True)
     pages.fill(places())
 
 

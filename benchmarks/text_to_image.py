@@ -17,8 +17,6 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ import numpy as np
 import pages
 import torch
 from PIL import Image
+from recorded import Records, Row, key_of, processes
 from rich.console import Console
 
 from superlora_cli.commands.measure import measure_run
@@ -35,7 +34,7 @@ from superlora_cli.recipe.load import load_recipe, shipped_recipes
 from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 
-RESULTS, RUNS = Path(__file__).parent / "records" / "text_to_image.jsonl", pages.ROOT / "runs" / "text-to-image"
+RUNS = pages.ROOT / "runs" / "text-to-image"
 PAGE, PICTURE = pages.DOCS / "text-to-image.md", pages.DOCS / "text-to-image-digits.png"
 SEEDS = (0, 1, 2)
 BASE = "glyphs_text"
@@ -56,6 +55,14 @@ class Job(NamedTuple):
     def folder(self) -> Path:
         return RUNS / f"{self.name}-{self.lr}-{self.seed}"
 
+    @property
+    def key(self) -> str:
+        """What makes it that run."""
+        return key_of(setting(self), self.seed)
+
+
+RECORDS = Records("text_to_image.jsonl", lambda row: key_of(row["setting"], row["seed"]))
+
 
 def recipes() -> list[str]:
     return [name for name in shipped_recipes() if name.startswith("digits_text_")]
@@ -71,7 +78,7 @@ def setting(job: Job) -> dict[str, Any]:
     return found | {"recipe": {key: value for key, value in recipe.items() if key not in ("seed", "output")}}
 
 
-def work(job: Job) -> dict[str, Any]:
+def work(job: Job) -> Row:
     """Train, generate and measure."""
     row = {"name": job.name, "seed": job.seed, "setting": setting(job), "parameters": 0, "validation": None}
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -96,20 +103,11 @@ def work(job: Job) -> dict[str, Any]:
     return row | {"metrics": {name: found["metrics"][name] for name in METRICS}}
 
 
-def load() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def on_record(rows: Sequence[Mapping[str, Any]], job: Job) -> dict[str, Any] | None:
-    wanted = setting(job)
-    return next((dict(row) for row in rows if row["seed"] == job.seed and row["setting"] == wanted), None)
-
-
-def figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def figures(known: Mapping[str, Row]) -> list[Row]:
     """A row for the base and for each recipe at its own rate: mean, least and most over the seeds."""
     found = []
     for name in (BASE, *recipes()):
-        own = [row for row in (on_record(rows, Job(name, None, seed)) for seed in SEEDS) if row]
+        own = [row for row in (known.get(Job(name, None, seed).key) for seed in SEEDS) if row]
         if not own:
             continue
         spread = {}
@@ -120,7 +118,7 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["parameters"])
 
 
-def table(found: Sequence[Mapping[str, Any]], before: float) -> str:
+def table(found: Sequence[Row], before: float) -> str:
     """In Markdown."""
     lines = ["| | parameters | test loss | FID | KID | read as the prompt's digit |", "|---|---:|---:|---:|---:|---:|"]
     for row in found:
@@ -133,20 +131,20 @@ def table(found: Sequence[Mapping[str, Any]], before: float) -> str:
     return "\n".join(lines)
 
 
-def rates(rows: Sequence[Mapping[str, Any]]) -> str:
+def rates(known: Mapping[str, Row]) -> str:
     """The mean validation loss of every recipe at every rate on record, in Markdown."""
-    tried = sorted({row["lr"] for row in rows if row["name"] != BASE})
+    tried = sorted({row["lr"] for row in known.values() if row["name"] != BASE})
     lines = ["| | " + " | ".join(f"{rate:g}" for rate in tried) + " |", "|---|" + "---:|" * len(tried)]
     for name in recipes():
         cells = []
         for rate in tried:
-            losses = [row["validation"] for seed in SEEDS if (row := on_record(rows, Job(name, rate, seed)))]
+            losses = [row["validation"] for seed in SEEDS if (row := known.get(Job(name, rate, seed).key))]
             cells.append(f"{statistics.mean(losses):.4f}" if losses else "")
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw(found: Sequence[Mapping[str, Any]]) -> None:
+def draw(found: Sequence[Row]) -> None:
     """The images of seed 0 side by side: a row per digit, four across for every setting."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -175,9 +173,9 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 def places() -> pages.Places:
     """The generated parts of the page."""
-    rows = load()
-    before = next(row["loss_before"] for row in rows if row["name"] != BASE)
-    return {(PAGE, "digits"): table(figures(rows), before), (PAGE, "rates"): rates(rows)}
+    known = RECORDS.known()
+    before = next(row["loss_before"] for row in known.values() if row["name"] != BASE)
+    return {(PAGE, "digits"): table(figures(known), before), (PAGE, "rates"): rates(known)}
 
 
 def main() -> None:
@@ -187,16 +185,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--fill", action="store_true", help="only write table and picture")
     asked = parser.parse_args()
-    rows = load()
     jobs = [Job(BASE, None, seed) for seed in asked.seeds]
-    jobs += [Job(name, rate, seed) for seed in asked.seeds for name in recipes() for rate in (None, *asked.rates)]
-    missing = {json.dumps([setting(job), job.seed]): job for job in reversed(jobs) if not on_record(rows, job)}
-    jobs = [] if asked.fill else list(missing.values())[::-1]
-    with ProcessPoolExecutor(asked.workers, mp_context=get_context("spawn")) as pool, RESULTS.open("a") as file:
-        for done in as_completed([pool.submit(work, job) for job in jobs]):
-            print(json.dumps(done.result()), file=file, flush=True)
-            print({key: value for key, value in done.result().items() if key != "setting"}, flush=True)
-    found = figures(load())
+    jobs += [Job(name, rate, seed) for seed in asked.seeds for name in recipes() for rate in (*asked.rates, None)]
+    if not asked.fill:
+        with processes(asked.workers) as pool:
+            RECORDS.make(work, {job.key: (job,) for job in jobs}, pool)
+    found = figures(RECORDS.known())
     if all((Job(row["name"], None, SEEDS[0]).folder / "samples").is_dir() for row in found):
         draw(found)
     pages.fill(places())

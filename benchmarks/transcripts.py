@@ -1,7 +1,7 @@
 """The commands whose output the documentation shows, run one after another, and their output.
 
     python benchmarks/transcripts.py             # all of them, quarter of an hour on two CPU cores
-    python benchmarks/transcripts.py --known     # the pages again, from the record
+    python benchmarks/transcripts.py --fill      # the pages again, from the record
 
 They run in an empty folder, each using the files of those before it. Their output is in records/transcripts.jsonl;
 of a long table the pages show the beginning and the end.
@@ -10,7 +10,6 @@ of a long table the pages show the beginning and the end.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -18,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import pages
+from recorded import Records
 
-RESULTS = Path(__file__).parent / "records" / "transcripts.jsonl"
+RECORDS = Records("transcripts.jsonl", itemgetter("command"))
 README, EXPORTING, SWEEPS = pages.ROOT / "README.md", pages.DOCS / "exporting.md", pages.DOCS / "sweeps.md"
 WIDTH = 110
 LONGEST, BEGINNING = 8, 2  # rows of a table that are all shown, and how many of a longer one before its last
@@ -109,16 +110,10 @@ def block(transcript: Transcript, said: str) -> str:
     return f"```text\n$ {transcript.command}\n{shortened(said)}\n```"
 
 
-def recorded() -> dict[str, str]:
-    """The record: command → output."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {row["command"]: row["said"] for row in map(json.loads, lines)}
-
-
 def places() -> pages.Places:
     """The generated parts of the pages."""
-    known = recorded()
-    return {(t.page, t.place): block(t, known[t.command]) for t in TRANSCRIPTS if t.page and t.command in known}
+    known = RECORDS.known()
+    return {(t.page, t.place): block(t, known[t.command]["said"]) for t in TRANSCRIPTS if t.page and t.command in known}
 
 
 def sweep_of_the_page() -> str:
@@ -131,15 +126,15 @@ def sweep_of_the_page() -> str:
 def main() -> None:
     """Run, record, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--known", action="store_true", help="run nothing")
-    if not parser.parse_args().known:
+    parser.add_argument("--fill", action="store_true", help="fill the pages, and run nothing")
+    if not parser.parse_args().fill:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep_of_the_page(), encoding="utf-8")
             rows = []
             for transcript in TRANSCRIPTS:
                 rows.append({"command": transcript.command, "said": run(transcript.command, Path(folder))})
                 print(f"$ {transcript.command}\n{rows[-1]['said']}", flush=True)
-        RESULTS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        RECORDS.write(rows)
     pages.fill(places())
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import few_shot
 import numpy as np
 import pages
-from few_shot import RECORDS, WORK, Run
+from few_shot import RECORDS, WORK, Run, make
+from recorded import Row, processes
 from rivals import OURS, Method
 
 from superlora_cli.adapter.config import RATE
@@ -46,7 +47,7 @@ VARIANTS = [
 ]
 
 
-def right(base: str, variant: Method, known: dict[str, dict[str, Any]]) -> dict[float, Any]:
+def right(base: str, variant: Method, known: dict[str, Row]) -> dict[float, Any]:
     """Which validation images are right at each rate: (seeds, images), 0 or 1; only rates that have every seed."""
     found = {}
     for rate in RATES:
@@ -56,7 +57,7 @@ def right(base: str, variant: Method, known: dict[str, dict[str, Any]]) -> dict[
     return found
 
 
-def complete(base: str, known: dict[str, dict[str, Any]]) -> list[tuple[Method, dict[float, Any]]]:
+def complete(base: str, known: dict[str, Row]) -> list[tuple[Method, dict[float, Any]]]:
     """Those of the variants that have every rate and seed, with what is right."""
     found = [(variant, right(base, variant, known)) for variant in VARIANTS]
     return [(variant, hits) for variant, hits in found if len(hits) == len(RATES)]
@@ -115,8 +116,8 @@ def main() -> None:
     if not chosen.fill:
         of = [(base, seed) for base in chosen.only for seed in WORK[base].seeds]
         runs = [Run(base, variant, rate, seed) for base, seed in of for rate in RATES for variant in VARIANTS]
-        with few_shot.workers(chosen) as pool:
-            RECORDS.make(runs, few_shot.where(chosen), pool)
+        with processes(chosen.workers) as pool:
+            make(runs, chosen, pool)
     if PAGE.exists():
         pages.fill(places())
     print(*places().values(), sep="\n")

@@ -13,16 +13,17 @@ on test images, which the search does not see. Records are in records/tune.jsonl
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pages
 from PIL import Image, ImageDraw
+from recorded import Records, Row
 from rich.console import Console
 
 from superlora_cli.commands.init import starting_recipe
@@ -32,7 +33,7 @@ from superlora_cli.training.processes import join
 from superlora_cli.training.run import RunFolder
 from superlora_cli.tuning.prepare import prepare
 
-RECORDS, PAGE = Path(__file__).parent / "records" / "tune.jsonl", pages.DOCS / "tuning.md"
+RECORDS, PAGE = Records("tune.jsonl", itemgetter("search")), pages.DOCS / "tuning.md"
 RUNS = Path("runs") / "tune"
 SHAPES = ("disc", "ring", "square", "frame", "triangle", "cross", "bars", "dots")
 SEARCHES = {"128 parameters": 128, "512 parameters": 512, "153 bytes": 153, "shapes in folders": 0}
@@ -80,7 +81,7 @@ def _shape(name: str, draw: Any) -> Image.Image:
     return Image.fromarray(np.asarray(image))
 
 
-def searched(what: str, minutes: float) -> dict[str, Any]:
+def searched(what: str, minutes: float) -> Row:
     """One search, and what came of it."""
     name, overrides, before = "digits_lorta3d", ["train.threads=1", "train.steps=300"], None
     most = SEARCHES[what]
@@ -108,7 +109,7 @@ def searched(what: str, minutes: float) -> dict[str, Any]:
     }
 
 
-def _trained(name: str, overrides: Sequence[str]) -> tuple[dict[str, Any], int]:
+def _trained(name: str, overrides: Sequence[str]) -> tuple[Row, int]:
     """The recipe as it is, with three seeds, and the number of its parameters."""
     metrics: dict[str, list[float]] = {"val_accuracy": [], "accuracy": []}
     params = 0
@@ -127,21 +128,15 @@ def _cpu() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def _of(one: dict[str, Any]) -> dict[str, Any]:
+def _of(one: Row) -> Row:
     kept = {key: one["metrics"][key] for key in ("val_accuracy", "accuracy")}
     return {**{key: one[key] for key in ("trial", "form", "settings", "params", "bytes")}, **kept}
-
-
-def recorded() -> dict[str, dict[str, Any]]:
-    """The searches on record."""
-    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.exists() else []
-    return {row["search"]: row for row in map(json.loads, lines)}
 
 
 def places() -> pages.Places:
     """The table of docs/tuning.md."""
     lines = ["| search | | parameters | validation | test, three seeds |", "|---|---|---:|---:|---|"]
-    for what, row in recorded().items():
+    for what, row in RECORDS.known().items():
         for heading, one in (
             ("recommended", row["recommended"]),
             ("as `init` writes it", row["init"]),
@@ -155,7 +150,7 @@ def places() -> pages.Places:
                     f"| {what} | {heading}{form} | {one['params']:,} | {validation:.3f} | {test:.3f} ({seeds}) |"
                 )
     lines.append("")
-    for what, row in recorded().items():
+    for what, row in RECORDS.known().items():
         counts = row["trials"]
         lines.append(
             f"- {what}: {row['minutes']:g} minutes with two workers, {row['cpu_minutes']:g} of computing; "
@@ -171,10 +166,8 @@ def main() -> None:
     parser.add_argument("--fill", action="store_true", help="fill the page, and search nothing")
     chosen = parser.parse_args()
     for what in () if chosen.fill else chosen.only:
-        if what not in recorded():
-            row = searched(what, chosen.minutes)
-            with RECORDS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        if what not in RECORDS.known():
+            RECORDS.add(searched(what, chosen.minutes))
     if PAGE.exists():
         pages.fill(places())
 

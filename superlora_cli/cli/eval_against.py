@@ -44,10 +44,10 @@ def _is_run(result: Path) -> bool:
 
 def _measure_run(source: str, against: str, overrides: list[str], **settings: Any) -> dict[str, Any]:
     with loading("torch and diffusers"):
-        from superlora_cli.commands.generate import recipe_of
+        from superlora_cli.commands.generate import recipe_of_source
         from superlora_cli.commands.measure import measure_run
 
-    options.refuse_others(settings, recipe_of(source, overrides).task)
+    options.refuse_others(settings, recipe_of_source(source, overrides).task)
     return measure_run(source, against, stderr_console(), overrides, **settings)
 
 

@@ -78,7 +78,7 @@ def command(
     if out is not None and not out.is_file():
         ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
     with loading("torch and diffusers"):
-        from superlora_cli.commands.generate import generate, recipe_of
+        from superlora_cli.commands.generate import generate, recipe_of_source
         from superlora_cli.commands.generate_prompted import generate_prompted
         from superlora_cli.commands.generate_text import generate_text
         from superlora_cli.tasks import TASKS
@@ -89,7 +89,7 @@ def command(
                              "batch_size": batch_size, "force": force,
                              "allow_mismatch": allow_base_mismatch}  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
-    task = recipe_of(source, overrides or ()).task
+    task = recipe_of_source(source, overrides or ()).task
     prompted, reads = TASKS[task].prompted, TASKS[task].reads
     options.refuse_others(given, task)
     if reads:

@@ -12,7 +12,7 @@ from superlora_cli.cli.console import print_json, print_pairs, print_table, stde
 from superlora_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from superlora_cli.sweeping.plan import Plan
+    from superlora_cli.sweeping.plan import SweepPlan
 
 
 def command(
@@ -74,7 +74,7 @@ def _show(found: dict[str, Any]) -> None:
     print_pairs(found["out"], rows)
 
 
-def _dry_run(plan: Plan, rows: list[dict[str, Any]], workers: int | None, *, as_json: bool) -> None:
+def _dry_run(plan: SweepPlan, rows: list[dict[str, Any]], workers: int | None, *, as_json: bool) -> None:
     from superlora_cli.sweeping.estimate import estimate
 
     time = estimate(plan, rows, workers or 1)

@@ -77,7 +77,7 @@ def generate(
     folder = ImagesFolder(out)
     folder.check(force=force)
     check_start(num=num)
-    check_task(recipe_of(source, overrides), source, prompted=False)
+    check_task(recipe_of_source(source, overrides), source, prompted=False)
     built, about = open_source(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
     chosen = _choose(classes, names, min(len(built.class_names) or len(names), len(names)))
@@ -144,7 +144,7 @@ def check_start(**counts: int | None) -> None:
             raise UsageError(f"{count} is too few", where=f"--{name.replace('_', '-')}", hint="1 or more")
 
 
-def recipe_of(source: str, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_of_source(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images or text.
 
     Raises:
@@ -197,7 +197,7 @@ def shipped_recipe(name: str) -> dict[str, Any]:
 
 def open_source(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
     """The model with its adapter, and what the manifest says about both."""
-    recipe, path = recipe_of(source, overrides), Path(source)
+    recipe, path = recipe_of_source(source, overrides), Path(source)
     if not path.exists():  # a shipped base
         return Built(recipe, open_base(recipe), None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)

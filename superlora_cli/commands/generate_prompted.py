@@ -13,7 +13,7 @@ from torch import Tensor
 from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.attach import detach, settle
 from superlora_cli.adapter.layers import stored_parameter
-from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of
+from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of_source
 from superlora_cli.commands.making_images import made_by, make_images
 from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import UsageError
@@ -114,7 +114,7 @@ def generate_prompted(
     folder = ImagesFolder(out)
     folder.check(force=force)
     check_start(num=num, batch_size=batch_size)
-    recipe, scales = recipe_of(source, overrides), read_scales(scale)
+    recipe, scales = recipe_of_source(source, overrides), read_scales(scale)
     check_task(recipe, source, prompted=True)
     captions = captions_of(recipe, "test") if in_turn and not (prompts or prompts_file) else prompts
     chosen = read_prompts(captions, prompts_file)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from superlora_cli.commands.generate import generate, recipe_of
+from superlora_cli.commands.generate import generate, recipe_of_source
 from superlora_cli.commands.generate_prompted import generate_prompted
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_json
@@ -104,7 +104,7 @@ def measure_run(
         as `measure`, and `generated`: what `generate` returns.
     """
     parsed = parse_reference(against)
-    recipe = recipe_of(source, overrides)
+    recipe = recipe_of_source(source, overrides)
     load_extractor(extractor, weights)  # fails before images are generated if anything is missing
     for name, where in ((dino, "--dino"), (clip, "--clip")):
         if name:

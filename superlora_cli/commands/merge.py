@@ -15,7 +15,7 @@ from superlora_cli.adapter import store
 from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.merge import merged_rows
 from superlora_cli.adapter.store import BaseDigest
-from superlora_cli.commands.merge_job import Job, open_job
+from superlora_cli.commands.merge_job import MergeJob, open_job
 from superlora_cli.commands.merge_language import merge_language
 from superlora_cli.commands.merge_pipeline import merge_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
@@ -163,7 +163,7 @@ def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
 
 
 def _write(
-    job: Job,
+    job: MergeJob,
     out: Path,
     place: Path,
     console: Console | None,
@@ -213,7 +213,7 @@ def _write(
     return bound
 
 
-def _check_digest(job: Job, digest: BaseDigest) -> None:
+def _check_digest(job: MergeJob, digest: BaseDigest) -> None:
     """Refuse another base; if the right one is available, name the first weight that differs."""
     for target in job.known_by:
         digest.add(target, 0, job.source.rows(f"{target.module}.weight", 0, target.stop))
@@ -231,7 +231,7 @@ def _check_digest(job: Job, digest: BaseDigest) -> None:
         raise
 
 
-def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Found | None:
+def _distance(job: MergeJob, place: Path, bound: float, allow_mismatch: bool) -> Found | None:
     """Largest difference between the unmerged weights and the base's, if the base is available.
 
     Raises:
@@ -254,7 +254,7 @@ def _distance(job: Job, place: Path, bound: float, allow_mismatch: bool) -> Foun
     return Found(largest, "from the base", f"the adapted weights of {job.stored.base.get('name')}")
 
 
-def _verify(job: Job, place: Path, base: Path | None) -> Found:
+def _verify(job: MergeJob, place: Path, base: Path | None) -> Found:
     """The largest error, as `commands.verify` finds it."""
     if job.shapes is not None:
         built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
@@ -264,7 +264,7 @@ def _verify(job: Job, place: Path, base: Path | None) -> Found:
         return compare_tensors(job.targets, job.take(), job.source, merged)
 
 
-def _loading(job: Job, out: Path) -> str:
+def _loading(job: MergeJob, out: Path) -> str:
     """A line of Python that loads the output."""
     if job.source.folder:
         if (out / "config.json").exists():

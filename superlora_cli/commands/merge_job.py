@@ -39,7 +39,7 @@ BASES = (Kind.MODEL, Kind.WEIGHTS, Kind.INDEX, Kind.JSON, Kind.SHARDS, Kind.TORC
 
 
 @dataclass
-class Job:
+class MergeJob:
     """An adapter and the weights to merge it into.
 
     Attributes:
@@ -104,7 +104,7 @@ class Job:
 @contextmanager
 def open_job(
     file: Path, base: Path | None, cast: torch.dtype | None, *, unmerge: bool, allow_mismatch: bool
-) -> Iterator[Job]:
+) -> Iterator[MergeJob]:
     """The adapter of a file, with the weights to merge it into.
 
     Args:
@@ -129,10 +129,12 @@ def open_job(
         assert built.adapter is not None
         about = {"format": "pt", "superlora.merged_from": built.recipe.model.name}
         source = FromState(plain_state(built.model), dtype=cast, metadata=about)
-        yield Job(file, stored, built.adapter.targets, source, built, (built.recipe, built.base))
+        yield MergeJob(file, stored, built.adapter.targets, source, built, (built.recipe, built.base))
 
 
-def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtype | None, *, keep_head: bool) -> Job:
+def _files(
+    file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtype | None, *, keep_head: bool
+) -> MergeJob:
     """An adapter and weights on disk: finds the targets in the recipe's model, or by the tensor names in the files."""
     where = str(weights.index or weights.shards[0].path)
     shapes = {name: weights.shape(name) for name in weights.names}
@@ -155,4 +157,4 @@ def _files(file: Path, stored: StoredAdapter, weights: Weights, cast: torch.dtyp
             raise MismatchError("the adapter's targets are not those of its recipe's model", where=str(file))
     source = FromFiles(weights, dtype=cast, replaced=replaced)
     known_by = () if targets else witnesses(shapes, heads)
-    return Job(file, stored, tuple(targets), source, shapes=known, merged=keep_head, known_by=known_by)
+    return MergeJob(file, stored, tuple(targets), source, shapes=known, merged=keep_head, known_by=known_by)

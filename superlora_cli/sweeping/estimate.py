@@ -8,12 +8,12 @@ from typing import Any
 from superlora_cli.data.known import is_embedded
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.sweeping.folder import Row
-from superlora_cli.sweeping.plan import Plan
+from superlora_cli.sweeping.plan import SweepPlan
 
 BASES = ("glyphs_vit", "glyphs_unet", "digits_classifier")  # available on every machine
 
 
-def estimate(plan: Plan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
+def estimate(plan: SweepPlan, rows: Sequence[Row], workers: int) -> dict[str, Any]:
     """The training time of the unfinished runs on this machine, without evaluation and generating images.
 
     Returns:

@@ -17,7 +17,7 @@ from typing import Any
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import locked, read_json, system_errors, write_atomic, write_json
-from superlora_cli.sweeping.plan import Plan, Run
+from superlora_cli.sweeping.plan import Run, SweepPlan
 from superlora_cli.sweeping.schema import Measure
 from superlora_cli.sweeping.work import Job
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 class SweepFolder:
     """The folder of a sweep's runs and results."""
 
-    def __init__(self, path: Path, plan: Plan) -> None:
+    def __init__(self, path: Path, plan: SweepPlan) -> None:
         self.path, self.plan = path, plan
         self.csv, self.jsonl = path / "results.csv", path / "results.jsonl"
 

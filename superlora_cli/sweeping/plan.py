@@ -54,7 +54,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep file, expanded.
 
     Attributes:
@@ -99,7 +99,7 @@ class Plan:
         return self.possible
 
 
-def load_plan(name_or_path: str | Path) -> Plan:
+def load_plan(name_or_path: str | Path) -> SweepPlan:
     """The runs of the sweep at a path, or of a shipped sweep.
 
     Raises:
@@ -116,7 +116,7 @@ def load_plan(name_or_path: str | Path) -> Plan:
             hint = f"{run.name} is for {run.recipe.task}; its metrics are in the results anyway"
             raise UsageError("only diffusion runs generate images", where=places.where("measure"), hint=hint)
         runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # each recipe and seed only once
-    return Plan(file, file.read_text(encoding="utf-8"), tuple(runs.values()), sweep.measure, sweep.skip_impossible)
+    return SweepPlan(file, file.read_text(encoding="utf-8"), tuple(runs.values()), sweep.measure, sweep.skip_impossible)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from superlora_cli.files import locked, system_errors, write_atomic
 from superlora_cli.recipe.overrides import Override
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.sweeping.folder import Row, SweepFolder
-from superlora_cli.sweeping.plan import Plan, Run, Settings, run_of
+from superlora_cli.sweeping.plan import Run, Settings, SweepPlan, run_of
 from superlora_cli.sweeping.work import Job
 
 
@@ -94,4 +94,4 @@ class TuneFolder:
         return self._results(runs).write_results()
 
     def _results(self, runs: Sequence[Run]) -> SweepFolder:
-        return SweepFolder(self.path, Plan(self.path / "tune.yaml", "", tuple(runs), None, False))
+        return SweepFolder(self.path, SweepPlan(self.path / "tune.yaml", "", tuple(runs), None, False))

@@ -18,7 +18,7 @@ from superlora_cli.recipe.problems import check
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import read_yaml
 from superlora_cli.sweeping.estimate import estimate
-from superlora_cli.sweeping.plan import Plan, Run
+from superlora_cli.sweeping.plan import Run, SweepPlan
 from superlora_cli.tuning.folder import Subject, TuneFolder
 from superlora_cli.tuning.schema import Space
 from superlora_cli.tuning.search import Limits, Search
@@ -64,7 +64,7 @@ class Prepared:
         trials = self.limits.trials
         run = self.example()
         runs = tuple(run for _ in range(trials or 1))
-        time = estimate(Plan(self.subject.file, "", runs, None, False), [], workers)
+        time = estimate(SweepPlan(self.subject.file, "", runs, None, False), [], workers)
         if trials is None and self.limits.minutes is not None:
             time = {**time, "seconds": self.limits.minutes * 60, "from": "--minutes"}
         return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -55,5 +54,5 @@ def test_a_recommendation_was_measured_and_no_other_setting_is_clearly_better(
 def test_every_method_on_record_has_all_its_seeds(head_to_head: ModuleType) -> None:
     wanted = [method for part in head_to_head.PARTS.values() for method in part]
     assert len(head_to_head.finished(wanted)) == len(wanted)
-    keys = [json.loads(line)["run"] for line in head_to_head.RESULTS.read_text().splitlines()]
+    keys = [row["run"] for row in head_to_head.RECORDS.rows()]
     assert len(keys) == len(set(keys))

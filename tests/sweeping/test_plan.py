@@ -10,7 +10,7 @@ import pytest
 
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.load import load_recipe
-from superlora_cli.sweeping.plan import Plan, load_plan
+from superlora_cli.sweeping.plan import SweepPlan, load_plan
 from tests.sweeping.conftest import TINY, Write
 
 MANY = """\
@@ -24,7 +24,7 @@ runs:
 """
 
 
-def ids(plan: Plan) -> list[str]:
+def ids(plan: SweepPlan) -> list[str]:
     return [run.id for run in plan.runs]
 
 

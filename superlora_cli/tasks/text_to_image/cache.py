@@ -23,7 +23,7 @@ from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 VERSION = "2"  # of what is stored
 PLAIN, NAME = "plain", "name"  # keys of the metadata: of values that are not tensors, and of the file's own name
-EMPTY: Mapping[str, Any] = {}
+DEFAULT_OPTIONS: Mapping[str, Any] = {}
 HELD = 2**30  # bytes of tensors that are held in memory
 
 
@@ -36,7 +36,7 @@ class Cache:
         options: with which it is loaded, such as the dtype.
     """
 
-    def __init__(self, folder: Path, without: str, options: Mapping[str, Any] = EMPTY) -> None:
+    def __init__(self, folder: Path, without: str, options: Mapping[str, Any] = DEFAULT_OPTIONS) -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.path = home / "superlora" / "latents" / fingerprint(folder, without, options)[:32]
         self._held: dict[str, dict[str, Any]] = {}

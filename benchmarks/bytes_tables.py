@@ -1,0 +1,172 @@
+"""Tables and picture of docs/bytes.md, from the runs of `bytes_runs.py` on record."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import few_shot
+import head_to_head
+import pages
+from bytes_runs import (
+    ABLATED,
+    CLAIM,
+    COMPARED,
+    LARGER,
+    LONG,
+    LONGER,
+    MANY,
+    RATE,
+    SEEDS,
+    finished,
+    long_rate,
+    on_the_real_base,
+)
+from bytes_tried import NORMAL, SPREAD, TRAINED
+from evidence import OURS as COLOUR
+from evidence import Difference, Rows
+from rivals import OURS, Method
+
+from superlora_cli.adapter.shapes import number_bytes
+
+PICTURE = pages.DOCS / "bytes.svg"
+PEERS = ("LoRA", "Uni-LoRA", "VeRA", "FourierFT", "LoKr", "VB-LoRA", "LoHa")
+
+
+def size(rows: Rows) -> int:
+    """Bytes of the numbers, 4 each where nothing else is on record."""
+    return int(rows.rows[0].get("numbers", 4 * rows.parameters))
+
+
+def ours() -> list[Rows]:
+    """What is in the table of ours."""
+    return [rows for method, rate in COMPARED if (rows := finished(method, rate))]
+
+
+def peers() -> list[Rows]:
+    """The other libraries' methods, as head_to_head.py found them."""
+    asked = [method for method in head_to_head.compared() if not method.ours and method.name in PEERS]
+    return head_to_head.finished(asked)
+
+
+def lora(seeds: Sequence[int]) -> Rows:
+    """PEFT's LoRA of rank 1."""
+    return head_to_head.finished([head_to_head.LORA], seeds)[0]
+
+
+def claim() -> str:
+    """The claims' settings beside LoRA of rank 1, each with as many seeds as there are."""
+    lines = [f"PEFT's LoRA of rank 1 reaches {lora(MANY).accuracy:.3f} with {size(lora(MANY)):,} bytes of numbers."]
+    for method in (CLAIM, LARGER):
+        seeds = MANY if finished(method, RATE, MANY) else SEEDS
+        own, other = finished(method, RATE, seeds), lora(seeds)
+        assert own is not None
+        each = own.right.mean(1)
+        fewer, reach = size(other) // size(own), f"{own.accuracy:.3f} ({each.min():.3f} – {each.max():.3f})"
+        numbers = (
+            f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes, 1/{fewer} of that"
+        )
+        lines.append(f"{numbers}, reach {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
+    return "\n".join(lines)
+
+
+def longer() -> str:
+    """The claim's setting beside LoRA of rank 1, both after `LONG` steps."""
+    lines = ["| bytes of numbers | | steps | rate | validation | test accuracy | of 10 seeds | |"]
+    lines.append("|---:|---|---:|---:|---:|---:|---|---|")
+    by_steps = {head_to_head.STEPS: [lora(MANY), finished(CLAIM, RATE, MANY)]}
+    by_steps[LONG] = [finished(method, long_rate(method, rates) or 0, MANY, LONG) for method, rates in LONGER]
+    for steps, pair in by_steps.items():
+        for rows in pair:
+            assert rows is not None
+            assert pair[0] is not None
+            each, name = rows.right.mean(1), f"**{rows.method.name}**" if rows.method.ours else "PEFT LoRA, r 1"
+            cells = [f"{size(rows):,}", name, str(steps), f"{rows.rate:g}", f"{rows.validation:.3f}"]
+            cells += [f"{rows.accuracy:.3f}", f"{each.min():.3f} – {each.max():.3f}"]
+            lines.append(f"| {' | '.join([*cells, '' if rows is pair[0] else str(Difference.of(rows, pair[0]))])} |")
+    return "\n".join(lines)
+
+
+def table() -> str:
+    """Ours and the peers' by bytes."""
+    lines = ["| bytes of numbers | numbers | | settings | test accuracy | of 3 seeds |", "|---:|---:|---|---|---:|---|"]
+    for rows in sorted([*ours(), *peers()], key=lambda rows: (size(rows), -rows.accuracy)):
+        each, name = rows.right.mean(1), rows.method.name
+        name = f"**{name}**" if rows.method.ours else f"{rows.method.library} {name}"
+        cells = [f"{size(rows):,}", f"{rows.parameters:,}", name, f"`{rows.method.knobs}`", f"{rows.accuracy:.3f}"]
+        lines.append(f"| {' | '.join(cells)} | {each.min():.3f} – {each.max():.3f} |")
+    return "\n".join(lines)
+
+
+def ablation() -> str:
+    """The claim's setting with one thing changed."""
+    base = finished(CLAIM, RATE)
+    assert base is not None
+    lines = ["| | changed | bytes | validation | test accuracy | change |", "|---|---|---:|---:|---:|---|"]
+    lines.append(
+        f"| | none: `{CLAIM.knobs}`, rate {RATE} | {size(base)} | {base.validation:.3f} | {base.accuracy:.3f} | |"
+    )
+    for title, settings in ABLATED.items():
+        for method, rate in settings:
+            if rows := finished(method, rate):
+                cells = [
+                    title,
+                    _change(method, rate),
+                    f"{size(rows)}",
+                    f"{rows.validation:.3f}",
+                    f"{rows.accuracy:.3f}",
+                ]
+                lines.append(f"| {' | '.join(cells)} | {Difference.of(rows, base)} |")
+    return "\n".join(lines)
+
+
+def _change(method: Method, rate: float) -> str:
+    if rate != RATE:
+        return f"rate {rate:g}"
+    other = {name: value for name, value in method.settings.items() if value != CLAIM.settings.get(name)}
+    words = {NORMAL: "normal numbers", TRAINED: "trained (LSQ)", SPREAD: f"{method.settings.get(SPREAD)} times as far"}
+    return ", ".join(words.get(name) or f"`{Method(OURS, '', {name: value}).knobs}`" for name, value in other.items())
+
+
+def real_table() -> str:
+    """What came of them."""
+    have = few_shot.RECORDS.known()
+    lines = ["| numbers | bytes of numbers | alpha | rate | seeds | validation | test accuracy |"]
+    lines.append("|---:|---:|---:|---:|---|---:|---:|")
+    for runs in on_the_real_base():
+        rows = [have[run.key] for run in runs if run.key in have]
+        if rows:
+            settings = runs[0].method.settings
+            numbers = number_bytes((rows[0]["parameters"],), settings["bits"])
+            shares = [statistics.mean(few_shot.share(row[split]) for row in rows) for split in ("validation", "test")]
+            cells = [f"{rows[0]['parameters']:,}", f"{numbers:,}", f"{settings['alpha']:g}", f"{runs[0].rate:g}"]
+            cells += [str(len(rows)), *(f"{share:.3f}" for share in shares)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw() -> None:
+    """Accuracy against bytes, ours a line a number of bits."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "superlora"
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    groups: dict[str, list[Rows]] = {}
+    for rows in ours():
+        bits = rows.method.settings.get("bits", 32)
+        groups.setdefault(
+            f"superlora, {bits} bits" if "one-hot" in rows.method.name else "superlora, others", []
+        ).append(rows)
+    for rows in peers():
+        groups.setdefault(f"{rows.method.library} {rows.method.name}", []).append(rows)
+    for number, (label, own) in enumerate(groups.items()):
+        own.sort(key=size)
+        mine = label.startswith("superlora")
+        look = {"marker": "o", "color": COLOUR, "alpha": 1 - 0.12 * number} if mine else {"marker": "s", "ms": 4}
+        axes.plot([size(r) for r in own], [r.accuracy for r in own], lw=0.8, label=label, **look)  # type: ignore[arg-type]
+    axes.set(xscale="log", xlabel="bytes of numbers", ylabel="test accuracy, mean of 3 seeds", ylim=(0.6, 1.0))
+    axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
+    figure.savefig(PICTURE, metadata={"Date": None})
