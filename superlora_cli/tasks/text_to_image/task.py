@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from superlora_cli.data.augment import set_aside
-from superlora_cli.data.batches import Share
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.splits import SPLITS, Splits
+from superlora_cli.data.stream import of_epochs, steps_of_epoch
 from superlora_cli.errors import UsageError
 from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.families.family import Conditions
@@ -24,14 +24,7 @@ from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import (
-    dealt,
-    drawn_beside,
-    not_repeated,
-    repeated,
-    steps_of_epoch,
-    stream,
-)
+from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
@@ -78,9 +71,10 @@ class TextToImage(ImageTask):
     def read(self, recipe: Recipe) -> Splits:
         return read_captioned(recipe, self.look.size)
 
-    def in_steps(self, recipe: Recipe) -> Recipe:
-        train, names = recipe.train, self.images("train").names
-        if found := read_prior(recipe, self.look.size):
+    def arrange(self) -> None:
+        """Images get their sizes, an epoch its repeated ones, and every size its share of the prior."""
+        names = self.images("train").names
+        if found := read_prior(self.recipe, self.look.size):
             self.prior = found.train
             self.splits = replace(
                 self.splits,
@@ -98,11 +92,9 @@ class TextToImage(ImageTask):
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
         self.beside = {size: [seen_in(prior, number, size) for number in own] for size, own in shares if prior}
-        if train.epochs is None:
-            return recipe
-        share = Share(train.accumulate, processes=self.processes.count)
-        steps = train.epochs * steps_of_epoch(self.epoch, train.batch_size, share)
-        return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+    def steps_of_epoch(self) -> int:
+        return steps_of_epoch(len(epoch(self.epoch, self.recipe.train.batch_size, 0, 0)), self.share)
 
     def _seen(self, split: str) -> list[Seen]:
         base, settings = base_of(self.built), self.settings
@@ -158,11 +150,10 @@ class TextToImage(ImageTask):
         return 1.0
 
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        train, processes = self.recipe.train, self.processes
-        share = Share(train.accumulate, processes.index, processes.count)
-        seed, first = self.recipe.seed, start * share.passes
-        found = stream(self.epoch, train.batch_size, seed=seed, start=start, stop=stop, share=share)
-        for place, samples in enumerate(found, first):
+        seed, share = self.recipe.seed, self.share
+        batches = partial(epoch, self.epoch, self.recipe.train.batch_size, seed)
+        steps = of_epochs(batches, self.steps_of_epoch(), share, start, stop)
+        for place, samples in enumerate((samples for _, own in steps for samples in own), start * share.passes):
             known = self.beside.get(samples[0].size, [])
             drawn = drawn_beside(len(samples), len(known), seed=seed, place=place * share.processes + share.process)
             yield self.batch([*samples, *(known[number] for number in drawn)], len(drawn))
