@@ -262,8 +262,13 @@ class Work:
         return Judgement(self.evaluate(split))
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Whether the metrics `new` are better than `old`."""
-        raise NotImplementedError
+        """Whether the metrics `new` are better than `old`: a lower loss, or more of another `measure`.
+
+        Of the same measure, a lower loss is better.
+        """
+        if self.measure == "loss":
+            return new["loss"] < old["loss"]
+        return (new[self.measure], -new["loss"]) > (old[self.measure], -old["loss"])
 
     def not_finite(self) -> str | None:
         """The name of a target whose ΔW has NaN or Inf, if any; or whose factors have, if there is no ΔW."""

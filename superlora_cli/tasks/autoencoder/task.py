@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,10 +57,6 @@ class Autoencoder(ImageTask):
     def guessing(self) -> float:
         """The loss of grey images, for pixels that are evenly spread over [−1, 1]."""
         return 1 / 3
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler
@@ -78,10 +78,6 @@ class Diffusion(ImageTask):
         if known is not None and self.splits.classes > known:
             message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {known}"
             raise UsageError(message, where="model.kwargs.classes", hint="use data with fewer classes, or another base")
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

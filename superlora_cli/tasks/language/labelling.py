@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -112,10 +112,6 @@ class Labelling(Language):
     def loss(self, batch: Batch) -> Tensor:
         smoothing = self.recipe.train.label_smoothing
         return functional.cross_entropy(_logits(self.model, batch), batch.labels, label_smoothing=smoothing)
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher accuracy, or on a tie lower loss."""
-        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

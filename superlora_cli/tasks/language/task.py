@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -140,10 +140,6 @@ class Language(Work):
 
     def loss(self, batch: Any) -> Tensor:
         return summed_loss(self.model, batch.to(self.processes.device)) * batch.weight
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

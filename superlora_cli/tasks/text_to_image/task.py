@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
@@ -191,10 +191,6 @@ class TextToImage(ImageTask):
             base.set_down(pipeline)
         every = self.processes.gather(torch.cat(images).to(self.processes.device), len(prompts)).cpu()
         return titled_grid(every, prompts) if self.processes.is_main else None
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
