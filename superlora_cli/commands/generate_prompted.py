@@ -27,7 +27,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import captions_of
-from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.training.processes import join
 
 SCALES = (1.0,)
@@ -175,7 +175,8 @@ def generate_prompted(
     started = time.monotonic()
     try:
         with _scaled(built, scales) as set_scale:
-            pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
+            offload = built.recipe.section(TextToImageSection).offload
+            pipeline = placed(base.pipeline(), processes.device, offload=offload)
             folder.begin(settings, images)
             parts = _parts(wanted, batch_size)
             names = iter(images)

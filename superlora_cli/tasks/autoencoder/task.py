@@ -15,7 +15,7 @@ from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
 from superlora_cli.data.splits import Splits
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.autoencoder.section import settings_of
+from superlora_cli.tasks.autoencoder.section import AutoencoderSection
 from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.text_to_image.reading import read_captioned
 
@@ -45,7 +45,7 @@ class Autoencoder(ImageTask):
 
         The noise of the latents is drawn on the CPU from torch's own generator, whose state is in every checkpoint.
         """
-        settings, images = settings_of(recipe), batch[0]
+        settings, images = recipe.section(AutoencoderSection), batch[0]
         network: Any = model
         spread = network.encode(images.to(next(model.parameters()).dtype)).latent_dist
         noise = torch.randn(spread.mean.shape, device="meta" if images.is_meta else "cpu").to(spread.mean)

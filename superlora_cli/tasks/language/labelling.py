@@ -20,7 +20,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.language.batches import epoch
 from superlora_cli.tasks.language.encoding import Encoded, encode_whole
-from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import Language, base_of
 
 
@@ -77,7 +77,8 @@ class Labelling(Language):
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+        count = built.recipe.train.batch_size
+        length = built.recipe.section(LanguageSection).length or base_of(built).longest
 
         def batch() -> Batch:
             ids = torch.zeros(count, length, dtype=torch.long)

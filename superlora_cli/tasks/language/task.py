@@ -24,7 +24,7 @@ from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_texts, stream
 from superlora_cli.tasks.language.encoding import Encoded, encode
-from superlora_cli.tasks.language.section import LanguageSection, settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
@@ -77,7 +77,7 @@ class Language(Work):
     unit = "tokens"
 
     def __init__(self, built: Built, processes: Processes) -> None:
-        self.settings = settings_of(built.recipe)
+        self.settings = built.recipe.section(LanguageSection)
         self.tokenizer = base_of(built).tokenizer
         self.length = length_of(self.settings, base_of(built))
         super().__init__(built, processes)
@@ -115,7 +115,8 @@ class Language(Work):
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+        count = built.recipe.train.batch_size
+        length = built.recipe.section(LanguageSection).length or base_of(built).longest
 
         def batch() -> Batch:
             ids, positions = torch.zeros(count, length, dtype=torch.long), torch.arange(length).expand(count, length)

@@ -23,6 +23,7 @@ from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
@@ -30,12 +31,11 @@ from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fi
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
-from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import Size
 from superlora_cli.training.processes import Processes
 
-DRAWS, MOST = 256, 10  # of noise and time: at least this many per split, for a stable mean; at most per image
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however many there are
+DRAWS = 256  # of noise and time, at least, on a split: for a stable mean
 
 
 def base_of(built: Built) -> PipelineBase:
@@ -58,7 +58,7 @@ class TextToImage(ImageTask):
 
     def __init__(self, built: Built, processes: Processes) -> None:
         base = base_of(built)
-        self.settings = settings_of(built.recipe)
+        self.settings = built.recipe.section(TextToImageSection)
         if self.settings.validation_prompts and built.recipe.train.shard_base:
             where, hint = "text-to-image.validation_prompts", "generate images after training"
             raise UsageError("a sharded base makes no images while it trains", where=where, hint=hint)
@@ -125,7 +125,8 @@ class TextToImage(ImageTask):
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
         base, count = base_of(built), built.recipe.train.batch_size
-        settings = settings_of(built.recipe).model_copy(update={"caption_dropout": 0.0})  # a matter of values
+        settings = built.recipe.section(TextToImageSection)
+        settings = settings.model_copy(update={"caption_dropout": 0.0})  # a matter of values
         side, beside = base.image_size, count if settings.prior else 0
         latent = side // base.scale, side // base.scale
 
@@ -199,7 +200,7 @@ class TextToImage(ImageTask):
         So runs and settings can be compared on the same data, whatever the batch size.
         """
         samples, size = self.seen[split], self.recipe.eval.batch_size
-        passes = min(MOST, -(-DRAWS // len(samples)))
+        passes = draws_per_image(len(samples), DRAWS)
         own = self.processes.share(len(samples))
         self.in_training = False
         self.model.eval()
@@ -213,16 +214,11 @@ class TextToImage(ImageTask):
                 for start in range(0, len(draws), size):
                     places = [place for place, _ in draws[start : start + size]]
                     batch = self.batch([samples[own[place]] for place in places])
-                    times, noise = self._draws([key for _, key in draws[start : start + size]], batch.latents)
+                    shares, noise = drawn([key for _, key in draws[start : start + size]], batch.latents)
+                    times = self.denoising.noise.times(torch.tensor(shares))
                     words = self.denoising.conditioning(batch.captions, batch.size)
                     found = self.denoising.errors(self.model, batch.latents, noise, times, words, self.processes.device)
                     totals.index_add_(0, torch.tensor(places), found.cpu() / passes)
         errors = self.processes.gather(totals.to(self.processes.device), len(samples))
         self.check_outputs(errors[:, None])
         return {"loss": errors.double().mean().item()}
-
-    def _draws(self, keys: Sequence[int], latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Times (B,) and noise, of the shape of `latents`, that depend only on each image's key."""
-        times = self.denoising.noise.times(torch.tensor([(key + 0.5) * GOLDEN % 1 for key in keys]))
-        generators = [torch.Generator().manual_seed(key) for key in keys]
-        return times, torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
