@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from turns import compare, measured
 
-from superlora_cli.data.batches import Share
+from superlora_cli.data.stream import Share
 from superlora_cli.models.language import build_language
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import ModelSection

@@ -43,7 +43,7 @@ def assign(
         task, predictions (the file), n, adapters (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: the table is wrong or names an adapter that does not exist, no image can be read, or the output exists.
+        UsageError: the table is wrong or names an adapter that does not exist, no image can be read, or `out` exists.
             MismatchError: the adapters do not all belong to one base. RunError: one gives NaN or Inf. Nothing is
             written then.
     """

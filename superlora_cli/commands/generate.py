@@ -28,7 +28,7 @@ from superlora_cli.opening.results import resolve_result
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
-from superlora_cli.tasks.diffusion.section import settings_of
+from superlora_cli.tasks.diffusion.section import DiffusionSection
 from superlora_cli.tasks.images import names_of
 from superlora_cli.training.processes import Processes
 from superlora_cli.weights.checksum import digest_tensors
@@ -243,5 +243,5 @@ def _choose(text: str | None, names: Sequence[str], trained: int) -> list[int]:
 
 def _schedule(recipe: Recipe) -> NoiseSchedule:
     """The noise schedule that the model was trained with."""
-    section = settings_of(recipe)
+    section = recipe.section(DiffusionSection)
     return NoiseSchedule(section.steps, section.beta_start, section.beta_end)

@@ -24,7 +24,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import captions_of
-from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.training.processes import Processes
 
 SCALES = (1.0,)
@@ -141,7 +141,7 @@ def generate_prompted(
 
     def make(processes: Processes) -> Generator[Tensor, None, None]:
         scale_to = _scaled(built, scales)
-        pipeline = placed(base.pipeline(), processes.device, offload=settings_of(built.recipe).offload)
+        pipeline = placed(base.pipeline(), processes.device, offload=built.recipe.section(TextToImageSection).offload)
 
         def paint(part: Sequence[Wanted]) -> Tensor:
             scale_to(part[0].scale)

@@ -15,7 +15,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output, json_text, write_atomic
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.tasks.language.completing import Completion, How, complete, prompt_ids
-from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.training.processes import join
 
 
@@ -61,7 +61,7 @@ def generate_text(
     assert isinstance(base, LanguageBase)
     if base.trained_head:
         raise UsageError("a classifier of texts writes none", where=source, hint="superlora eval")
-    settings = settings_of(built.recipe)
+    settings = built.recipe.section(LanguageSection)
     ids = prompt_ids(asked, base.tokenizer)
     settle(base.model)
     processes = join(built.recipe.train)

@@ -13,7 +13,7 @@ from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.language.batches import epoch
 from superlora_cli.tasks.language.encoding import encode, encode_whole
-from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import length_of, read_texts
 from superlora_cli.tasks.reading import settled
 
@@ -29,7 +29,8 @@ def preview_texts(recipe: Recipe, *, count: int) -> dict[str, Any]:
         UsageError: something is wrong with the model or the data.
     """
     recipe = settled(recipe)
-    base, settings, labelled = open_base(recipe, weights=False), settings_of(recipe), recipe.model.head == "new"
+    base, labelled = open_base(recipe, weights=False), recipe.model.head == "new"
+    settings = recipe.section(LanguageSection)
     assert isinstance(base, LanguageBase)
     length, splits = length_of(settings, base), read_texts(recipe.data)
     texts = splits.train

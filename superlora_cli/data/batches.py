@@ -1,4 +1,4 @@
-"""Batches as a pure function of seed and step, so that a resumed run sees the same as an uninterrupted one."""
+"""Batches of images as a pure function of seed and step, so that a resumed run sees the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 
 from superlora_cli.data.augment import Mix, seed_by, set_aside
 from superlora_cli.data.source import Pictures, Sample
+from superlora_cli.data.stream import ALL, Share, generator, of_epochs, steps_of_epoch
 from superlora_cli.errors import RunError, SuperLoraError, UsageError
 from superlora_cli.launch import launched
 
@@ -27,28 +27,6 @@ MOST_WORKERS = 8  # started unless the recipe asks for more
 PR_SET_PDEATHSIG = 1  # option of Linux's prctl: the signal to receive when the parent ends
 Key = tuple[int, ...]  # (epoch, index), and for an image drawn repeatedly in an epoch, how often it came before
 Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S) float32; labels (B,) int64, or shares of classes (B, C) float32
-
-
-@dataclass(frozen=True)
-class Share:
-    """How the images of one optimizer step are divided.
-
-    Attributes:
-        passes: forward passes per step, with one batch each.
-        process, processes: index of this process, and number of processes.
-    """
-
-    passes: int = 1
-    process: int = 0
-    processes: int = 1
-
-    @property
-    def parts(self) -> int:
-        """Batches per step, of all processes together."""
-        return self.passes * self.processes
-
-
-ALL = Share()
 
 
 def fitting(length: int, batch_size: int, share: Share) -> int:
@@ -63,16 +41,16 @@ def fitting(length: int, batch_size: int, share: Share) -> int:
     return min(batch_size, length // share.parts)
 
 
-def steps_of_epoch(length: int, batch_size: int, share: Share = ALL) -> int:
+def steps_of_images(length: int, batch_size: int, share: Share = ALL) -> int:
     """Steps per epoch of `length` images; images left over at the end of an epoch are dropped.
 
-    >>> steps_of_epoch(1000, 64), steps_of_epoch(1000, 64, Share(passes=2)), steps_of_epoch(10, 64)
+    >>> steps_of_images(1000, 64), steps_of_images(1000, 64, Share(passes=2)), steps_of_images(10, 64)
     (15, 7, 1)
 
     Raises:
         UsageError: as `fitting`.
     """
-    return length // (fitting(length, batch_size, share) * share.parts)
+    return steps_of_epoch(length // fitting(length, batch_size, share), share)
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -114,27 +92,22 @@ class StepSampler(Sampler[list[Key]]):
         return (self.stop - self.start) * self.share.passes
 
     def __iter__(self) -> Iterator[list[Key]]:
-        size, share = self.batch_size, self.share
-        step_size, per_epoch = size * share.parts, steps_of_epoch(self.length, size, share)
-        order: list[Key] = []
-        current = -1
-        for step in range(self.start, self.stop):
-            epoch, place = divmod(step, per_epoch)
-            if epoch != current:
-                current = epoch
-                order = list(self._epoch(epoch))
-            for number in range(share.passes):
-                first = place * step_size + (number * share.processes + share.process) * size
-                yield order[first : first + size]
+        per_epoch = steps_of_images(self.length, self.batch_size, self.share)
+        for _, own in of_epochs(self._epoch, per_epoch, self.share, self.start, self.stop):
+            yield from own
 
-    def _epoch(self, epoch: int) -> Iterator[Key]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+    def _epoch(self, number: int) -> list[list[Key]]:
+        keys, size = list(self._keys(number)), self.batch_size
+        return [keys[first : first + size] for first in range(0, len(keys), size)]
+
+    def _keys(self, epoch: int) -> Iterator[Key]:
+        random = generator(self.seed, epoch)
         if self.weights is None:
-            for index in torch.randperm(self.length, generator=generator).tolist():
+            for index in torch.randperm(self.length, generator=random).tolist():
                 yield epoch, index
             return
         drawn: Counter[int] = Counter()
-        for index in torch.multinomial(self.weights, self.length, replacement=True, generator=generator).tolist():
+        for index in torch.multinomial(self.weights, self.length, replacement=True, generator=random).tolist():
             yield (epoch, index, drawn[index]) if drawn[index] else (epoch, index)
             drawn[index] += 1
 

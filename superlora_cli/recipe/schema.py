@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
@@ -48,6 +48,9 @@ else:
     Method = named(PRESETS)
     Multiply = named(MULTIPLY)
     Projection = named(PROJECTIONS)
+
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -467,6 +470,11 @@ class Recipe(Section):
     def to_dict(self) -> dict[str, Any]:
         """All values, including defaults but not unset keys; `recipe_model().model_validate` restores the recipe."""
         return self.model_dump()
+
+    def section(self, kind: type[S]) -> S:
+        """The section under the name of the recipe's task, or the defaults of its `kind`."""
+        found: S | None = getattr(self, self.task, None)
+        return found or kind()
 
     def to_json(self) -> str:
         """`to_dict` as canonical JSON: sorted keys, no spaces, so that equal recipes have equal bytes."""

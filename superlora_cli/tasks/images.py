@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from superlora_cli.data.batches import Batch, evaluation_batches
+from superlora_cli.data.batches import Batch, evaluation_batches, steps_of_images
 from superlora_cli.data.splits import DATA_SEED, Look, Splits, load_splits
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.reading import in_steps, read_training
+from superlora_cli.tasks.reading import read_training
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
@@ -88,9 +88,13 @@ class ImageTask(Work):
         """The data of a recipe."""
         return load_splits(self.data(recipe), self.look, seed=DATA_SEED)
 
-    def in_steps(self, recipe: Recipe) -> Recipe:
-        """The recipe with `train.epochs`, if set, converted to steps for these images."""
-        return in_steps(recipe, self.splits, self.processes.count)
+    def steps_of_epoch(self) -> int:
+        """The number of steps in which all training images are seen once.
+
+        Raises:
+            UsageError: there are fewer images than batches per step.
+        """
+        return steps_of_images(len(self.splits.train), self.recipe.train.batch_size, self.share)
 
     @staticmethod
     def data(recipe: Recipe) -> DataSection:

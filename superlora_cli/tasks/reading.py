@@ -1,4 +1,4 @@
-"""How the data of a recipe are read: what a run records about them, its length in steps, and its batches."""
+"""How the data of a recipe are read: what a run records about them, and its batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Generator
 from typing import Any
 
 from superlora_cli.data.augment import mixing
-from superlora_cli.data.batches import Batch, Share, steps_of_epoch, training_batches
+from superlora_cli.data.batches import Batch, training_batches
 from superlora_cli.data.known import has_several_labels, is_embedded
 from superlora_cli.data.splits import Splits, labels_of
+from superlora_cli.data.stream import Share
 from superlora_cli.recipe.schema import Recipe
 
 OTHER_DATA = "held-out images may have been trained on"
@@ -25,20 +26,6 @@ def settled(recipe: Recipe, rule: str = "content") -> Recipe:
     if data.split is None and not is_embedded(data.name):
         found["split"] = rule
     return recipe.model_copy(update={"data": data.model_copy(update=found)})
-
-
-def in_steps(recipe: Recipe, splits: Splits, processes: int) -> Recipe:
-    """The recipe with `train.epochs`, if set, converted to steps for these images.
-
-    Raises:
-        UsageError: there are fewer images than batches per step.
-    """
-    train = recipe.train
-    if train.epochs is None:
-        return recipe
-    share = Share(train.accumulate, processes=processes)
-    steps = train.epochs * steps_of_epoch(len(splits.train), train.batch_size, share)
-    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
 
 
 def read_training(

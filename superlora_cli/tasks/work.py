@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from superlora_cli.adapter import store
 from superlora_cli.adapter.informed import inform
 from superlora_cli.data.source import Splits
+from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError, did_you_mean
 from superlora_cli.models.recomputing import recompute
 from superlora_cli.opening.build import Built
@@ -67,7 +68,8 @@ class Work:
         self.built, self.processes = built, processes
         self.recipe, self.model = built.recipe, built.model
         self.splits = self.read(built.recipe)
-        self.recipe = self.in_steps(built.recipe)
+        self.arrange()
+        self.recipe = self._in_steps()
         self.check_classes()
         self.class_names = built.class_names or self._unnamed() or self.splits.class_names
         self.match_classes()
@@ -79,9 +81,25 @@ class Work:
         """The data of a recipe."""
         raise NotImplementedError
 
-    def in_steps(self, recipe: Recipe) -> Recipe:
-        """The recipe with `train.epochs`, if set, converted to steps for these data."""
+    def arrange(self) -> None:
+        """Work on the data before their epochs can be counted in steps."""
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every step."""
+        return Share(self.recipe.train.accumulate, self.processes.index, self.processes.count)
+
+    def steps_of_epoch(self) -> int:
+        """The number of steps in which all training data are seen once."""
         raise NotImplementedError
+
+    def _in_steps(self) -> Recipe:
+        """The recipe with `train.epochs`, if set, converted to steps for these data."""
+        train = self.recipe.train
+        if train.epochs is None:
+            return self.recipe
+        length = {"steps": train.epochs * self.steps_of_epoch(), "epochs": None}
+        return self.recipe.model_copy(update={"train": train.model_copy(update=length)})
 
     def check_classes(self) -> None:
         """Refuse data with more classes than the model has.
@@ -245,8 +263,13 @@ class Work:
         return Judgement(self.evaluate(split))
 
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Whether the metrics `new` are better than `old`."""
-        raise NotImplementedError
+        """Whether the metrics `new` are better than `old`: a lower loss, or more of another `measure`.
+
+        Of the same measure, a lower loss is better.
+        """
+        if self.measure == "loss":
+            return new["loss"] < old["loss"]
+        return (new[self.measure], -new["loss"]) > (old[self.measure], -old["loss"])
 
     def not_finite(self) -> str | None:
         """The name of a target whose ΔW has NaN or Inf, if any; or whose factors have, if there is no ΔW."""

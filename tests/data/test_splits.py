@@ -19,10 +19,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from superlora_cli.data.batches import Share, StepSampler, evaluation_batches, training_batches
+from superlora_cli.data.batches import StepSampler, evaluation_batches, training_batches
 from superlora_cli.data.digits import SPLIT_SIZES, load_digits_split, split_indices
 from superlora_cli.data.glyphs import render_glyphs
 from superlora_cli.data.splits import Look, load_splits
+from superlora_cli.data.stream import Share, of_epochs
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 from tests.conftest import Cli, contents, metrics
@@ -58,6 +59,23 @@ def test_the_last_part_batch_of_an_epoch_is_dropped() -> None:
     batches = keys(25, 10, start=0, stop=4)
     assert [batch[0][0] for batch in batches] == [0, 0, 1, 1]
     assert len({index for batch in batches[:2] for _, index in batch}) == 20
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(0, 9))
+def test_batches_of_an_epoch_are_shared_out_and_those_of_a_short_one_taken_again(
+    passes: int, processes: int, count: int, start: int
+) -> None:
+    per_epoch, parts = max(1, count // (passes * processes)), range(passes * processes)
+
+    def epoch(number: int) -> list[tuple[int, int]]:
+        return [(number, batch) for batch in range(count)]
+
+    own = [of_epochs(epoch, per_epoch, Share(passes, one, processes), start, start + 4) for one in range(processes)]
+    for step, shares in enumerate(zip(*own, strict=True), start):
+        number, place = divmod(step, per_epoch)
+        wanted = [(number, (place * len(parts) + part) % count) for part in parts]
+        assert all(batches == wanted for batches, _ in shares)
+        assert [batch for own in zip(*(own for _, own in shares), strict=True) for batch in own] == wanted
 
 
 def test_another_seed_is_another_order() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
-from superlora_cli.data.batches import Share
+from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.tasks.language.answering import found_in

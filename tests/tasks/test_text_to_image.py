@@ -20,7 +20,7 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated, stream
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
@@ -578,8 +578,6 @@ def test_cropping_keeps_the_middle() -> None:
 
 
 def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
-    from superlora_cli.data.batches import Share
-
     samples = [Seen(number, (16, 16) if number % 3 else (8, 24), "", f"{number}") for number in range(11)]
     samples = repeated(samples, [f"{number}.png" for number in range(11)], {"1*": 3, "*": 2})
     assert [sample.number for sample in samples].count(1) == 3
@@ -590,10 +588,6 @@ def test_batches_are_of_one_size_and_every_image_is_seen_in_an_epoch() -> None:
         )
         assert all(len({sample.size for sample in batch}) == 1 for batch in found)
     assert epoch(samples, 4, 0, 0) != epoch(samples, 4, 0, 1)
-    whole = list(stream(samples, 4, seed=0, start=0, stop=9, share=Share()))
-    assert list(stream(samples, 4, seed=0, start=5, stop=9, share=Share())) == whole[5:]
-    two = [list(stream(samples, 4, seed=0, start=0, stop=3, share=Share(1, process, 2))) for process in range(2)]
-    assert [batch for pair in zip(*two, strict=True) for batch in pair] == whole[:6]
 
 
 def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from superlora_cli.recipe.schema import Recipe, Section
+from superlora_cli.recipe.schema import Section
 
 
 class AutoencoderSection(Section):
@@ -14,9 +14,3 @@ class AutoencoderSection(Section):
     kl: float = Field(
         1e-4, ge=0, description="Weight of the divergence of the latents from unit normal ones, per number of them."
     )
-
-
-def settings_of(recipe: Recipe) -> AutoencoderSection:
-    """The section of a recipe, or the defaults."""
-    found: AutoencoderSection | None = getattr(recipe, recipe.task, None)
-    return found or AutoencoderSection()

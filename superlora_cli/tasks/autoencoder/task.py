@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
 from superlora_cli.data.splits import Splits
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.autoencoder.section import settings_of
+from superlora_cli.tasks.autoencoder.section import AutoencoderSection
 from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.text_to_image.reading import read_captioned
 
@@ -46,7 +45,7 @@ class Autoencoder(ImageTask):
 
         The noise of the latents is drawn on the CPU from torch's own generator, whose state is in every checkpoint.
         """
-        settings, images = settings_of(recipe), batch[0]
+        settings, images = recipe.section(AutoencoderSection), batch[0]
         network: Any = model
         spread = network.encode(images.to(next(model.parameters()).dtype)).latent_dist
         noise = torch.randn(spread.mean.shape, device="meta" if images.is_meta else "cpu").to(spread.mean)
@@ -58,10 +57,6 @@ class Autoencoder(ImageTask):
     def guessing(self) -> float:
         """The loss of grey images, for pixels that are evenly spread over [−1, 1]."""
         return 1 / 3
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import torch
@@ -57,10 +57,6 @@ class MultiLabel(Classification):
     def guessing(self) -> float:
         """The loss if yes and no are equally likely."""
         return math.log(2)
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher mean average precision, or on a tie lower loss."""
-        return (new["map"], -new["loss"]) > (old["map"], -old["loss"])
 
     def predict(self, split: str) -> Batch:
         """As for one label, with labels (n, outputs)."""

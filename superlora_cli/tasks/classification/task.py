@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -64,10 +64,6 @@ class Classification(ImageTask):
             hint = "set model.head: new, or select a row of the pretrained head for every class"
             message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {self.outputs} outputs"
             raise UsageError(message, where="model.head", hint=hint)
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher accuracy, or on a tie lower loss."""
-        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""

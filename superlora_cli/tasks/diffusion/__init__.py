@@ -33,8 +33,8 @@ class DiffusionKind(TaskKind):
         """Images with time steps and classes spread over their range."""
         import torch
 
-        from superlora_cli.tasks.diffusion.section import settings_of
+        from superlora_cli.tasks.diffusion.section import DiffusionSection
 
         number = torch.arange(len(images), device=images.device)
         labels: Any = getattr(model, "classes", None) or 0
-        return images, number * settings_of(recipe).steps // len(images), number % (labels + 1)
+        return images, number * recipe.section(DiffusionSection).steps // len(images), number % (labels + 1)

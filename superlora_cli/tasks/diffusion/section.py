@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from superlora_cli.recipe.schema import Recipe, Section
+from superlora_cli.recipe.schema import Section
 
 
 class DiffusionSection(Section):
@@ -19,9 +19,3 @@ class DiffusionSection(Section):
         le=1,
         description="Fraction of images trained without their class, as classifier-free guidance needs.",
     )
-
-
-def settings_of(recipe: Recipe) -> DiffusionSection:
-    """The section of a recipe under the name of its task, or the defaults."""
-    found: DiffusionSection | None = getattr(recipe, recipe.task, None)
-    return found or DiffusionSection()

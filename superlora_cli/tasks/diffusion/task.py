@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler
@@ -13,16 +13,16 @@ from superlora_cli.data.batches import Batch
 from superlora_cli.data.known import has_several_labels
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.diffusion.section import settings_of
+from superlora_cli.tasks.diffusion.section import DiffusionSection
+from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
 
-DRAWS, MOST = 1000, 10  # of noise and time step: at least this many per split, for a stable mean; at most per image
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however many there are
+DRAWS = 1000  # of noise and time step, at least, on a split: for a stable mean
 
 
 def noise_schedule(recipe: Recipe) -> DDPMScheduler:
     """The recipe's noise schedule: T steps, β linear. A new one, because it moves its tensors to where it is used."""
-    settings = settings_of(recipe)
+    settings = recipe.section(DiffusionSection)
     return DDPMScheduler(settings.steps, settings.beta_start, settings.beta_end, "linear")
 
 
@@ -48,7 +48,7 @@ class Diffusion(ImageTask):
             batch: images (B, 3, S, S) in [−1, 1] and classes (B,), on the model's device.
         """
         images, classes = batch
-        settings = settings_of(recipe)
+        settings = recipe.section(DiffusionSection)
         steps = torch.randint(settings.steps, (len(images),))
         noise = torch.randn(images.shape)
         named = (torch.rand(len(images)) >= settings.class_dropout).long()  # 0: without the class
@@ -79,10 +79,6 @@ class Diffusion(ImageTask):
             message = f"'{self.recipe.data.name}' has {self.splits.classes} classes, the model {known}"
             raise UsageError(message, where="model.kwargs.classes", hint="use data with fewer classes, or another base")
 
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
-
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
         """The loss on a whole split, every image with its class, always with the same noise and time steps.
@@ -91,7 +87,7 @@ class Diffusion(ImageTask):
         """
         count = len(self.splits.named(split))
         own, seen, found = self.processes.share(count), 0, []
-        passes = min(MOST, -(-DRAWS // max(1, count)))
+        passes = draws_per_image(count, DRAWS)
         with self.built.kept():
             for images, classes in self.batches_of(split):
                 indices, seen = own[seen : seen + len(images)], seen + len(images)
@@ -107,7 +103,6 @@ class Diffusion(ImageTask):
 
     def _draws(self, keys: Sequence[int], images: Tensor) -> tuple[Tensor, Tensor]:
         """Time steps (B,) int64 and noise, of the shape of `images`, that depend only on each image's key."""
-        total = noise_schedule(self.recipe).config["num_train_timesteps"]
-        steps = torch.tensor([int(total * ((key + 0.5) * GOLDEN % 1)) for key in keys])
-        noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(key)) for key in keys]
-        return steps.to(images.device), torch.stack(noise).to(images.device)
+        times, noise = drawn(keys, images)
+        steps = torch.tensor([int(self.recipe.section(DiffusionSection).steps * time) for time in times])
+        return steps.to(images.device), noise.to(images.device)

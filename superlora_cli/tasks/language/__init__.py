@@ -37,9 +37,9 @@ class LanguageKind(TaskKind):
         from superlora_cli.tasks.language.answering import Answering
         from superlora_cli.tasks.language.choosing import Choosing
         from superlora_cli.tasks.language.labelling import Labelling
-        from superlora_cli.tasks.language.section import settings_of
+        from superlora_cli.tasks.language.section import LanguageSection
         from superlora_cli.tasks.language.task import Language
 
         if self.trains_head(recipe):
             return Labelling
-        return {"loss": Language, "exact_match": Answering, "choices": Choosing}[settings_of(recipe).judge]
+        return {"loss": Language, "exact_match": Answering, "choices": Choosing}[recipe.section(LanguageSection).judge]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -39,10 +38,6 @@ class Answering(Language):
     def how(self) -> How:
         """How answers are generated."""
         return How(self.settings.max_tokens, tuple(self.settings.stop))
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """More exact matches, or on a tie lower loss."""
-        return (new["exact_match"], -new["loss"]) > (old["exact_match"], -old["loss"])
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The share of answers that are exactly right, and what `Language.evaluate` gives."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from superlora_cli.data.batches import Share
+from superlora_cli.data.stream import Share, generator, of_epochs, steps_of_epoch
 from superlora_cli.tasks.language.encoding import Encoded
 
 Packed = np.ndarray  # numbers of the texts in a sequence
@@ -64,41 +65,31 @@ def packed(lengths: np.ndarray, order: np.ndarray, room: int) -> list[Packed]:
 
 def epoch(encoded: Encoded, batch_size: int, seed: int, number: int, room: int | None) -> list[list[Packed]]:
     """All batches of an epoch, in random order; packed into sequences of `room` tokens, else of similar lengths."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    order = torch.randperm(len(encoded), generator=generator).numpy()
+    random = generator(seed, number)
+    order = torch.randperm(len(encoded), generator=random).numpy()
     if room is not None:
         rows = packed(encoded.lengths, order, room)
         return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     parts = np.split(order, range(WINDOW * batch_size, len(order), WINDOW * batch_size))
     order = np.concatenate([part[np.argsort(encoded.lengths[part], kind="stable")] for part in parts])
     batches = [list(order[start : start + batch_size, None]) for start in range(0, len(order), batch_size)]
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+    return [batches[index] for index in torch.randperm(len(batches), generator=random).tolist()]
 
 
-def steps_of_epoch(encoded: Encoded, batch_size: int, share: Share, room: int | None) -> int:
-    """Steps per epoch, of which each takes `share.parts` batches; batches left over at its end are dropped."""
-    return max(1, len(epoch(encoded, batch_size, 0, 0, room)) // share.parts)
+def steps_of_texts(encoded: Encoded, batch_size: int, share: Share, room: int | None) -> int:
+    """Steps per epoch; batches left over at its end are dropped."""
+    return steps_of_epoch(len(epoch(encoded, batch_size, 0, 0, room)), share)
 
 
 def stream(
     encoded: Encoded, batch_size: int, *, seed: int, start: int, stop: int, share: Share, room: int | None, pad: int
 ) -> Iterator[Batch]:
-    """This process's batches of steps `start` ... `stop` − 1 of an endless stream of epochs.
-
-    An epoch with fewer batches than a step takes is gone through again. A batch of a step weighs as much as it has
-    tokens to learn.
-    """
-    per_epoch, current = steps_of_epoch(encoded, batch_size, share, room), -1
+    """This process's batches of steps `start` ... `stop` − 1; each weighs as much as it has tokens to learn."""
+    numbers = partial(epoch, encoded, batch_size, seed, room=room)
     learned = np.add.reduceat(encoded.learned, encoded.starts[:-1])  # tokens of each text
-    order: list[list[Packed]] = []
-    for step in range(start, stop):
-        number, place = divmod(step, per_epoch)
-        if number != current:
-            current, order = number, epoch(encoded, batch_size, seed, number, room)
-        own = [order[(place * share.parts + part) % len(order)] for part in range(share.parts)]
-        total = sum(int(learned[np.concatenate(rows)].sum()) for rows in own)
-        for passed in range(share.passes):
-            rows = own[passed * share.processes + share.process]
+    for batches, own in of_epochs(numbers, steps_of_texts(encoded, batch_size, share, room), share, start, stop):
+        total = sum(int(learned[np.concatenate(rows)].sum()) for rows in batches)
+        for rows in own:
             yield collated(encoded, rows, pad=pad, weight=share.parts / total)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,10 +19,6 @@ class Choosing(Language):
     """Every choice of a question is rated by its likelihood after the prompt."""
 
     measure = "accuracy"
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher accuracy, or on a tie lower loss."""
-        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

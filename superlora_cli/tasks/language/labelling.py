@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from superlora_cli.data.batches import Share
 from superlora_cli.data.splits import Splits
+from superlora_cli.data.stream import of_epochs
 from superlora_cli.data.texts import LABEL, Texts
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks.language.batches import epoch, steps_of_epoch
+from superlora_cli.tasks.language.batches import epoch
 from superlora_cli.tasks.language.encoding import Encoded, encode_whole
-from superlora_cli.tasks.language.section import settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import Language, base_of
 
 
@@ -76,7 +77,8 @@ class Labelling(Language):
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+        count = built.recipe.train.batch_size
+        length = built.recipe.section(LanguageSection).length or base_of(built).longest
 
         def batch() -> Batch:
             ids = torch.zeros(count, length, dtype=torch.long)
@@ -90,17 +92,10 @@ class Labelling(Language):
         return math.log(self.splits.classes)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        train, processes, encoded = self.recipe.train, self.processes, self.encoded["train"]
-        share = Share(train.accumulate, processes.index, processes.count)
-        per_epoch, current = steps_of_epoch(encoded, train.batch_size, share, None), -1
-        order: list[list[np.ndarray]] = []
-        for step in range(start, stop):
-            number, place = divmod(step, per_epoch)
-            if number != current:
-                current, order = number, epoch(encoded, train.batch_size, self.recipe.seed, number, None)
-            for passed in range(share.passes):
-                part = place * share.parts + passed * share.processes + share.process
-                yield self._batch("train", np.concatenate(order[part % len(order)]))
+        numbers = partial(epoch, self.encoded["train"], self.recipe.train.batch_size, self.recipe.seed, room=None)
+        for _, own in of_epochs(numbers, self.steps_of_epoch(), self.share, start, stop):
+            for rows in own:
+                yield self._batch("train", np.concatenate(rows))
 
     def _batch(self, split: str, numbers: np.ndarray) -> Batch:
         encoded, texts = self.encoded[split], self.splits.named(split)
@@ -118,10 +113,6 @@ class Labelling(Language):
     def loss(self, batch: Batch) -> Tensor:
         smoothing = self.recipe.train.label_smoothing
         return functional.cross_entropy(_logits(self.model, batch), batch.labels, label_smoothing=smoothing)
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Higher accuracy, or on a tie lower loss."""
-        return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

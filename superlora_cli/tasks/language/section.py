@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from superlora_cli.recipe.schema import Recipe, Section
+from superlora_cli.recipe.schema import Section
 
 
 class LanguageSection(Section):
@@ -47,9 +47,3 @@ class LanguageSection(Section):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return pattern
-
-
-def settings_of(recipe: Recipe) -> LanguageSection:
-    """The section of a recipe under the name of its task, or the defaults."""
-    found: LanguageSection | None = getattr(recipe, recipe.task, None)
-    return found or LanguageSection()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superlora_cli.cache import once
-from superlora_cli.data.batches import Share
 from superlora_cli.data.known import kind_named
 from superlora_cli.data.splits import DATA_SEED, SPLITS, Splits
 from superlora_cli.data.texts import Texts, held_out
@@ -23,9 +22,9 @@ from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_epoch, stream
+from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_texts, stream
 from superlora_cli.tasks.language.encoding import Encoded, encode
-from superlora_cli.tasks.language.section import LanguageSection, settings_of
+from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
@@ -78,7 +77,7 @@ class Language(Work):
     unit = "tokens"
 
     def __init__(self, built: Built, processes: Processes) -> None:
-        self.settings = settings_of(built.recipe)
+        self.settings = built.recipe.section(LanguageSection)
         self.tokenizer = base_of(built).tokenizer
         self.length = length_of(self.settings, base_of(built))
         super().__init__(built, processes)
@@ -100,16 +99,14 @@ class Language(Work):
         """The token that fills sequences, which is never learned."""
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
-    def in_steps(self, recipe: Recipe) -> Recipe:
+    def arrange(self) -> None:
+        """The texts of all splits become tokens."""
         self.encoded = {split: self._encoded(self.splits.named(split)) for split in SPLITS}
         told = (f"{split}: {note}" for split in SPLITS for note in self.encoded[split].notes)
         self.splits = replace(self.splits, notes=(*self.splits.notes, *told))
-        train = recipe.train
-        if train.epochs is None:
-            return recipe
-        share = Share(train.accumulate, processes=self.processes.count)
-        steps = train.epochs * steps_of_epoch(self.encoded["train"], train.batch_size, share, self.room)
-        return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+    def steps_of_epoch(self) -> int:
+        return steps_of_texts(self.encoded["train"], self.recipe.train.batch_size, self.share, self.room)
 
     def prepare(self) -> None:
         if self.settings.pack and not keeps_apart(self.model):
@@ -118,7 +115,8 @@ class Language(Work):
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count, length = built.recipe.train.batch_size, settings_of(built.recipe).length or base_of(built).longest
+        count = built.recipe.train.batch_size
+        length = built.recipe.section(LanguageSection).length or base_of(built).longest
 
         def batch() -> Batch:
             ids, positions = torch.zeros(count, length, dtype=torch.long), torch.arange(length).expand(count, length)
@@ -133,11 +131,9 @@ class Language(Work):
         return math.log(len(self.tokenizer))
 
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        train, processes = self.recipe.train, self.processes
-        share = Share(train.accumulate, processes.index, processes.count)
         yield from stream(
-            self.encoded["train"], train.batch_size, seed=self.recipe.seed, start=start, stop=stop, share=share,
-            room=self.room, pad=self.pad,
+            self.encoded["train"], self.recipe.train.batch_size, seed=self.recipe.seed, start=start, stop=stop,
+            share=self.share, room=self.room, pad=self.pad,
         )  # fmt: skip
 
     def amount(self, batch: Any) -> int:
@@ -145,10 +141,6 @@ class Language(Work):
 
     def loss(self, batch: Any) -> Tensor:
         return summed_loss(self.model, batch.to(self.processes.device)) * batch.weight
-
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

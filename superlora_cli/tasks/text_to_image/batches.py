@@ -11,7 +11,7 @@ from glob import escape
 
 import torch
 
-from superlora_cli.data.batches import Share
+from superlora_cli.data.stream import generator
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.sizes import Size
 
@@ -43,38 +43,15 @@ def not_repeated(names: Sequence[str], repeats: Mapping[str, int]) -> Iterator[s
 
 def epoch(samples: Sequence[Seen], batch_size: int, seed: int, number: int) -> list[list[Seen]]:
     """All batches of an epoch in random order, each of images of one size; the last of a size may be smaller."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    random = generator(seed, number)
     groups: dict[tuple[int, int], list[Seen]] = {}
     for sample in samples:
         groups.setdefault(sample.size, []).append(sample)
     batches: list[list[Seen]] = []
     for size in sorted(groups):
-        own = [groups[size][index] for index in torch.randperm(len(groups[size]), generator=generator).tolist()]
+        own = [groups[size][index] for index in torch.randperm(len(groups[size]), generator=random).tolist()]
         batches += [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def steps_of_epoch(samples: Sequence[Seen], batch_size: int, share: Share) -> int:
-    """Steps per epoch, of which each takes `share.parts` batches; batches left over at its end are dropped."""
-    return max(1, len(epoch(samples, batch_size, 0, 0)) // share.parts)
-
-
-def stream(
-    samples: Sequence[Seen], batch_size: int, *, seed: int, start: int, stop: int, share: Share
-) -> Iterator[list[Seen]]:
-    """This process's batches of steps `start` ... `stop` − 1 of an endless stream of epochs.
-
-    An epoch with fewer batches than a step takes is gone through again.
-    """
-    per_epoch, current = steps_of_epoch(samples, batch_size, share), -1
-    order: list[list[Seen]] = []
-    for step in range(start, stop):
-        number, place = divmod(step, per_epoch)
-        if number != current:
-            current, order = number, epoch(samples, batch_size, seed, number)
-        for passed in range(share.passes):
-            first = place * share.parts + passed * share.processes + share.process
-            yield order[first % len(order)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=random).tolist()]
 
 
 def dealt(count: int, sizes: Sequence[Size]) -> dict[Size, list[int]]:
@@ -97,5 +74,5 @@ def drawn_beside(count: int, among: int, *, seed: int, place: int) -> list[int]:
     """Numbers of other images for a batch of `count`, drawn anew for each place in the stream; [] if there are none."""
     if not among:
         return []
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) * 2 + 1)
-    return torch.randint(among, (count,), generator=generator).tolist()
+    random = torch.Generator().manual_seed((seed * 1_000_003 + place) * 2 + 1)
+    return torch.randint(among, (count,), generator=random).tolist()

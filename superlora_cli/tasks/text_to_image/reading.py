@@ -7,7 +7,7 @@ from superlora_cli.data.known import kind_named
 from superlora_cli.data.splits import DATA_SEED, Splits
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 
 SIZE = 64  # of images that are not looked at
 
@@ -24,7 +24,7 @@ def read_prior(recipe: Recipe, size: int) -> Captioned | None:
     Raises:
         UsageError: they cannot be read.
     """
-    prior = settings_of(recipe).prior
+    prior = recipe.section(TextToImageSection).prior
     if prior is None:
         return None
     section = DataSection(name=prior.images, caption=prior.caption)

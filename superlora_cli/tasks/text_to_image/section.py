@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from superlora_cli.recipe.schema import Recipe, Section
+from superlora_cli.recipe.schema import Section
 
 
 class Prior(Section):
@@ -63,9 +63,3 @@ class TextToImageSection(Section):
     guidance: float = Field(
         1.0, ge=0, description="Guidance in training, for models that take it as an input, such as FLUX.1-dev."
     )
-
-
-def settings_of(recipe: Recipe) -> TextToImageSection:
-    """The section of a recipe under the name of its task, or the defaults."""
-    found: TextToImageSection | None = getattr(recipe, recipe.task, None)
-    return found or TextToImageSection()

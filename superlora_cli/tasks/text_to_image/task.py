@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from superlora_cli.data.augment import set_aside
-from superlora_cli.data.batches import Share
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.splits import SPLITS, Splits
+from superlora_cli.data.stream import of_epochs, steps_of_epoch
 from superlora_cli.errors import UsageError
 from superlora_cli.generation.grid import titled_grid
 from superlora_cli.models.families.family import Conditions
@@ -23,26 +23,19 @@ from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import (
-    dealt,
-    drawn_beside,
-    not_repeated,
-    repeated,
-    steps_of_epoch,
-    stream,
-)
+from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
-from superlora_cli.tasks.text_to_image.section import settings_of
+from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import Size
 from superlora_cli.training.processes import Processes
 
-DRAWS, MOST = 256, 10  # of noise and time: at least this many per split, for a stable mean; at most per image
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 cover [0, 1) evenly, however many there are
+DRAWS = 256  # of noise and time, at least, on a split: for a stable mean
 
 
 def base_of(built: Built) -> PipelineBase:
@@ -65,7 +58,7 @@ class TextToImage(ImageTask):
 
     def __init__(self, built: Built, processes: Processes) -> None:
         base = base_of(built)
-        self.settings = settings_of(built.recipe)
+        self.settings = built.recipe.section(TextToImageSection)
         if self.settings.validation_prompts and built.recipe.train.shard_base:
             where, hint = "text-to-image.validation_prompts", "generate images after training"
             raise UsageError("a sharded base makes no images while it trains", where=where, hint=hint)
@@ -78,9 +71,10 @@ class TextToImage(ImageTask):
     def read(self, recipe: Recipe) -> Splits:
         return read_captioned(recipe, self.look.size)
 
-    def in_steps(self, recipe: Recipe) -> Recipe:
-        train, names = recipe.train, self.images("train").names
-        if found := read_prior(recipe, self.look.size):
+    def arrange(self) -> None:
+        """Images get their sizes, an epoch its repeated ones, and every size its share of the prior."""
+        names = self.images("train").names
+        if found := read_prior(self.recipe, self.look.size):
             self.prior = found.train
             self.splits = replace(
                 self.splits,
@@ -98,11 +92,9 @@ class TextToImage(ImageTask):
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
         self.beside = {size: [seen_in(prior, number, size) for number in own] for size, own in shares if prior}
-        if train.epochs is None:
-            return recipe
-        share = Share(train.accumulate, processes=self.processes.count)
-        steps = train.epochs * steps_of_epoch(self.epoch, train.batch_size, share)
-        return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps, "epochs": None})})
+
+    def steps_of_epoch(self) -> int:
+        return steps_of_epoch(len(epoch(self.epoch, self.recipe.train.batch_size, 0, 0)), self.share)
 
     def _seen(self, split: str) -> list[Seen]:
         base, settings = base_of(self.built), self.settings
@@ -133,7 +125,8 @@ class TextToImage(ImageTask):
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
         base, count = base_of(built), built.recipe.train.batch_size
-        settings = settings_of(built.recipe).model_copy(update={"caption_dropout": 0.0})  # a matter of values
+        settings = built.recipe.section(TextToImageSection)
+        settings = settings.model_copy(update={"caption_dropout": 0.0})  # a matter of values
         side, beside = base.image_size, count if settings.prior else 0
         latent = side // base.scale, side // base.scale
 
@@ -158,11 +151,10 @@ class TextToImage(ImageTask):
         return 1.0
 
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        train, processes = self.recipe.train, self.processes
-        share = Share(train.accumulate, processes.index, processes.count)
-        seed, first = self.recipe.seed, start * share.passes
-        found = stream(self.epoch, train.batch_size, seed=seed, start=start, stop=stop, share=share)
-        for place, samples in enumerate(found, first):
+        seed, share = self.recipe.seed, self.share
+        batches = partial(epoch, self.epoch, self.recipe.train.batch_size, seed)
+        steps = of_epochs(batches, self.steps_of_epoch(), share, start, stop)
+        for place, samples in enumerate((samples for _, own in steps for samples in own), start * share.passes):
             known = self.beside.get(samples[0].size, [])
             drawn = drawn_beside(len(samples), len(known), seed=seed, place=place * share.processes + share.process)
             yield self.batch([*samples, *(known[number] for number in drawn)], len(drawn))
@@ -201,10 +193,6 @@ class TextToImage(ImageTask):
         every = self.processes.gather(torch.cat(images).to(self.processes.device), len(prompts)).cpu()
         return titled_grid(every, prompts) if self.processes.is_main else None
 
-    def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
-        """Lower loss."""
-        return new["loss"] < old["loss"]
-
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
         """The loss on a whole split, unweighted, always with the same noise and times, evenly spread over all times.
@@ -212,7 +200,7 @@ class TextToImage(ImageTask):
         So runs and settings can be compared on the same data, whatever the batch size.
         """
         samples, size = self.seen[split], self.recipe.eval.batch_size
-        passes = min(MOST, -(-DRAWS // len(samples)))
+        passes = draws_per_image(len(samples), DRAWS)
         own = self.processes.share(len(samples))
         self.in_training = False
         self.model.eval()
@@ -226,16 +214,11 @@ class TextToImage(ImageTask):
                 for start in range(0, len(draws), size):
                     places = [place for place, _ in draws[start : start + size]]
                     batch = self.batch([samples[own[place]] for place in places])
-                    times, noise = self._draws([key for _, key in draws[start : start + size]], batch.latents)
+                    shares, noise = drawn([key for _, key in draws[start : start + size]], batch.latents)
+                    times = self.denoising.noise.times(torch.tensor(shares))
                     words = self.denoising.conditioning(batch.captions, batch.size)
                     found = self.denoising.errors(self.model, batch.latents, noise, times, words, self.processes.device)
                     totals.index_add_(0, torch.tensor(places), found.cpu() / passes)
         errors = self.processes.gather(totals.to(self.processes.device), len(samples))
         self.check_outputs(errors[:, None])
         return {"loss": errors.double().mean().item()}
-
-    def _draws(self, keys: Sequence[int], latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Times (B,) and noise, of the shape of `latents`, that depend only on each image's key."""
-        times = self.denoising.noise.times(torch.tensor([(key + 0.5) * GOLDEN % 1 for key in keys]))
-        generators = [torch.Generator().manual_seed(key) for key in keys]
-        return times, torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
