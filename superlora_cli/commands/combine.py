@@ -16,7 +16,7 @@ from superlora_cli.adapter.lowrank import Approximation, approximate, check_limi
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Form, Linear
-from superlora_cli.commands.export import check_options, check_place
+from superlora_cli.commands.export import check_options, check_parts, check_place
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
 from superlora_cli.formats.format import Options, nothing
@@ -25,7 +25,7 @@ from superlora_cli.models.targets import expand
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
-from superlora_cli.recipe.schema import AdapterSection
+from superlora_cli.recipe.schema import AdapterSection, Recipe
 from superlora_cli.weights.checksum import digest_tensors
 
 ADAPTER = "adapter"
@@ -100,7 +100,8 @@ def combine(
     parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
     terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
     first = parts[0][1]
-    targets, patterns, base = _common_base(read, terms, first)
+    recipe = _recipe_of_all(read, first)
+    targets, patterns, base = _common_base(read, terms, first, recipe)
     if len(parts) == 1 and parts[0][0] == 1 and to == ADAPTER and rank is None and energy is None:
         write_atomic(out, first.path.read_bytes(), force=force)
         return _about(out, to, first.adapter.plan.params, _exact(first.targets) | {"head": _fate(parts, kept=True)})
@@ -108,7 +109,9 @@ def combine(
     if to != ADAPTER:
         form = FORMATS[to]
         stored = replace(first.stored, base=base, head=_head(parts) if form.head else {})
-        whole = Sum(first.path, stored, first.recipe, first.base, first.adapter, tuple(targets), sums)
+        shapes = first.base if recipe is first.recipe else open_base(recipe, first.stored, weights=False)
+        whole = Sum(first.path, stored, first.recipe, shapes, first.adapter, tuple(targets), sums)
+        check_parts(to, whole)
         done = form.write(whole, out, Options(rank, energy, force, tell))
         params = {} if form.lora else {"params": sum(target.flat.elements for target in targets)}
         told: dict[str, Any] = {key: done[key] for key in ("weights", "error") if key in done}
@@ -170,10 +173,21 @@ def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
     return list(weights)
 
 
+def _recipe_of_all(read: Sequence[Stored], first: Stored) -> Recipe:
+    """The first adapter's recipe, with the targets of all, whose base has every part that one of them adapts."""
+    patterns = tuple(dict.fromkeys(pattern for adapter in (first, *read) for pattern in adapter.stored.patterns))
+    if patterns == first.stored.patterns:
+        return first.recipe
+    return first.recipe.model_copy(update={"adapter": AdapterSection(targets=list(patterns))})
+
+
 def _common_base(
-    read: Sequence[Stored], terms: Sequence[Term], first: Stored
+    read: Sequence[Stored], terms: Sequence[Term], first: Stored, recipe: Recipe
 ) -> tuple[list[Target], tuple[str, ...], dict[str, str]]:
     """Targets, patterns and base of the sum. The base's weights are read only if the adapters' targets differ.
+
+    Args:
+        recipe: has the targets of all.
 
     Raises:
         MismatchError: an adapter was trained on another base.
@@ -187,7 +201,6 @@ def _common_base(
             raise MismatchError(message, where=str(other.path), hint="only adapters of the same base can be added up")
     if len({adapter.stored.targets_digest for adapter in read}) == 1:
         return list(first.targets), first.stored.patterns, dict(first.stored.base)
-    recipe = first.recipe
     model = open_base(recipe, first.stored).model
     for adapter in read:
         store.check_base(model, adapter.targets, adapter.stored, where=str(adapter.path))

@@ -13,9 +13,9 @@ from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
 from superlora_cli.formats.format import Options, nothing
 from superlora_cli.formats.known import FORMATS
-from superlora_cli.models.targets import parts_beside
+from superlora_cli.models.targets import part_named, parts_beside
 from superlora_cli.opening.results import resolve_result
-from superlora_cli.opening.shapes_only import check_update, read_adapter
+from superlora_cli.opening.shapes_only import Stored, check_update, read_adapter
 
 
 def export(
@@ -56,13 +56,24 @@ def export(
     check_place(to, out, force=force)
     adapter = read_adapter(path)
     check_update(adapter, hint="--to timm writes all of it")
-    if beside := parts_beside(adapter.base.model):
-        message = f"{' and '.join(beside)} is adapted as well, which the file has no place for"
-        raise UsageError(message, where="--to", hint="superlora merge writes the whole pipeline")
+    check_parts(to, adapter)
     if images is not None:
         check_images(adapter.base, images, to, exact=not form.lora)
     done = {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}
     return done if images is None else {**done, "images": image_difference(adapter, out, num=images, prompt=prompt)}
+
+
+def check_parts(to: str, adapter: Stored) -> None:
+    """Refuse a format without a place for a text encoder that is adapted.
+
+    Raises:
+        UsageError: names it.
+    """
+    beside = parts_beside(adapter.base.model)
+    adapted = {part_named(target.module, beside) for target in adapter.targets}
+    if lost := [name for name in beside if name in adapted]:
+        message = f"{' and '.join(lost)} is adapted as well, which the file has no place for"
+        raise UsageError(message, where="--to", hint="superlora merge writes the whole pipeline")
 
 
 def check_options(to: str, rank: int | None, energy: float | None) -> None:

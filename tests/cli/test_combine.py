@@ -96,6 +96,34 @@ def test_targets_may_differ_and_overlap(cli: Cli) -> None:
     assert cli("eval", "sum.safetensors").code == 0
 
 
+TEXT = "text_encoder.*.q_proj"
+
+
+@pytest.fixture
+def pipeline(cli: Cli) -> None:
+    """A recipe for the shipped pipeline, `r.yaml`."""
+    Path("r.yaml").write_text(
+        "task: text-to-image\nmodel: {name: glyphs_text}\ndata: {name: digits, image_size: 16}\n"
+        "adapter: {method: lora, rank: 2, targets: [q]}\ntrain: {steps: 1}\n"
+    )
+
+
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_text_encoder_may_be_adapted_by_some_only(first: int, cli: Cli) -> None:
+    targets = ("[q]", f"[v, '{TEXT}']")
+    paths = [write_adapter(f"{i}.safetensors", "r.yaml", f"adapter.targets={targets[i]}") for i in (first, 1 - first)]
+    done = cli("combine", *paths, "--weights", "0.7,0.4", "--out", "sum.safetensors", "--json")
+    assert done.code == 0, done.err
+    one, two = (deltas_of(path) for path in paths)
+    wanted = {name: 0.7 * delta for name, delta in one.items()} | {name: 0.4 * delta for name, delta in two.items()}
+    assert relative(deltas_of("sum.safetensors"), wanted) < 1e-6
+    for to in ("lycoris", "peft-lora"):
+        refused = cli("combine", *paths, "--to", to, "--out", "new")
+        assert (refused.code, "text_encoder is adapted as well" in refused.message) == (2, True)
+        assert not Path("new").exists()
+
+
 def test_heads_are_averaged(cli: Cli) -> None:
     words = ("digits_lora", "model.head=new")
     paths = [write_adapter(f"{seed}.safetensors", *words, f"seed={seed}", seed=seed) for seed in (1, 2)]
