@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from superlora_cli.errors import UsageError
 Row = Mapping[str, Any]
 FORMS = (("messages",), ("prompt", "choices", "answer"), ("prompt", "completion"), ("text",))
 LABEL = "label"
+NUMBER = re.compile(r"((?<!\w)-?\d+|\d+)")
 COLUMNS = tuple(dict.fromkeys([*(name for form in FORMS for name in form), LABEL]))
 
 
@@ -199,6 +201,16 @@ def told(bad: Sequence[Unreadable], total: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _in_order(label: str) -> tuple[list[str | int], str]:
+    """Sorts labels by the numbers in them.
+
+    >>> sorted(["10", "2", "-1", "level 10", "level 9"], key=_in_order)
+    ['-1', '2', '10', 'level 9', 'level 10']
+    """
+    parts = NUMBER.split(label)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], label
+
+
 def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Splits:
     """Three splits: parts that are missing are held out of the training texts, if the share is not 0.
 
@@ -221,7 +233,8 @@ def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Sp
     for texts in (found.train, found.validation, found.test):
         digest.update("".join(texts.contents).encode() if texts else b"")
         labels |= {row[LABEL] for row in texts.rows if LABEL in row} if texts else set()
+    names = tuple(sorted(labels, key=_in_order))
     return Splits(
-        kept, validation if len(validation) else kept, test if len(test) else kept, tuple(sorted(labels)),
+        kept, validation if len(validation) else kept, test if len(test) else kept, names,
         digest.hexdigest(), unreadable=found.unreadable, notes=notes, called="texts",
     )  # fmt: skip
