@@ -175,7 +175,7 @@ def _predict(
     with loading():
         from superlora_cli.commands.predict import predict
 
-    found = predict(result, folder, out, overrides, allow_mismatch=allow_mismatch)
+    found = predict(result, folder, out, overrides, allow_mismatch=allow_mismatch, force=force)
     if as_json:
         print_json(found)
         return

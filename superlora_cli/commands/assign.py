@@ -30,19 +30,23 @@ SHOWN = 5  # most unknown adapters that an error names
 
 
 @torch.no_grad()
-def assign(table: Path, adapters: Path, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def assign(
+    table: Path, adapters: Path, out: Path, overrides: Sequence[str] = (), *, force: bool = False
+) -> dict[str, Any]:
     """Write the classes that each image's own adapter predicts to the CSV file `out`, in the order of the table.
 
     Args:
         table: a CSV file with the columns `file` (an image, relative to the table) and `adapter`.
         adapters: a folder with NAME.safetensors or a run folder NAME for every adapter.
+        force: overwrite `out`.
 
     Returns:
         task, predictions (the file), n, adapters (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: the table is wrong or names an adapter that does not exist, or no image can be read. MismatchError:
-            the adapters do not all belong to one base. RunError: one gives NaN or Inf. Nothing is written then.
+        UsageError: the table is wrong or names an adapter that does not exist, no image can be read, or `out` exists.
+            MismatchError: the adapters do not all belong to one base. RunError: one gives NaN or Inf. Nothing is
+            written then.
     """
     rows = _read(table)
     files = _files(adapters, [name for _, name in rows], table)
@@ -70,7 +74,9 @@ def assign(table: Path, adapters: Path, out: Path, overrides: Sequence[str] = ()
             found |= zip(own, kind.predictions(logits, classes), strict=True)
     finally:
         processes.end()
-    write(out, (*COLUMNS, *kind.predicted), ((*row, *found[place].values) for place, row in enumerate(rows)))
+    write(
+        out, (*COLUMNS, *kind.predicted), ((*row, *found[place].values) for place, row in enumerate(rows)), force=force
+    )
     counts = dict(Counter(name for _, name in rows).most_common())
     return {"task": recipe.task, "predictions": str(out), "n": len(rows), "adapters": counts,
             "unreadable": unreadable}  # fmt: skip

@@ -25,17 +25,26 @@ from superlora_cli.training.processes import join
 
 @torch.no_grad()
 def predict(
-    path: Path, folder: Path, out: Path, overrides: Sequence[str] = (), *, allow_mismatch: bool = False
+    path: Path,
+    folder: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_mismatch: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the two likeliest classes of every image below `folder` to the CSV file `out`, in natural order.
 
     If images have several labels, write all labels with a probability above one half.
 
+    Args:
+        force: overwrite `out`.
+
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: no image can be read, or `out` cannot be written. RunError: the model gives NaN or Inf.
+        UsageError: no image can be read, or `out` exists or cannot be written. RunError: the model gives NaN or Inf.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())
@@ -68,7 +77,12 @@ def predict(
                 rows += kind.predictions(outputs(base, batch, processes, file), classes)
     finally:
         processes.end()
-    write(out, ("file", *kind.predicted), ((name, *row.values) for name, row in zip(names, rows, strict=True)))
+    write(
+        out,
+        ("file", *kind.predicted),
+        ((name, *row.values) for name, row in zip(names, rows, strict=True)),
+        force=force,
+    )
     counts = dict(Counter(label for row in rows for label in row.labels).most_common())
     task = recipe.task
     return {"task": task, "predictions": str(out), "n": len(names), "classes": counts, "unreadable": unreadable}

@@ -53,10 +53,10 @@ def outputs(base: Base, images: Tensor, processes: Processes, where: Path) -> Te
     return found
 
 
-def write(out: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Write a table as a CSV file."""
+def write(out: Path, columns: Iterable[str], rows: Iterable[Iterable[str]], *, force: bool) -> None:
+    """Write a table as a CSV file, over an existing file only with `force`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    write_atomic(out, text.getvalue())
+    write_atomic(out, text.getvalue(), force=force)
