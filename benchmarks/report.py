@@ -18,8 +18,9 @@ from typing import Any
 
 import pages
 
+from superlora_cli.reporting.nearness import MEASURES
+
 RESULTS = Path(__file__).parent / "records" / "report.jsonl"
-MEASURES = {"left": "d_L", "right": "d_R", "distance": "d_E"}
 WIDTH = 64  # of the adapted weights, on both sides
 SEEDS = (0, 1)
 CLASSIFIERS: dict[str, list[str]] = {
