@@ -9,12 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.lowrank import whole_error
+from superlora_cli.adapter.lowrank import errors_of, whole_error
 from superlora_cli.adapter.quantized import as_stored, quantised_after
 from superlora_cli.adapter.store import StoredAdapter, load
 from superlora_cli.errors import RunError, UsageError
@@ -74,7 +73,7 @@ def compress(
     metrics = _judged(found)
     small = replace(small, metrics={**stored.metrics, **metrics})
     small.save(out, force=force)
-    errors = _errors(wanted, found.adapter.compute())
+    errors = errors_of(found.adapter.compute(), wanted)
     names = [target.name for target in found.adapter.targets]
     return {
         "output": str(out),
@@ -142,13 +141,3 @@ def _tuned(
         return _small(replace(small, head=head, also=also), adapter, dict(adapter.factors.items()))
     finally:
         processes.end()
-
-
-@torch.no_grad()
-def _errors(wanted: Sequence[Tensor], made: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """(norm, relative error) of ΔW of every target."""
-    found = []
-    for goal, delta in zip(wanted, made, strict=True):
-        norm, off = float(goal.norm()), float((delta - goal).norm())
-        found.append((norm, off / norm if norm else off))
-    return found

@@ -158,7 +158,6 @@ def measure(
     weights: Path | None = None,
     dino: str | None = None,
     clip: str | None = None,
-    knobs: Knobs = STANDARD,
     batch_size: int = 64,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def measure(
     generated = extract(made, network, batch_size=batch_size, device=device)
     reference = extract(real, network, batch_size=batch_size, device=device)
 
-    metrics, used = measure_features(generated, reference, knobs)
+    metrics, used = measure_features(generated, reference, STANDARD)
     for name, features, shown in (("class_accuracy", generated, made), ("class_accuracy_reference", reference, real)):
         asked = network.asked(shown.prompts) if shown.prompts else shown.classes
         if asked is not None and network.classes:
@@ -210,7 +209,7 @@ def measure(
         "images": str(images),
         "reference": {"name": real.name, "n": len(real)},
         "settings": settings,
-        "notes": notes(generated, reference, used, knobs),
+        "notes": notes(generated, reference, used, STANDARD),
     }
 
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.updates import Form, LowRank
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.about import about
 from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.lycoris import DIFF, LORA, Written, written
-from superlora_cli.formats.whole import by_module, weight_shape, whole_form
+from superlora_cli.formats.whole import weight_shape, whole_form
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.weights.small import safetensors_bytes

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.lowrank import approximate, whole_error
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.format import Options
-from superlora_cli.formats.whole import Lora, by_module, loras
+from superlora_cli.formats.whole import Lora, loras
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.tasks import TASKS
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.lowrank import Approximation
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Form, LowRank
@@ -33,14 +34,6 @@ class Lora:
     def rank(self) -> int:
         """The rank r."""
         return self.a.shape[0]
-
-
-def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
-    """Module name → indices of its targets, in order."""
-    found: dict[str, list[int]] = {}
-    for index, target in enumerate(targets):
-        found.setdefault(target.module, []).append(index)
-    return found
 
 
 def join(targets: Sequence[Target], updates: Sequence[LowRank], shape: Sequence[int]) -> Lora:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from superlora_cli.adapter.config import NEWEST
 from superlora_cli.analysis.trained import trained_params
 from superlora_cli.errors import LongUsageError, UsageError
+from superlora_cli.files import canonical
 from superlora_cli.recipe.defaults import with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
@@ -235,8 +235,7 @@ def _id(name: str, own: Mapping[str, Any], recipe: Recipe) -> str:
     ['rank2', 'projection-linear_v2', 'targets-q-v']
     """
     said = {key: value for key, value in recipe.to_dict().items() if key not in ("defaults", "seed", "output")}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical(said).encode()).hexdigest()[:8]
     slug = "-".join([name, *_slug(own)])[:SLUG].rstrip("-")
     return f"{slug}-s{recipe.seed}-{digest}"
 
