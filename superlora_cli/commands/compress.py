@@ -22,7 +22,7 @@ from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import task_of
 from superlora_cli.training.learner import Learner
-from superlora_cli.training.loop import passes
+from superlora_cli.training.loop import take_step
 from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import join
 
@@ -131,9 +131,7 @@ def _tuned(
         meter = Meter(processes, task.unit)
         with closing(task.batches(0, steps)) as batches:
             for step in range(1, steps + 1):
-                passes(task, train, learner, batches, processes, meter, step)
-                processes.average(learner.gradients(), stop=False)
-                learner.update(last=step == steps)
+                take_step(task, train, learner, batches, processes, meter, step, last=step == steps)
         if bad := learner.not_finite():
             raise RunError(f"{bad} is NaN or Inf", where="--tune", hint="lower train.optimizer.lr")
         beside = {name: tensor.detach().cpu() for name, tensor in {**built.head, **built.also}.items()}

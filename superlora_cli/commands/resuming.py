@@ -62,7 +62,7 @@ def as_started(recipe: Recipe, run: RunFolder) -> Recipe:
             hint = "train.optimizer.lr=NUMBER, or start over with --force"
             raise CannotResumeError("does not say the rate that the run found", where=str(_file(run)), hint=hint)
         recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found.rate)})
-    return settled(recipe, (before and before.data.split) or "content")
+    return settled(recipe, before.data.split if before else None)
 
 
 def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) -> list[str]:

@@ -46,6 +46,10 @@ class TaskKind:
         """Whether a new head is trained with the adapter."""
         return self.tells_classes and recipe.model.head == "new"
 
+    def split(self, recipe: Recipe) -> str:
+        """`data.split` of a recipe that does not set it."""
+        return "content"
+
     def check_classes(self, recipe: Recipe, count: int | None) -> None:
         """Refuse to train on data of too few classes.
 

@@ -265,7 +265,7 @@ class Work:
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether the metrics `new` are better than `old`: a lower loss, or more of another `measure`.
 
-        Of the same measure, a lower loss is better.
+        Where two have as much of that, the lower loss is better.
         """
         if self.measure == "loss":
             return new["loss"] < old["loss"]

@@ -28,6 +28,9 @@ class LanguageKind(TaskKind):
     def trains_head(self, recipe: Recipe) -> bool:
         return recipe.model.head == "new"
 
+    def split(self, recipe: Recipe) -> str:
+        return "label" if self.trains_head(recipe) else "content"
+
     def check_classes(self, recipe: Recipe, count: int | None) -> None:
         if count == 1 and self.trains_head(recipe):
             message = f"the texts of '{recipe.data.name}' have one label, and nothing to tell it from"
