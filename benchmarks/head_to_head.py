@@ -33,9 +33,10 @@ from typing import Any
 import evidence
 import pages
 import torch
+from attaching import adapted, base_and_data, start_from
 from evidence import LORA, Claims, Rows, draw, finalists
 from recorded import Records, Row, key_of, processes
-from rivals import Method, ablations, adapted, base_and_data, further, methods, newer, start_from
+from rivals import Method, ablations, further, methods, newer
 from torch.nn import functional
 
 RECORDS = Records("head_to_head.jsonl", itemgetter("run"))
