@@ -61,8 +61,7 @@ def claim() -> str:
         seeds = MANY if finished(method, RATE, MANY) else SEEDS
         own, other = finished(method, RATE, seeds), lora(seeds)
         assert own is not None
-        each = own.right.mean(1)
-        fewer, reach = size(other) // size(own), f"{own.accuracy:.3f} ({each.min():.3f} – {each.max():.3f})"
+        fewer, reach = size(other) // size(own), f"{own.accuracy:.3f} ({own.spread})"
         numbers = (
             f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes, 1/{fewer} of that"
         )
@@ -80,9 +79,9 @@ def longer() -> str:
         for rows in pair:
             assert rows is not None
             assert pair[0] is not None
-            each, name = rows.right.mean(1), f"**{rows.method.name}**" if rows.method.ours else "PEFT LoRA, r 1"
+            name = rows.method.title if rows.method.ours else "PEFT LoRA, r 1"
             cells = [f"{size(rows):,}", name, str(steps), f"{rows.rate:g}", f"{rows.validation:.3f}"]
-            cells += [f"{rows.accuracy:.3f}", f"{each.min():.3f} – {each.max():.3f}"]
+            cells += [f"{rows.accuracy:.3f}", rows.spread]
             lines.append(f"| {' | '.join([*cells, '' if rows is pair[0] else str(Difference.of(rows, pair[0]))])} |")
     return "\n".join(lines)
 
@@ -91,10 +90,14 @@ def table() -> str:
     """Ours and the peers' by bytes."""
     lines = ["| bytes of numbers | numbers | | settings | test accuracy | of 3 seeds |", "|---:|---:|---|---|---:|---|"]
     for rows in sorted([*ours(), *peers()], key=lambda rows: (size(rows), -rows.accuracy)):
-        each, name = rows.right.mean(1), rows.method.name
-        name = f"**{name}**" if rows.method.ours else f"{rows.method.library} {name}"
-        cells = [f"{size(rows):,}", f"{rows.parameters:,}", name, f"`{rows.method.knobs}`", f"{rows.accuracy:.3f}"]
-        lines.append(f"| {' | '.join(cells)} | {each.min():.3f} – {each.max():.3f} |")
+        cells = [
+            f"{size(rows):,}",
+            f"{rows.parameters:,}",
+            rows.method.title,
+            f"`{rows.method.knobs}`",
+            f"{rows.accuracy:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} | {rows.spread} |")
     return "\n".join(lines)
 
 

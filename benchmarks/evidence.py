@@ -43,6 +43,12 @@ class Rows(NamedTuple):
         return float(self.right.mean())
 
     @property
+    def spread(self) -> str:
+        """The worst and the best seed's test accuracy."""
+        each = self.right.mean(1)
+        return f"{each.min():.3f} – {each.max():.3f}"
+
+    @property
     def validation(self) -> float:
         """Accuracy on the validation split, mean over the seeds."""
         return statistics.mean(row["validation"] for row in self.rows)
@@ -103,16 +109,19 @@ def table(found: list[Rows]) -> str:
     ]
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method = rows.method
-        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
-        each = rows.right.mean(1)
         own = rival_on(chosen, rows.parameters)
         above = "on it" if rows in chosen else ""
         if own is not None and not method.ours:
             difference = Difference.of(rows, own)
             above = f"{difference}{', clearly' if difference.clear else ''}"
         ms = statistics.median(row["step_ms"] for row in rows.rows)
-        cells = [f"{rows.parameters:,}", title, f"`{method.knobs}`" if method.settings else "", f"{rows.accuracy:.3f}"]
-        cells += [f"{each.min():.3f} – {each.max():.3f}", f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
+        cells = [
+            f"{rows.parameters:,}",
+            method.title,
+            f"`{method.knobs}`" if method.settings else "",
+            f"{rows.accuracy:.3f}",
+        ]
+        cells += [rows.spread, f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
         lines.append("| " + " | ".join([*cells, above]) + " |")
     return "\n".join(lines)
 
@@ -190,9 +199,8 @@ def beside_lora(claims: Claims) -> str:
 
 
 def _beside(rows: Rows, fewer: str, title: str, beside: str) -> str:
-    each = rows.right.mean(1)
     cells = [f"{rows.parameters:,}", fewer, title, f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
-    return "| " + " | ".join([*cells, f"{each.min():.3f} – {each.max():.3f}", beside]) + " |"
+    return "| " + " | ".join([*cells, rows.spread, beside]) + " |"
 
 
 def summary(found: list[Rows], claims: Claims) -> str:

@@ -133,10 +133,12 @@ def finished() -> list[Rows]:
         rate = best_rate(method, known)
         if rate is None:
             continue
-        rows = [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]
-        said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
-        found.append(Rows(method, rate, said))
+        found.append(_rows(method, rate, [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]))
     return found
+
+
+def _rows(method: Method, rate: float, own: list[Row]) -> Rows:
+    return Rows(method, rate, [{**row, "right": row["test"], "validation": share(row["validation"])} for row in own])
 
 
 def table(found: list[Rows]) -> str:
@@ -146,12 +148,11 @@ def table(found: list[Rows]) -> str:
     lines = ["| " + " | ".join([*titles, "over the probe", "over LoRA r 1"]) + " |"]
     lines.append("|---:|---:|---|---|---:|---:|---:|---|---:|---|---|")
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
-        method, each = rows.method, rows.right.mean(1)
-        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
-        cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", title]
+        method = rows.method
+        cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", method.title]
         cells += [f"`{method.knobs}`" if method.settings else "", str(len(rows.rows))]
         cells += [f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
-        cells += [f"{each.min():.3f} – {each.max():.3f}", "" if method == PROBE else f"{rows.rate:g}"]
+        cells += [rows.spread, "" if method == PROBE else f"{rows.rate:g}"]
         for other in (beside.get(PROBE.name), beside.get(LORA.name)):
             cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
         lines.append("| " + " | ".join(cells) + " |")
@@ -214,9 +215,7 @@ def changes() -> str:
     for group in newer():
         found = []
         for method in group:
-            rows = [known[run(method, DEFAULT, seed).key] for seed in FEW]
-            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
-            found.append(one := Rows(method, DEFAULT, said))
+            found.append(one := _rows(method, DEFAULT, [known[run(method, DEFAULT, seed).key] for seed in FEW]))
             change = "" if one is found[0] else str(Difference.of(one, found[0]))
             knobs, scores = f"`{one.method.knobs}`", [f"{one.validation:.3f}", f"{one.accuracy:.3f}"]
             lines.append("| " + " | ".join([f"{one.parameters:,}", knobs, *scores, change]) + " |")

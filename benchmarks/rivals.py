@@ -22,6 +22,11 @@ class Method(NamedTuple):
         return self.library == OURS
 
     @property
+    def title(self) -> str:
+        """Ours in bold, others with their library, in Markdown."""
+        return f"**{self.name}**" if self.ours else f"{self.library} {self.name}"
+
+    @property
     def knobs(self) -> str:
         """The settings in words: "order: 3, rank: 4"."""
         return ", ".join(f"{name}: {_plain(value)}" for name, value in self.settings.items())
