@@ -133,9 +133,7 @@ def _change(method: Method, rate: float) -> str:
 
 def real_table() -> str:
     """What came of them."""
-    have = few_shot.RECORDS.known()
-    lines = ["| numbers | bytes of numbers | alpha | rate | seeds | validation | test accuracy |"]
-    lines.append("|---:|---:|---:|---:|---|---:|---:|")
+    have, lines = few_shot.RECORDS.known(), []
     for runs in on_the_real_base():
         rows = [have[run.key] for run in runs if run.key in have]
         if rows:
@@ -143,9 +141,9 @@ def real_table() -> str:
             numbers = number_bytes((rows[0]["parameters"],), settings["bits"])
             shares = [statistics.mean(few_shot.share(row[split]) for row in rows) for split in ("validation", "test")]
             cells = [f"{rows[0]['parameters']:,}", f"{numbers:,}", f"{settings['alpha']:g}", f"{runs[0].rate:g}"]
-            cells += [str(len(rows)), *(f"{share:.3f}" for share in shares)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([*cells, str(len(rows)), *(f"{share:.3f}" for share in shares)])
+    columns = ("numbers", "bytes of numbers", "alpha", "rate", "<seeds", "validation", "test accuracy")
+    return pages.table(columns, lines)
 
 
 def draw() -> None:

@@ -103,10 +103,8 @@ def rival_on(chosen: list[Rows], parameters: int) -> Rows | None:
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; for peers also the difference from our front at that size."""
     chosen = front(found)
-    lines = [
-        "| parameters | method | settings | test accuracy | of 3 seeds | bytes | ms a step | rate | over our front |",
-        "|---:|---|---|---:|---|---:|---:|---:|---|",
-    ]
+    columns = ("parameters", "<method", "<settings", "test accuracy", "<of 3 seeds", "bytes", "ms a step", "rate")
+    lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method = rows.method
         own = rival_on(chosen, rows.parameters)
@@ -122,15 +120,14 @@ def table(found: list[Rows]) -> str:
             f"{rows.accuracy:.3f}",
         ]
         cells += [rows.spread, f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
-        lines.append("| " + " | ".join([*cells, above]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, above])
+    return pages.table([*columns, "<over our front"], lines)
 
 
 def at_budgets(found: list[Rows]) -> str:
     """In Markdown: for some budgets, our front with its knobs, and the best peer with at most that many parameters."""
     chosen = front(found)
-    lines = ["| at most | ours | knobs | test accuracy | best peer | test accuracy | ours over it |"]
-    lines += ["|---:|---|---|---:|---|---:|---|"]
+    lines = []
     for budget in BUDGETS:
         own = rival_on(chosen, budget)
         peers = [rows for rows in found if not rows.method.ours and rows.parameters <= budget]
@@ -139,8 +136,9 @@ def at_budgets(found: list[Rows]) -> str:
         peer = max(peers, key=lambda rows: rows.accuracy)
         cells = [f"{budget:,}", _named(own), f"`{own.method.knobs}`", f"{own.accuracy:.3f}"]
         cells += [f"{peer.method.library} {_named(peer)}", f"{peer.accuracy:.3f}", str(Difference.of(own, peer))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    columns = ("at most", "<ours", "<knobs", "test accuracy", "<best peer", "test accuracy", "<ours over it")
+    return pages.table(columns, lines)
 
 
 def above_the_front(found: list[Rows]) -> str:
@@ -222,14 +220,14 @@ def summary(found: list[Rows], claims: Claims) -> str:
 def ablated(changed: list[Rows]) -> str:
     """In Markdown: one of ours, and the effect of each change."""
     base, *others = changed
-    lines = [f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}.", ""]
-    lines += ["| changed | parameters | test accuracy | difference | rate |", "|---|---:|---:|---|---:|"]
+    said = f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}."
+    lines = []
     for rows in others:
         new = {key: value for key, value in rows.method.settings.items() if base.method.settings.get(key) != value}
         clear = ", clearly" if abs(difference := Difference.of(rows, base)).clear else ""
         cells = [f"{rows.parameters:,}", f"{rows.accuracy:.3f}", f"{difference}{clear}", f"{rows.rate:g}"]
-        lines.append(f"| `{rows.method._replace(settings=new).knobs}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"`{rows.method._replace(settings=new).knobs}`", *cells])
+    return f"{said}\n\n{pages.table(('<changed', 'parameters', 'test accuracy', '<difference', 'rate'), lines)}"
 
 
 def _named(rows: Rows) -> str:

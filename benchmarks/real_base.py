@@ -144,9 +144,8 @@ def _rows(method: Method, rate: float, own: list[Row]) -> Rows:
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; beside LoRA of rank 1 and the probe, paired over seeds and test images."""
     beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    titles = ["adapter", "head", "method", "settings", "seeds", "validation", "test accuracy", "least – most", "rate"]
-    lines = ["| " + " | ".join([*titles, "over the probe", "over LoRA r 1"]) + " |"]
-    lines.append("|---:|---:|---|---|---:|---:|---:|---|---:|---|---|")
+    columns = ("adapter", "head", "<method", "<settings", "seeds", "validation", "test accuracy", "<least – most")
+    lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method = rows.method
         cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", method.title]
@@ -155,8 +154,8 @@ def table(found: list[Rows]) -> str:
         cells += [rows.spread, "" if method == PROBE else f"{rows.rate:g}"]
         for other in (beside.get(PROBE.name), beside.get(LORA.name)):
             cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return pages.table([*columns, "rate", "<over the probe", "<over LoRA r 1"], lines)
 
 
 def claim(found: list[Rows]) -> str:
@@ -210,16 +209,15 @@ def first(found: list[Rows]) -> str:
 
 def changes() -> str:
     """Every setting of `newer` beside its plain one, paired over seeds and test images, in Markdown."""
-    known = RECORDS.known()
-    lines = ["| adapter | settings | validation | test accuracy | change |", "|---:|---|---:|---:|---|"]
+    known, lines = RECORDS.known(), []
     for group in newer():
         found = []
         for method in group:
             found.append(one := _rows(method, DEFAULT, [known[run(method, DEFAULT, seed).key] for seed in FEW]))
             change = "" if one is found[0] else str(Difference.of(one, found[0]))
             knobs, scores = f"`{one.method.knobs}`", [f"{one.validation:.3f}", f"{one.accuracy:.3f}"]
-            lines.append("| " + " | ".join([f"{one.parameters:,}", knobs, *scores, change]) + " |")
-    return "\n".join(lines)
+            lines.append([f"{one.parameters:,}", knobs, *scores, change])
+    return pages.table(("adapter", "<settings", "validation", "test accuracy", "<change"), lines)
 
 
 def draw(found: list[Rows]) -> None:
