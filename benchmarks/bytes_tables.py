@@ -25,6 +25,7 @@ from bytes_runs import (
 from bytes_tried import NORMAL, SPREAD, TRAINED
 from evidence import OURS as COLOUR
 from evidence import Difference, Rows
+from pictures import canvas, save
 from rivals import OURS, Method
 
 from superlora_cli.adapter.shapes import number_bytes
@@ -148,11 +149,7 @@ def real_table() -> str:
 
 def draw() -> None:
     """Accuracy against bytes, ours a line a number of bits."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = canvas(9, 5)
     axes = figure.subplots()
     groups: dict[str, list[Rows]] = {}
     for rows in ours():
@@ -170,4 +167,4 @@ def draw() -> None:
     axes.set(xscale="log", xlabel="bytes of numbers", ylabel="test accuracy, mean of 3 seeds", ylim=(0.6, 1.0))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)

@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pages
-from labels import name_points
+from pictures import canvas, name_points, save
 from recorded import Records, Row
 from rich.console import Console
 
@@ -102,11 +102,7 @@ def unadapted(found: list[Row]) -> float:
 
 def draw(found: list[Row]) -> None:
     """Accuracy against parameters, as SVG whose bytes depend only on the numbers."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = canvas(8, 5)
     axes = figure.add_subplot()
     shown = [row for row in found if row["parameters"]]
     for row in shown:
@@ -124,7 +120,7 @@ def draw(found: list[Row]) -> None:
     names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in shown]
     bars = [(row["parameters"], row[end]) for row in shown for end in ("low", "high")]
     name_points(axes, names, avoid=bars, fontsize=8)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def precisions() -> str:

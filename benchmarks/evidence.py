@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
-from labels import name_points
+from pictures import canvas, name_points, save
 from rivals import Method
 
 PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
@@ -236,17 +236,15 @@ def _named(rows: Rows) -> str:
 
 def draw(found: list[Rows]) -> None:
     """Accuracy against parameters: ours as points with their front, one line per peer method, bars over the seeds."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
     from matplotlib.ticker import LogLocator, NullLocator
 
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = canvas(10, 6)
     axes = figure.subplots()
     peers = sorted({(rows.method.library, rows.method.name) for rows in found if not rows.method.ours})
     for number, (library, name) in enumerate(peers):
         own = [rows for rows in found if (rows.method.library, rows.method.name) == (library, name)]
-        _points(axes, own, f"{library} {name}", fmt="s-" if number % 2 else "^-", color=mpl.colormaps["tab20"](number))
+        _points(axes, own, f"{library} {name}", fmt="s-" if number % 2 else "^-", color=colormaps["tab20"](number))
     _points(axes, [rows for rows in found if rows.method.ours], "superlora", fmt="o", color=OURS)
     chosen = front(found)
     at, reached = [rows.parameters for rows in chosen], [rows.accuracy for rows in chosen]
@@ -259,7 +257,7 @@ def draw(found: list[Rows]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
     names = [(rows.parameters, rows.accuracy, rows.method.name) for rows in chosen]
     name_points(axes, names, avoid=[(rows.parameters, rows.accuracy) for rows in found], fontsize=7, color=OURS)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> None:

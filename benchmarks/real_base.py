@@ -20,6 +20,7 @@ import few_shot
 import pages
 from evidence import Difference, Rows
 from few_shot import RECORDS, SEEDS, Run, make, share
+from pictures import canvas, save
 from recorded import Row, processes
 from rivals import OURS, Method, changed
 from transfer import SCALED, VARIANTS, projected
@@ -222,11 +223,9 @@ def changes() -> str:
 
 def draw(found: list[Rows]) -> None:
     """Accuracy against the adapter's parameters, the probe as a line; bars from the worst to the best seed."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = canvas(8, 4.8)
     axes = figure.subplots()
     for rows in found:
         if rows.method == PROBE:
@@ -239,11 +238,11 @@ def draw(found: list[Rows]) -> None:
         look = {"fmt": "o-", "lw": 1.0} if ours else {"fmt": "s--", "lw": 0.8}
         label = name if ours else f"{own[0].method.library} {name}"
         axes.errorbar([rows.parameters for rows in own], [e.mean() for e in each], spread, ms=5, label=label,
-                      color=mpl.colormaps["tab20"](number), **look)  # fmt: skip
+                      color=colormaps["tab20"](number), **look)  # fmt: skip
     axes.set(xscale="log", xlabel="trained parameters beside the head", ylabel="test accuracy, mean of the seeds")
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def places() -> pages.Places:
