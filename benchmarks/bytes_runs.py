@@ -31,15 +31,10 @@ REAL = [  # on the real base: numbers, alpha with `scaling: weights`, rate, seed
 ]
 
 
-def onehot(dim: int, bits: int | None, **more: Any) -> Method:
+def onehot(dim: int, bits: int, **more: Any) -> Method:
     """One square matrix of rank 8 of all weights, whose entries are `dim` shared numbers."""
-    knobs = {
-        "rank": 8,
-        "inner": {"projection": "onehot", "dim": dim},
-        "alpha": 0.33,
-        **({"bits": bits} if bits else {}),
-    }
-    return Method(OURS, "2D one-hot", knobs | more)
+    knobs = {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, "alpha": 0.33, "bits": bits, **more}
+    return Method(OURS, "2D one-hot", knobs)
 
 
 CLAIM, LARGER = onehot(408, 3), onehot(512, 3)

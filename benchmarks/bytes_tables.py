@@ -62,11 +62,9 @@ def claim() -> str:
         seeds = MANY if finished(method, RATE, MANY) else SEEDS
         own, other = finished(method, RATE, seeds), lora(seeds)
         assert own is not None
-        fewer, reach = size(other) // size(own), f"{own.accuracy:.3f} ({own.spread})"
-        numbers = (
-            f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes, 1/{fewer} of that"
-        )
-        lines.append(f"{numbers}, reach {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
+        numbers = f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes"
+        reach = f"1/{size(other) // size(own)} of that, reach {own.accuracy:.3f} ({own.spread})"
+        lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
     return "\n".join(lines)
 
 
@@ -113,13 +111,8 @@ def ablation() -> str:
     for title, settings in ABLATED.items():
         for method, rate in settings:
             if rows := finished(method, rate):
-                cells = [
-                    title,
-                    _change(method, rate),
-                    f"{size(rows)}",
-                    f"{rows.validation:.3f}",
-                    f"{rows.accuracy:.3f}",
-                ]
+                cells = [title, _change(method, rate), f"{size(rows)}", f"{rows.validation:.3f}"]
+                cells.append(f"{rows.accuracy:.3f}")
                 lines.append(f"| {' | '.join(cells)} | {Difference.of(rows, base)} |")
     return "\n".join(lines)
 
@@ -153,10 +146,8 @@ def draw() -> None:
     axes = figure.subplots()
     groups: dict[str, list[Rows]] = {}
     for rows in ours():
-        bits = rows.method.settings.get("bits", 32)
-        groups.setdefault(
-            f"superlora, {bits} bits" if "one-hot" in rows.method.name else "superlora, others", []
-        ).append(rows)
+        kind = f"{rows.method.settings['bits']} bits" if "one-hot" in rows.method.name else "others"
+        groups.setdefault(f"superlora, {kind}", []).append(rows)
     for rows in peers():
         groups.setdefault(f"{rows.method.library} {rows.method.name}", []).append(rows)
     for number, (label, own) in enumerate(groups.items()):

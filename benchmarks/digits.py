@@ -53,10 +53,10 @@ def digest(name: str) -> str:
     return hashlib.sha256(loaded(name).to_json().encode()).hexdigest()[:12]
 
 
-def load() -> list[Row]:
+def current() -> list[Row]:
     """The runs on record for the current recipes."""
-    current = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
-    return [row for row in RECORDS.rows() if current.get(row["recipe"]) == row["digest"]]
+    digests = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
+    return [row for row in RECORDS.rows() if digests.get(row["recipe"]) == row["digest"]]
 
 
 def train(name: str, seed: int) -> Row:
@@ -126,7 +126,7 @@ def draw(found: list[Row]) -> None:
 def precisions() -> str:
     """In Markdown: the quickstart in float32 and bf16."""
     lines = ["| | seeds | test accuracy | of the seeds |", "|---|---:|---:|---:|"]
-    for row in summaries(load(), ["quickstart", *PRECISIONS]):
+    for row in summaries(current(), ["quickstart", *PRECISIONS]):
         words = " ".join(PRECISIONS.get(row["recipe"], [row["recipe"]]))
         spread = f"{row['low']:.3f} – {row['high']:.3f}"
         lines.append(f"| `superlora train {words}` | {row['seeds']} | {row['mean']:.3f} | {spread} |")
@@ -135,7 +135,7 @@ def precisions() -> str:
 
 def places() -> pages.Places:
     """The generated parts of README and docs/training.md."""
-    found = summaries(load(), recipes())
+    found = summaries(current(), recipes())
     return {(README, "results"): table(found), (pages.DOCS / "training.md", "bf16"): precisions()}
 
 
@@ -149,7 +149,7 @@ def main() -> None:
         for seed in SEEDS:
             if (name, digest(name), seed) not in RECORDS.known():
                 RECORDS.add(train(name, seed))
-    found = summaries(load(), recipes())
+    found = summaries(current(), recipes())
     draw(found)
     pages.fill(places())
     print(table(found))

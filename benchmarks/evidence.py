@@ -95,8 +95,8 @@ def front(found: list[Rows]) -> list[Rows]:
     return best
 
 
-def rival_on(chosen: list[Rows], parameters: int) -> Rows | None:
-    """The method on the front for a number of parameters."""
+def at_most(chosen: list[Rows], parameters: int) -> Rows | None:
+    """Ours on the front for a number of parameters."""
     return next((rows for rows in reversed(chosen) if rows.parameters <= parameters), None)
 
 
@@ -107,7 +107,7 @@ def table(found: list[Rows]) -> str:
     lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method = rows.method
-        own = rival_on(chosen, rows.parameters)
+        own = at_most(chosen, rows.parameters)
         above = "on it" if rows in chosen else ""
         if own is not None and not method.ours:
             difference = Difference.of(rows, own)
@@ -129,7 +129,7 @@ def at_budgets(found: list[Rows]) -> str:
     chosen = front(found)
     lines = []
     for budget in BUDGETS:
-        own = rival_on(chosen, budget)
+        own = at_most(chosen, budget)
         peers = [rows for rows in found if not rows.method.ours and rows.parameters <= budget]
         if own is None or not peers:
             continue
@@ -147,7 +147,7 @@ def above_the_front(found: list[Rows]) -> str:
     peers = [r for r in found if not r.method.ours and RANGE[0] <= r.parameters <= RANGE[1]]
     above = []
     for rows in peers:
-        own = rival_on(chosen, rows.parameters)
+        own = at_most(chosen, rows.parameters)
         if own is not None and (difference := Difference.of(rows, own)).clear:
             above.append(f"{rows.method.library} {_named(rows)} ({difference} against {_named(own)})")
     them = f"the {len(peers)} peer settings with {RANGE[0]} to {RANGE[1]:,} parameters"

@@ -60,10 +60,10 @@ def digest(name: str) -> str:
     return hashlib.sha256(weights + recipe.encode()).hexdigest()[:12]
 
 
-def load() -> list[Row]:
+def current() -> list[Row]:
     """The results on record for the current recipes and base."""
-    current = {name: digest(name) for name in names()}
-    return [row for row in RECORDS.rows() if current.get(row["name"]) == row["digest"] and row["guidance"] == GUIDANCE]
+    digests = {name: digest(name) for name in names()}
+    return [row for row in RECORDS.rows() if digests.get(row["name"]) == row["digest"] and row["guidance"] == GUIDANCE]
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -153,7 +153,7 @@ def draw(found: list[Row]) -> None:
 
 def places() -> pages.Places:
     """The generated parts of the page."""
-    return {(PAGE, "results"): table(summaries(load())).removesuffix("\n")}
+    return {(PAGE, "results"): table(summaries(current())).removesuffix("\n")}
 
 
 def main() -> None:
@@ -169,7 +169,7 @@ def main() -> None:
             if known and (seed != SEEDS[0] or name not in SHOWN or (folder_of(name, seed) / "samples").is_dir()):
                 continue
             RECORDS.add(work(name, seed))
-    found = summaries(load())
+    found = summaries(current())
     if set(SHOWN) <= {row["name"] for row in found}:
         draw(found)
     pages.fill(places())

@@ -131,8 +131,7 @@ def finished() -> list[Rows]:
     """Those methods whose best rate is known, with the seeds that are on record, from the first."""
     known, found = RECORDS.known(), []
     for method in methods():
-        rate = best_rate(method, known)
-        if rate is None:
+        if (rate := best_rate(method, known)) is None:
             continue
         found.append(_rows(method, rate, [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]))
     return found
@@ -142,9 +141,14 @@ def _rows(method: Method, rate: float, own: list[Row]) -> Rows:
     return Rows(method, rate, [{**row, "right": row["test"], "validation": share(row["validation"])} for row in own])
 
 
+def references(found: list[Rows]) -> list[Rows | None]:
+    """LoRA of rank 1 and the probe, with which all others are compared."""
+    return [next((rows for rows in found if rows.method == method), None) for method in (LORA, PROBE)]
+
+
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; beside LoRA of rank 1 and the probe, paired over seeds and test images."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
+    lora, probe = references(found)
     columns = ("adapter", "head", "<method", "<settings", "seeds", "validation", "test accuracy", "<least – most")
     lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
@@ -153,7 +157,7 @@ def table(found: list[Rows]) -> str:
         cells += [f"`{method.knobs}`" if method.settings else "", str(len(rows.rows))]
         cells += [f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
         cells += [rows.spread, "" if method == PROBE else f"{rows.rate:g}"]
-        for other in (beside.get(PROBE.name), beside.get(LORA.name)):
+        for other in (probe, lora):
             cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
         lines.append(cells)
     return pages.table([*columns, "rate", "<over the probe", "<over LoRA r 1"], lines)
@@ -161,8 +165,7 @@ def table(found: list[Rows]) -> str:
 
 def claim(found: list[Rows]) -> str:
     """How many numbers reach LoRA's accuracy, in words."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
+    lora, probe = references(found)
     if not lora or not probe:
         return ""
     said = [
@@ -189,8 +192,7 @@ def claim(found: list[Rows]) -> str:
 
 def first(found: list[Rows]) -> str:
     """The claim in one sentence, for README."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
+    lora, probe = references(found)
     if not (lora and probe):
         return ""
     best = []

@@ -104,7 +104,7 @@ def work(job: Job) -> Row:
     return row | {"metrics": {name: found["metrics"][name] for name in METRICS}}
 
 
-def figures(known: Mapping[str, Row]) -> list[Row]:
+def summaries(known: Mapping[str, Row]) -> list[Row]:
     """A row for the base and for each recipe at its own rate: mean, least and most over the seeds."""
     found = []
     for name in (BASE, *recipes()):
@@ -169,7 +169,7 @@ def places() -> pages.Places:
     """The generated parts of the page."""
     known = RECORDS.known()
     before = next(row["loss_before"] for row in known.values() if row["name"] != BASE)
-    return {(PAGE, "digits"): table(figures(known), before), (PAGE, "rates"): rates(known)}
+    return {(PAGE, "digits"): table(summaries(known), before), (PAGE, "rates"): rates(known)}
 
 
 def main() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
     if not asked.fill:
         with processes(asked.workers) as pool:
             RECORDS.make(work, {job.key: (job,) for job in jobs}, pool)
-    found = figures(RECORDS.known())
+    found = summaries(RECORDS.known())
     if all((Job(row["name"], None, SEEDS[0]).folder / "samples").is_dir() for row in found):
         draw(found)
     pages.fill(places())
