@@ -1,4 +1,4 @@
-"""How a method of `rivals.py` is attached to a ViT, and the task of the head-to-head."""
+"""How a method of `methods.py` is attached to a ViT, and the task of the head-to-head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from rivals import OURS, Method
+from methods import OURS, Method
 from safetensors.torch import save
 from torch import Tensor, nn
 

@@ -10,8 +10,8 @@ import few_shot
 import head_to_head
 from bytes_tried import NORMAL, SPREAD, TRAINED, patched
 from evidence import LORA, Rows
+from methods import OURS, Method
 from recorded import Records, Row, key_of
-from rivals import OURS, Method
 
 from superlora_cli.adapter.shapes import number_bytes
 

@@ -25,8 +25,8 @@ from bytes_runs import (
 from bytes_tried import NORMAL, SPREAD, TRAINED
 from evidence import OURS as COLOUR
 from evidence import Difference, Rows
+from methods import OURS, Method
 from pictures import canvas, save
-from rivals import OURS, Method
 
 from superlora_cli.adapter.shapes import number_bytes
 

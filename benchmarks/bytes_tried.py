@@ -10,7 +10,7 @@ from unittest.mock import patch
 import head_to_head
 import torch
 from attaching import Adapted, adapted
-from rivals import Method
+from methods import Method
 from torch import Tensor, nn
 
 from superlora_cli.adapter import initial, inner, quantized

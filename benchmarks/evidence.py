@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
+from methods import Method
 from pictures import canvas, name_points, save
-from rivals import Method
 
 PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
 README = pages.ROOT / "README.md"

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 from attaching import Data, adapted, digits, split_qkv, start_from
+from methods import Method
 from recorded import Records, Row, key_of
-from rivals import Method
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -20,9 +20,9 @@ import few_shot
 import pages
 from evidence import Difference, Rows
 from few_shot import RECORDS, SEEDS, Run, make, share
+from methods import OURS, Method, changed
 from pictures import canvas, save
 from recorded import Row, processes
-from rivals import OURS, Method, changed
 from transfer import SCALED, VARIANTS, projected
 
 DEFAULT, FEW = 0.03, (0, 1, 2)  # rate and seeds of what is compared at one rate

@@ -32,7 +32,7 @@ class Method(NamedTuple):
         return ", ".join(f"{name}: {_plain(value)}" for name, value in self.settings.items())
 
 
-def methods() -> Iterator[Method]:
+def comparison() -> Iterator[Method]:
     """The comparison: every method, at three sizes where possible between 30 and 10,000 parameters."""
     for length in (128, 256, 512):
         yield Method("PEFT", "Uni-LoRA", {"r": 4, "theta_d_length": length})
