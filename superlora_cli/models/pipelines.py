@@ -237,6 +237,28 @@ def is_pipeline(name: str) -> bool:
     return name.startswith(PREFIX) or name in PIPELINES
 
 
+def is_pipeline_folder(folder: Path) -> bool:
+    """Whether a folder is a pipeline's."""
+    return (folder / INDEX).is_file()
+
+
+def pipeline_at(folder: Path) -> str | None:
+    """The `model.name` of the pipeline in a folder, or of the one whose denoiser is there; None if it is neither.
+
+    Raises:
+        UsageError: its index is damaged.
+    """
+    from superlora_cli.models.families import FAMILIES
+
+    if is_pipeline_folder(folder):
+        return f"{PREFIX}{folder}"
+    if is_pipeline_folder(folder.parent):
+        kind = str(_index(folder.parent).get("_class_name"))
+        if kind in FAMILIES and FAMILIES[kind].denoiser == folder.name:
+            return f"{PREFIX}{folder.parent}"
+    return None
+
+
 def build_pipeline(section: ModelSection, *, image_size: int | None = None, weights: bool = True) -> PipelineBase:
     """Build a component of the pipeline that a recipe's `model` section names; arguments as for `models.build.build`.
 
