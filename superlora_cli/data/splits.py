@@ -89,7 +89,9 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     )  # fmt: skip
 
     def part(name: str, given: Pictures | None) -> Indexed:
-        return given.seen_through(plain) if given is not None else Subset(source.train.seen_through(plain), indices[name])
+        return (
+            given.seen_through(plain) if given is not None else Subset(source.train.seen_through(plain), indices[name])
+        )
 
     return Splits(
         Subset(source.train.seen_through(training), indices["train"]),

@@ -245,7 +245,7 @@ def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
     assert cli(*words, "--resume", "half").code == 0
     assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
     assert cli("generate", "run", "--prompt", "dog", "--steps", "2", "--out", "images").code == 0
-    refused = cli("export", "run", "--to", "diffusers-lora", "--out", "lora.safetensors")
+    refused = cli("export", "run", "--to", "peft-lora", "--out", "lora")
     assert "superlora merge writes the whole pipeline" in refused.message
     merged = cli("merge", "run", "--out", "merged")
     assert merged.code == 0, merged.err
