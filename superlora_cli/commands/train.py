@@ -48,7 +48,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         **({"image_size": built.base.image_size} if built.base.image_size else {}),
         "params": built.params,
         "steps": train.steps,
-        "sequences" if TASKS[recipe.task].reads else "images": (
+        TASKS[recipe.task].batched: (
             None if train.steps is None else train.steps * train.batch_size * train.accumulate
         ),
         **({} if train.epochs is None else {"epochs": train.epochs}),
@@ -196,7 +196,7 @@ def _train(
         "steps": at.step,
         **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
-        task.splits.called: counts,
+        TASKS[recipe.task].elements: counts,
         "selected_on": recipe.eval.select,
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),

@@ -217,6 +217,4 @@ def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Sp
     names = tuple(sorted(labels))
     classes = dict(zip(names, names, strict=True)) if rule == "label" else {}
     parts, notes = three_parts_of(found, share, rule, seed, classes=classes, called="texts")
-    return Splits(
-        *parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes), called="texts"
-    )
+    return Splits(*parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))

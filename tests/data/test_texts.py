@@ -197,10 +197,9 @@ def test_texts_are_held_out_by_their_contents() -> None:
     texts = read_rows(((str(number), row) for number, row in enumerate(ROWS)), None, [])
     splits = held_out(TextSource(texts, None, None), 0.1, "content", 0)
     more = held_out(TextSource(Texts([*texts.rows, {"text": "new"}]), None, None), 0.1, "content", 0)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 2, 2]  # type: ignore[arg-type]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 2, 2]
     assert sum(row in more.test.rows for row in splits.test.rows) >= 1  # type: ignore[attr-defined]
     assert splits.fingerprint != more.fingerprint
-    assert splits.called == "texts"
     twice = held_out(TextSource(Texts([*texts.rows, *texts.rows]), None, None), 0.12, "content", 0)
     assert twice.notes == ("1 of 5 test texts are also training texts",)  # equal ones are beside each other
     assert seen_in_training(splits.test, twice.test) == "2 of 2 test texts are also training texts"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe, Section
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 class LanguageKind(TaskKind):
     """A model learns to continue texts."""
 
-    mixes = False
+    elements = "texts"
+    batched = "sequences"
+    data_keys = ("columns",)
+    card = Card('generate {place} --prompt "..."', "merged  # for transformers", "text-generation")
     has_classes = False
-    reads = True
     head = "frozen"
 
     def section(self) -> type[Section]:
