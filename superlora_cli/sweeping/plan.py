@@ -14,6 +14,7 @@ from typing import Any
 
 from superlora_cli.adapter.config import NEWEST
 from superlora_cli.analysis.trained import trained_params
+from superlora_cli.commands.generators import GENERATORS
 from superlora_cli.errors import LongUsageError, UsageError
 from superlora_cli.files import canonical
 from superlora_cli.recipe.defaults import with_defaults
@@ -26,6 +27,7 @@ from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
 from superlora_cli.sweeping.schema import Grid, Measure, Sweep
 from superlora_cli.tasks import TASKS
 
+SAMPLING = {"num", "sampler", "steps", "guidance"}  # keys of `measure` that are options of `superlora generate`
 SLUG = 100  # most characters of an id before its seed and digest
 SHOWN = 10  # most impossible runs listed in an error
 
@@ -112,7 +114,8 @@ def load_plan(name_or_path: str | Path) -> SweepPlan:
     runs: dict[tuple[str, ...], Run] = {}
     for recipe, settings in _points(sweep, document, file):
         run = run_of(recipe, settings)
-        if sweep.measure and not TASKS[run.recipe.task].generates:
+        by = TASKS[run.recipe.task].generates
+        if sweep.measure and not (by and {*GENERATORS[by].options} >= SAMPLING):
             hint = f"{run.name} is for {run.recipe.task}; its metrics are in the results anyway"
             raise UsageError("only diffusion runs generate images", where=places.where("measure"), hint=hint)
         runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # each recipe and seed only once

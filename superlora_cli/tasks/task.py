@@ -39,10 +39,10 @@ class TaskKind:
         data_keys: which of mixup, cutmix, caption and columns, keys of `data`, apply to it.
         free: keys of its own section that a resumed run may change, because no trained number depends on them.
         card: of a run that is pushed to the hub.
-        generates: whether its models generate images: for `generate`, `eval --against`, and `measure:` in a sweep.
+        generates: how its models generate, by a name of `commands.generators.GENERATORS`; None: they do not.
+        previews: how its training data are shown, by a name of `commands.previews.PREVIEWS`; None: they are not.
         tells_classes: whether its models predict classes: for `eval --predict` and a new head.
         has_classes: whether its data have classes that its models tell apart or are conditioned on.
-        prompted: whether its models generate images from texts, by their pipelines.
         bases: the task that its bases are made for, by name; None: this one.
         head: `model.head` of a recipe that does not set it.
     """
@@ -52,10 +52,10 @@ class TaskKind:
     data_keys: Collection[str] = ("mixup", "cutmix")
     free: Collection[str] = ()
     card = Card()
-    generates = False
+    generates: str | None = None
+    previews: str | None = "images"
     tells_classes = False
     has_classes = True
-    prompted = False
     bases: str | None = None
     head = "new"
 

@@ -16,6 +16,7 @@ class AutoencoderKind(TaskKind):
 
     data_keys = ("caption",)
     card = Card(merged="merged  # a pipeline, for diffusers")
+    previews = None
     has_classes = False
 
     def section(self) -> type[Section]:

@@ -18,7 +18,7 @@ class DiffusionKind(TaskKind):
 
     data_keys = ()
     card = Card("generate {place} --out images")
-    generates = True
+    generates = "classes"
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.diffusion.section import DiffusionSection

@@ -19,6 +19,8 @@ class LanguageKind(TaskKind):
     batched = "sequences"
     data_keys = ("columns",)
     card = Card('generate {place} --prompt "..."', "merged  # for transformers", "text-generation")
+    generates = "texts"
+    previews = "texts"
     has_classes = False
     head = "frozen"
 

@@ -17,8 +17,9 @@ class TextToImageKind(TaskKind):
     data_keys = ("caption",)
     free = ("offload", "validation_prompts")
     card = Card('generate {place} --prompt "..." --out images', "merged  # a pipeline, for diffusers")
+    generates = "prompts"
+    previews = None
     has_classes = False
-    prompted = True
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.text_to_image.section import TextToImageSection
