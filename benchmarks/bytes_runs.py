@@ -10,8 +10,8 @@ import few_shot
 import head_to_head
 from bytes_tried import NORMAL, SPREAD, TRAINED, patched
 from evidence import LORA, Rows
+from methods import OURS, Method
 from recorded import Records, Row, key_of
-from rivals import OURS, Method
 
 from superlora_cli.adapter.shapes import number_bytes
 
@@ -31,15 +31,10 @@ REAL = [  # on the real base: numbers, alpha with `scaling: weights`, rate, seed
 ]
 
 
-def onehot(dim: int, bits: int | None, **more: Any) -> Method:
+def onehot(dim: int, bits: int, **more: Any) -> Method:
     """One square matrix of rank 8 of all weights, whose entries are `dim` shared numbers."""
-    knobs = {
-        "rank": 8,
-        "inner": {"projection": "onehot", "dim": dim},
-        "alpha": 0.33,
-        **({"bits": bits} if bits else {}),
-    }
-    return Method(OURS, "2D one-hot", knobs | more)
+    knobs = {"rank": 8, "inner": {"projection": "onehot", "dim": dim}, "alpha": 0.33, "bits": bits, **more}
+    return Method(OURS, "2D one-hot", knobs)
 
 
 CLAIM, LARGER = onehot(408, 3), onehot(512, 3)

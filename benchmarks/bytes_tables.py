@@ -25,7 +25,8 @@ from bytes_runs import (
 from bytes_tried import NORMAL, SPREAD, TRAINED
 from evidence import OURS as COLOUR
 from evidence import Difference, Rows
-from rivals import OURS, Method
+from methods import OURS, Method
+from pictures import canvas, save
 
 from superlora_cli.adapter.shapes import number_bytes
 
@@ -61,12 +62,9 @@ def claim() -> str:
         seeds = MANY if finished(method, RATE, MANY) else SEEDS
         own, other = finished(method, RATE, seeds), lora(seeds)
         assert own is not None
-        each = own.right.mean(1)
-        fewer, reach = size(other) // size(own), f"{own.accuracy:.3f} ({each.min():.3f} – {each.max():.3f})"
-        numbers = (
-            f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes, 1/{fewer} of that"
-        )
-        lines.append(f"{numbers}, reach {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
+        numbers = f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes"
+        reach = f"1/{size(other) // size(own)} of that, reach {own.accuracy:.3f} ({own.spread})"
+        lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
     return "\n".join(lines)
 
 
@@ -80,9 +78,9 @@ def longer() -> str:
         for rows in pair:
             assert rows is not None
             assert pair[0] is not None
-            each, name = rows.right.mean(1), f"**{rows.method.name}**" if rows.method.ours else "PEFT LoRA, r 1"
+            name = rows.method.title if rows.method.ours else "PEFT LoRA, r 1"
             cells = [f"{size(rows):,}", name, str(steps), f"{rows.rate:g}", f"{rows.validation:.3f}"]
-            cells += [f"{rows.accuracy:.3f}", f"{each.min():.3f} – {each.max():.3f}"]
+            cells += [f"{rows.accuracy:.3f}", rows.spread]
             lines.append(f"| {' | '.join([*cells, '' if rows is pair[0] else str(Difference.of(rows, pair[0]))])} |")
     return "\n".join(lines)
 
@@ -91,10 +89,14 @@ def table() -> str:
     """Ours and the peers' by bytes."""
     lines = ["| bytes of numbers | numbers | | settings | test accuracy | of 3 seeds |", "|---:|---:|---|---|---:|---|"]
     for rows in sorted([*ours(), *peers()], key=lambda rows: (size(rows), -rows.accuracy)):
-        each, name = rows.right.mean(1), rows.method.name
-        name = f"**{name}**" if rows.method.ours else f"{rows.method.library} {name}"
-        cells = [f"{size(rows):,}", f"{rows.parameters:,}", name, f"`{rows.method.knobs}`", f"{rows.accuracy:.3f}"]
-        lines.append(f"| {' | '.join(cells)} | {each.min():.3f} – {each.max():.3f} |")
+        cells = [
+            f"{size(rows):,}",
+            f"{rows.parameters:,}",
+            rows.method.title,
+            f"`{rows.method.knobs}`",
+            f"{rows.accuracy:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} | {rows.spread} |")
     return "\n".join(lines)
 
 
@@ -109,13 +111,8 @@ def ablation() -> str:
     for title, settings in ABLATED.items():
         for method, rate in settings:
             if rows := finished(method, rate):
-                cells = [
-                    title,
-                    _change(method, rate),
-                    f"{size(rows)}",
-                    f"{rows.validation:.3f}",
-                    f"{rows.accuracy:.3f}",
-                ]
+                cells = [title, _change(method, rate), f"{size(rows)}", f"{rows.validation:.3f}"]
+                cells.append(f"{rows.accuracy:.3f}")
                 lines.append(f"| {' | '.join(cells)} | {Difference.of(rows, base)} |")
     return "\n".join(lines)
 
@@ -130,9 +127,7 @@ def _change(method: Method, rate: float) -> str:
 
 def real_table() -> str:
     """What came of them."""
-    have = few_shot.RECORDS.known()
-    lines = ["| numbers | bytes of numbers | alpha | rate | seeds | validation | test accuracy |"]
-    lines.append("|---:|---:|---:|---:|---|---:|---:|")
+    have, lines = few_shot.RECORDS.known(), []
     for runs in on_the_real_base():
         rows = [have[run.key] for run in runs if run.key in have]
         if rows:
@@ -140,25 +135,19 @@ def real_table() -> str:
             numbers = number_bytes((rows[0]["parameters"],), settings["bits"])
             shares = [statistics.mean(few_shot.share(row[split]) for row in rows) for split in ("validation", "test")]
             cells = [f"{rows[0]['parameters']:,}", f"{numbers:,}", f"{settings['alpha']:g}", f"{runs[0].rate:g}"]
-            cells += [str(len(rows)), *(f"{share:.3f}" for share in shares)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([*cells, str(len(rows)), *(f"{share:.3f}" for share in shares)])
+    columns = ("numbers", "bytes of numbers", "alpha", "rate", "<seeds", "validation", "test accuracy")
+    return pages.table(columns, lines)
 
 
 def draw() -> None:
     """Accuracy against bytes, ours a line a number of bits."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = canvas(9, 5)
     axes = figure.subplots()
     groups: dict[str, list[Rows]] = {}
     for rows in ours():
-        bits = rows.method.settings.get("bits", 32)
-        groups.setdefault(
-            f"superlora, {bits} bits" if "one-hot" in rows.method.name else "superlora, others", []
-        ).append(rows)
+        kind = f"{rows.method.settings['bits']} bits" if "one-hot" in rows.method.name else "others"
+        groups.setdefault(f"superlora, {kind}", []).append(rows)
     for rows in peers():
         groups.setdefault(f"{rows.method.library} {rows.method.name}", []).append(rows)
     for number, (label, own) in enumerate(groups.items()):
@@ -169,4 +158,4 @@ def draw() -> None:
     axes.set(xscale="log", xlabel="bytes of numbers", ylabel="test accuracy, mean of 3 seeds", ylim=(0.6, 1.0))
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)

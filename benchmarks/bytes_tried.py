@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import head_to_head
 import torch
-from rivals import Adapted, Method, adapted
+from attaching import Adapted, adapted
+from methods import Method
 from torch import Tensor, nn
 
 from superlora_cli.adapter import initial, inner, quantized

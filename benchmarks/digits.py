@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pages
-from labels import name_points
+from pictures import canvas, name_points, save
 from recorded import Records, Row
 from rich.console import Console
 
@@ -53,10 +53,10 @@ def digest(name: str) -> str:
     return hashlib.sha256(loaded(name).to_json().encode()).hexdigest()[:12]
 
 
-def load() -> list[Row]:
+def current() -> list[Row]:
     """The runs on record for the current recipes."""
-    current = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
-    return [row for row in RECORDS.rows() if current.get(row["recipe"]) == row["digest"]]
+    digests = {name: digest(name) for name in (*recipes(), *PRECISIONS)}
+    return [row for row in RECORDS.rows() if digests.get(row["recipe"]) == row["digest"]]
 
 
 def train(name: str, seed: int) -> Row:
@@ -102,11 +102,7 @@ def unadapted(found: list[Row]) -> float:
 
 def draw(found: list[Row]) -> None:
     """Accuracy against parameters, as SVG whose bytes depend only on the numbers."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = canvas(8, 5)
     axes = figure.add_subplot()
     shown = [row for row in found if row["parameters"]]
     for row in shown:
@@ -124,13 +120,13 @@ def draw(found: list[Row]) -> None:
     names = [(row["parameters"], row["mean"], row["recipe"].removeprefix("digits_")) for row in shown]
     bars = [(row["parameters"], row[end]) for row in shown for end in ("low", "high")]
     name_points(axes, names, avoid=bars, fontsize=8)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def precisions() -> str:
     """In Markdown: the quickstart in float32 and bf16."""
     lines = ["| | seeds | test accuracy | of the seeds |", "|---|---:|---:|---:|"]
-    for row in summaries(load(), ["quickstart", *PRECISIONS]):
+    for row in summaries(current(), ["quickstart", *PRECISIONS]):
         words = " ".join(PRECISIONS.get(row["recipe"], [row["recipe"]]))
         spread = f"{row['low']:.3f} – {row['high']:.3f}"
         lines.append(f"| `superlora train {words}` | {row['seeds']} | {row['mean']:.3f} | {spread} |")
@@ -139,7 +135,7 @@ def precisions() -> str:
 
 def places() -> pages.Places:
     """The generated parts of README and docs/training.md."""
-    found = summaries(load(), recipes())
+    found = summaries(current(), recipes())
     return {(README, "results"): table(found), (pages.DOCS / "training.md", "bf16"): precisions()}
 
 
@@ -153,7 +149,7 @@ def main() -> None:
         for seed in SEEDS:
             if (name, digest(name), seed) not in RECORDS.known():
                 RECORDS.add(train(name, seed))
-    found = summaries(load(), recipes())
+    found = summaries(current(), recipes())
     draw(found)
     pages.fill(places())
     print(table(found))

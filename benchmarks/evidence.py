@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pages
-from labels import name_points
-from rivals import Method
+from methods import Method
+from pictures import canvas, name_points, save
 
 PAGE, PICTURE = pages.DOCS / "evidence.md", pages.DOCS / "evidence.svg"
 README = pages.ROOT / "README.md"
@@ -41,6 +41,12 @@ class Rows(NamedTuple):
     def accuracy(self) -> float:
         """On the test split, mean over the seeds."""
         return float(self.right.mean())
+
+    @property
+    def spread(self) -> str:
+        """The worst and the best seed's test accuracy."""
+        each = self.right.mean(1)
+        return f"{each.min():.3f} – {each.max():.3f}"
 
     @property
     def validation(self) -> float:
@@ -89,49 +95,50 @@ def front(found: list[Rows]) -> list[Rows]:
     return best
 
 
-def rival_on(chosen: list[Rows], parameters: int) -> Rows | None:
-    """The method on the front for a number of parameters."""
+def at_most(chosen: list[Rows], parameters: int) -> Rows | None:
+    """Ours on the front for a number of parameters."""
     return next((rows for rows in reversed(chosen) if rows.parameters <= parameters), None)
 
 
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; for peers also the difference from our front at that size."""
     chosen = front(found)
-    lines = [
-        "| parameters | method | settings | test accuracy | of 3 seeds | bytes | ms a step | rate | over our front |",
-        "|---:|---|---|---:|---|---:|---:|---:|---|",
-    ]
+    columns = ("parameters", "<method", "<settings", "test accuracy", "<of 3 seeds", "bytes", "ms a step", "rate")
+    lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
         method = rows.method
-        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
-        each = rows.right.mean(1)
-        own = rival_on(chosen, rows.parameters)
+        own = at_most(chosen, rows.parameters)
         above = "on it" if rows in chosen else ""
         if own is not None and not method.ours:
             difference = Difference.of(rows, own)
             above = f"{difference}{', clearly' if difference.clear else ''}"
         ms = statistics.median(row["step_ms"] for row in rows.rows)
-        cells = [f"{rows.parameters:,}", title, f"`{method.knobs}`" if method.settings else "", f"{rows.accuracy:.3f}"]
-        cells += [f"{each.min():.3f} – {each.max():.3f}", f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
-        lines.append("| " + " | ".join([*cells, above]) + " |")
-    return "\n".join(lines)
+        cells = [
+            f"{rows.parameters:,}",
+            method.title,
+            f"`{method.knobs}`" if method.settings else "",
+            f"{rows.accuracy:.3f}",
+        ]
+        cells += [rows.spread, f"{rows.rows[0]['bytes']:,}", f"{ms:.0f}", f"{rows.rate:g}"]
+        lines.append([*cells, above])
+    return pages.table([*columns, "<over our front"], lines)
 
 
 def at_budgets(found: list[Rows]) -> str:
     """In Markdown: for some budgets, our front with its knobs, and the best peer with at most that many parameters."""
     chosen = front(found)
-    lines = ["| at most | ours | knobs | test accuracy | best peer | test accuracy | ours over it |"]
-    lines += ["|---:|---|---|---:|---|---:|---|"]
+    lines = []
     for budget in BUDGETS:
-        own = rival_on(chosen, budget)
+        own = at_most(chosen, budget)
         peers = [rows for rows in found if not rows.method.ours and rows.parameters <= budget]
         if own is None or not peers:
             continue
         peer = max(peers, key=lambda rows: rows.accuracy)
         cells = [f"{budget:,}", _named(own), f"`{own.method.knobs}`", f"{own.accuracy:.3f}"]
         cells += [f"{peer.method.library} {_named(peer)}", f"{peer.accuracy:.3f}", str(Difference.of(own, peer))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    columns = ("at most", "<ours", "<knobs", "test accuracy", "<best peer", "test accuracy", "<ours over it")
+    return pages.table(columns, lines)
 
 
 def above_the_front(found: list[Rows]) -> str:
@@ -140,7 +147,7 @@ def above_the_front(found: list[Rows]) -> str:
     peers = [r for r in found if not r.method.ours and RANGE[0] <= r.parameters <= RANGE[1]]
     above = []
     for rows in peers:
-        own = rival_on(chosen, rows.parameters)
+        own = at_most(chosen, rows.parameters)
         if own is not None and (difference := Difference.of(rows, own)).clear:
             above.append(f"{rows.method.library} {_named(rows)} ({difference} against {_named(own)})")
     them = f"the {len(peers)} peer settings with {RANGE[0]} to {RANGE[1]:,} parameters"
@@ -190,9 +197,8 @@ def beside_lora(claims: Claims) -> str:
 
 
 def _beside(rows: Rows, fewer: str, title: str, beside: str) -> str:
-    each = rows.right.mean(1)
     cells = [f"{rows.parameters:,}", fewer, title, f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
-    return "| " + " | ".join([*cells, f"{each.min():.3f} – {each.max():.3f}", beside]) + " |"
+    return "| " + " | ".join([*cells, rows.spread, beside]) + " |"
 
 
 def summary(found: list[Rows], claims: Claims) -> str:
@@ -214,14 +220,14 @@ def summary(found: list[Rows], claims: Claims) -> str:
 def ablated(changed: list[Rows]) -> str:
     """In Markdown: one of ours, and the effect of each change."""
     base, *others = changed
-    lines = [f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}.", ""]
-    lines += ["| changed | parameters | test accuracy | difference | rate |", "|---|---:|---:|---|---:|"]
+    said = f"`{base.method.knobs}`: {base.parameters:,} parameters, {base.accuracy:.3f} at rate {base.rate:g}."
+    lines = []
     for rows in others:
         new = {key: value for key, value in rows.method.settings.items() if base.method.settings.get(key) != value}
         clear = ", clearly" if abs(difference := Difference.of(rows, base)).clear else ""
         cells = [f"{rows.parameters:,}", f"{rows.accuracy:.3f}", f"{difference}{clear}", f"{rows.rate:g}"]
-        lines.append(f"| `{rows.method._replace(settings=new).knobs}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"`{rows.method._replace(settings=new).knobs}`", *cells])
+    return f"{said}\n\n{pages.table(('<changed', 'parameters', 'test accuracy', '<difference', 'rate'), lines)}"
 
 
 def _named(rows: Rows) -> str:
@@ -230,17 +236,15 @@ def _named(rows: Rows) -> str:
 
 def draw(found: list[Rows]) -> None:
     """Accuracy against parameters: ours as points with their front, one line per peer method, bars over the seeds."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
     from matplotlib.ticker import LogLocator, NullLocator
 
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = canvas(10, 6)
     axes = figure.subplots()
     peers = sorted({(rows.method.library, rows.method.name) for rows in found if not rows.method.ours})
     for number, (library, name) in enumerate(peers):
         own = [rows for rows in found if (rows.method.library, rows.method.name) == (library, name)]
-        _points(axes, own, f"{library} {name}", fmt="s-" if number % 2 else "^-", color=mpl.colormaps["tab20"](number))
+        _points(axes, own, f"{library} {name}", fmt="s-" if number % 2 else "^-", color=colormaps["tab20"](number))
     _points(axes, [rows for rows in found if rows.method.ours], "superlora", fmt="o", color=OURS)
     chosen = front(found)
     at, reached = [rows.parameters for rows in chosen], [rows.accuracy for rows in chosen]
@@ -253,7 +257,7 @@ def draw(found: list[Rows]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower right", ncols=2)
     names = [(rows.parameters, rows.accuracy, rows.method.name) for rows in chosen]
     name_points(axes, names, avoid=[(rows.parameters, rows.accuracy) for rows in found], fontsize=7, color=OURS)
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def _points(axes: Any, own: list[Rows], label: str, *, fmt: str, color: Any) -> None:

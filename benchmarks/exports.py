@@ -12,7 +12,7 @@ import tempfile
 from operator import itemgetter
 from pathlib import Path
 
-from pages import DOCS, ROOT, Places, fill
+from pages import DOCS, ROOT, Places, fill, table
 from recorded import Records, Row
 
 sys.path.insert(0, str(ROOT))
@@ -21,15 +21,13 @@ EXACT = 1e-5  # an error of rounding
 NAMES = {"StableDiffusion": "SD 1.5", "StableDiffusionXL": "SDXL", "StableDiffusion3": "SD3", "Flux": "FLUX.1"}
 
 
-def table(rows: list[Row]) -> str:
+def loaded(rows: list[Row]) -> str:
     """Markdown."""
     columns = list(rows[0]["cells"])
-    heads = [f"`{form}`, {loader}" for form, loader in (column.split() for column in columns)]
-    lines = [f"| {' | '.join(['variant', 'base', *heads])} |", "|---" * (len(columns) + 2) + "|"]
-    for row in rows:
-        cells = [cell(row["cells"][column]) for column in columns]
-        lines.append(f"| {' | '.join([row['variant'], NAMES[row['family']], *cells])} |")
-    return "\n".join(lines)
+    heads = [f"<`{form}`, {loader}" for form, loader in (column.split() for column in columns)]
+    errors = ([cell(row["cells"][column]) for column in columns] for row in rows)
+    lines = ([row["variant"], NAMES[row["family"]], *cells] for row, cells in zip(rows, errors, strict=True))
+    return table(["<variant", "<base", *heads], lines)
 
 
 def cell(found: float | str) -> str:
@@ -41,18 +39,17 @@ def cell(found: float | str) -> str:
 
 def places() -> Places:
     """The generated part of the docs."""
-    return {(DOCS / "exporting.md", "loaded"): table(RECORDS.rows())}
+    return {(DOCS / "exporting.md", "loaded"): loaded(RECORDS.rows())}
 
 
 def main() -> None:
     """Run, record and fill in the page."""
     from tests.peers.exporting import VARIANTS, cells
-    from tests.pipelines import FAMILIES
 
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
-            for family in FAMILIES:
+            for family in NAMES:
                 rows.append({"variant": variant, "family": family, "cells": cells(variant, family, Path(folder))})
                 print(rows[-1], flush=True)
     RECORDS.write(rows)

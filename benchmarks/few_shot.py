@@ -15,15 +15,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from attaching import Data, adapted, digits, split_qkv, start_from
+from methods import Method
 from recorded import Records, Row, key_of
-from rivals import Method, adapted, split_qkv, start_from
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -86,7 +87,7 @@ class Ready:
     """A base with a new head, and images and labels of every split."""
 
     model: nn.Module
-    splits: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    splits: Data
 
 
 @cache
@@ -129,24 +130,15 @@ def _vit_s(where: Where) -> Ready:
 
 
 def _digits(base: str, where: Where) -> Ready:
-    from superlora_cli.data.source import Look
-    from superlora_cli.data.splits import load_splits
     from superlora_cli.models.build import build
-    from superlora_cli.recipe.schema import DataSection, ModelSection
+    from superlora_cli.recipe.schema import ModelSection
 
     section = ModelSection(name="glyphs_vit")
     if base in ARCHITECTURES:
         kwargs, file = {"img_size": 16, "patch_size": 4, "depth": 6}, Path(where.bases, base, "model.safetensors")
         section = ModelSection(name=ARCHITECTURES[base], checkpoint=str(file), kwargs=kwargs)
     made = build(section, classes=10)
-    look = Look(made.image_size, made.mean, made.std)
-    found = load_splits(DataSection(name="digits", augment="none"), look, seed=0)
-    ready = Ready(made.model)
-    for split in ("train", "validation", "test"):
-        images: Any = found.named(split)
-        pairs = [images[i] for i in range(len(images))]
-        ready.splits[split] = torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
-    return ready
+    return Ready(made.model, digits(made))
 
 
 def train(run: Run, where: Where) -> Row:

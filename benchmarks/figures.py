@@ -20,7 +20,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import pages
-from labels import Point, name_points
+from pictures import Point, canvas, name_points, save
 from recorded import Records, Row
 
 RECORDS, SWEEPS = Records("figures.jsonl", itemgetter("figure")), pages.ROOT / "runs" / "sweeps"
@@ -100,14 +100,11 @@ def table(figure: Figure, rows: Sequence[Row]) -> str:
 
 def draw(figure: Figure, rows: Sequence[Row]) -> None:
     """The first two columns against parameters, one line per series, each point labelled with the knobs that vary."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    mpl.rcParams["svg.hashsalt"] = "superlora"
     shown = list(figure.columns.items())[:2]
-    canvas = Canvas(figsize=(5.5 * len(shown), 4), layout="constrained")
-    for axes, (column, title) in zip(canvas.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    picture = canvas(5.5 * len(shown), 4)
+    for axes, (column, title) in zip(picture.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         names: list[Point] = []
         for series in dict.fromkeys(map(series_of, rows)):
             own = sorted((row for row in rows if series_of(row) == series), key=lambda row: row["parameters"])
@@ -122,9 +119,9 @@ def draw(figure: Figure, rows: Sequence[Row]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.2)
         name_points(axes, names, fontsize=6, color="#555")
-    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=7, ncols=2)
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=7, ncols=2)
     PICTURES.mkdir(exist_ok=True)
-    canvas.savefig(PICTURES / f"{figure.name}.svg", metadata={"Date": None})
+    save(picture, PICTURES / f"{figure.name}.svg")
 
 
 def places() -> pages.Places:

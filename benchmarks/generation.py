@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pages
+from pictures import sheets
 from PIL import Image
 from recorded import Records, Row
 from rich.console import Console
@@ -42,7 +43,7 @@ SAMPLING: dict[str, Any] = {"num": 300, "sampler": "dpm++"}
 GUIDANCE, WEAKER = 3.0, 1.8  # of the table; and the default, looked at with one seed
 QUIET = Console(file=io.StringIO())
 SHOWN = (BASE, "digits_unet_lorta5d", "digits_unet_lorta3d", "digits_unet_lora", "digits_unet_dense")
-ACROSS, SCALE = 4, 3  # images of a class in the picture, and how often a pixel is repeated
+ACROSS = 4  # images of a class in the picture
 COLUMNS = {"loss": "noise loss", "fid": "FID", "kid": "KID", "is_l1": "IS-l1", "msid": "MSID", "precision": "precision",
            "recall": "recall", "class_accuracy": "class accuracy"}  # fmt: skip
 
@@ -59,10 +60,10 @@ def digest(name: str) -> str:
     return hashlib.sha256(weights + recipe.encode()).hexdigest()[:12]
 
 
-def load() -> list[Row]:
+def current() -> list[Row]:
     """The results on record for the current recipes and base."""
-    current = {name: digest(name) for name in names()}
-    return [row for row in RECORDS.rows() if current.get(row["name"]) == row["digest"] and row["guidance"] == GUIDANCE]
+    digests = {name: digest(name) for name in names()}
+    return [row for row in RECORDS.rows() if digests.get(row["name"]) == row["digest"] and row["guidance"] == GUIDANCE]
 
 
 def folder_of(name: str, seed: int) -> Path:
@@ -139,29 +140,20 @@ def table(found: list[Row]) -> str:
 
 def draw(found: list[Row]) -> None:
     """The images of seed 0 side by side: a row per class, four across for every setting."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["savefig.dpi"] = 110
-    rows = {row["name"]: row for row in found}
-    figure = Figure(figsize=(13, 7.2), layout="constrained")
-    panels = figure.subplots(1, len(SHOWN))
-    for panel, name in zip(panels, SHOWN, strict=True):
+    rows, panels = {row["name"]: row for row in found}, {}
+    for name in SHOWN:
         files = sorted((folder_of(name, SEEDS[0]) / "samples" / "images").glob("0*.png"))[: 10 * ACROSS]
-        cells = np.stack([np.asarray(Image.open(file)) for file in files])  # image i is of class i modulo 10
-        cells = cells.reshape(ACROSS, 10, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)  # (10, S, ACROSS, S, 3)
-        sheet = cells.reshape(10 * cells.shape[1], -1, 3).repeat(SCALE, 0).repeat(SCALE, 1)
-        panel.imshow(sheet, interpolation="nearest")
+        images = np.stack([np.asarray(Image.open(file)) for file in files])  # image i is of class i modulo 10
         label = "unadapted" if name == BASE else name.removeprefix("digits_unet_")
         mean, _, _ = rows[name]["fid"]
-        panel.set_title(f"{label}\n{rows[name]['parameters']:,} parameters\nFID {mean:.3g}", fontsize=11)
-        panel.set_axis_off()
-    figure.savefig(PICTURE, metadata={"Software": None}, bbox_inches="tight")
+        title = f"{label}\n{rows[name]['parameters']:,} parameters\nFID {mean:.3g}"
+        panels[title] = images.reshape(ACROSS, 10, *images.shape[1:]).swapaxes(0, 1)
+    sheets(panels, PICTURE)
 
 
 def places() -> pages.Places:
     """The generated parts of the page."""
-    return {(PAGE, "results"): table(summaries(load())).removesuffix("\n")}
+    return {(PAGE, "results"): table(summaries(current())).removesuffix("\n")}
 
 
 def main() -> None:
@@ -177,7 +169,7 @@ def main() -> None:
             if known and (seed != SEEDS[0] or name not in SHOWN or (folder_of(name, seed) / "samples").is_dir()):
                 continue
             RECORDS.add(work(name, seed))
-    found = summaries(load())
+    found = summaries(current())
     if set(SHOWN) <= {row["name"] for row in found}:
         draw(found)
     pages.fill(places())

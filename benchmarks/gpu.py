@@ -21,7 +21,7 @@ from operator import itemgetter
 import pages
 import torch
 from recorded import Records
-from speed import Benchmark, Found, markdown, steps
+from speed import Benchmark, Found, steps
 from timing import device_called, setting
 
 RECORDS = Records("gpu.jsonl", itemgetter("benchmark"))
@@ -33,7 +33,7 @@ def transforms(found: Found) -> str:
     lengths = found["bits"]
     columns = list(next(iter(lengths.values())))
     rows = [[f"2^{bits}", *(f"{runs[name]['ms']:.3g}" for name in columns)] for bits, runs in lengths.items()]
-    return markdown(["<length", *(f"{name}, ms" for name in columns)], rows)
+    return pages.table(["<length", *(f"{name}, ms" for name in columns)], rows)
 
 
 OURS = "lora,lora-qkv,lokr,lorta3d,lorta3d-linear"
@@ -76,7 +76,7 @@ def estimates(found: Found) -> str:
     for name, of in found.items():
         estimated, held = of["estimated"], of["held"]
         rows.append([f"`{name}`", f"{estimated / GIB:.2f}", f"{held / GIB:.2f}", f"{held / estimated:.3f}"])
-    return markdown(["<adapter", "estimated, GiB", "held, GiB", "held ÷ estimated"], rows)
+    return pages.table(["<adapter", "estimated, GiB", "held, GiB", "held ÷ estimated"], rows)
 
 
 def shown(name: str, found: Found) -> str:

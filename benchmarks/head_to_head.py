@@ -33,9 +33,10 @@ from typing import Any
 import evidence
 import pages
 import torch
+from attaching import adapted, base_and_data, start_from
 from evidence import LORA, Claims, Rows, draw, finalists
+from methods import Method, ablations, comparison, further, newer
 from recorded import Records, Row, key_of, processes
-from rivals import Method, ablations, adapted, base_and_data, further, methods, newer, start_from
 from torch.nn import functional
 
 RECORDS = Records("head_to_head.jsonl", itemgetter("run"))
@@ -50,7 +51,7 @@ _task: list[Any] = []  # of this process: base and data
 
 
 PARTS = {
-    "comparison": list(methods()),
+    "comparison": list(comparison()),
     "further": list(further()),
     "ablations": list(chain(*ablations())),
     "newer": list(chain(*newer())),

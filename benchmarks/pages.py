@@ -1,7 +1,8 @@
-"""The places of a documentation page that benchmarks fill: from a line `<!-- name -->` to `<!-- name end -->`."""
+"""Tables, and the places of a page that benchmarks fill: from a line `<!-- name -->` to `<!-- name end -->`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,14 @@ def fill(places: Places) -> None:
     for (page, name), text in places.items():
         before, _, after = _parts(page, name)
         page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """In Markdown; columns whose name begins with < are text, the others numbers."""
+    columns = list(columns)
+    rule = "|".join("---" if name.startswith("<") else "---:" for name in columns)
+    lines = ["| " + " | ".join(name.removeprefix("<") for name in columns) + " |", f"|{rule}|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
 
 
 def _parts(page: Path, name: str) -> tuple[str, str, str]:

@@ -64,7 +64,7 @@ def digest(setting: str, rate: float | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def recorded(setting: str, rate: float | None, find: Callable[[], Row]) -> Row:
+def result(setting: str, rate: float | None, find: Callable[[], Row]) -> Row:
     """The result on record; if there is none, the one that is found now."""
     own = digest(setting, rate)
     if (row := RECORDS.known().get(own)) is None:
@@ -78,7 +78,7 @@ def proposed(setting: str) -> float:
     def find() -> Row:
         return {"blown_up": find_rate(recipe(setting, 1.0), Console(file=io.StringIO()))["curve"][-1][0]}
 
-    return rates.proposal(recorded(setting, None, find)["blown_up"])
+    return rates.proposal(result(setting, None, find)["blown_up"])
 
 
 def accuracy(setting: str, rate: float) -> float:
@@ -93,7 +93,7 @@ def accuracy(setting: str, rate: float) -> float:
             return {"rate": rate, "accuracy": 0.0, "error": str(error)}
         return {"rate": rate, "accuracy": found["metrics"]["accuracy"]}
 
-    return float(recorded(setting, rate, find)["accuracy"])
+    return float(result(setting, rate, find)["accuracy"])
 
 
 def run(setting: str) -> None:

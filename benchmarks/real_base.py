@@ -20,8 +20,9 @@ import few_shot
 import pages
 from evidence import Difference, Rows
 from few_shot import RECORDS, SEEDS, Run, make, share
+from methods import OURS, Method, changed
+from pictures import canvas, save
 from recorded import Row, processes
-from rivals import OURS, Method, changed
 from transfer import SCALED, VARIANTS, projected
 
 DEFAULT, FEW = 0.03, (0, 1, 2)  # rate and seeds of what is compared at one rate
@@ -130,38 +131,41 @@ def finished() -> list[Rows]:
     """Those methods whose best rate is known, with the seeds that are on record, from the first."""
     known, found = RECORDS.known(), []
     for method in methods():
-        rate = best_rate(method, known)
-        if rate is None:
+        if (rate := best_rate(method, known)) is None:
             continue
-        rows = [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]
-        said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
-        found.append(Rows(method, rate, said))
+        found.append(_rows(method, rate, [row for seed in SEEDS if (row := known.get(run(method, rate, seed).key))]))
     return found
+
+
+def _rows(method: Method, rate: float, own: list[Row]) -> Rows:
+    return Rows(method, rate, [{**row, "right": row["test"], "validation": share(row["validation"])} for row in own])
+
+
+def references(found: list[Rows]) -> list[Rows | None]:
+    """LoRA of rank 1 and the probe, with which all others are compared."""
+    return [next((rows for rows in found if rows.method == method), None) for method in (LORA, PROBE)]
 
 
 def table(found: list[Rows]) -> str:
     """In Markdown, by number of parameters; beside LoRA of rank 1 and the probe, paired over seeds and test images."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    titles = ["adapter", "head", "method", "settings", "seeds", "validation", "test accuracy", "least – most", "rate"]
-    lines = ["| " + " | ".join([*titles, "over the probe", "over LoRA r 1"]) + " |"]
-    lines.append("|---:|---:|---|---|---:|---:|---:|---|---:|---|---|")
+    lora, probe = references(found)
+    columns = ("adapter", "head", "<method", "<settings", "seeds", "validation", "test accuracy", "<least – most")
+    lines = []
     for rows in sorted(found, key=lambda rows: (rows.parameters, -rows.accuracy)):
-        method, each = rows.method, rows.right.mean(1)
-        title = f"**{method.name}**" if method.ours else f"{method.library} {method.name}"
-        cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", title]
+        method = rows.method
+        cells = [f"{rows.parameters:,}", f"{rows.rows[0]['head']:,}", method.title]
         cells += [f"`{method.knobs}`" if method.settings else "", str(len(rows.rows))]
         cells += [f"{rows.validation:.3f}", f"{rows.accuracy:.3f}"]
-        cells += [f"{each.min():.3f} – {each.max():.3f}", "" if method == PROBE else f"{rows.rate:g}"]
-        for other in (beside.get(PROBE.name), beside.get(LORA.name)):
+        cells += [rows.spread, "" if method == PROBE else f"{rows.rate:g}"]
+        for other in (probe, lora):
             cells.append(str(Difference.of(rows, other)) if other and other is not rows else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return pages.table([*columns, "rate", "<over the probe", "<over LoRA r 1"], lines)
 
 
 def claim(found: list[Rows]) -> str:
     """How many numbers reach LoRA's accuracy, in words."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
+    lora, probe = references(found)
     if not lora or not probe:
         return ""
     said = [
@@ -188,8 +192,7 @@ def claim(found: list[Rows]) -> str:
 
 def first(found: list[Rows]) -> str:
     """The claim in one sentence, for README."""
-    beside = {rows.method.name: rows for rows in found if rows.method in (LORA, PROBE)}
-    lora, probe = beside.get(LORA.name), beside.get(PROBE.name)
+    lora, probe = references(found)
     if not (lora and probe):
         return ""
     best = []
@@ -209,27 +212,22 @@ def first(found: list[Rows]) -> str:
 
 def changes() -> str:
     """Every setting of `newer` beside its plain one, paired over seeds and test images, in Markdown."""
-    known = RECORDS.known()
-    lines = ["| adapter | settings | validation | test accuracy | change |", "|---:|---|---:|---:|---|"]
+    known, lines = RECORDS.known(), []
     for group in newer():
         found = []
         for method in group:
-            rows = [known[run(method, DEFAULT, seed).key] for seed in FEW]
-            said = [{**row, "right": row["test"], "validation": share(row["validation"])} for row in rows]
-            found.append(one := Rows(method, DEFAULT, said))
+            found.append(one := _rows(method, DEFAULT, [known[run(method, DEFAULT, seed).key] for seed in FEW]))
             change = "" if one is found[0] else str(Difference.of(one, found[0]))
             knobs, scores = f"`{one.method.knobs}`", [f"{one.validation:.3f}", f"{one.accuracy:.3f}"]
-            lines.append("| " + " | ".join([f"{one.parameters:,}", knobs, *scores, change]) + " |")
-    return "\n".join(lines)
+            lines.append([f"{one.parameters:,}", knobs, *scores, change])
+    return pages.table(("adapter", "<settings", "validation", "test accuracy", "<change"), lines)
 
 
 def draw(found: list[Rows]) -> None:
     """Accuracy against the adapter's parameters, the probe as a line; bars from the worst to the best seed."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    mpl.rcParams["svg.hashsalt"] = "superlora"
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = canvas(8, 4.8)
     axes = figure.subplots()
     for rows in found:
         if rows.method == PROBE:
@@ -242,11 +240,11 @@ def draw(found: list[Rows]) -> None:
         look = {"fmt": "o-", "lw": 1.0} if ours else {"fmt": "s--", "lw": 0.8}
         label = name if ours else f"{own[0].method.library} {name}"
         axes.errorbar([rows.parameters for rows in own], [e.mean() for e in each], spread, ms=5, label=label,
-                      color=mpl.colormaps["tab20"](number), **look)  # fmt: skip
+                      color=colormaps["tab20"](number), **look)  # fmt: skip
     axes.set(xscale="log", xlabel="trained parameters beside the head", ylabel="test accuracy, mean of the seeds")
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def places() -> pages.Places:

@@ -20,8 +20,9 @@ from typing import Any
 import pages
 from recorded import Records, Row
 
+from superlora_cli.reporting.nearness import MEASURES
+
 RECORDS = Records("report.jsonl", itemgetter("method", "configuration"))
-MEASURES = {"left": "d_L", "right": "d_R", "distance": "d_E"}
 WIDTH = 64  # of the adapted weights, on both sides
 SEEDS = (0, 1)
 CLASSIFIERS: dict[str, list[str]] = {

@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,14 +58,6 @@ class Benchmark(NamedTuple):
         return found
 
 
-def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; columns whose name begins with < are text, the others numbers."""
-    columns = list(columns)
-    rule = "|".join("---" if name.startswith("<") else "---:" for name in columns)
-    lines = ["| " + " | ".join(name.removeprefix("<") for name in columns) + " |", f"|{rule}|"]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
-
-
 def between(found: dict[str, float], digits: int = 2) -> str:
     """A median with its quartiles."""
     return f"{found['median']:.{digits}f} ({found['low']:.{digits}f}–{found['high']:.{digits}f})"
@@ -82,7 +74,7 @@ def steps(found: Found) -> str:
     columns = ("<variant", "<path", "trained", "images/s", "× frozen", "<quartiles", "× PEFT LoRA", "held, MiB")
     measured = [goal for goal in found["criteria"] if goal["found"]]
     said = "\n".join(f"- {goal['text']}: {between(goal['found'], 3)}, {goal['verdict']}" for goal in measured)
-    return markdown([*columns, "peak, MiB"], rows) + f"\n\nThe goals, by ratios within a round:\n\n{said}"
+    return pages.table([*columns, "peak, MiB"], rows) + f"\n\nThe goals, by ratios within a round:\n\n{said}"
 
 
 def projection(found: Found) -> str:
@@ -94,7 +86,7 @@ def projection(found: Found) -> str:
         rows.append([part, *ms, between(of, 3)])
     share = found["projection"]["share_of_estimated_step"]
     told = f"That is an estimated {share * 100:.1f} % of a step of 12 blocks at batch 128 on this machine."
-    return markdown(["<", "ours, ms", "plain, ms", "ratio"], rows) + f"\n\n{told}"
+    return pages.table(["<", "ours, ms", "plain, ms", "ratio"], rows) + f"\n\n{told}"
 
 
 def transforms(found: Found) -> str:
@@ -104,7 +96,7 @@ def transforms(found: Found) -> str:
         butterfly, ours = runs["butterfly"], runs["ours"]
         ms = [f"{run['ms']:,.3g}" for run in (butterfly, ours)]
         rows.append([f"2^{bits}", *ms, f"{ours['butterfly_over_it']:.1f}", f"{ours['of_clone']:.1f}"])
-    return markdown(["<length", "butterfly, ms", "ours, ms", "butterfly ÷ ours", "ours ÷ clone"], rows)
+    return pages.table(["<length", "butterfly, ms", "ours, ms", "butterfly ÷ ours", "ours ÷ clone"], rows)
 
 
 def startup(found: Found) -> str:
@@ -115,7 +107,7 @@ def startup(found: Found) -> str:
         for name, seconds in times.items()
         if name != found["baseline"]
     ]
-    return markdown(["<", "seconds", f"÷ `python -c '{found['baseline']}'`"], rows)
+    return pages.table(["<", "seconds", f"÷ `python -c '{found['baseline']}'`"], rows)
 
 
 def merging(found: Found) -> str:
@@ -130,7 +122,7 @@ def merging(found: Found) -> str:
         rows.append([f"`{kind}`", *(f"{median:.2f}" for median in medians), over, memory])
     size = f"{found['bytes'] / 1e9:.2f} GB, {found['elements'] / 1e6:.0f} M elements, {found['params']:,} parameters:"
     columns = ["<", "seconds", "whole process, s", "CPU seconds", "÷ `cp` and `sync`", "MB above idle"]
-    return f"{size}\n\n{markdown(columns, rows)}"
+    return f"{size}\n\n{pages.table(columns, rows)}"
 
 
 def loop(found: Found) -> str:
@@ -149,7 +141,7 @@ def pipelines(found: Found) -> str:
     for batch, times in found["seconds"].items():
         ours, plain = (f"{Spread.of(seconds).median / CHUNK * 1e3:.1f}" for seconds in times.values())
         rows.append([batch, ours, plain, between(found["criteria"][batch]["found"], 3)])
-    return markdown(["images a step", "ours, ms", "diffusers and PEFT, ms", "ratio"], rows)
+    return pages.table(["images a step", "ours, ms", "diffusers and PEFT, ms", "ratio"], rows)
 
 
 LINEAR = '{"order": 3, "rank": 4, "groups": 12, "projection": "linear", "ratio": 0.1}'

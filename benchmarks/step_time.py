@@ -32,6 +32,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import projection_time
 import timm
 import torch
 from rich.console import Console
@@ -40,10 +41,8 @@ from timing import Criterion, Run, Spread, Times, device_called, held_bytes, int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from superlora_cli.adapter import naive, projections
 from superlora_cli.adapter.attach import attach
 from superlora_cli.adapter.config import AdapterConfig
-from superlora_cli.adapter.prng import random_state
 from superlora_cli.models.targets import expand
 
 QV, QKV = ("q", "v"), ("blocks.*.attn.qkv",)
@@ -79,8 +78,6 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "peft-randlora": ("RandLoraConfig", {}),
 }
 BASES = ("frozen", "peft-lora")
-Figures = dict[str, Any]  # for JSON
-VIT_BASE_QV = 24 * 768 * 768  # 14,155,776 elements
 
 
 @dataclass
@@ -188,69 +185,6 @@ def criteria(variants: dict[str, Variant], times: Times) -> list[Criterion]:
     return found
 
 
-def plain_linear(size: projections.Size, device: torch.device) -> projections.Project:
-    """F of `linear`, written literally as Eq. 4: both transforms of full length, an int64 gather, torch's gradient."""
-
-    def draw(role: str) -> Any:
-        return random_state(0, "projection", role, size.n_in, size.n_out)
-
-    full = 2**size.bits
-    gauss = torch.from_numpy(draw("gauss").standard_normal(full)).to(device, torch.float32)
-    order = torch.from_numpy(draw("permutation").permutation(full)).to(device)
-    signs = torch.from_numpy(draw("last").randint(0, 2, size.n_out) * 2.0 - 1.0).to(device, torch.float32)
-
-    def project(x: Tensor) -> Tensor:
-        mixed = naive.butterfly(functional.pad(x, (0, full - size.n_in))) * gauss  # (1, 2^N)
-        output = naive.butterfly(mixed.index_select(-1, order))[..., : size.n_out] * signs
-        return output * (full / size.n_in) ** 0.5
-
-    return project
-
-
-def measure_projection(elements: int, rounds: int, device: torch.device) -> tuple[Times, dict[str, int], float]:
-    """Seconds of F forward, and forward and backward, ours and plain; peak bytes; their largest difference."""
-    size = projections.Size(-(-elements // 10), elements)
-    x = torch.randn(1, size.n_in, device=device, requires_grad=True)
-    grad = torch.randn(1, elements, device=device)
-    ours = projections.build("linear", size, 0, device=device, dtype=torch.float32)
-    both = {"ours": ours, "plain": plain_linear(size, device)}
-
-    def forward(project: projections.Project) -> Tensor:
-        with torch.no_grad():
-            return project(x)
-
-    def there_and_back(project: projections.Project) -> Tensor:
-        return torch.autograd.grad(project(x), x, grad)[0]
-
-    difference = 0.0
-    for run in (forward, there_and_back):
-        difference = max(difference, (run(both["ours"]) - run(both["plain"])).abs().max().item())
-    runs = {f"{name}, forward": partial(forward, project) for name, project in both.items()}
-    whole = {f"{name}, forward and backward": partial(there_and_back, project) for name, project in both.items()}
-    peaks = {name: peak_bytes(run, device) for name, run in (runs | whole).items()}
-    return interleaved(runs | whole, rounds, device), peaks, difference
-
-
-def report_projection(asked: argparse.Namespace, frozen: float, device: torch.device) -> tuple[list[str], Figures]:
-    """Lines of text and numbers for JSON; `frozen` is the measured step of the backbone in seconds."""
-    times, peaks, difference = measure_projection(asked.elements, asked.repeats, device)
-    lines = [f"\nF of {asked.elements:,} elements, ρ = 0.1, float32 (largest difference {difference:.1e})"]
-    for name, values in times.items():
-        took = Spread.of(values)
-        figures = f"{1e3 * took.median:9.1f} ms ({1e3 * took.low:.1f}–{1e3 * took.high:.1f})"
-        lines.append(f"{figures}  peak {peaks[name] / 2**20:7.1f} MiB  {name}")
-    parts = {part: ratio(times, f"ours, {part}", f"plain, {part}") for part in ("forward", "forward and backward")}
-    lines += [str(Criterion(f"F ≤ 0.2 × plain F (aim 0.1), {part}", 0.2, found)) for part, found in parts.items()]
-    scale = 128 / asked.batch * 12 / asked.depth
-    share = Spread.of(times["ours, forward and backward"]).median / (frozen * scale)
-    lines.append(
-        f"our F, forward and backward, is {share:.1%} of a step of 12 blocks at batch 128, if that takes "
-        f"{scale:g} × the {1e3 * frozen:.0f} ms of `frozen` above: {frozen * scale:.1f} s, an estimate"
-    )
-    found = {"times": times, "peaks": peaks, "ratios": {part: asdict(one) for part, one in parts.items()}}
-    return lines, found | {"difference": difference, "share_of_estimated_step": share}
-
-
 def chosen(only: str | None) -> list[str]:
     """Names of the variants that `only` asks for, comma-separated patterns; the bases are always included."""
     names = [*BASES, *(name for name in PEERS if name not in BASES), *OURS]
@@ -273,7 +207,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the models")
     parser.add_argument("--only", metavar="NAME,...", help="these variants, * allowed; the two bases always run")
     parser.add_argument("--projection", action="store_true", help="F alone as well")
-    parser.add_argument("--elements", type=int, default=VIT_BASE_QV, help="of F's output (default %(default)s)")
+    parser.add_argument(
+        "--elements", type=int, default=projection_time.VIT_BASE_QV, help="of F's output (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     asked = parser.parse_args()
     names, device = chosen(asked.only), device_called(asked.device)
@@ -287,7 +223,7 @@ def main() -> None:
         table.add_column(column, no_wrap=True)
     for column in ("trained", "ms", "images/s", "× frozen", "quartiles", "× PEFT LoRA", "held MiB", "peak MiB"):
         table.add_column(column, justify="right", no_wrap=True)
-    rows: dict[str, Figures] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
         took, cost = Spread.of(times[name]), ratio(times, name, "frozen")
         peer = ratio(times, name, "peft-lora") if "peft-lora" in times else None
@@ -301,7 +237,7 @@ def main() -> None:
     found = criteria(variants, times)
     lines, projection = [str(one) for one in found], None
     if asked.projection:
-        more, projection = report_projection(asked, Spread.of(times["frozen"]).median, device)
+        more, projection = projection_time.report(asked, Spread.of(times["frozen"]).median, device)
         lines += more
     if asked.json:
         about = {"setting": setting(device), "asked": vars(asked), "variants": rows, "projection": projection}

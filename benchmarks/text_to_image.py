@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pages
 import torch
+from pictures import sheets
 from PIL import Image
 from recorded import Records, Row, key_of, processes
 from rich.console import Console
@@ -40,7 +41,7 @@ SEEDS = (0, 1, 2)
 BASE = "glyphs_text"
 SAMPLING: dict[str, Any] = {"num": 500, "guidance": 3.0, "steps": 20, "batch_size": 50}
 METRICS = ("fid", "kid", "class_accuracy")
-ACROSS, SCALE = 4, 3  # images of a digit in the picture, and how often a pixel is repeated
+ACROSS = 4  # images of a digit in the picture
 QUIET = Console(file=io.StringIO())
 
 
@@ -103,7 +104,7 @@ def work(job: Job) -> Row:
     return row | {"metrics": {name: found["metrics"][name] for name in METRICS}}
 
 
-def figures(known: Mapping[str, Row]) -> list[Row]:
+def summaries(known: Mapping[str, Row]) -> list[Row]:
     """A row for the base and for each recipe at its own rate: mean, least and most over the seeds."""
     found = []
     for name in (BASE, *recipes()):
@@ -146,26 +147,19 @@ def rates(known: Mapping[str, Row]) -> str:
 
 def draw(found: Sequence[Row]) -> None:
     """The images of seed 0 side by side: a row per digit, four across for every setting."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["savefig.dpi"] = 110
-    figure = Figure(figsize=(13, 7.2), layout="constrained")
-    for panel, row in zip(figure.subplots(1, len(found)), found, strict=True):
+    panels = {}
+    for row in found:
         folder = Job(row["name"], None, SEEDS[0]).folder / "samples"
         shown = json.loads((folder / "manifest.json").read_text())["images"]
         by_prompt: dict[str, list[str]] = {}
         for name, about in shown.items():
             by_prompt.setdefault(about["prompt"], []).append(name)
         order = sorted(by_prompt, key=lambda prompt: DIGITS.index(prompt.split()[-1]))
-        cells = np.stack([[np.asarray(Image.open(folder / "images" / name)) for name in by_prompt[prompt][:ACROSS]]
-                          for prompt in order]).transpose(0, 2, 1, 3, 4)  # fmt: skip
-        sheet = cells.reshape(len(order) * cells.shape[1], -1, 3).repeat(SCALE, 0).repeat(SCALE, 1)
-        panel.imshow(sheet, interpolation="nearest")
         label = "unadapted" if row["name"] == BASE else row["name"].removeprefix("digits_text_")
-        panel.set_title(f"{label}\n{row['parameters']:,} parameters\nFID {row['fid'][0]:.3g}", fontsize=11)
-        panel.set_axis_off()
-    figure.savefig(PICTURE, metadata={"Software": None}, bbox_inches="tight")
+        title = f"{label}\n{row['parameters']:,} parameters\nFID {row['fid'][0]:.3g}"
+        names = [by_prompt[prompt][:ACROSS] for prompt in order]
+        panels[title] = np.array([[np.asarray(Image.open(folder / "images" / name)) for name in row] for row in names])
+    sheets(panels, PICTURE)
 
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -175,7 +169,7 @@ def places() -> pages.Places:
     """The generated parts of the page."""
     known = RECORDS.known()
     before = next(row["loss_before"] for row in known.values() if row["name"] != BASE)
-    return {(PAGE, "digits"): table(figures(known), before), (PAGE, "rates"): rates(known)}
+    return {(PAGE, "digits"): table(summaries(known), before), (PAGE, "rates"): rates(known)}
 
 
 def main() -> None:
@@ -190,7 +184,7 @@ def main() -> None:
     if not asked.fill:
         with processes(asked.workers) as pool:
             RECORDS.make(work, {job.key: (job,) for job in jobs}, pool)
-    found = figures(RECORDS.known())
+    found = summaries(RECORDS.known())
     if all((Job(row["name"], None, SEEDS[0]).folder / "samples").is_dir() for row in found):
         draw(found)
     pages.fill(places())

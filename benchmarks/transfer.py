@@ -18,8 +18,8 @@ import few_shot
 import numpy as np
 import pages
 from few_shot import RECORDS, WORK, Run, make
+from methods import OURS, Method
 from recorded import Row, processes
-from rivals import OURS, Method
 
 from superlora_cli.adapter.config import RATE
 

@@ -87,7 +87,7 @@ class PausedRunError(InterruptedRunError):
     """Stopped after saving at the step up to which it was to train."""
 
 
-def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The hint for a misspelt name; None if no known name is similar.
 
     >>> did_you_mean("ordr", ["rank", "order"]), did_you_mean("adamw", ["Adam", "AdamW"])
@@ -97,5 +97,5 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str | None:
     """
     names = {name.lower(): name for name in known}
     longer = [name for name in names if len(word) > 2 and name.startswith(word.lower())]
-    near = longer[:count] or difflib.get_close_matches(word.lower(), names, n=count, cutoff=0.5)
-    return "did you mean " + " or ".join(f"'{names[name]}'" for name in near) + "?" if near else None
+    near = longer[:1] or difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean '{names[near[0]]}'?" if near else None

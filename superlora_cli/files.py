@@ -174,7 +174,7 @@ def check_output(path: Path, *, force: bool) -> None:
     """
     if not path.parent.is_dir():
         raise UsageError("no such folder", where=str(path.parent), hint="create it first")
-    if path.exists() and not force and not (path.is_dir() and not any(path.iterdir())):
+    if (path.exists() or path.is_symlink()) and not force and not (path.is_dir() and not any(path.iterdir())):
         raise _exists(path)
 
 
@@ -235,3 +235,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def json_text(content: Any) -> str:
     """A readable JSON document: indented, with sorted keys."""
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def canonical(content: Any) -> str:
+    """The shortest JSON document, with sorted keys: the same content is always the same text."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -10,7 +10,8 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -83,3 +84,36 @@ class LiveDisplay:
             return False
         self.spoken = time.monotonic()
         return True
+
+
+class LiveTable:
+    """A context manager that shows a table of many jobs on a terminal, and lines; with `quiet`, neither."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self.began: dict[str, float] = {}  # id → start time of the active jobs
+
+    def __enter__(self) -> Self:
+        self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=2, transient=True)
+        if not self.quiet and self.console.is_terminal:
+            self.live.start()
+        self.say(self.title())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def title(self) -> str:
+        """The first line."""
+        raise NotImplementedError
+
+    def table(self) -> RenderableType:
+        """What is shown now."""
+        raise NotImplementedError
+
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,6 @@ pass over memory, where a butterfly takes 20 passes.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,28 +75,3 @@ def block_sizes(bits: int) -> list[int]:
         return []
     count = -(-bits // LARGEST)
     return [bits // count + (i < bits % count) for i in range(count)]
-
-
-class _Transform(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return transform(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Nothing to save: the adjoint is the transform itself."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _Transform.apply(grads[0])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _Transform.apply(tangents[0])
-
-
-def fwht(x: Tensor) -> Tensor:
-    """`transform` with gradients of any order: it is its own backward."""
-    return _Transform.apply(x)

@@ -15,6 +15,7 @@ from typing import Any
 from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.adapter.standard import completed, differences
 from superlora_cli.errors import UsageError
+from superlora_cli.files import canonical
 from superlora_cli.kinds import ADAPTER_MARK, CHECKSUM
 
 FORMAT_VERSIONS = ("1", "2", "3", "4")  # 2: no factors, or `also` tensors; 4: knobs that format 3 does not know
@@ -41,18 +42,18 @@ class Header:
 
     def written(self) -> dict[str, str]:
         """The metadata of a safetensors file, without the checksum."""
-        beside = {**classes_metadata(self.classes), **({ORIGIN: _json(self.origin)} if self.origin else {})}
+        beside = {**classes_metadata(self.classes), **({ORIGIN: canonical(self.origin)} if self.origin else {})}
         if self.config.format_version in SLIM:
             return self._slim() | beside
         return {
             "format": "pt",
             ADAPTER_MARK: self.config.format_version,
             CONFIG: self.config.to_json(),
-            TARGETS: _json({"patterns": list(self.patterns), "sha256": self.targets_digest}),
-            BASE: _json(self.base),
+            TARGETS: canonical({"patterns": list(self.patterns), "sha256": self.targets_digest}),
+            BASE: canonical(self.base),
             "superlora.prng": GENERATOR,
-            RECIPE: _json(self.recipe),
-            METRICS: _json(self.metrics),
+            RECIPE: canonical(self.recipe),
+            METRICS: canonical(self.metrics),
             **beside,
         }
 
@@ -68,7 +69,7 @@ class Header:
             METRICS: {name: _rounded(value) for name, value in self.metrics.items()},
             SHAPES: self.shapes,
         }
-        used = {name: _json(content) for name, content in said.items() if content}
+        used = {name: canonical(content) for name, content in said.items() if content}
         return {ADAPTER_MARK: self.config.format_version, **used}
 
     @classmethod
@@ -184,7 +185,3 @@ def _text(found: Any) -> str:
     if not isinstance(found, str):
         raise TypeError(f"{found!r:.40} should be text")
     return found
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -95,6 +95,16 @@ def nearest(delta: Tensor, *, rank: int | None = None, energy: float | None = No
     return Approximation(update, norm, missed / norm if norm else 0.0)
 
 
+@torch.no_grad()
+def errors_of(made: Iterable[Tensor], wanted: Iterable[Tensor]) -> list[tuple[float, float]]:
+    """(norm of the wanted ΔW, relative error) of every ΔW made; the absolute error where that norm is 0."""
+    found = []
+    for one, goal in zip(made, wanted, strict=True):
+        norm, off = float(goal.norm()), float((one - goal).norm())
+        found.append((norm, off / norm if norm else off))
+    return found
+
+
 def whole_error(parts: Iterable[tuple[float, float]]) -> float:
     """Relative error over many weights, from the (norm, relative error) of each: √(Σ e²n² / Σ n²)."""
     pairs = [(norm * norm, error * error) for norm, error in parts]

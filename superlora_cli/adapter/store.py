@@ -7,7 +7,6 @@ bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from superlora_cli.adapter.quantized import as_stored, as_trained, pack, unpack
 from superlora_cli.adapter.shapes import Plan, number_bytes
 from superlora_cli.adapter.targets import Target
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import write_atomic
+from superlora_cli.files import canonical, write_atomic
 from superlora_cli.kinds import ADAPTER_MARK, MODEL_MARK, Kind
 from superlora_cli.weights import checksum
 from superlora_cli.weights.foreign import IMPORT, recognise
@@ -282,7 +281,7 @@ def check_factors(plan: Plan, stored: StoredAdapter, *, where: str) -> None:
 
 def digest_targets(targets: Sequence[Target]) -> str:
     """SHA-256 of the names, slices and shapes of the expanded targets."""
-    return hashlib.sha256(_json([[t.module, t.start, t.stop, list(t.shape)] for t in targets]).encode()).hexdigest()
+    return hashlib.sha256(canonical([[t.module, t.start, t.stop, list(t.shape)] for t in targets]).encode()).hexdigest()
 
 
 class BaseDigest:
@@ -364,7 +363,3 @@ def check_digest(found: tuple[str, str], stored: StoredAdapter, *, where: str, a
         where=where,
         hint=f"use the weights of {name}, or {ALLOW}",
     )
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))

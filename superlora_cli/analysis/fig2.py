@@ -8,7 +8,7 @@ from pathlib import Path
 from superlora_cli.adapter.config import AdapterConfig, Rank
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.targets import TargetShape
-from superlora_cli.analysis.pictures import picture_kind, save_picture
+from superlora_cli.analysis.pictures import columns, picture_kind, save_picture
 from superlora_cli.errors import UsageError
 
 ORDERS = (2, 3, 4, 5)
@@ -52,10 +52,10 @@ def draw(path: Path, targets: Sequence[TargetShape], *, groups: int, rank: int, 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for order in ORDERS:
-        left.plot(*_axes(against_rank(groups, order, core, targets)), label=f"order {order}")
-        right.plot(*_axes(against_width(order, rank, core)), label=f"order {order}")
+        left.plot(*columns(against_rank(groups, order, core, targets)), label=f"order {order}")
+        right.plot(*columns(against_width(order, rank, core)), label=f"order {order}")
     lora = ((r, AdapterConfig.from_knobs("lora", rank=r)) for r in RANKS)
-    left.plot(*_axes(curve(lora, targets)), "k--", label="LoRA, one per weight")
+    left.plot(*columns(curve(lora, targets)), "k--", label="LoRA, one per weight")
     elements = sum(target.elements for target in targets)
     left.axhline(elements, color="grey", linestyle=":", label="order 1 (dense)")
     right.plot(WIDTHS, [width**2 for width in WIDTHS], ":", color="grey", label="order 1 (dense)")
@@ -67,7 +67,3 @@ def draw(path: Path, targets: Sequence[TargetShape], *, groups: int, rank: int, 
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     save_picture(figure, path)
-
-
-def _axes(points: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    return [x for x, _ in points], [y for _, y in points]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from superlora_cli.adapter.header import Header, sealed
 from superlora_cli.adapter.shapes import Plan, number_bytes
+from superlora_cli.files import canonical
 from superlora_cli.kinds import CHECKSUM
 
 SHA256 = "0" * 64
@@ -56,9 +56,5 @@ def stored_bytes(
     for dtype, name, shape, size in sorted(tensors, key=lambda each: (ORDER.index(each[0]), each[1])):
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    length = len(_json(header))
+    length = len(canonical(header))
     return 8 + length + -length % 8 + at
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))

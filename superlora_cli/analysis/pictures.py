@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Number = TypeVar("Number", int, float)
+
+
+def columns(points: Iterable[tuple[int, Number]]) -> tuple[list[int], list[Number]]:
+    """All x and all y of some points (x, y)."""
+    pairs = list(points)
+    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def picture_kind(path: Path) -> str:

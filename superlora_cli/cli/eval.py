@@ -140,7 +140,7 @@ def _evaluate(result: Path, overrides: list[str], plot: Path | None, *, allow_mi
         return
     from superlora_cli.tasks import TASKS
 
-    called = "texts" if TASKS[found["task"]].reads else "images"
+    called = TASKS[found["task"]].elements
     rows = [
         ("base, data", f"{found['model']}, {found['data']} (test split)"),
         ("adapter parameters", f"{found['params']:,}"),

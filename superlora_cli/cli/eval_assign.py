@@ -20,12 +20,13 @@ def eval_assign(table: Path, adapters: Path | None, out: Path | None, given: Giv
     if adapters is None:
         raise UsageError("needs --adapters", where="--assign", hint="--adapters FOLDER, with NAME.safetensors or runs")
     file = out or table.with_name(f"{table.stem}-predictions.csv")
-    if file.exists() and "force" not in given.values:
+    force = "force" in given.values
+    if file.exists() and not force:
         raise UsageError("the file exists", where=str(file), hint="--force overwrites it; or choose another --out")
     with loading():
         from superlora_cli.commands.assign import assign
 
-    found = assign(table, adapters, file, words, force="force" in given.values)
+    found = assign(table, adapters, file, words, force=force)
     if as_json:
         print_json(found)
         return

@@ -22,7 +22,10 @@ def command(
     ] = None,
     tuned: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The fine-tuned weights: a safetensors file or a folder of shards."),
+        typer.Option(
+            metavar="FILE",
+            help="The fine-tuned weights: a safetensors file, or a folder of shards or of a pipeline.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The adapter file to write.")] = None,
     base: Annotated[

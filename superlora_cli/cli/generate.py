@@ -78,10 +78,8 @@ def command(
     if out is not None and not out.is_file():
         ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds
     with loading("torch and diffusers"):
-        from superlora_cli.commands.generate import generate, recipe_of_source
-        from superlora_cli.commands.generate_prompted import generate_prompted
-        from superlora_cli.commands.generate_text import generate_text
-        from superlora_cli.tasks import TASKS
+        from superlora_cli.commands.generate import recipe_of_source
+        from superlora_cli.commands.generators import generator_of
 
     given: dict[str, Any] = {"num": num, "classes": classes, "prompts": prompt, "prompts_file": prompts,
                              "negative": negative, "size": size, "scale": scale, "sampler": sampler, "steps": steps,
@@ -90,61 +88,18 @@ def command(
                              "allow_mismatch": allow_base_mismatch}  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     task = recipe_of_source(source, overrides or ()).task
-    prompted, reads = TASKS[task].prompted, TASKS[task].reads
     options.refuse_others(given, task)
-    if reads:
-        streams = not as_json and out is None
-        found = generate_text(source, overrides or (), out=out, **given, as_it_comes=_tell if streams else None)
-        _show_texts(found, as_json=as_json, out=out)
-        return
-    if out is None:
+    by = generator_of(task)
+    if out is None and by.to_folder:
         raise UsageError("missing", where="--out", hint="--out DIR, a folder for the images")
-    words = overrides or ()
-    if prompted:
-        done = generate_prompted(source, out, words, **given)
-    else:
-        done = generate(source, out, stderr_console(), words, **given)
+    told = {"tell": _tell} if out is None and not as_json else {}
+    done = by.generate(source, out, stderr_console(), overrides or (), **given, **told)
     if as_json:
         print_json(done)
-        return
-    print_pairs(f"wrote {done['images']}", _rows_of_prompts(done) if prompted else _rows_of_classes(done))
+    elif out is not None:
+        print_pairs(f"wrote {done.get('images', out)}", by.rows(done))
 
 
 def _tell(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _show_texts(found: dict[str, Any], *, as_json: bool, out: Path | None) -> None:
-    """Print completions: as JSON, or each after its prompt; a single one has been told as it came."""
-    completions = found["completions"]
-    if as_json:
-        print_json(found)
-    elif out is not None:
-        print_pairs(f"wrote {out}", [("completions", f"{len(completions):,}")])
-    elif len(completions) == 1:
-        _tell("\n")
-    else:
-        _tell("".join(f"{each['prompt']}{each['text']}\n" for each in completions))
-
-
-def _rows_of_classes(done: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("images", f"{done['num']:,} of {len(done['classes'])} classes, {done['seconds']:.0f} s"),
-        ("grid", done["grid"]),
-        ("model", done["model"]),
-        ("adapter parameters", f"{done['params']:,}"),
-        ("sampler", f"{done['sampler']}, {done['steps']} steps, guidance {done['guidance']:g}, seed {done['seed']}"),
-    ]
-
-
-def _rows_of_prompts(done: dict[str, Any]) -> list[tuple[str, str]]:
-    scales = "" if len(done["scales"]) == 1 else f" at {len(done['scales'])} scales"
-    prompts = "1 prompt" if len(done["prompts"]) == 1 else f"{len(done['prompts'])} prompts"
-    return [
-        ("images", f"{done['num']:,} of {prompts}{scales}, {done['seconds']:.0f} s"),
-        ("grid", done["grid"]),
-        ("model", done["model"]),
-        ("adapter parameters", f"{done['params']:,}"),
-        ("size, seed", f"{done['size'][0]} × {done['size'][1]}, {done['seed']}"),
-    ]

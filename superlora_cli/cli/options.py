@@ -40,11 +40,6 @@ Prompt = Annotated[
 Prompts = Annotated[Path | None, typer.Option(metavar="FILE", help="A text with one prompt per line.")]
 Negative = Annotated[str | None, typer.Option(metavar="TEXT", help="Text-to-image: what the images should not show.")]
 
-# Those of each kind of task, besides the common ones.
-FOR_CLASSES = ("num", "classes", "sampler", "steps", "guidance")
-FOR_PROMPTS = ("num", "prompts", "prompts_file", "negative", "size", "scale", "steps", "guidance")
-FOR_TEXT = ("prompts", "prompts_file", "max_tokens", "temperature")
-
 
 def refuse_others(given: Collection[str], task: str) -> None:
     """Refuse options of generating that only other tasks have.
@@ -52,11 +47,10 @@ def refuse_others(given: Collection[str], task: str) -> None:
     Raises:
         UsageError: one of them is given.
     """
-    from superlora_cli.tasks import TASKS
+    from superlora_cli.commands.generators import GENERATORS, generator_of
 
-    kind = TASKS[task]
-    own = FOR_TEXT if kind.reads else FOR_PROMPTS if kind.prompted else FOR_CLASSES
-    for name in (*FOR_CLASSES, *FOR_PROMPTS, *FOR_TEXT):
+    own = generator_of(task).options
+    for name in (name for each in GENERATORS.values() for name in each.options):
         if name in given and name not in own:
             where = "--" + {"prompts": "prompt", "prompts_file": "prompts"}.get(name, name).replace("_", "-")
             raise UsageError(f"does not apply to the task {task}", where=where, hint="leave it out")

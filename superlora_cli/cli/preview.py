@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from superlora_cli.cli import options
 from superlora_cli.cli.console import loading, print_json, print_pairs
-
-if TYPE_CHECKING:
-    from superlora_cli.recipe.schema import Recipe
 
 
 def command(
@@ -32,43 +29,32 @@ def command(
     These are the first of training, as the model sees them: images cropped, augmented and mixed, with labels; texts as
     they are cut into tokens, with what is learned of them. No weights are read.
     """
+    from superlora_cli.commands.previews import PREVIEWS
     from superlora_cli.errors import UsageError
     from superlora_cli.recipe.load import load_recipe
     from superlora_cli.tasks import TASKS
 
     loaded = load_recipe(recipe, overrides or ())
-    if TASKS[loaded.task].reads:
-        if out is not None:
-            raise UsageError("texts are printed", where=f"--out {out}", hint="leave it out; --json prints all of it")
-        _texts(loaded, count or 4, as_json=as_json)
-        return
-    out, count = out or Path("preview.png"), count or 32
-    if out.suffix.lower() != ".png":
-        raise UsageError("not a .png file", where=str(out), hint="--out preview.png")
-    if out.exists() and not force:
-        raise UsageError("the file exists", where=str(out), hint="--force overwrites it; or choose another --out")
+    name = TASKS[loaded.task].previews
+    if name is None:
+        message = f"does not show the images of the task {loaded.task}"
+        raise UsageError(message, where="superlora preview", hint="superlora train names the images that it leaves out")
+    by = PREVIEWS[name]
+    if by.file is None and out is not None:
+        raise UsageError("texts are printed", where=f"--out {out}", hint="leave it out; --json prints all of it")
+    place: dict[str, Any] = {}
+    if by.file is not None:
+        file = out or by.file
+        place = {"out": file, "force": force}
+        if file.suffix.lower() != ".png":
+            raise UsageError("not a .png file", where=str(file), hint="--out preview.png")
+        if file.exists() and not force:
+            raise UsageError("the file exists", where=str(file), hint="--force overwrites it; or choose another --out")
     with loading():
-        from superlora_cli.commands.preview import preview
-
-    found = preview(loaded, out, count=count, force=force)
+        preview = by.load()
+    found = preview(loaded, count=count or by.count, **place)
     if as_json:
         print_json(found)
         return
-    size = found["image_size"]
-    print_pairs(recipe, [("images", f"{found['num']}, of {size} × {size} pixels"), ("picture", found["grid"])])
-
-
-def _texts(recipe: Recipe, count: int, *, as_json: bool) -> None:
-    with loading("transformers"):
-        from superlora_cli.commands.preview_texts import preview_texts
-
-    found = preview_texts(recipe, count=count)
-    if as_json:
-        print_json(found)
-        return
-    for number, text in enumerate(found["texts"], 1):
-        title = f"text {number}: {text['tokens']:,} tokens, {text['learned']:,} learned"
-        rows = [("learned" if part["learned"] else "read", part["text"]) for part in text["parts"]]
-        print_pairs(title, [*rows, *([("label", text["label"])] if "label" in text else [])])
-    longest = ("tokens of a text", f"{found['length']:,} at most")
-    print_pairs("all texts", [longest, *(("note", note) for note in found["notes"])])
+    for title, rows in by.tables(found):
+        print_pairs(title, rows)

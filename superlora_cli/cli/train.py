@@ -13,6 +13,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.launch import launched, speaks
 
 if TYPE_CHECKING:
+    from superlora_cli.tasks.task import TaskKind
     from superlora_cli.training.run import RunFolder
 
 
@@ -42,19 +43,21 @@ def command(
     from superlora_cli.progress import doing
     from superlora_cli.recipe.defaults import recorded
     from superlora_cli.recipe.load import find_recipe, is_override, load_recipe
+    from superlora_cli.tasks import TASKS
 
     overrides = overrides or []
     if recipe and is_override(recipe):
         overrides, recipe = [recipe, *overrides], None
     file = find_recipe(recipe or _recipe_of(resume))
     loaded = load_recipe(file, overrides)
+    kind = TASKS[loaded.task]
     console = stderr_console()
     if dry_run:
         with doing(console, "loading torch and timm", quiet=quiet):
             from superlora_cli.commands import train as work
 
         summary = work.dry_run(loaded)
-        print_json(summary) if as_json else _show_plan(summary)
+        print_json(summary) if as_json else _show_plan(summary, kind)
         return
     elsewhere = resume not in (None, "auto")  # a run may have been moved from the folder that its recipe names
     wanted = out or (Path(loaded.output.dir) if loaded.output.dir and not elsewhere else None)
@@ -80,7 +83,7 @@ def command(
             loaded = load_recipe(file, overrides, defaults=recorded(folder.path))
         checkpoint = None if fresh else processes.on_main(lambda: checkpoint_to_resume(folder, console))
         result = work.train_run(loaded, folder, console, processes, resume=checkpoint, quiet=quiet)
-    print_json(result) if as_json else _show_result(result)
+    print_json(result) if as_json else _show_result(result, kind)
 
 
 def _recipe_of(resume: str | None) -> str:
@@ -122,11 +125,13 @@ def _folder(out: Path | None, name: str, resume: str | None, force: bool) -> tup
     return run, True
 
 
-def _show_result(result: dict[str, Any]) -> None:
+def _show_result(result: dict[str, Any], kind: TaskKind) -> None:
     metrics, params = result["metrics"], result["params"]
-    called, unit = ("texts", "tokens") if "texts" in result else ("images", "images")
-    counts, speed = result[called], result[f"{unit}_per_second"]
-    measure = next(name for name in ("exact_match", "accuracy", "map", "loss") if name in metrics)
+    called, per_second = kind.elements, "_per_second"
+    counts = result[called]
+    unit = next(key for key in result if key.endswith(per_second)).removesuffix(per_second)
+    speed = result[unit + per_second]
+    measure = next(name for name in metrics if f"val_{name}" in metrics)
     rows = []
     if f"{measure}_before" in metrics:
         rows.append((f"test {measure} before", f"{metrics[f'{measure}_before']:.4f}"))
@@ -154,7 +159,7 @@ def _show_result(result: dict[str, Any]) -> None:
     print_pairs(result["run"], rows)
 
 
-def _show_plan(summary: dict[str, Any]) -> None:
+def _show_plan(summary: dict[str, Any], kind: TaskKind) -> None:
     params = summary["params"]
     rows = [("model", summary["model"]), ("base parameters", f"{params['base']:,}")]
     if "targets" in summary:
@@ -179,8 +184,7 @@ def _show_plan(summary: dict[str, Any]) -> None:
     if "epochs" in summary:
         rows.append(("epochs", f"{summary['epochs']:,}"))
     else:
-        seen = "sequences" if "sequences" in summary else "images"
-        rows.append(("steps", f"{summary['steps']:,} ({summary[seen]:,} {seen})"))
+        rows.append(("steps", f"{summary['steps']:,} ({summary[kind.batched]:,} {kind.batched})"))
     print_pairs("dry run: nothing was trained", rows)
 
 

@@ -38,6 +38,7 @@ def assign(
     Args:
         table: a CSV file with the columns `file` (an image, relative to the table) and `adapter`.
         adapters: a folder with NAME.safetensors or a run folder NAME for every adapter.
+        force: overwrite `out`.
 
     Returns:
         task, predictions (the file), n, adapters (name → number of images), unreadable (path and cause).

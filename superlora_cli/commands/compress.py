@@ -9,12 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from superlora_cli.adapter.attach import SuperLora
 from superlora_cli.adapter.layout import plan
-from superlora_cli.adapter.lowrank import whole_error
+from superlora_cli.adapter.lowrank import errors_of, whole_error
 from superlora_cli.adapter.quantized import as_stored, quantised_after
 from superlora_cli.adapter.store import StoredAdapter, load
 from superlora_cli.errors import RunError, UsageError
@@ -23,7 +22,7 @@ from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.results import resolve_result
 from superlora_cli.tasks import task_of
 from superlora_cli.training.learner import Learner
-from superlora_cli.training.loop import passes
+from superlora_cli.training.loop import take_step
 from superlora_cli.training.meter import Meter
 from superlora_cli.training.processes import join
 
@@ -74,7 +73,7 @@ def compress(
     metrics = _judged(found)
     small = replace(small, metrics={**stored.metrics, **metrics})
     small.save(out, force=force)
-    errors = _errors(wanted, found.adapter.compute())
+    errors = errors_of(found.adapter.compute(), wanted)
     names = [target.name for target in found.adapter.targets]
     return {
         "output": str(out),
@@ -132,9 +131,7 @@ def _tuned(
         meter = Meter(processes, task.unit)
         with closing(task.batches(0, steps)) as batches:
             for step in range(1, steps + 1):
-                passes(task, train, learner, batches, processes, meter, step)
-                processes.average(learner.gradients(), stop=False)
-                learner.update(last=step == steps)
+                take_step(task, train, learner, batches, processes, meter, step, last=step == steps)
         if bad := learner.not_finite():
             raise RunError(f"{bad} is NaN or Inf", where="--tune", hint="lower train.optimizer.lr")
         beside = {name: tensor.detach().cpu() for name, tensor in {**built.head, **built.also}.items()}
@@ -142,13 +139,3 @@ def _tuned(
         return _small(replace(small, head=head, also=also), adapter, dict(adapter.factors.items()))
     finally:
         processes.end()
-
-
-@torch.no_grad()
-def _errors(wanted: Sequence[Tensor], made: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """(norm, relative error) of ΔW of every target."""
-    found = []
-    for goal, delta in zip(wanted, made, strict=True):
-        norm, off = float(goal.norm()), float((delta - goal).norm())
-        found.append((norm, off / norm if norm else off))
-    return found

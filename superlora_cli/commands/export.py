@@ -71,7 +71,8 @@ def check_parts(to: str, adapter: Stored) -> None:
     """
     beside = parts_beside(adapter.base.model)
     adapted = {part_named(target.module, beside) for target in adapter.targets}
-    if lost := [name for name in beside if name in adapted]:
+    held = FORMATS[to].encoders(adapter.base) if beside else ()
+    if lost := [name for name in beside if name in adapted and name not in held]:
         message = f"{' and '.join(lost)} is adapted as well, which the file has no place for"
         raise UsageError(message, where="--to", hint="superlora merge writes the whole pipeline")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +24,18 @@ from superlora_cli.models.checkpoints import weights_in
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.heads import classifier_parameters
 from superlora_cli.models.patterns import expand as expand_weights
+from superlora_cli.models.pipelines import (
+    COMPONENT,
+    PREFIX,
+    VAE,
+    PipelineBase,
+    is_pipeline_folder,
+    pipeline_at,
+)
 from superlora_cli.models.targets import expand
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import ModelSection, Recipe
+from superlora_cli.tasks import TASKS
 from superlora_cli.weights.reading import open_weights
 
 
@@ -66,8 +75,9 @@ class Wanted:
     """What an extraction starts from.
 
     Attributes:
-        tuned: the fine-tuned weights: a safetensors file, index or folder of shards.
-        base: the name of a model, or a safetensors file, index or folder of shards; None: the base of `recipe`.
+        tuned: the fine-tuned weights: a safetensors file, index or folder of shards, or a pipeline's folder.
+        base: the name of a model, a safetensors file, index or folder of shards, or a pipeline's folder; None: the base
+            of `recipe`.
         model: name of the architecture, if `base` is a file.
         patterns: the targets; None: the recipe's, else q and v.
         knobs: those of the adapter, including `method`.
@@ -102,15 +112,15 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         MismatchError: the two checkpoints do not have the same weights. RunError: a difference is not finite.
     """
     section = _section(wanted)
-    shapes = _shapes(section, wanted)
     knobs = on_top(_recipe_knobs(wanted.recipe), wanted.knobs or {})
     patterns = tuple(
         wanted.patterns or (wanted.recipe.adapter.targets if wanted.recipe and wanted.recipe.adapter else ("q", "v"))
     )
     asked = config_of(knobs)
+    shapes = _shapes(section, wanted, patterns)
     with ExitStack() as opened:
-        base, source = _open_base(section, wanted, opened)
-        tuned = opened.enter_context(open_weights(wanted.tuned))
+        base, source = _open_base(section, wanted, patterns, opened)
+        tuned = _open_tuned(shapes, wanted.tuned, patterns, opened)
         check_output(out, force=force)
         targets = (
             expand(shapes.model, patterns)
@@ -125,6 +135,8 @@ def extract(wanted: Wanted, out: Path, *, steps: int, force: bool = False) -> di
         rows = (base.tensor(f"{target.module}.weight")[target.start : target.stop] for target in targets)
         head = _head(shapes, base, tuned)
         elsewhere = _elsewhere(base, tuned, targets, head)
+        if isinstance(shapes, PipelineBase) and is_pipeline_folder(wanted.tuned):
+            elsewhere += _in_other_parts(shapes, wanted.tuned)
         made, found = fitted(asked, targets, goal, rows, steps=steps)
     weights = [{"name": target.name, "error": error} for target, error in zip(targets, found.errors, strict=True)]
     sha256, dtype = digest.found
@@ -159,20 +171,18 @@ def _recipe_knobs(recipe: Recipe | None) -> dict[str, Any]:
 
 def _section(wanted: Wanted) -> ModelSection | None:
     """The architecture and where its weights are; None if only two files are given."""
-    file = wanted.base is not None and Path(wanted.base).exists()
     section = wanted.recipe.model if wanted.recipe else None
     if wanted.base is None and section is None:
         raise UsageError(
             "no base to compare with", where="--base", hint="give the name of a model, a file, or a recipe"
         )
-    name = wanted.model or (None if file else wanted.base)
-    if (
-        name is not None
-        and wanted.base is not None
-        and not file
-        and ("/" in wanted.base or wanted.base.endswith(".safetensors"))
-    ):
-        raise UsageError("no such file", where=f"--base {wanted.base}", hint="give the name of a model, or its weights")
+    given = wanted.base
+    if given is not None and wanted.model is None:
+        given = pipeline_at(Path(given)) or given
+    file = given is not None and Path(given).exists()
+    name = wanted.model or (None if file else given)
+    if given is not None and not file and (given.endswith(".safetensors") or "/" in given.partition(":")[0]):
+        raise UsageError("no such file", where=f"--base {given}", hint="give the name of a model, or its weights")
     if name is not None and (section is None or section.name != name):
         section = ModelSection(name=name, head="frozen")
     if section is not None and file:
@@ -180,16 +190,57 @@ def _section(wanted: Wanted) -> ModelSection | None:
     return section
 
 
-def _shapes(section: ModelSection | None, wanted: Wanted) -> Base | None:
-    """The architecture on the meta device."""
+def _shapes(section: ModelSection | None, wanted: Wanted, patterns: Sequence[str]) -> Base | None:
+    """The architecture on the meta device, with the parts that patterns name."""
     if section is None:
         return None
-    classes = class_count(wanted.recipe.data) if wanted.recipe and section.head == "new" else None
-    plain = section if classes else section.model_copy(update={"head": "frozen"})
-    return build(plain, classes=classes, weights=False)
+    recipe = wanted.recipe
+    classes = class_count(recipe.data) if recipe and TASKS[recipe.task].trains_head(recipe) else None
+    if classes:
+        return build(section, classes=classes, weights=False)
+    return _built(section, patterns, weights=False)
 
 
-def _open_base(section: ModelSection | None, wanted: Wanted, opened: ExitStack) -> tuple[Tensors, str]:
+def _built(section: ModelSection, patterns: Sequence[str], *, weights: bool = True) -> Base:
+    base = build(section.model_copy(update={"head": "frozen"}), classes=None, weights=weights)
+    base.include(patterns)
+    return base
+
+
+def _open_tuned(shapes: Base | None, tuned: Path, patterns: Sequence[str], opened: ExitStack) -> Tensors:
+    """The fine-tuned tensors; of a pipeline's folder, those of the component that the base is, and of text encoders.
+
+    Raises:
+        UsageError: the base is not a pipeline. MismatchError: it is one of another kind.
+    """
+    if not is_pipeline_folder(tuned):
+        return opened.enter_context(open_weights(tuned))
+    if not isinstance(shapes, PipelineBase):
+        hint = "--base diffusers:NAME, or a pipeline's folder"
+        raise UsageError("is a text-to-image pipeline, but the base is not known as one", where=str(tuned), hint=hint)
+    kwargs = {COMPONENT: shapes.component}
+    found = _built(ModelSection(name=f"{PREFIX}{tuned}", head="frozen", kwargs=kwargs), patterns)
+    assert isinstance(found, PipelineBase)
+    if found.kind != shapes.kind:
+        hint = "give two checkpoints of the same model"
+        raise MismatchError(f"is a {found.kind}, the base a {shapes.kind}", where=str(tuned), hint=hint)
+    return InMemory(found.model.state_dict())
+
+
+def _in_other_parts(base: PipelineBase, tuned: Path) -> list[str]:
+    """Names of tensors that differ in the parts of a pipeline beside `base.model`, in files that both have once."""
+    found = []
+    for part in (VAE, *base.family.encoders):
+        if part == base.component or part in base.encoders:
+            continue
+        with suppress(UsageError), open_weights(base.folder / part) as old, open_weights(tuned / part) as new:
+            found += [f"{part}.{name}" for name in _elsewhere(old, new, [], {})]
+    return found
+
+
+def _open_base(
+    section: ModelSection | None, wanted: Wanted, patterns: Sequence[str], opened: ExitStack
+) -> tuple[Tensors, str]:
     """The base's tensors, and its name."""
     if section is None:
         assert wanted.base is not None
@@ -198,8 +249,7 @@ def _open_base(section: ModelSection | None, wanted: Wanted, opened: ExitStack) 
     if section.checkpoint or embedded:
         file = Path(section.checkpoint) if section.checkpoint else ASSETS / embedded.weights  # type: ignore[union-attr]
         return opened.enter_context(open_weights(file)), section.name
-    frozen = section.model_copy(update={"head": "frozen"})
-    return InMemory(build(frozen, classes=None).model.state_dict()), section.name
+    return InMemory(_built(section, patterns).model.state_dict()), section.name
 
 
 def _differences(

@@ -77,7 +77,6 @@ def generate(
     folder = ImagesFolder(out)
     folder.check(force=force)
     check_start(num=num)
-    check_task(recipe_of_source(source, overrides), source, prompted=False)
     built, about = open_source(source, overrides, allow_mismatch)
     model, names = built.model, _class_names(built)
     chosen = _choose(classes, names, min(len(built.class_names) or len(names), len(names)))
@@ -167,21 +166,13 @@ def recipe_of_source(source: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
     known = TASKS[task] if isinstance(task, str) and task in TASKS else None
-    if known is None or not (known.generates or known.prompted or known.reads):
-        able = " or ".join(name for name, one in TASKS.items() if one.generates or one.prompted or one.reads)
+    if known is None or known.generates is None:
+        able = " or ".join(name for name, one in TASKS.items() if one.generates)
         message = f"a {task} {kind} cannot generate images or text"
         raise UsageError(message, where=source, hint=f"use a {kind} with task: {able}")
     if kind == "base":
         data["model"] |= {"pretrained": True}
     return recipe_from_dict(data, source, overrides)
-
-
-def check_task(recipe: Recipe, source: str, *, prompted: bool) -> None:
-    """Refuse a source whose images are made from prompts where they are to be made from classes, or the other way."""
-    if TASKS[recipe.task].prompted != prompted:
-        message = f"the images of the task {recipe.task} are made from {'classes' if prompted else 'prompts'}"
-        hint = "--num and --classes" if prompted else "--prompt TEXT or --prompts FILE"
-        raise UsageError(message, where=source, hint=hint)
 
 
 def shipped_recipe(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from superlora_cli.adapter.activations import no_delta
 from superlora_cli.adapter.attach import detach, settle
 from superlora_cli.adapter.layers import stored_parameter
-from superlora_cli.commands.generate import check_start, check_task, open_source, recipe_of_source
+from superlora_cli.commands.generate import check_start, open_source, recipe_of_source
 from superlora_cli.commands.making_images import made_by, make_images
 from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import UsageError
@@ -108,14 +108,13 @@ def generate_prompted(
         adapter's), seconds.
 
     Raises:
-        UsageError: a setting is wrong, the source is made for classes, or the folder is not empty. MismatchError: the
+        UsageError: a setting is wrong, or the folder is not empty. MismatchError: the
             base is not the adapter's. InterruptedRunError: by Ctrl-C; every image written is complete.
     """
     folder = ImagesFolder(out)
     folder.check(force=force)
     check_start(num=num, batch_size=batch_size)
     recipe, scales = recipe_of_source(source, overrides), read_scales(scale)
-    check_task(recipe, source, prompted=True)
     captions = captions_of(recipe, "test") if in_turn and not (prompts or prompts_file) else prompts
     chosen = read_prompts(captions, prompts_file)
     built, about = open_source(source, overrides, allow_mismatch)

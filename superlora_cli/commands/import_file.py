@@ -16,7 +16,7 @@ from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.commands.fitting import around, config_of, fitted
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
-from superlora_cli.formats.foreign import Found, read_foreign, updates_of
+from superlora_cli.formats.foreign import Found, include_encoders, read_foreign, updates_of
 from superlora_cli.models.build import build
 from superlora_cli.models.families.naming import Rows, weighted
 from superlora_cli.models.patterns import SHORT_NAMES
@@ -61,6 +61,7 @@ def import_file(
     check_output(out, force=force)
     recipe = _recipe(base)
     opened = open_base(recipe)
+    include_encoders(opened, file)
     found = updates_of(file, opened)
     _check(found, path, recipe.model.name, partial)
     patterns = _patterns(opened.model, found.forms)

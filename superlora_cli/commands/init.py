@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from superlora_cli.adapter.config import NEWEST, RATE
+from superlora_cli.adapter.config import RATE
+from superlora_cli.commands.starting import build_start, first_targets, inline
 from superlora_cli.data.folder import list_folder
 from superlora_cli.data.known import is_embedded
 from superlora_cli.data.labelled import find_tables, list_table
@@ -21,10 +22,9 @@ from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
 from superlora_cli.models.patterns import CONVOLUTIONS
 from superlora_cli.models.targets import weights_of
-from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.opening.build import Built
 from superlora_cli.recipe.defaults import HEAD_RATE
-from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.recipe.yaml import dump_yaml, parse_yaml
+from superlora_cli.recipe.yaml import parse_yaml
 from superlora_cli.tasks.images import refusal
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; fewest and most steps
@@ -119,21 +119,10 @@ def starting_recipe(
         except UsageError:
             if image_size is not None:
                 raise
-    body = _body(own)
-    for targets in (*TARGETS, body):
-        settings["targets"] = dump_yaml(targets).strip()
-        try:
-            built = _built(TEMPLATE.format(**settings))
-        except UsageError as error:
-            if targets is body or "targets" not in (error.where or ""):
-                raise
-            continue
-        if targets is not body and _share(built) < LEAST:
-            continue
-        adapter, head = built.params["adapter"], built.params["head"]
-        text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
-        return Start(text, len(classes), images, adapter, head)
-    raise AssertionError
+    built = first_targets(TEMPLATE, settings, (*TARGETS, _body(own)), lambda built: _share(built) >= LEAST)
+    adapter, head = built.params["adapter"], built.params["head"]
+    text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
+    return Start(text, len(classes), images, adapter, head)
 
 
 def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:
@@ -153,18 +142,13 @@ def _base(settings: Mapping[str, Any]) -> Base:
     """The base of a starting recipe, without weights; its adapter is left out."""
     plain = parse_yaml(TEMPLATE.format(**settings, targets="[q]")).data
     del plain["adapter"]
-    base = build_for_training(recipe_from_dict(plain, "the starting recipe", defaults=NEWEST), weights=False).base
+    base = build_start(plain).base
     try:
         base.model.eval()(torch.empty(1, 3, base.image_size, base.image_size, device="meta"))
     except (AssertionError, RuntimeError, ValueError, ArithmeticError) as error:
         hint = "a multiple of its patch size, or its own size"
         raise UsageError(refusal(base.image_size, error), where="--image-size", hint=hint) from None
     return base
-
-
-def _built(text: str) -> Built:
-    recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
-    return build_for_training(recipe, weights=False)
 
 
 def _parts(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -192,8 +176,3 @@ def _share(built: Built) -> float:
     body = {name: size for own in _parts(built.model).values() for name, size in own.items()}
     adapted = sum(math.prod(target.shape) for target in built.adapter.targets if target.module in body)
     return adapted / max(1, sum(body.values()))
-
-
-def inline(value: str | bool) -> str:
-    """A scalar as written inside a YAML flow mapping."""
-    return dump_yaml([value]).strip().removeprefix("[").removesuffix("]")

@@ -12,17 +12,15 @@ import numpy as np
 import torch
 
 from superlora_cli.adapter.config import NEWEST, RATE
-from superlora_cli.commands.init import inline
+from superlora_cli.commands.starting import first_targets, inline
 from superlora_cli.data.known import is_embedded
 from superlora_cli.data.text_files import read_text_files
 from superlora_cli.data.texts import LABEL, Row
 from superlora_cli.errors import UsageError
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base
-from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.recipe.defaults import HEAD_RATE
 from superlora_cli.recipe.load import recipe_from_dict
-from superlora_cli.recipe.yaml import parse_yaml
 from superlora_cli.tasks.language.encoding import encode, encode_whole
 from superlora_cli.tasks.language.task import takes_positions
 
@@ -39,7 +37,7 @@ LEARNED = {
     LABEL: "the labels of texts",
     "text": "all of every text",
 }
-TARGETS = ("[q, v]", "[all-linear]")
+TARGETS = (["q", "v"], ["all-linear"])
 HELD = (  # by the number of parts that the data lack
     "",
     "  validation: 0.1   # a tenth is held out to judge by; the data have texts to test it\n",
@@ -129,18 +127,10 @@ def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretraine
         "head_rate": f", head_lr: {HEAD_RATE}" if labelled else "",
         "evaluation": f"every: {every}, " if judged >= ENOUGH else "", "adapter": 0, "and_head": "",
     }  # fmt: skip
-    for targets in TARGETS:
-        settings["targets"] = targets
-        try:
-            built = _built(TEMPLATE.format(**settings))
-        except UsageError as error:
-            if targets == TARGETS[-1] or "targets" not in (error.where or ""):
-                raise
-            continue
-        adapter, head = built.params["adapter"], built.params["head"]
-        settings |= {"adapter": adapter, "and_head": f" + head {head:,}" if head else ""}
-        return TextStart(TEMPLATE.format(**settings), len(rows), length, adapter, head, source.notes)
-    raise AssertionError
+    built = first_targets(TEMPLATE, settings, TARGETS)
+    adapter, head = built.params["adapter"], built.params["head"]
+    settings |= {"adapter": adapter, "and_head": f" + head {head:,}" if head else ""}
+    return TextStart(TEMPLATE.format(**settings), len(rows), length, adapter, head, source.notes)
 
 
 def _lengths(rows: Sequence[Row], base: LanguageBase, *, labelled: bool) -> tuple[int, float, float]:
@@ -150,8 +140,3 @@ def _lengths(rows: Sequence[Row], base: LanguageBase, *, labelled: bool) -> tupl
     wanted = int(np.quantile(found, FITTING, method="higher"))
     length = min(base.longest, max(SHORTEST, 1 << (wanted - 1).bit_length()))
     return length, float((found <= length).mean()), float(np.minimum(found, length).mean())
-
-
-def _built(text: str) -> Built:
-    recipe = recipe_from_dict(parse_yaml(text).data, "the starting recipe", defaults=NEWEST)
-    return build_for_training(recipe, weights=False)

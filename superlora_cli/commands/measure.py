@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from superlora_cli.commands.generate import generate, recipe_of_source
-from superlora_cli.commands.generate_prompted import generate_prompted
+from superlora_cli.commands.generate import recipe_of_source
+from superlora_cli.commands.generators import generator_of
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_json
 from superlora_cli.generation.extractors import load_extractor
@@ -24,7 +24,6 @@ from superlora_cli.generation.metrics import measure as measure_features
 from superlora_cli.generation.similarity import clip_similarity, dino_similarity, load_judge
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks import TASKS
 
 STANDARD = Knobs()
 SAMPLES = "samples"  # in a run folder: the images that were measured
@@ -105,6 +104,11 @@ def measure_run(
     """
     parsed = parse_reference(against)
     recipe = recipe_of_source(source, overrides)
+    by = generator_of(recipe.task)
+    if by.to_measure is None:
+        raise UsageError(
+            f"the task {recipe.task} generates no images", where=source, hint="superlora eval without --against"
+        )
     load_extractor(extractor, weights)  # fails before images are generated if anything is missing
     for name, where in ((dino, "--dino"), (clip, "--clip")):
         if name:
@@ -112,10 +116,7 @@ def measure_run(
     real = parsed if isinstance(parsed, Path) else (_section(recipe, parsed[0]), parsed[1])
     with _place(Path(source), out) as (folder, ours):
         how = {"force": ours or force, "reuse": True, "allow_mismatch": allow_mismatch, **sampling}
-        if TASKS[recipe.task].prompted:
-            made = generate_prompted(source, folder, overrides, in_turn=True, **how)
-        else:
-            made = generate(source, folder, console, overrides, **how)
+        made = by.generate(source, folder, console, overrides, **by.to_measure, **how)
         found = measure(
             folder,
             real,
@@ -158,7 +159,6 @@ def measure(
     weights: Path | None = None,
     dino: str | None = None,
     clip: str | None = None,
-    knobs: Knobs = STANDARD,
     batch_size: int = 64,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def measure(
     generated = extract(made, network, batch_size=batch_size, device=device)
     reference = extract(real, network, batch_size=batch_size, device=device)
 
-    metrics, used = measure_features(generated, reference, knobs)
+    metrics, used = measure_features(generated, reference, STANDARD)
     for name, features, shown in (("class_accuracy", generated, made), ("class_accuracy_reference", reference, real)):
         asked = network.asked(shown.prompts) if shown.prompts else shown.classes
         if asked is not None and network.classes:
@@ -210,7 +210,7 @@ def measure(
         "images": str(images),
         "reference": {"name": real.name, "n": len(real)},
         "settings": settings,
-        "notes": notes(generated, reference, used, knobs),
+        "notes": notes(generated, reference, used, STANDARD),
     }
 
 

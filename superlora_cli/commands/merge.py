@@ -20,7 +20,7 @@ from superlora_cli.commands.merge_language import merge_language
 from superlora_cli.commands.merge_pipeline import merge_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
 from superlora_cli.errors import MismatchError, UsageError
-from superlora_cli.files import replacing, replacing_folder
+from superlora_cli.files import check_output, replacing, replacing_folder
 from superlora_cli.models.language import is_language
 from superlora_cli.models.pipelines import is_pipeline
 from superlora_cli.opening.build import build_from_file
@@ -128,17 +128,13 @@ def _model_of(file: Path) -> Mapping[str, Any]:
 
 
 def _check_output(out: Path, base: Path | None, force: bool) -> None:
-    """Refuse an output that exists or cannot be written."""
-    if not out.parent.is_dir():
-        raise UsageError("no such folder", where=str(out.parent), hint="create it first")
-    if not (out.exists() or out.is_symlink()) or force:
-        return
-    if base is not None and base.exists() and out.exists():
+    """As `files.check_output`, with another hint where the output is the base."""
+    if base is not None and base.exists() and out.exists() and not force:
         own = [base, *(base.iterdir() if base.is_dir() else [])]
         if any(out.samefile(one) for one in own):
             hint = "choose another --out, or --force to replace the base with the result"
             raise UsageError("the output is the base itself", where=str(out), hint=hint)
-    raise UsageError(f"the {'folder' if out.is_dir() else 'file'} exists", where=str(out), hint="--force overwrites it")
+    check_output(out, force=force)
 
 
 @contextmanager

@@ -37,11 +37,14 @@ def predict(
 
     If images have several labels, write all labels with a probability above one half.
 
+    Args:
+        force: overwrite `out`.
+
     Returns:
         task, predictions (the file), n, classes (name → number of images), unreadable (path and cause).
 
     Raises:
-        UsageError: no image can be read, or `out` cannot be written or exists. RunError: the model gives NaN or Inf.
+        UsageError: no image can be read, or `out` exists or cannot be written. RunError: the model gives NaN or Inf.
     """
     if not folder.is_dir():
         check_kind(folder, "a folder of images", ())

@@ -17,7 +17,7 @@ from superlora_cli.files import write_atomic
 from superlora_cli.generation.grid import titled_grid
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
-from superlora_cli.tasks import TASKS, image_task_of
+from superlora_cli.tasks import image_task_of
 from superlora_cli.tasks.images import outputs_of
 from superlora_cli.tasks.reading import read_training, settled
 
@@ -38,9 +38,6 @@ def preview(recipe: Recipe, out: Path, *, count: int, force: bool = False) -> di
     """
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="create it first")
-    if not TASKS[recipe.task].has_classes:
-        message = f"does not show the images of the task {recipe.task}"
-        raise UsageError(message, where="superlora preview", hint="superlora train names the images that it leaves out")
     recipe = settled(recipe)
     base = open_base(recipe, weights=False)
     look = Look(base.image_size, base.mean, base.std)

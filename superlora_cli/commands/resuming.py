@@ -13,18 +13,19 @@ from superlora_cli.opening.build import adapter_config
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 from superlora_cli.tasks.reading import OTHER_DATA, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.loop import Progress
 from superlora_cli.training.processes import Processes
 from superlora_cli.training.run import RunFolder
 
-# How and where a run is computed. What data a path means is told by their fingerprint.
+# How and where a run is computed, of any task. What data a path means is told by their fingerprint.
 FREE = {
     "adapter.execution", "data.download", "data.name", "data.root", "data.workers", "eval.batch_size", "output.dir",
-    "output.trackers", "text-to-image.offload", "text-to-image.validation_prompts", "train.checkpoint_at",
-    "train.checkpoint_every", "train.compile", "train.device", "train.gradient_checkpointing", "train.keep",
-    "train.log_every", "train.profile", "train.shard_base", "train.threads",
+    "output.trackers", "train.checkpoint_at", "train.checkpoint_every", "train.compile", "train.device",
+    "train.gradient_checkpointing", "train.keep", "train.log_every", "train.profile", "train.shard_base",
+    "train.threads",
 }  # fmt: skip
 OWN = "resume with its own recipe, or give --out another folder"
 
@@ -62,7 +63,7 @@ def as_started(recipe: Recipe, run: RunFolder) -> Recipe:
             hint = "train.optimizer.lr=NUMBER, or start over with --force"
             raise CannotResumeError("does not say the rate that the run found", where=str(_file(run)), hint=hint)
         recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found.rate)})
-    return settled(recipe, (before and before.data.split) or "content")
+    return settled(recipe, before.data.split if before else None)
 
 
 def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) -> list[str]:
@@ -78,9 +79,10 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     moved = _changes({key: kept.get(key, value) for key, value in now.items()}, now)
     other_data = run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint
 
-    trained = [line for key, line in changed.items() if key not in FREE]
+    free = FREE | {f"{recipe.task}.{key}" for key in TASKS[recipe.task].free}
+    trained = [line for key, line in changed.items() if key not in free]
     trained += ["other data"] if other_data else []
-    adapted = [line for key, line in changed.items() if key.startswith("adapter.") and key not in FREE]
+    adapted = [line for key, line in changed.items() if key.startswith("adapter.") and key not in free]
     where = str(run.path)
     if at.is_over(recipe.train) and trained:
         more = "train.steps" if at.step == recipe.train.length else "train.patience"

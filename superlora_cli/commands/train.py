@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from superlora_cli.adapter.activations import MEANING
-from superlora_cli.adapter.config import AdapterConfig
 from superlora_cli.commands.resuming import as_started, differences
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError
@@ -23,6 +22,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.reading import settled
+from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
 from superlora_cli.training.local import Local
 from superlora_cli.training.loop import fit, ready
@@ -48,7 +48,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         **({"image_size": built.base.image_size} if built.base.image_size else {}),
         "params": built.params,
         "steps": train.steps,
-        "sequences" if TASKS[recipe.task].reads else "images": (
+        TASKS[recipe.task].batched: (
             None if train.steps is None else train.steps * train.batch_size * train.accumulate
         ),
         **({} if train.epochs is None else {"epochs": train.epochs}),
@@ -147,51 +147,31 @@ def _train(
     recipe = as_started(recipe, run) if resume else settled(recipe)
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
-    with doing(console, f"building {recipe.model.name}", quiet=quiet):
-        built = build_for_training(recipe)
-    processes.seed(recipe.seed)
-    params = built.params
-    with doing(console, f"reading {recipe.data.name}", quiet=quiet):
-        task = task_of(recipe)(built, processes)
-    recipe = task.recipe
+    task, params = _opened(recipe, console, processes, quiet=quiet)
     # With a new head, the unadapted model guesses: there is no accuracy "before" to report.
     before = None
-    if built.adapter and not built.head:
+    if task.built.adapter and not task.built.head:
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
-    found = run.about().get("found_rate") if resume else None
-    if found != recipe.train.optimizer.lr:
-        found = None  # it was changed since
-    if resume is None:
-        task.begin()
-        if recipe.train.optimizer.finds:
-            display = Display(console, steps=STEPS, start=0, quiet=quiet)
-            found = range_test(task, recipe.train, processes, display).proposed
-            recipe = task.recipe = recipe.model_copy(update={"train": recipe.train.at_rate(found)})
+    found = _found_before(task, run) if resume else _started(task, console, quiet=quiet)
+    rate = {} if found is None else {"found_rate": found}
+    recipe = task.recipe
     learner, at = ready(task, recipe.train, processes, resume)
     first = [*told, *(differences(run, task, processes, at) if resume else [])]  # nothing is written before this
     display = Display(console, steps=recipe.train.length, start=at.step, quiet=quiet)
     run_id = run.about().get("id", "") if resume else ""
     run.sweep() if resume else run.clear()
-    for line in first:
-        run.log(line)
-        display.say(line)
     noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
-                 **({} if found is None else {"found_rate": found}), **noted)  # fmt: skip
+                 **rate, **noted)  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:
         start_trackers(processes.accelerator, trackers, run, config=flat(recipe.to_dict()), run_id=about["id"],
                        start=at.step)  # fmt: skip
-    title = f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
-    config = built.adapter.config if built.adapter else AdapterConfig()
-    notes = [MEANING.format(config.activation)] if config.activates else []
-    notes += [] if found is None else [f"learning rate {found:g}, found by a range test"]
-    notes += [local.told] if (local := task.local()) else []
-    for line in filter(None, (title, *notes, built.base.note, *task.splits.notes)):
+    for line in (*first, *_told(task, params, found)):
         run.log(line)
         display.say(line)
     meter = fit(task, recipe.train, recipe.eval, run, processes, learner, at, display, until=until)
@@ -212,11 +192,11 @@ def _train(
         "run": str(run.path),
         name.partition(".")[0]: str(run.path / name),
         "params": params,
-        **({} if found is None else {"found_rate": found}),
+        **rate,
         "steps": at.step,
         **({} if recipe.train.patience is None else {"ended_early": at.step < recipe.train.length}),
         "metrics": metrics,
-        task.splits.called: counts,
+        TASKS[recipe.task].elements: counts,
         "selected_on": recipe.eval.select,
         "bytes": len(content),
         "seconds": round(time.monotonic() - started, 1),
@@ -224,3 +204,45 @@ def _train(
         **noted,
         **run.warned(),
     }
+
+
+def _opened(recipe: Recipe, console: Console, processes: Processes, *, quiet: bool) -> tuple[Work, dict[str, int]]:
+    """The model and the data of a recipe, and numbers of parameters, of the whole model if it is sharded."""
+    with doing(console, f"building {recipe.model.name}", quiet=quiet):
+        built = build_for_training(recipe)
+    processes.seed(recipe.seed)
+    params = built.params
+    with doing(console, f"reading {recipe.data.name}", quiet=quiet):
+        return task_of(recipe)(built, processes), params
+
+
+def _started(task: Work, console: Console, *, quiet: bool) -> float | None:
+    """Start a new run: what the first batches say of its adapter, and the rate that it trains at, if it is to find
+    one; None if not."""
+    task.begin()
+    train = task.recipe.train
+    if not train.optimizer.finds:
+        return None
+    display = Display(console, steps=STEPS, start=0, quiet=quiet)
+    found = range_test(task, train, task.processes, display).proposed
+    task.recipe = task.recipe.model_copy(update={"train": train.at_rate(found)})
+    return found
+
+
+def _found_before(task: Work, run: RunFolder) -> float | None:
+    """The rate that a resumed run found; None if it did not, or another was set since."""
+    found: float | None = run.about().get("found_rate")
+    return found if found == task.recipe.train.optimizer.lr else None
+
+
+def _told(task: Work, params: dict[str, int], found: float | None) -> Iterator[str]:
+    """What to know of a run as it starts, a line each."""
+    built, recipe = task.built, task.recipe
+    yield f"{recipe.model.name} on {recipe.data.name}: {params['adapter'] or params['base']:,} parameters"
+    if built.adapter and built.adapter.config.activates:
+        yield MEANING.format(built.adapter.config.activation)
+    if found is not None:
+        yield f"learning rate {found:g}, found by a range test"
+    if local := task.local():
+        yield local.told
+    yield from filter(None, (built.base.note, *task.splits.notes))

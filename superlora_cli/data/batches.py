@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -156,8 +156,8 @@ def training_batches(
     """
     sampler = StepSampler(len(images), batch_size, seed=seed, start=start, stop=stop, share=share, classes=classes)
     samples = Keyed(images, seed) if keyed else _ByIndex(images)
-    how = {"batch_sampler": sampler, "num_workers": workers, "pin_memory": pin}
-    return _read(samples, **how) if mix is None else _read(_Mixed(samples, seed, mix), collate_fn=_as_it_is, **how)
+    how: dict[str, Any] = {"batch_sampler": sampler, "num_workers": workers, "pin_memory": pin}
+    return _read(samples, **how) if mix is None else _read(_Mixed(samples, seed, mix), collate=_as_it_is, **how)
 
 
 class _ByIndex(Dataset[Sample]):
@@ -183,7 +183,24 @@ class _Mixed(Dataset[Batch]):
             return self.mix(images, labels)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+class _Whole(Dataset[Batch | SuperLoraError]):
+    """Whole batches by their samples' keys. Errors are values, because torch raises only their text again."""
+
+    def __init__(self, samples: Any, collate: Callable[[Any], Batch]) -> None:
+        self.samples, self.collate = samples, collate
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, keys: list[Any]) -> Batch | SuperLoraError:
+        read = getattr(self.samples, "__getitems__", None)
+        try:
+            return self.collate(read(keys) if read else [self.samples[key] for key in keys])
+        except SuperLoraError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -202,20 +219,21 @@ def chosen_batches(images: Any, batches: Sequence[Sequence[int]], *, workers: in
     return _read(images, batch_sampler=batches, num_workers=workers)
 
 
-def _read(images: Any, **how: Any) -> Generator[Batch, None, None]:
+def _read(images: Any, collate: Callable[[Any], Batch] = default_collate, **how: Any) -> Generator[Batch, None, None]:
     """torch's loader; errors of worker processes are raised as they were, without the traceback around them."""
     # A loader draws a number whenever it is iterated, and a resumed run iterates once more: so it gets its own
     # generator.
     generator = torch.Generator().manual_seed(0)
     together = partial(_end_with, os.getpid())
-    loader: DataLoader[Batch] = DataLoader(images, generator=generator, worker_init_fn=together, **how)
+    whole = _Whole(images, collate)
+    loader = DataLoader(whole, generator=generator, worker_init_fn=together, collate_fn=_as_it_is, **how)
     with _deaf_children():
         iterator: Any = iter(loader)
     try:
-        yield from iterator
-    except SuperLoraError as error:
-        *traceback, last = str(error.args[0]).strip().splitlines()
-        raise type(error)(last.partition(": ")[2]) if traceback else error from None
+        for batch in iterator:
+            if isinstance(batch, SuperLoraError):
+                raise batch
+            yield batch
     except (ConnectionError, EOFError, RuntimeError) as error:  # depending on what the worker was doing
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise

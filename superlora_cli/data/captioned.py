@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from superlora_cli.data.folder import image_names, some
-from superlora_cli.data.holding_out import by_content, by_position
+from superlora_cli.data.holding_out import three_parts_of
 from superlora_cli.data.images import open_rgb, size_of
 from superlora_cli.data.scan import scan
 from superlora_cli.data.source import Pictures, Splits, Unreadable, three_parts
@@ -156,29 +156,13 @@ def read_captioned_folder(root: Path, template: str | None) -> Captioned:
 
 
 def held_out(found: Captioned, share: float, rule: str | None, seed: int) -> Splits:
-    """Three splits: parts that are missing are held out of the training images, if the share is not 0.
-
-    An empty split is the training images again, since a handful of images can spare none.
-    """
-    train, given = found.train, [found.test, found.validation]
-    missing = sum(images is None for images in given)
-    if rule == "content":
-        *held, left = by_content(train.labels, train.contents, share if missing else 0, missing)
-    else:
-        *held, left = by_position(len(train), share, missing, seed)
-    kept = train.part(left)
-    test, validation = ((train.part(held.pop(0)) if images is None else images) for images in given)
-    notes = found.notes
-    if not (len(test) and len(validation)):
-        notes += ("no images are held out: the loss is measured on the training images",)
+    """Three splits: parts that are missing are held out of the training images, if the share is not 0."""
+    parts, notes = three_parts_of(found, share, rule, seed, classes={}, called="images")
     digest = hashlib.sha256()
     for images in (found.train, found.validation, found.test):
         for name, content, text in zip(images.names, images.contents, images.texts, strict=True) if images else ():
             digest.update(f"{name}\0{content}\0{text}\0".encode(errors="surrogateescape"))
-    return Splits(
-        kept, validation if len(validation) else kept, test if len(test) else kept, (), digest.hexdigest(),
-        unreadable=found.unreadable, notes=notes,
-    )  # fmt: skip
+    return Splits(*parts, (), digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))
 
 
 def _read(

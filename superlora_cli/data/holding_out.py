@@ -1,18 +1,128 @@
-"""Which images are held out for validation and test if a data set has no such part."""
+"""Which images (or texts) are held out for validation and test if a data set has no such part."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-Rule = Literal["content", "shuffle"]
+BY_CONTENT = ("content", "label")  # rules; the others are by position
+HELD = ("test", "validation")
 FEWEST = 3  # images of a class from which on at least one is held out
+FEW = 5  # images of a class, too few for a meaningful accuracy
+NAMED = 5  # classes named in a note
 
 
-def by_content(labels: Sequence[int], contents: Sequence[str], part: float, parts: int) -> list[list[int]]:
+class Items(Protocol):
+    """Images or texts.
+
+    Attributes:
+        labels: the class of each, or a tuple of several.
+        contents: a digest of each.
+    """
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Sequence[Hashable]: ...
+
+    @property
+    def contents(self) -> Sequence[str]: ...
+
+
+class Divisible(Items, Protocol):
+    """Some of them are of the same type."""
+
+    def part(self, indices: Sequence[int]) -> Self: ...
+
+
+I = TypeVar("I", covariant=True)  # noqa: E741
+D = TypeVar("D", bound=Divisible)
+T = TypeVar("T")
+
+
+class Found(Protocol[I]):
+    """A data set as found, without a validation or test part where it has none."""
+
+    @property
+    def train(self) -> I: ...
+
+    @property
+    def validation(self) -> I | None: ...
+
+    @property
+    def test(self) -> I | None: ...
+
+
+def hold_out(
+    found: Found[Items],
+    share: float,
+    rule: str | None,
+    seed: int,
+    *,
+    classes: Mapping[Any, str],
+    called: str = "images",
+    shuffled: Sequence[str] = HELD,
+) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Choose which training images become the parts that a data set lacks.
+
+    Args:
+        share: of the training images, or of every class, in each of these parts.
+        rule: `data.split`; of those in `BY_CONTENT`, a note says what makes an accuracy less reliable.
+        seed: of the shuffling by position.
+        classes: class → its name, for all that give their share each; images of no class, or of several, are one more.
+        called: what the elements are.
+        shuffled: the order in which a shuffle is dealt to the parts.
+
+    Returns:
+        Indices into the training images, sorted: of each part that is lacking, and of `train`. Then the notes.
+    """
+    lacking = [name for name in (HELD if rule in BY_CONTENT else shuffled) if getattr(found, name) is None]
+    if rule in BY_CONTENT and lacking and share:
+        own = [label if label in classes else None for label in found.train.labels]
+        held = by_content(own, found.train.contents, share, len(lacking))
+    else:
+        held = by_position(len(found.train), share, len(lacking), seed)
+    indices = dict(zip((*lacking, "train"), held, strict=True))
+    if rule not in BY_CONTENT:
+        return indices, ()
+    test, doubts = found.test, []
+    if lacking:
+        contents = found.train.contents
+        tested = _picked(contents, indices["test"]) if test is None else test.contents
+        doubts.append(seen(tested, _picked(contents, indices["train"]), called))
+    if classes:
+        labels = _picked(found.train.labels, indices["test"]) if test is None else test.labels
+        doubts.append(few(labels, classes, called))
+    return indices, tuple(filter(None, doubts))
+
+
+def _picked(values: Sequence[T], indices: Sequence[int]) -> list[T]:
+    return [values[index] for index in indices]
+
+
+def three_parts_of(
+    found: Found[D], share: float, rule: str | None, seed: int, *, classes: Mapping[Any, str], called: str
+) -> tuple[tuple[D, D, D], tuple[str, ...]]:
+    """The training, validation and test part, and notes; arguments as for `hold_out`.
+
+    An empty part is the training part again, since a handful of images can spare none.
+    """
+    indices, notes = hold_out(found, share, rule, seed, classes=classes, called=called)
+    train = found.train.part(indices["train"])
+    validation, test = (
+        given if given is not None else found.train.part(indices[name])
+        for name, given in (("validation", found.validation), ("test", found.test))
+    )
+    if not (len(validation) and len(test)):
+        notes += (f"no {called} are held out: the loss is measured on the training {called}",)
+    return (train, validation if len(validation) else train, test if len(test) else train), notes
+
+
+def by_content(labels: Sequence[Hashable], contents: Sequence[str], part: float, parts: int) -> list[list[int]]:
     """A stratified, stable split: the images of each class are ordered by a hash of their content and held out from
     both ends.
 
@@ -30,7 +140,7 @@ def by_content(labels: Sequence[int], contents: Sequence[str], part: float, part
     >>> by_content([0] * 5 + [1] * 5, list("abcdeedcba"), 0.2, 2)
     [[0, 9], [4, 5], [1, 2, 3, 6, 7, 8]]
     """
-    classes: dict[int, list[int]] = {}
+    classes: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):
         classes.setdefault(label, []).append(index)
     found: list[list[int]] = [[] for _ in range(parts + 1)]
@@ -70,6 +180,22 @@ def seen(test: Sequence[str], train: Sequence[str], called: str = "images") -> s
     known = set(train)
     count = sum(content in known for content in test)
     return f"{count:,} of {len(test):,} test {called} are also training {called}" if count else None
+
+
+def few(labels: Sequence[Hashable], classes: Mapping[Any, str], called: str = "images") -> str | None:
+    """A note about classes with few test images, by the labels of these; None if there are none.
+
+    >>> few([0] * 9 + [(0, 1)] * 2, {0: "cat", 1: "dog"})
+    'classes with fewer than 5 test images, too few for a meaningful accuracy: dog (2)'
+    """
+    counts: Counter[Hashable] = Counter()
+    for label in labels:
+        counts.update(label if isinstance(label, tuple) else (label,))
+    found = [f"{name} ({counts[label]})" for label, name in classes.items() if counts[label] < FEW]
+    if not found:
+        return None
+    named = ", ".join(found[:NAMED]) + (", …" if len(found) > NAMED else "")
+    return f"classes with fewer than {FEW} test {called}, too few for a meaningful accuracy: {named}"
 
 
 def by_position(count: int, part: float, parts: int, seed: int) -> list[list[int]]:

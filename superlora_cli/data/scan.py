@@ -17,6 +17,7 @@ from superlora_cli.data.images import why_unreadable
 from superlora_cli.errors import SuperLoraError
 from superlora_cli.files import write_atomic
 from superlora_cli.progress import with_bar
+from superlora_cli.user_cache import user_cache
 
 DECODER = f"Pillow {PIL.__version__}"  # results of other versions do not count: they may read other formats
 AT_ONCE = 512  # files given to the threads at a time; finished ones are remembered even if the rest is interrupted
@@ -98,10 +99,10 @@ def _decoded(root: Path, names: Sequence[str]) -> Iterator[tuple[str, tuple[str 
 
 def _memory(root: Path) -> Path | None:
     """The file that remembers the results for a folder, for this user; None if there is no place for it."""
+    caches = user_cache()
     try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return caches / "superlora" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
-    except (OSError, RuntimeError):
+        return caches and caches / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
+    except (OSError, RuntimeError):  # a link to itself
         return None
 
 

@@ -122,7 +122,6 @@ class Splits:
         augmented: whether reading a training image is random.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.
-        called: what its elements are.
     """
 
     train: Indexed
@@ -133,7 +132,6 @@ class Splits:
     augmented: bool = False
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
-    called: str = "images"
 
     @property
     def classes(self) -> int:

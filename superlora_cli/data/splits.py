@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch.utils.data import Subset
@@ -12,7 +10,7 @@ from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
 from superlora_cli.data.augment import training_transform
-from superlora_cli.data.holding_out import by_content, by_position, seen
+from superlora_cli.data.holding_out import hold_out, seen
 from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
 from superlora_cli.data.source import Indexed, Look, Pictures, Source, Splits
 from superlora_cli.data.texts import Texts
@@ -25,8 +23,6 @@ T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 CACHED = 4  # data sets
 DATA_SEED = 0  # for splits and rendered images: runs with different seeds see the same data
-FEW = 5  # images of a class, too few for a meaningful accuracy
-NAMED = 5  # classes named in a note
 
 
 def class_count(section: DataSection) -> int | None:
@@ -87,33 +83,26 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     """Three splits: missing parts are held out of the training images; only training images are augmented."""
     plain = evaluation_transform(look)
     training = training_transform(section, look, plain)
-    train, given = source.train, [source.test, source.validation]
-    missing = sum(images is None for images in given)
-    if section.split == "content" and missing and section.validation:
-        classes = [label if isinstance(label, int) else 0 for label in train.labels]  # several labels are no class
-        *held, left = by_content(classes, train.contents, section.validation, missing)
-    else:
-        *held, left = by_position(len(train), section.validation, missing, seed)
-    if section.split != "content":
-        held.reverse()  # the old rule held out the validation images first
-    found: list[Indexed] = [
-        Subset(train.seen_through(plain), held.pop(0)) if images is None else images.seen_through(plain)
-        for images in given
-    ]
-    splits = Splits(
-        Subset(train.seen_through(training), left),
-        validation=found[1],
-        test=found[0],
+    indices, notes = hold_out(
+        source, section.validation, section.split, seed,
+        classes=dict(enumerate(source.class_names)), shuffled=("validation", "test"),
+    )  # fmt: skip
+
+    def part(name: str, given: Pictures | None) -> Indexed:
+        return (
+            given.seen_through(plain) if given is not None else Subset(source.train.seen_through(plain), indices[name])
+        )
+
+    return Splits(
+        Subset(source.train.seen_through(training), indices["train"]),
+        validation=part("validation", source.validation),
+        test=part("test", source.test),
         class_names=source.class_names,
         fingerprint=source.fingerprint,
         augmented=training is not plain,
         unreadable=source.unreadable,
-        notes=source.notes,
+        notes=(*source.notes, *notes),
     )
-    if section.split != "content":
-        return splits
-    doubts = [seen_in_training(splits.test, splits.train) if missing else None, _few(splits)]
-    return replace(splits, notes=(*splits.notes, *filter(None, doubts)))
 
 
 def labels_of(images: Indexed) -> list[int]:
@@ -132,18 +121,6 @@ def contents_of(images: Indexed) -> list[str]:
 def seen_in_training(test: Indexed, train: Indexed) -> str | None:
     """A note about test images (or texts) that are also training images; None if there are none."""
     return seen(contents_of(test), contents_of(train), "texts" if isinstance(test, Texts) else "images")
-
-
-def _few(splits: Splits) -> str | None:
-    """A note about classes with few test images; None if there are none."""
-    counts: Counter[int] = Counter()
-    for labels in _of_each(splits.test, lambda pictures: pictures.labels):
-        counts.update([labels] if isinstance(labels, int) else labels)
-    few = [f"{name} ({counts[label]})" for label, name in enumerate(splits.class_names) if counts[label] < FEW]
-    if not few:
-        return None
-    named = ", ".join(few[:NAMED]) + (", …" if len(few) > NAMED else "")
-    return f"classes with fewer than {FEW} test images, too few for a meaningful accuracy: {named}"
 
 
 def _of_each(images: Indexed, ask: Callable[[Pictures], Sequence[T]]) -> list[T]:

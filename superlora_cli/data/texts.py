@@ -24,7 +24,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from superlora_cli.data.folder import some
-from superlora_cli.data.holding_out import by_content, by_position, seen
+from superlora_cli.data.holding_out import three_parts_of
 from superlora_cli.data.source import Splits, Unreadable
 from superlora_cli.errors import UsageError
 
@@ -52,6 +52,11 @@ class Texts(Dataset[Any]):
         """A digest of every row."""
         lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in self.rows)
         return [hashlib.sha256(line.encode(errors="surrogatepass")).hexdigest() for line in lines]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The label of every row that has one."""
+        return [row.get(LABEL) for row in self.rows]
 
     def part(self, indices: Sequence[int]) -> Texts:
         """Some of the rows."""
@@ -214,27 +219,14 @@ def _in_order(label: str) -> tuple[list[str | int], str]:
 def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Splits:
     """Three splits: parts that are missing are held out of the training texts, if the share is not 0.
 
-    An empty split is the training texts again, since a handful of texts can spare none.
+    By the rule `content`, texts are not told apart by their labels.
     """
-    train, given = found.train, [found.test, found.validation]
-    missing = sum(texts is None for texts in given)
-    if missing and rule == "content":
-        *held, left = by_content([0] * len(train), train.contents, share, missing)
-    else:
-        *held, left = by_position(len(train), share, missing, seed)
-    kept = train.part(left) if missing else train
-    test, validation = ((train.part(held.pop(0)) if texts is None else texts) for texts in given)
-    doubt = seen(test.contents, kept.contents, "texts") if missing and rule == "content" else None
-    notes = (*found.notes, *filter(None, [doubt]))
-    if not (len(test) and len(validation)):
-        notes += ("no texts are held out: the loss is measured on the training texts",)
     digest = hashlib.sha256()
     labels = set()
     for texts in (found.train, found.validation, found.test):
         digest.update("".join(texts.contents).encode() if texts else b"")
-        labels |= {row[LABEL] for row in texts.rows if LABEL in row} if texts else set()
+        labels |= {label for label in texts.labels if label is not None} if texts else set()
     names = tuple(sorted(labels, key=_in_order))
-    return Splits(
-        kept, validation if len(validation) else kept, test if len(test) else kept, names,
-        digest.hexdigest(), unreadable=found.unreadable, notes=notes, called="texts",
-    )  # fmt: skip
+    classes = dict(zip(names, names, strict=True)) if rule == "label" else {}
+    parts, notes = three_parts_of(found, share, rule, seed, classes=classes, called="texts")
+    return Splits(*parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))

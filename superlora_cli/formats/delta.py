@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.targets import Target
 from superlora_cli.formats.format import Options
-from superlora_cli.formats.whole import by_module, weight_shape, whole_delta
+from superlora_cli.formats.whole import weight_shape, whole_delta
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.weights.small import safetensors_bytes
 

@@ -23,8 +23,9 @@ from superlora_cli.formats.lycoris import form_of, sliced
 from superlora_cli.formats.whole import weight_shape
 from superlora_cli.kinds import ADAPTER_MARK, Kind, check_kind
 from superlora_cli.models.base import Base
-from superlora_cli.models.families.naming import Rows, weighted
+from superlora_cli.models.families.naming import Rows, in_files, spelt, weighted
 from superlora_cli.models.pipelines import PipelineBase
+from superlora_cli.models.targets import part_named
 from superlora_cli.weights.foreign import PEFT_CONFIG, PEFT_PREFIX
 from superlora_cli.weights.small import read_safetensors
 
@@ -79,7 +80,7 @@ def read_foreign(path: Path) -> ForeignFile:
         raise UsageError(f"is {Kind.ADAPTER} already", where=str(path), hint="use it as it is")
     parts: dict[str, dict[str, Tensor]] = {}
     others, shared = [], {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UsageError(f"tensor {name} holds NaN or Inf", where=str(path), hint="copy it again")
         if match := ENDINGS.match(name):
@@ -135,18 +136,38 @@ def updates_of(file: ForeignFile, base: Base) -> Found:
         for one in rows:
             forms[one] = sliced(form, at, at + one.stop - one.start)
             at += one.stop - one.start
-    return Found(forms, left_out)
+    return Found(forms, dict(sorted(left_out.items())))
 
 
 def keys_of(base: Base) -> dict[str, list[Rows]]:
     """Every key by which files name weights of a base → the rows that it stands for."""
     found: dict[str, list[Rows]] = {}
+    beside = base.encoders if isinstance(base, PipelineBase) else {}
     for module, size in weighted(base.model).items():
-        found |= {key: [Rows(module, 0, size)] for key in _spellings(module)}
+        if part_named(module, beside) is None:
+            found |= {key: [Rows(module, 0, size)] for key in _spellings(module)}
     if isinstance(base, PipelineBase):
-        for name, rows in base.family.naming.originals(base.model).items():
+        naming = base.family.naming
+        for name, rows in naming.originals(base.model).items():
             found |= {f"diffusion_model.{name}": rows, f"lora_unet_{name.replace('.', '_')}": rows, name: rows}
+        for part, encoder in beside.items():
+            for module, size in weighted(encoder).items():
+                rows, names = [Rows(f"{part}.{module}", 0, size)], (module, in_files(encoder, module))
+                found |= {spelt(prefix, name): rows for prefix in naming.prefixes(part) for name in names}
     return found
+
+
+def include_encoders(base: Base, file: ForeignFile) -> None:
+    """Load the text encoders of a pipeline that keys of a file are about.
+
+    Raises:
+        UsageError: one cannot be loaded.
+    """
+    if isinstance(base, PipelineBase) and base.component == base.family.denoiser:
+        for name in base.family.encoders:
+            prefixes = base.family.naming.prefixes(name)
+            if name not in base.encoders and any(key.startswith(prefixes) for key in file.parts):
+                base.set_beside(name)
 
 
 def _spellings(module: str) -> Iterator[str]:
@@ -160,8 +181,12 @@ def _spellings(module: str) -> Iterator[str]:
 def _form(file: ForeignFile, key: str, module: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Form:
     if "vera_lambda_b" in parts:
         return _vera(file, parts, shape)
-    component = key.partition(".")[0]
-    settings = {name.removeprefix(f"{component}."): value for name, value in file.settings.items()}
+    component, _, inner = key.partition(".")
+    mine = f"{component}."
+    said = {name: value for name, value in file.settings.items() if name.startswith(mine) or "." not in name}
+    settings = {name.removeprefix(mine): value for name, value in said.items()}
+    if module.startswith(mine) and not key.startswith(PEFT_PREFIX):  # of a text encoder
+        module = inner
     start = str(settings.get("init_lora_weights")).lower()
     if start.startswith(CHANGED):
         raise ValueError(f"belongs to a base that {start} has changed: convert it to LoRA with PEFT first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,6 +58,10 @@ class Format:
     head: ClassVar[bool] = False
     merged: ClassVar[bool] = False
     products: ClassVar[bool] = False
+
+    def encoders(self, base: Any) -> Collection[str]:
+        """The text encoders of a pipeline, a `PipelineBase`, that it has a place for."""
+        return ()
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         """Write the update of an adapter, atomically.

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.updates import Form, LowRank
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.about import about
 from superlora_cli.formats.format import Options
 from superlora_cli.formats.lora import as_loras
 from superlora_cli.formats.lycoris import DIFF, LORA, Written, written
-from superlora_cli.formats.whole import by_module, weight_shape, whole_form
+from superlora_cli.formats.whole import weight_shape, whole_form, why_not_plain
+from superlora_cli.models.families.naming import spelt
 from superlora_cli.models.pipelines import PipelineBase
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.weights.small import safetensors_bytes
@@ -36,20 +38,43 @@ def write_kohya(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         message = f"{adapter.recipe.model.name} is not a text-to-image pipeline"
         raise UsageError(message, where="--to", hint="--to lycoris or peft-lora works for any torch module")
     naming = base.family.naming
-    done = _write(adapter, out, options, naming.keys(base.model), dotted=not naming.underscored)
-    plain = all(row["form"] == LORA for row in done["weights"])
-    python = f", or pipeline.load_lora_weights({str(out)!r})" if plain else ""
-    return {**done, "load": f"copy it to the folder models/loras{python}"}
+    keys = naming.keys(base.model)
+    for module in by_module(adapter.targets):
+        part, name = base.place(module)
+        if part in base.encoders:
+            keys[module] = spelt(naming.prefixes(part)[0], name)
+    done = _write(adapter, out, options, keys)
+    load = "copy it to the folder models/loras"
+    if _is_for_diffusers(adapter, base, done["weights"]):
+        load += f", or pipeline.load_lora_weights({str(out)!r})"
+    return {**done, "load": load}
+
+
+def _is_for_diffusers(adapter: Stored, base: PipelineBase, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether diffusers reads a file as it is meant: LoRA of plain layers of the parts that its pipeline has LoRA for.
+
+    Of kohya's keys for a text encoder, it misreads those of one without `out_proj`, or with several ranks.
+    """
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["form"] != LORA or why_not_plain(adapter.modules[row["name"]]):
+            return False
+        parts.setdefault(base.place(row["name"])[0], []).append(row)
+    return parts.keys() <= {*base.loras} and all(
+        any(row["name"].endswith("out_proj") for row in own) and len({row["rank"] for row in own}) == 1
+        for part, own in parts.items()
+        if part in base.encoders and not base.family.naming.prefixes(part)[0].endswith(".")
+    )
 
 
 def write_lycoris(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write a file with LyCORIS's own keys, for any model; see `format.Format.write`."""
     keys = {name: PREFIX + name.replace(".", "_") for name in adapter.modules}
-    done = _write(adapter, out, options, keys, dotted=False)
+    done = _write(adapter, out, options, keys)
     return {**done, "load": f"lycoris.create_lycoris_from_weights(1.0, {str(out)!r}, model)[0].merge_to()"}
 
 
-def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str], *, dotted: bool) -> dict[str, Any]:
+def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str]) -> dict[str, Any]:
     errors: dict[str, float] = {}
     if options.rank is None and options.energy is None:
         forms, error = _own(adapter), 0.0
@@ -58,7 +83,7 @@ def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str]
         errors, error = found.errors, found.error
         forms = {name: LowRank(lora.b.flatten(1), lora.a.flatten(1)) for name, lora in found.made.items()}
     shapes = {name: weight_shape(adapter.modules[name]) for name in forms}
-    parts = {name: written(form, shapes[name], dotted=dotted) for name, form in forms.items()}
+    parts = {name: written(form, shapes[name], keys[name]) for name, form in forms.items()}
     tensors = {f"{keys[name]}.{own}": t for name, part in parts.items() for own, t in part.tensors.items()}
     metadata = {"format": "pt", **about(adapter, out.stem, _network(list(parts.values())))}
     if errors:

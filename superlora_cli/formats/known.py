@@ -5,6 +5,7 @@ A new format is one object: `FORMATS.add("toy", Toy())`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ class Kohya(Format):
 
     description = "a file for ComfyUI, A1111, Forge and kohya's scripts"
     lora = forms = True
+
+    def encoders(self, base: Any) -> Collection[str]:
+        return base.family.naming.encoders
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.keyed import write_kohya
@@ -88,6 +92,9 @@ class DiffusersLora(Format):
     description = "a file for diffusers"
     lora = True
 
+    def encoders(self, base: Any) -> Collection[str]:
+        return base.loras
+
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.diffusers_lora import write
 
@@ -98,6 +105,9 @@ class Delta(Format):
     """The update itself."""
 
     description = "ΔW itself"
+
+    def encoders(self, base: Any) -> Collection[str]:
+        return base.encoders
 
     def write(self, adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
         from superlora_cli.formats.delta import write

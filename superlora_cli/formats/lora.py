@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.lowrank import approximate, whole_error
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.format import Options
-from superlora_cli.formats.whole import Lora, by_module, loras
+from superlora_cli.formats.whole import Lora, loras
+from superlora_cli.models.targets import part_named, parts_beside
 from superlora_cli.opening.shapes_only import Stored
 from superlora_cli.tasks import TASKS
 
@@ -58,7 +60,8 @@ def check_called(adapter: Stored) -> None:
         UsageError: the model reads a layer's weight itself, as timm's BEiT does, so a LoRA would have no effect.
     """
     called: set[str] = set()
-    names = by_module(adapter.targets)
+    beside = parts_beside(adapter.base.model)  # which the model itself does not call
+    names = [name for name in by_module(adapter.targets) if part_named(name, beside) is None]
     hooks = [
         adapter.modules[name].register_forward_pre_hook(lambda module, inputs, name=name: called.add(name))
         for name in names

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from superlora_cli.adapter.updates import Dense, Form, Hadamard, Kronecker, LowRank, smaller
+from superlora_cli.models.families.naming import factors
 
 Tensors = dict[str, Tensor]
 LORA, LOHA, LOKR, DIFF = "lora", "loha", "lokr", "diff"
@@ -35,18 +36,18 @@ class Written(NamedTuple):
     tensors: Tensors
 
 
-def written(form: Form, shape: Sequence[int], *, dotted: bool) -> Written:
+def written(form: Form, shape: Sequence[int], key: str) -> Written:
     """The update of a weight as it is written.
 
     Args:
         form: a Kronecker product that LyCORIS cannot load is written as LoRA or ΔW, whichever is smaller.
         shape: of the whole weight, (out, in) or (out, in, kh, kw).
-        dotted: whether keys have dots, as in diffusers, whose names for LoRA are then used.
+        key: of the module; if it has dots, as in diffusers, LoRA has the names of diffusers.
     """
     if isinstance(form, Kronecker) and not _loadable(form, shape):
         form = smaller(form)
     if isinstance(form, LowRank):
-        return Written(LORA, form.right.shape[0], _lora(form, shape, dotted))
+        return Written(LORA, form.right.shape[0], _lora(form, shape, key))
     if isinstance(form, Hadamard):
         one, other = form.left, form.right
         pairs = {"hada_w1_a": one.left, "hada_w1_b": one.right, "hada_w2_a": other.left, "hada_w2_b": other.right}
@@ -56,13 +57,12 @@ def written(form: Form, shape: Sequence[int], *, dotted: bool) -> Written:
     return Written(DIFF, None, {"diff": form.delta.reshape(tuple(shape))})
 
 
-def _lora(form: LowRank, shape: Sequence[int], dotted: bool) -> Tensors:
+def _lora(form: LowRank, shape: Sequence[int], key: str) -> Tensors:
     rank = form.right.shape[0]
     up = form.left.reshape(shape[0], rank, *(1 for _ in shape[2:]))
     down = form.right.reshape(rank, *shape[1:])
-    if dotted:
-        return {"lora_A.weight": down, "lora_B.weight": up}
-    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": _number(rank)}
+    alpha = {} if "." in key else {"alpha": _number(rank)}
+    return {**dict(zip(factors(key), (down, up), strict=True)), **alpha}
 
 
 def _lokr(form: Kronecker, shape: Sequence[int]) -> tuple[int | None, Tensors]:

@@ -145,14 +145,14 @@ def _saved(name: str, task: str | None) -> str:
     return first if task == "SEQ_CLS" and first in SAVED_ANYWAY else name.rpartition(".")[0]
 
 
-def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str]) -> dict[str, Any]:
+def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str], *, start: str = "^") -> dict[str, Any]:
     """Targets and ranks under the names of PEFT's `LoraConfig`; alpha equals the rank everywhere, so that ΔW = B A.
 
     Modules whose rank is not the most frequent one are in `rank_pattern`, whose keys are regular expressions; `^` and
-    escaping make each match one module only.
+    escaping make each match one module only, without `start` also where its name has a prefix.
     """
     rank = Counter(lora.rank for lora in loras.values()).most_common(1)[0][0]
-    ranks = {f"^{re.escape(name)}": lora.rank for name, lora in loras.items() if lora.rank != rank}
+    ranks = {f"{start}{re.escape(name)}": lora.rank for name, lora in loras.items() if lora.rank != rank}
     return {
         "r": rank,
         "lora_alpha": rank,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from superlora_cli.adapter.layers import by_module
 from superlora_cli.adapter.lowrank import Approximation
 from superlora_cli.adapter.targets import Target
 from superlora_cli.adapter.updates import Dense, Form, LowRank
@@ -33,14 +34,6 @@ class Lora:
     def rank(self) -> int:
         """The rank r."""
         return self.a.shape[0]
-
-
-def by_module(targets: Sequence[Target]) -> dict[str, list[int]]:
-    """Module name → indices of its targets, in order."""
-    found: dict[str, list[int]] = {}
-    for index, target in enumerate(targets):
-        found.setdefault(target.module, []).append(index)
-    return found
 
 
 def join(targets: Sequence[Target], updates: Sequence[LowRank], shape: Sequence[int]) -> Lora:
@@ -108,17 +101,21 @@ def check_plain(name: str, module: nn.Module) -> None:
     Raises:
         UsageError: names the layer and the reason.
     """
-    kind = next((kind for kind in PLAIN if isinstance(module, kind)), None)
-    why = None
-    if kind is None or type(module).forward is not kind.forward:
-        why = f"{type(module).__name__} does more with its weight than a plain layer"
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups != 1:
-            why = f"a convolution in {module.groups} groups"
-        elif set(module.dilation) != {1} or module.padding_mode != "zeros":
-            why = "a convolution with dilation, or with padding other than zeros"
-    if why:
+    if why := why_not_plain(module):
         raise UsageError(f"PEFT has no LoRA for it: {why}", where=name, hint="--to timm or --to delta")
+
+
+def why_not_plain(module: nn.Module) -> str | None:
+    """Why PEFT has no LoRA for a layer; None if it has one."""
+    kind = next((kind for kind in PLAIN if isinstance(module, kind)), None)
+    if kind is None or type(module).forward is not kind.forward:
+        return f"{type(module).__name__} does more with its weight than a plain layer"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups != 1:
+            return f"a convolution in {module.groups} groups"
+        if set(module.dilation) != {1} or module.padding_mode != "zeros":
+            return "a convolution with dilation, or with padding other than zeros"
+    return None
 
 
 def whole_delta(targets: Sequence[Target], deltas: Sequence[Tensor], shape: Sequence[int]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from superlora_cli.files import write_atomic
 from superlora_cli.generation.extractors import Extractor
 from superlora_cli.generation.image_sets import ImageSet
 from superlora_cli.progress import shows_bars
+from superlora_cli.user_cache import make_room, mark_used, user_cache
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
 ROOM = 2**30  # bytes of cached features; the least recently used are removed
@@ -53,12 +53,13 @@ def extract(images: ImageSet, extractor: Extractor, *, batch_size: int = 64, dev
     digest = images.digest()
     layers = (extractor.logits, extractor.features)
     key = hashlib.sha256("\0".join([VERSION, digest, extractor.name, extractor.weights, *layers]).encode()).hexdigest()
-    place = _cache_folder()
-    found = None if place is None else _recall(place / f"{key}.safetensors", layers, len(images))
+    caches = user_cache()
+    place = None if caches is None else caches / "features" / f"{key}.safetensors"
+    found = None if place is None else _recall(place, layers, len(images))
     if found is None:
         found = _forward(images, extractor, batch_size, device)
         if place is not None:
-            _remember(place / f"{key}.safetensors", found)
+            _remember(place, found)
     return Features(found[extractor.logits], found[extractor.features], digest)
 
 
@@ -74,22 +75,13 @@ def _forward(images: ImageSet, extractor: Extractor, batch_size: int, device: st
     return found
 
 
-def _cache_folder() -> Path | None:
-    """The user's folder for cached features; None if there is no place for it."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superlora" / "features"
-    except RuntimeError:  # no home
-        return None
-
-
 def _recall(path: Path, layers: tuple[str, ...], count: int) -> dict[str, Tensor] | None:
     """The cached features; None if there are none, or they are damaged."""
     try:
         tensors, metadata = read_safetensors(path)
     except SuperLoraError:
         return None
-    with contextlib.suppress(OSError):
-        os.utime(path)  # mark as recently used
+    mark_used(path)
     whole = all(name in tensors and len(tensors[name]) == count for name in layers)
     return tensors if whole and metadata.get("sha256") == _checksum(tensors) else None
 
@@ -99,16 +91,7 @@ def _remember(path: Path, features: Mapping[str, Tensor]) -> None:
     with contextlib.suppress(OSError, SuperLoraError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, safetensors_bytes(features, {"format": "pt", "sha256": _checksum(features)}), force=True)
-        _make_room(path.parent)
-
-
-def _make_room(folder: Path) -> None:
-    """Remove the least recently used features until the others fit."""
-    used = 0
-    for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
-        used += path.stat().st_size
-        if used > ROOM:
-            path.unlink(missing_ok=True)
+        make_room(path.parent, ROOM)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,6 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 LABEL_WIDTH = 10  # of the class embedding
-NULL_CLASS = 0  # the label for no class; class c has the label c + 1
 
 
 class ConditionalUNet(nn.Module):

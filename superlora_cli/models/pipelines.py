@@ -26,6 +26,7 @@ from superlora_cli.errors import SuperLoraError, UsageError, did_you_mean
 from superlora_cli.models.arguments import refuse_others, with_dtype
 from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, PIPELINES
+from superlora_cli.models.families.naming import in_files
 from superlora_cli.models.hub import cache_folder, cache_if_unreachable
 from superlora_cli.models.loading import load_weights
 from superlora_cli.models.quantising import KEY, as_shapes, check_section, settings, settled
@@ -115,6 +116,19 @@ class PipelineBase(Base):
         from superlora_cli.models.families import FAMILIES
 
         return FAMILIES[self.kind]
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """The components for which the pipeline's `load_lora_weights` reads LoRA; () if it has none."""
+        import diffusers
+
+        return tuple(getattr(getattr(diffusers, self.kind), "_lora_loadable_modules", ()))
+
+    def place(self, module: str) -> tuple[str, str]:
+        """The component that a module of `model` is in, and its name there in files."""
+        if (part := part_named(module, self.encoders)) is None:
+            return self.component, module
+        return part, in_files(self.encoders[part], module.removeprefix(f"{part}."))
 
     @property
     def multiple(self) -> int:
@@ -221,6 +235,28 @@ def is_pipeline(name: str) -> bool:
     (True, False)
     """
     return name.startswith(PREFIX) or name in PIPELINES
+
+
+def is_pipeline_folder(folder: Path) -> bool:
+    """Whether a folder is a pipeline's."""
+    return (folder / INDEX).is_file()
+
+
+def pipeline_at(folder: Path) -> str | None:
+    """The `model.name` of the pipeline in a folder, or of the one whose denoiser is there; None if it is neither.
+
+    Raises:
+        UsageError: its index is damaged.
+    """
+    from superlora_cli.models.families import FAMILIES
+
+    if is_pipeline_folder(folder):
+        return f"{PREFIX}{folder}"
+    if is_pipeline_folder(folder.parent):
+        kind = str(_index(folder.parent).get("_class_name"))
+        if kind in FAMILIES and FAMILIES[kind].denoiser == folder.name:
+            return f"{PREFIX}{folder.parent}"
+    return None
 
 
 def build_pipeline(section: ModelSection, *, image_size: int | None = None, weights: bool = True) -> PipelineBase:

@@ -60,16 +60,10 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     if train.patience is not None and recipe.eval.every is None:
         hint = "set eval.every, the number of steps between evaluations"
         raise UsageError("needs more than one evaluation", where=places.where("train.patience"), hint=hint)
-    for key in ("mixup", "cutmix"):
-        if not TASKS[recipe.task].mixes and getattr(recipe.data, key) is not None:
-            hint = "leave it out: the model would learn to generate mixed images"
-            raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(f"data.{key}"), hint=hint)
-    if recipe.data.columns is not None and not TASKS[recipe.task].reads:
-        message = f"does not apply to the task {recipe.task}"
-        raise UsageError(message, where=places.where("data.columns"), hint="leave it out")
-    if recipe.data.caption is not None and (TASKS[recipe.task].has_classes or TASKS[recipe.task].reads):
-        message = f"does not apply to the task {recipe.task}"
-        raise UsageError(message, where=places.where("data.caption"), hint="leave it out")
+    for key in ("mixup", "cutmix", "columns", "caption"):
+        if key not in TASKS[recipe.task].data_keys and getattr(recipe.data, key) is not None:
+            message = f"does not apply to the task {recipe.task}"
+            raise UsageError(message, where=places.where(f"data.{key}"), hint="leave it out")
     return recipe
 
 

@@ -136,11 +136,13 @@ class DataSection(Section):
         description="Fraction of the training images held out for validation, and as many again for testing if the "
         "data have no test part.",
     )
-    split: Literal["content", "shuffle"] | None = Field(
+    split: Literal["content", "label", "shuffle"] | None = Field(
         None,
         description="How images are held out. `content`: a fraction of every class, by a hash of the images, so that "
-        "adding or removing images hardly changes the split; `shuffle`: by their positions. Default: `content`, which "
-        "a run records in its recipe; a finished run without the key predates it and keeps `shuffle`.",
+        "adding or removing images hardly changes the split; of texts, whatever their labels. `label`: the same, and a "
+        "fraction of the texts of every label. `shuffle`: by their positions. Default: `label` for a classifier of "
+        "texts, else `content`, which a run records in its recipe; a finished run without the key predates it and "
+        "keeps `shuffle`.",
     )
     download: bool = Field(False, description="Download a missing torchvision or Hugging Face set.")
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: that of the data.")

@@ -59,20 +59,13 @@ def card(facts: Facts) -> str:
         license=facts.licence,
         library_name="superlora",
         base_model=model.removeprefix("hf-hub:").partition("@")[0] if model.startswith("hf-hub:") else None,
-        tags=["superlora", "peft", _tag(task)],
+        tags=["superlora", "peft", TASKS[task].card.tag or task],
         model_name=facts.name.partition("/")[2],
         eval_results=results or None,
     )
     sections = [_summary(facts), _results(facts), _use(facts), _details(facts)]
     text = "\n\n".join(sections)
     return str(ModelCard(f"---\n{about.to_yaml()}\n---\n\n{text}\n"))
-
-
-def _tag(task: str) -> str:
-    """The hub's name of a task, or its own."""
-    if TASKS[task].tells_classes:
-        return "image-classification"
-    return "text-generation" if TASKS[task].reads else task
 
 
 def _summary(facts: Facts) -> str:
@@ -109,19 +102,11 @@ def _seeds(facts: Facts) -> list[str]:
 
 def _use(facts: Facts) -> str:
     place = f"hf-hub:{facts.name}"
-    lines = ["## Use", "", "```", "pip install superlora-cli"]
-    kind = TASKS[facts.run.subject[0]]
-    if kind.tells_classes:
-        lines.append(f"superlora eval {place} --predict IMAGES  # the classes of your own images")
-    elif kind.reads:
-        lines.append(f'superlora generate {place} --prompt "..."')
-    else:
-        lines.append(f"superlora generate {place} --out images")
+    about = TASKS[facts.run.subject[0]].card
+    lines = ["## Use", "", "```", "pip install superlora-cli", f"superlora {about.use.format(place=place)}"]
     if facts.stored is not None and not facts.stored.config.activates:
         lines += [
-            f"superlora merge {place} --out merged  # for transformers"
-            if kind.reads
-            else f"superlora merge {place} --out merged.safetensors  # plain weights, for timm",
+            f"superlora merge {place} --out {about.merged}",
             f"superlora export {place} --to peft-lora --out peft  # for PEFT",
         ]
     lines.append("```")

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from superlora_cli.analysis.pictures import columns
 from superlora_cli.reporting.geometry import at_random
-from superlora_cli.reporting.history import Curve
 from superlora_cli.reporting.nearness import MEASURES, Nearness
 from superlora_cli.reporting.sections import Measure, Row, Section
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
@@ -86,8 +86,8 @@ def curves_plot(section: Section, salt: str) -> str:
             look: Look = {**_look(index), "markersize": 2.5, "linewidth": 1}
             for number, run in enumerate(row.runs):
                 label = _plain(row.name) if number == 0 else None
-                left.plot(*_columns(run.history.loss), **look, label=label)
-                right.plot(*_columns(run.history.scores.get(first.name, ())), **look)
+                left.plot(*columns(run.history.loss), **look, label=label)
+                right.plot(*columns(run.history.scores.get(first.name, ())), **look)
         figure.legend(loc="outside lower left", frameon=False, fontsize="small", ncols=2)
         return _svg(figure, salt, {})
 
@@ -178,10 +178,6 @@ def _with_room(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     half, middle = max(high / low, 10) ** 0.55, math.sqrt(low * high)
     return middle / half, middle * half
-
-
-def _columns(points: Curve) -> tuple[list[int], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def _steps(axes: Axes, measure: Measure, rows: Sequence[Row], **look: Any) -> None:

@@ -6,14 +6,13 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from superlora_cli.progress import LiveTable
 from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import Event
@@ -28,7 +27,7 @@ BEST = {
 TAIL = 2000  # bytes at the end of metrics.jsonl that include its last line
 
 
-class Board:
+class Board(LiveTable):
     """Shows the state of a sweep as it changes.
 
     Args:
@@ -47,24 +46,14 @@ class Board:
         workers: int,
         quiet: bool,
     ) -> None:
-        self.folder, self.runs, self.rows, self.console = folder, runs, list(rows), console
-        self.workers, self.quiet = workers, quiet
-        self.began: dict[str, float] = {}  # id → start time of the active runs
+        super().__init__(console, quiet=quiet)
+        self.folder, self.runs, self.rows, self.workers = folder, runs, list(rows), workers
         self.speeds: list[float] = []  # seconds per step of the runs that ended in this command
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
         self.steps = {run.id: run.recipe.train.steps for run in runs}  # None if it counts epochs
 
-    def __enter__(self) -> Board:
-        if not self.quiet and self.console.is_terminal:
-            self.live.start()
+    def title(self) -> str:
         done = sum(row["status"] == "completed" for row in self.rows)
-        self.say(f"{self.folder.plan.name}: {len(self.runs)} runs, {done} of them done, {self.workers} at a time")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
+        return f"{self.folder.plan.name}: {len(self.runs)} runs, {done} of them done, {self.workers} at a time"
 
     def tell(self, event: Event, rows: Sequence[Row]) -> None:
         """Report that a job began or ended; `rows` are the results so far."""
@@ -85,11 +74,6 @@ class Board:
             self.folder.told(outcome.error or "") or figure or outcome.status,
         ]
         self.say("  ".join(words))
-
-    def say(self, line: str) -> None:
-        """Print a line above the table."""
-        if not self.quiet:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def table(self) -> Group:
         """Counts, time left, the best run so far, and the active runs."""

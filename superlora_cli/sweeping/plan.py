@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from typing import Any
 
 from superlora_cli.adapter.config import NEWEST
 from superlora_cli.analysis.trained import trained_params
+from superlora_cli.commands.generators import GENERATORS
 from superlora_cli.errors import LongUsageError, UsageError
+from superlora_cli.files import canonical
 from superlora_cli.recipe.defaults import with_defaults
 from superlora_cli.recipe.load import find_recipe, find_sweep
 from superlora_cli.recipe.overrides import Override, apply_overrides
@@ -26,6 +27,7 @@ from superlora_cli.recipe.yaml import Document, dump_yaml, read_yaml
 from superlora_cli.sweeping.schema import Grid, Measure, Sweep
 from superlora_cli.tasks import TASKS
 
+SAMPLING = {"num", "sampler", "steps", "guidance"}  # keys of `measure` that are options of `superlora generate`
 SLUG = 100  # most characters of an id before its seed and digest
 SHOWN = 10  # most impossible runs listed in an error
 
@@ -112,7 +114,8 @@ def load_plan(name_or_path: str | Path) -> SweepPlan:
     runs: dict[tuple[str, ...], Run] = {}
     for recipe, settings in _points(sweep, document, file):
         run = run_of(recipe, settings)
-        if sweep.measure and not TASKS[run.recipe.task].generates:
+        by = TASKS[run.recipe.task].generates
+        if sweep.measure and not (by and {*GENERATORS[by].options} >= SAMPLING):
             hint = f"{run.name} is for {run.recipe.task}; its metrics are in the results anyway"
             raise UsageError("only diffusion runs generate images", where=places.where("measure"), hint=hint)
         runs.setdefault(tuple(run.id.rsplit("-", 2)[1:]), run)  # each recipe and seed only once
@@ -235,8 +238,7 @@ def _id(name: str, own: Mapping[str, Any], recipe: Recipe) -> str:
     ['rank2', 'projection-linear_v2', 'targets-q-v']
     """
     said = {key: value for key, value in recipe.to_dict().items() if key not in ("defaults", "seed", "output")}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical(said).encode()).hexdigest()[:8]
     slug = "-".join([name, *_slug(own)])[:SLUG].rstrip("-")
     return f"{slug}-s{recipe.seed}-{digest}"
 

@@ -11,20 +11,21 @@ from superlora_cli.data.known import has_several_labels, is_embedded
 from superlora_cli.data.splits import Splits, labels_of
 from superlora_cli.data.stream import Share
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 
 OTHER_DATA = "held-out images may have been trained on"
 
 
-def settled(recipe: Recipe, rule: str = "content") -> Recipe:
+def settled(recipe: Recipe, rule: str | None = None) -> Recipe:
     """The recipe plus what a run records about its data: whether images have several labels, and how images are split.
 
     Args:
-        rule: `data.split` if the recipe does not set it.
+        rule: `data.split` if the recipe does not set it; default: that of its task.
     """
     data = recipe.data
     found: dict[str, Any] = {"multi_label": True} if has_several_labels(data) else {}
     if data.split is None and not is_embedded(data.name):
-        found["split"] = rule
+        found["split"] = rule or TASKS[recipe.task].split(recipe)
     return recipe.model_copy(update={"data": data.model_copy(update=found)})
 
 

@@ -6,7 +6,8 @@ a `Work`, which the training loop sees as `training.loop.Task`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,26 +16,46 @@ if TYPE_CHECKING:
     from superlora_cli.tasks.work import Work
 
 
+class Card(NamedTuple):
+    """What the model card of a run says of its task.
+
+    Attributes:
+        use: the arguments of `superlora` that show what the model does; `{place}` stands for the run.
+        merged: where `superlora merge` writes, and what reads that.
+        tag: the hub's name of the task; None: its own.
+    """
+
+    use: str = "eval {place}"
+    merged: str = "merged.safetensors  # plain weights"
+    tag: str | None = None
+
+
 class TaskKind:
     """A task; slow imports belong inside the methods.
 
     Attributes:
-        generates: whether its models generate images: for `generate`, `eval --against`, and `measure:` in a sweep.
+        elements: what its data consist of, in the plural.
+        batched: what `train.batch_size` counts.
+        data_keys: which of mixup, cutmix, caption and columns, keys of `data`, apply to it.
+        free: keys of its own section that a resumed run may change, because no trained number depends on them.
+        card: of a run that is pushed to the hub.
+        generates: how its models generate, by a name of `commands.generators.GENERATORS`; None: they do not.
+        previews: how its training data are shown, by a name of `commands.previews.PREVIEWS`; None: they are not.
         tells_classes: whether its models predict classes: for `eval --predict` and a new head.
-        has_classes: whether its images have classes; else they have captions.
-        prompted: whether its models generate images from texts, by their pipelines.
-        mixes: whether its training images may be mixed by `data.mixup` and `data.cutmix`.
-        reads: whether its data are texts, not images.
+        has_classes: whether its data have classes that its models tell apart or are conditioned on.
         bases: the task that its bases are made for, by name; None: this one.
         head: `model.head` of a recipe that does not set it.
     """
 
-    generates = False
+    elements = "images"
+    batched = "images"
+    data_keys: Collection[str] = ("mixup", "cutmix")
+    free: Collection[str] = ()
+    card = Card()
+    generates: str | None = None
+    previews: str | None = "images"
     tells_classes = False
     has_classes = True
-    prompted = False
-    mixes = True
-    reads = False
     bases: str | None = None
     head = "new"
 
@@ -45,6 +66,10 @@ class TaskKind:
     def trains_head(self, recipe: Recipe) -> bool:
         """Whether a new head is trained with the adapter."""
         return self.tells_classes and recipe.model.head == "new"
+
+    def split(self, recipe: Recipe) -> str:
+        """`data.split` of a recipe that does not set it."""
+        return "content"
 
     def check_classes(self, recipe: Recipe, count: int | None) -> None:
         """Refuse to train on data of too few classes.

@@ -20,6 +20,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.opening.model_file import model_bytes
 from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.recipe.schema import Recipe
+from superlora_cli.tasks import TASKS
 from superlora_cli.tasks.outputs import check_outputs
 from superlora_cli.training.local import Local
 from superlora_cli.training.processes import Processes
@@ -248,7 +249,7 @@ class Work:
     def judged_by(self) -> str:
         """`validation, 200 images`."""
         split = self.recipe.eval.select
-        return f"{split}, {len(self.splits.named(split)):,} {self.splits.called}"
+        return f"{split}, {len(self.splits.named(split)):,} {TASKS[self.recipe.task].elements}"
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics on a whole split."""
@@ -265,7 +266,7 @@ class Work:
     def better(self, new: Mapping[str, float], old: Mapping[str, float]) -> bool:
         """Whether the metrics `new` are better than `old`: a lower loss, or more of another `measure`.
 
-        Of the same measure, a lower loss is better.
+        Where two have as much of that, the lower loss is better.
         """
         if self.measure == "loss":
             return new["loss"] < old["loss"]
@@ -291,7 +292,7 @@ class Work:
         Raises:
             RunError: some are NaN or Inf.
         """
-        check_outputs(outputs, self.recipe.model.name, self.splits.called)
+        check_outputs(outputs, self.recipe.model.name, TASKS[self.recipe.task].elements)
 
     def exported(self, metrics: Mapping[str, Any]) -> dict[str, bytes]:
         """The result: adapter.safetensors, or model.safetensors if the base itself was trained."""

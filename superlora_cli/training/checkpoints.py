@@ -99,7 +99,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """The `state.pt` of a checkpoint.
 
     Raises:
-        UsageError: the system cannot read it. CannotResumeError: it is not what was written.
+        UsageError: it cannot be read, perhaps for now. CannotResumeError: it is not the state of a training.
     """
     import torch
 
@@ -107,8 +107,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
         cause = str(error).splitlines()[0]
-        refused = UsageError if isinstance(error, OSError) else CannotResumeError  # the system may read it another time
-        raise refused(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
+        raise UsageError(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
     kinds = {"progress": dict, "random": list, "tensors": dict, "optimizer": dict}
     for name, kind in kinds.items():
         if not isinstance(state, dict) or not isinstance(state.get(name), kind):

@@ -19,7 +19,7 @@ from superlora_cli.training.processes import Processes
 from superlora_cli.training.profiler import traced
 from superlora_cli.training.relapse import relapse
 from superlora_cli.training.run import RunFolder
-from superlora_cli.training.signals import stop_signals
+from superlora_cli.training.signals import Stop, stop_signals
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import EvalSection, TrainSection
@@ -169,11 +169,9 @@ def fit(
     with display, stop_signals() as signal, closing(batches), traced(run, train, at.step) as next_step:
         meter.restart()
         while not at.is_over(train):
-            passes(task, train, learner, batches, processes, meter, at.step + 1)
-            stop = processes.average(learner.gradients(), signal.asked)
+            last, lr = at.step + 1 == train.length, learner.lr
+            stop = take_step(task, train, learner, batches, processes, meter, at.step + 1, last=last, signal=signal)
             at.step += 1
-            last, lr = at.step == train.length, learner.lr
-            learner.update(last=last)
             next_step()
 
             logs = last or at.step % train.log_every == 0
@@ -220,7 +218,7 @@ def fit(
     return meter
 
 
-def passes(
+def take_step(
     task: Task,
     train: TrainSection,
     learner: Learner,
@@ -228,8 +226,20 @@ def passes(
     processes: Processes,
     meter: Meter,
     step: int,
-) -> None:
-    """The forward and backward passes of one optimizer step."""
+    *,
+    last: bool,
+    signal: Stop | None = None,
+) -> bool:
+    """One optimizer step: forward and backward passes, their gradients averaged over the processes, the update.
+
+    Args:
+        batches: from which the step takes `train.accumulate`.
+        step: its number, from 1.
+        last: no further step follows.
+
+    Returns:
+        Whether `signal` asks any of the processes to stop.
+    """
     with task.one_step():
         for _ in range(train.accumulate):
             with meter.waiting(), processes.alone():
@@ -238,6 +248,9 @@ def passes(
                 loss = task.loss(batch)
             learner.backward(loss / train.accumulate)
             meter.add(loss, task.amount(batch), step)
+    stop = processes.average(learner.gradients(), signal is not None and signal.asked)
+    learner.update(last=last)
+    return stop
 
 
 def _not_finite(what: str, step: int, lr: float, run: RunFolder) -> RunError:

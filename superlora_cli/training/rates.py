@@ -18,7 +18,7 @@ import torch
 from superlora_cli.errors import RunError
 from superlora_cli.recipe.schema import SchedulerSection
 from superlora_cli.training.learner import Learner
-from superlora_cli.training.loop import Task, passes
+from superlora_cli.training.loop import Task, take_step
 from superlora_cli.training.meter import Meter
 
 if TYPE_CHECKING:
@@ -145,9 +145,7 @@ def _test(task: Task, train: TrainSection, learner: Learner, processes: Processe
             random = processes.random_states()
             before = untrained(own, step)
             processes.restore_random(random)
-            passes(task, train, learner, iter(own), processes, meter, step)
-            processes.average(learner.gradients(), stop=False)
-            learner.update(last=True)
+            take_step(task, train, learner, iter(own), processes, meter, step, last=True)
             figures = meter.look()
             found.add(rate, figures.loss, before)
             display.step(step, figures, lr=rate)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from superlora_cli.progress import LiveTable
 from superlora_cli.sweeping.display import in_words, last_step
 from superlora_cli.sweeping.work import Event
 
@@ -18,26 +17,17 @@ if TYPE_CHECKING:
     from superlora_cli.tuning.search import Search
 
 
-class Board:
+class Board(LiveTable):
     """Shows the trials as they run, the best so far, and the time left."""
 
     def __init__(self, search: Search, console: Console, *, workers: int, quiet: bool) -> None:
-        self.search, self.console, self.workers, self.quiet = search, console, workers, quiet
-        self.began: dict[str, float] = {}  # id → start time of the active runs
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2, transient=True)
+        super().__init__(console, quiet=quiet)
+        self.search, self.workers = search, workers
 
-    def __enter__(self) -> Board:
-        if not self.quiet and self.console.is_terminal:
-            self.live.start()
+    def title(self) -> str:
         forms = len(self.search.space.forms)
         done = sum(trial.state.is_finished() for trial in self.search.study.trials)
-        self.say(f"{self.search.space.budget}: {forms} forms, {done} trials done, {self.workers} at a time")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
+        return f"{self.search.space.budget}: {forms} forms, {done} trials done, {self.workers} at a time"
 
     def tell(self, event: Event) -> None:
         """Report that a job began or ended."""
@@ -48,11 +38,6 @@ class Board:
         seconds = time.monotonic() - self.began.pop(name, time.monotonic())
         words = [name, f"{seconds:.0f} s", self.search.told(name, event.outcome)]
         self.say("  ".join(words))
-
-    def say(self, line: str) -> None:
-        """Print a line above the table."""
-        if not self.quiet:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def table(self) -> Group:
         """Counts, time left, the best trial so far, and the active runs."""

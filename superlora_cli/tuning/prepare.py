@@ -91,7 +91,7 @@ class Prepared:
         from superlora_cli.tasks.reading import settled
 
         self.example()
-        measure = f"val_{task_of(settled(self.recipe, 'content')).measure}"
+        measure = f"val_{task_of(settled(self.recipe)).measure}"
         about = {
             "recipe": self.recipe.to_dict(),
             "bytes" if self.space.budget.in_bytes else "budget": self.space.budget.most,

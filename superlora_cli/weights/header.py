@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from superlora_cli.files import canonical
+
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
@@ -93,7 +95,7 @@ def build(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping
         size = math.prod(shape) * DTYPES[dtype].itemsize
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
-    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    text = canonical(content).encode()
     text += b" " * (-len(text) % 8)
     first = 8 + len(text)
     entries = {

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from superlora_cli.errors import UsageError
+from superlora_cli.files import canonical
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -20,7 +21,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text = canonical(header).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + raw[8 + length :]
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from superlora_cli.models.embedded import ASSETS
 from tests.conftest import Cli, contents, run_cli
 from tests.makers import BASE, deltas_of, relative, write_adapter, write_base
 
@@ -133,6 +135,60 @@ def test_an_extraction_is_repeatable(tuned: Path, cli: Cli) -> None:
     for name in ("one", "two"):
         assert cli("extract", *words, "--out", name).code == 0
     assert Path("one").read_bytes() == Path("two").read_bytes()
+
+
+@pytest.fixture
+def pipelines(cli: Cli) -> Path:
+    """Folders: the shipped pipeline, `base`, and with an adapter of U-Net and text encoder merged into it, `tuned`."""
+    shutil.copytree(ASSETS / "glyphs_text", "base")
+    Path("r.yaml").write_text(
+        'task: text-to-image\nmodel: {name: "diffusers:base"}\ndata: {name: nowhere}\n'
+        "adapter: {method: lora, rank: 2, targets: [q, 'text_encoder.*.q_proj']}\ntrain: {steps: 1}\n"
+    )
+    write_adapter("lora.safetensors", "r.yaml", scale=0.5)
+    assert cli("merge", "lora.safetensors", "--out", "tuned", "--no-verify").code == 0
+    return Path("tuned")
+
+
+UNET = ("--method", "lora", "--rank", "2", "--targets", "q")
+BOTH = (*UNET[:-1], "q,text_encoder.*.q_proj")
+
+
+@pytest.mark.slow
+def test_a_pipelines_adapter_is_found_again_in_all_forms(pipelines: Path, cli: Cli) -> None:
+    whole = deltas_of("lora.safetensors")
+    unet = {name: delta for name, delta in whole.items() if not name.startswith("text_encoder")}
+    for words, wanted in (
+        (("r.yaml", "--tuned", "tuned"), whole),
+        (("--base", "base", "--tuned", "tuned", *BOTH), whole),
+        (("--base", "diffusers:base", "--tuned", "tuned", *UNET), unet),
+        (("--base", "./base/unet", "--tuned", "tuned/unet", *UNET), unet),
+        (("--base", "glyphs_text", "--tuned", "tuned/unet", *UNET), unet),
+        (("r.yaml", "adapter.targets=[q]", "--tuned", "tuned/unet/diffusion_pytorch_model.safetensors"), unet),
+    ):
+        done = cli("extract", *words, "--out", "found.safetensors", "--force", "--json")
+        assert done.code == 0, done.err
+        assert relative(deltas_of("found.safetensors"), wanted) < 1e-4, words
+        parts = {name.partition(".")[0] for name in done.json()["elsewhere"]}
+        assert parts == ({"text_encoder"} if wanted is unet and "tuned" in words else set()), words
+        assert cli("inspect", "found.safetensors", "--json").json()["base"]["sha256"]
+    generate = ("generate", "found.safetensors", "--prompt", "a red seven", "--steps", "1", "--out", "images")
+    assert cli(*generate).code == 0
+    for words, code, said in (
+        (("r.yaml", "--tuned", "tuned/unet"), 3, "has no text_encoder."),
+        (("--base", next(Path("base/unet").glob("*.safetensors")), "--tuned", "tuned", *UNET), 2, "is a text-to-image"),
+        (("--base", "glyphs_vit", "--tuned", "tuned", *UNET), 2, "is a text-to-image"),
+    ):
+        refused = cli("extract", *words, "--out", "new.safetensors")
+        assert (refused.code, said in refused.message) == (code, True), refused.err
+        assert not Path("new.safetensors").exists()
+
+
+def test_a_name_with_a_prefix_is_no_path(tuned: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("hf-hub:nobody/none", "transformers:nobody/none"):
+        refused = cli("extract", "--base", name, "--tuned", tuned, "--out", "new.safetensors")
+        assert (refused.code, "no such file" in refused.message) == (2, False)
 
 
 REFUSED = [

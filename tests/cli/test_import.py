@@ -233,6 +233,54 @@ def test_kohyas_keys_are_those_of_pipelines(cli: Cli) -> None:
     assert relative(whole, deltas_of(file)) < 1e-6
 
 
+def test_the_same_file_becomes_the_same_adapter(cli: Cli, drawn: Path) -> None:
+    """safetensors gives tensors in an order of its own."""
+    from superlora_cli.formats.foreign import read_foreign
+
+    cli("export", drawn, "--to", "kohya", "--out", "lora")
+    parts = read_foreign(Path("lora")).parts
+    assert list(parts) == sorted(parts)
+    refused = cli("import", "lora", *IMPORT)
+    keys = re.findall(r"lora_unet_\w+", refused.message)
+    assert keys == sorted(keys)
+
+
+TEXT = "adapter.targets=[q, 'text_encoder.*.q_proj', 'text_encoder.*.fc1']"
+
+
+@pytest.mark.parametrize("knobs", [(), ("adapter.method=loha",)])
+def test_text_encoders_leave_and_come_back(knobs: tuple[str, ...], cli: Cli, drawn: Path) -> None:
+    file = write_adapter("text.safetensors", "r.yaml", TEXT, *knobs)
+    done = cli("export", file, "--to", "kohya", "--out", "kohya.safetensors", "--json").json()
+    assert done["error"] == 0
+    assert "load_lora_weights" not in done["load"]  # without `out_proj`
+    parts = {name.partition(".")[0] for name in load_file("kohya.safetensors")}
+    text = {name for name in parts if name.startswith("lora_te_text_model_encoder_layers_0_self_attn_q_proj")}
+    assert (len(text), {name[:8] for name in parts}) == (1, {"lora_une", "lora_te_"})
+    words = ("--base", "glyphs_text", "--out", "back.safetensors", "--force")
+    assert cli("import", "kohya.safetensors", *words).code == 0
+    assert relative(deltas_of("back.safetensors"), deltas_of(file)) < 1e-6
+    if not knobs:
+        assert cli("export", file, "--to", "diffusers-lora", "--out", "diffusers.safetensors").code == 0
+        assert cli("import", "diffusers.safetensors", *words).code == 0
+        assert relative(deltas_of("back.safetensors"), deltas_of(file)) < 1e-6
+    assert cli("export", file, "--to", "delta", "--out", "delta.safetensors").code == 0
+    assert load_file("delta.safetensors").keys() == {f"{name}.weight" for name in deltas_of(file)}
+    for to in ("lycoris", "peft-lora"):
+        refused = cli("export", file, "--to", to, "--out", "new")
+        assert (refused.code, "text_encoder is adapted as well" in refused.message) == (2, True)
+
+
+def test_kohyas_text_encoders_are_read_with_their_alpha(cli: Cli) -> None:
+    """By the names of transformers before version 5, and after."""
+    wanted = noise(64, 2) @ noise(2, 64) * 1.5
+    for inner in ("text_model_", ""):
+        key = f"lora_te_{inner}encoder_layers_0_self_attn_q_proj"
+        assert cli("import", write(lora(key)), "--base", "glyphs_text", "--out", f"{inner}a").code == 0
+        (found,) = deltas_of(f"{inner}a").values()
+        assert relative({"": found}, {"": wanted}) < 1e-6
+
+
 @pytest.mark.parametrize("to", ["kohya", "peft-lora", "diffusers-lora"])
 def test_a_sum_is_written_in_these_formats_too(to: str, cli: Cli, drawn: Path) -> None:
     other = write_adapter("other.safetensors", "r.yaml", "adapter.rank=3", seed=1)

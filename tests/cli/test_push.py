@@ -7,12 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.reporting.card import Facts, card
+from superlora_cli.reporting.runs import read_run
 from tests.conftest import Cli, Result, environment
 from tests.hub import TOKEN, Hub, hub
 from tests.recipe.test_defaults import SECOND
+from tests.reporting.folders import make_run
 
 
 @pytest.fixture
@@ -63,6 +69,27 @@ def test_runs_beside_it_with_other_seeds_are_in_the_results(run: Path, cli: Cli)
     card = Path("pets/README.md").read_text()
     assert "| on test data | seed 0 | seed 1 | seed 2 | mean |" in card
     assert "| 0.5900 | 0.7000 | 0.6000 | 0.6300 |" in card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tag", "use", "merged"),
+    [
+        ("digits_lora", "image-classification", "eval {} --predict IMAGES", "merged.safetensors"),
+        ("digits_unet_lora", "diffusion", "generate {} --out images", "merged.safetensors"),
+        ("digits_text_lora", "text-to-image", 'generate {} --prompt "..." --out images', "merged  # a pipeline"),
+        ("pretrain_glyphs_text_vae", "autoencoder", "eval {}\n", "merged  # a pipeline"),
+        ("sums_roman_lora", "text-generation", 'generate {} --prompt "..."\n', "merged  # for transformers"),
+    ],
+)
+def test_a_card_says_what_its_task_is_for(recipe: str, tag: str, use: str, merged: str, tmp_path: Path) -> None:
+    ran = read_run(make_run(tmp_path / "run", recipe))
+    stored: Any = SimpleNamespace(
+        config=AdapterConfig(), base={"name": "b", "sha256": "0"}, patterns=("q",), classes=()
+    )  # fmt: skip
+    text = card(Facts("ada/pets", [ran], stored, "", "mit"))
+    assert f"- {tag}\n" in text
+    assert f"superlora {use.format('hf-hub:ada/pets')}" in text
+    assert f"superlora merge hf-hub:ada/pets --out {merged}" in text
 
 
 @pytest.mark.slow

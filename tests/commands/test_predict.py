@@ -13,7 +13,7 @@ from PIL import Image
 
 from superlora_cli.adapter import store
 from superlora_cli.commands import assign, predict
-from superlora_cli.errors import RunError
+from superlora_cli.errors import RunError, UsageError
 from superlora_cli.training.processes import Processes
 
 OUT = "out.csv"
@@ -59,6 +59,14 @@ def test_outputs_that_are_no_numbers_are_not_written(module: Any, adapter: Path)
     with pytest.raises(RunError, match=r"huge\.safetensors: the model gives NaN or Inf for 1 of 1 images"):
         call_of(module, Path("huge.safetensors").resolve())()
     assert not Path(OUT).exists()
+
+
+@pytest.mark.parametrize("module", [assign, predict])
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(module: Any, trained: Path) -> None:
+    Path(OUT).write_text("mine")
+    with pytest.raises(UsageError, match="the file exists"):
+        call_of(module, trained)()
+    assert Path(OUT).read_text() == "mine"
 
 
 @pytest.mark.parametrize("module", [assign, predict])

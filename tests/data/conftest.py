@@ -38,7 +38,7 @@ def splits_of(name: object, **keys: object) -> Splits:
 
 def sizes(splits: Splits) -> tuple[int, ...]:
     """The number of training, validation and test images."""
-    return tuple(len(part) for part in (splits.train, splits.validation, splits.test))  # type: ignore[arg-type]
+    return tuple(len(part) for part in (splits.train, splits.validation, splits.test))
 
 
 def labels(images: object) -> list[int]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from superlora_cli import progress
 from superlora_cli.data import batches
 from superlora_cli.data.batches import evaluation_batches
 from superlora_cli.data.folder import FolderImages
-from superlora_cli.errors import RunError
+from superlora_cli.errors import LongUsageError, MismatchError, RunError, SuperLoraError, UsageError
 from tests.conftest import Cli, environment
 from tests.data.conftest import Terminal
 from tests.training.test_signals import survivors
@@ -102,6 +103,35 @@ def test_other_torch_errors_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
     with pytest.raises(RuntimeError, match="Too many open files"):
         read(Images(deadly=False))
+
+
+@dataclass
+class Faulty(Dataset[Any]):
+    """A single image, which cannot be read."""
+
+    error: SuperLoraError
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("two\nlines", where="a.png", hint="another: file"),
+        MismatchError("of another kind"),
+        LongUsageError(["one", "two"], where="table.csv"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_reading_is_raised_as_it_was(error: SuperLoraError, workers: int) -> None:
+    with pytest.raises(type(error)) as caught:
+        list(evaluation_batches(Faulty(error), 1, workers=workers, pin=False))
+    assert caught.value.as_dict() == error.as_dict()
 
 
 def test_workers_read_in_order() -> None:

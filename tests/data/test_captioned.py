@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from superlora_cli.data.captioned import Captioned, read_captioned_folder
+from superlora_cli.data.captioned import Captioned, held_out, read_captioned_folder
 from superlora_cli.errors import UsageError
 
 
@@ -38,6 +39,15 @@ def test_a_caption_may_be_in_a_file_for_kohyas_scripts(folder: Path) -> None:
     (folder / "good.caption").write_text("not this one")
     (folder / "other.caption").write_text("a blue square")
     assert texts(read_captioned_folder(folder, None)) == {"good.png": "a red square", "other.png": "a blue square"}
+
+
+def test_copies_of_training_images_among_test_images_are_noted(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+        shutil.copy(folder / "good.png", folder / part / "1.png")
+        (folder / part / "1.txt").write_text("red")
+    splits = held_out(read_captioned_folder(folder, None), 0, "content", 0)
+    assert "1 of 1 test images are also training images" in splits.notes
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from superlora_cli.commands.resuming import as_started
 from superlora_cli.data.holding_out import by_content
 from superlora_cli.data.splits import SPLITS, Splits, contents_of, load_splits
+from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection
 from superlora_cli.recipe.yaml import read_yaml
+from superlora_cli.tasks.reading import settled
+from superlora_cli.training.run import RunFolder
 from tests.conftest import Cli
 from tests.data.conftest import LOOK, QUICK, picture, splits_of, write_folder
 
@@ -173,6 +177,21 @@ def test_an_old_run_continues_with_its_own_split(run: dict[str, Any], cli: Cli) 
     old.write_text(old.read_text().replace("  split: shuffle\n", ""))
     assert cli("train", "quickstart", "data.name=pets", *QUICK, "train.steps=4", "--resume", "run").code == 0
     assert read_yaml("run/recipe.yaml").data["data"]["split"] == "shuffle"
+
+
+@pytest.mark.parametrize("rule", [None, "content", "shuffle"])
+def test_labelled_texts_of_a_new_run_are_split_by_label_and_those_of_an_old_one_as_they_were(
+    rule: str | None, tmp_path: Path
+) -> None:
+    plain = {"task": "language", "model": {"name": "sums_llama", "head": "new"}, "data": {"name": "a.jsonl"},
+             "train": {"steps": 1, "optimizer": {"lr": 0.1}}}  # fmt: skip
+    recipe = recipe_from_dict(plain, "")
+    assert settled(recipe).data.split == "label"
+    own = {**plain, "data": {"name": "a.jsonl", **({} if rule is None else {"split": rule})}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(own))
+    assert as_started(recipe, RunFolder(tmp_path)).data.split == (rule or "shuffle")
+    unlabelled = recipe_from_dict({**plain, "model": {"name": "sums_llama"}}, "")
+    assert settled(unlabelled).data.split == "content"
 
 
 @pytest.mark.usefixtures("run")

@@ -115,7 +115,7 @@ def test_unlabelled_test_images_are_not_used() -> None:
     datasets.DatasetDict(sets).save_to_disk("pets")
     splits = splits_of("hfds/pets")
     assert splits.notes == ("pets: split 'test' has images without a class and is not used",)
-    assert len(splits.test) == 4  # type: ignore[arg-type]
+    assert len(splits.test) == 4
 
 
 @pytest.mark.parametrize(

@@ -55,21 +55,21 @@ def test_a_table_may_be_next_to_the_images_or_in_their_splits(how: str, tmp_path
     else:
         write(photos, [*(f"train/{line}" for line in LINES), "test/9.png,cat"])
     splits = load(photos, validation=0.0)
-    assert (len(splits.train), splits.class_names) == (6, ("cat", "dog", "outdoors"))  # type: ignore[arg-type]
+    assert (len(splits.train), splits.class_names) == (6, ("cat", "dog", "outdoors"))
     assert labels(splits, "test") == ([[1, 0, 0]] if "parts" in how else [])
 
 
 def test_images_are_held_out_by_their_content(tmp_path: Path) -> None:
     lines = [f"{number}.png,{'cat' if number % 2 else 'dog'}" for number in range(20)]
     splits = load(write(tmp_path / "photos", lines), validation=0.2)
-    assert [len(splits.named(name)) for name in ("train", "validation", "test")] == [12, 4, 4]  # type: ignore[arg-type]
+    assert [len(splits.named(name)) for name in ("train", "validation", "test")] == [12, 4, 4]
 
 
 def test_images_without_a_line_are_left_out_and_named(tmp_path: Path) -> None:
     photos = write(tmp_path / "photos", LINES)
     (photos / "labels.csv").write_text("\n".join(["file,labels", *LINES[1:]]))
     splits = load(photos, validation=0)
-    assert len(splits.train) == 5  # type: ignore[arg-type]
+    assert len(splits.train) == 5
     assert any("left out 1 images" in note and "1.png" in note for note in splits.notes)
 
 
@@ -98,7 +98,7 @@ def test_a_column_label_has_the_class_of_each_image(parts: bool, tmp_path: Path)
     splits = load(photos, validation=0)
     assert splits.class_names == ("9", "10", "tabby cat")
     assert [splits.train[index][1] for index in range(4)] == [2, 1, 0, 2]
-    assert [splits.test[index][1] for index in range(len(splits.test))] == ([0] if parts else [])  # type: ignore[arg-type]
+    assert [splits.test[index][1] for index in range(len(splits.test))] == ([0] if parts else [])
     assert any("left out 1 images that are not in labels.csv" in note for note in splits.notes)
     assert load(photos, validation=0, multi_label=True).train[0][1].tolist() == [0, 0, 1]  # type: ignore[union-attr]
 

@@ -232,7 +232,7 @@ def write_images(folder: Path, *, classes: str = "abc", count: int = 4, start: i
 
 def sizes(folder: Path, **keys: Any) -> dict[str, int]:
     splits = load_splits(DataSection(name=str(folder), **keys), LOOK, seed=0)
-    return {split: len(splits.named(split)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    return {split: len(splits.named(split)) for split in ("train", "validation", "test")}
 
 
 def files_of(images: Any) -> set[str]:

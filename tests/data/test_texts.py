@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from superlora_cli.data import docstrings
 from superlora_cli.data.known import MadeTexts, TextFile, kind_named
-from superlora_cli.data.splits import class_names, seen_in_training
+from superlora_cli.data.splits import SPLITS, class_names, contents_of, seen_in_training
 from superlora_cli.data.sums import NOTATIONS, Problem, problems
 from superlora_cli.data.text_files import SUFFIXES, read_text_files
 from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, held_out, read_rows, shaped
@@ -196,13 +197,26 @@ def test_texts_are_held_out_by_their_contents() -> None:
     texts = read_rows(((str(number), row) for number, row in enumerate(ROWS)), None, [])
     splits = held_out(TextSource(texts, None, None), 0.1, "content", 0)
     more = held_out(TextSource(Texts([*texts.rows, {"text": "new"}]), None, None), 0.1, "content", 0)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 2, 2]  # type: ignore[arg-type]
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 2, 2]
     assert sum(row in more.test.rows for row in splits.test.rows) >= 1  # type: ignore[attr-defined]
     assert splits.fingerprint != more.fingerprint
-    assert splits.called == "texts"
     twice = held_out(TextSource(Texts([*texts.rows, *texts.rows]), None, None), 0.12, "content", 0)
     assert twice.notes == ("1 of 5 test texts are also training texts",)  # equal ones are beside each other
     assert seen_in_training(splits.test, twice.test) == "2 of 2 test texts are also training texts"
+
+
+def test_every_label_gives_its_share_of_texts() -> None:
+    rows = [{"text": f"{number}", "label": "rare" if number % 12 == 0 else "common"} for number in range(60)]
+    splits = held_out(TextSource(Texts(rows), None, None), 0.1, "label", 0)
+    assert [Counter(row["label"] for row in splits.named(split).rows) for split in SPLITS] == [  # type: ignore[attr-defined]
+        {"rare": 3, "common": 43}, {"rare": 1, "common": 6}, {"rare": 1, "common": 6},
+    ]  # fmt: skip
+    (note,) = splits.notes
+    assert note == "classes with fewer than 5 test texts, too few for a meaningful accuracy: rare (1)"
+    plain = [Texts([{"text": row["text"]} for row in rows]), Texts(rows)]
+    by = [held_out(TextSource(texts, None, None), 0.1, rule, 0) for texts in plain for rule in ("content", "label")]
+    assert contents_of(by[0].test) == contents_of(by[1].test)
+    assert contents_of(by[2].test) != contents_of(by[3].test)
 
 
 def test_a_set_of_the_hub_has_texts(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import sys
 import traceback
 from typing import Any
 
-COMMANDS = ("train", "sweep", "evaluate", "merge", "export", "compress", "generate", "combine", "extract", "report")
+COMMANDS = ("train", "evaluate", "merge", "export", "compress", "generate", "combine", "extract", "report")
 MODULES = (
     *("superlora_cli.cli.app", *(f"superlora_cli.commands.{name}" for name in COMMANDS)),
     *(
         "optuna",
+        "superlora_cli.sweeping.job",
         "superlora_cli.tuning.prepare",
         "torch._dynamo",
         "diffusers.schedulers.scheduling_ddim",

@@ -160,8 +160,9 @@ def test_results_of_two_extractors_are_never_compared() -> None:
         assert str(value)[:8] in str(caught.value)
 
 
-def test_the_numbers_are_those_of_torch_fidelity(made: Path, other: Path) -> None:
-    ours = measure_images(made, other, extractor="digits", knobs=Knobs(msid_seeds=1, kid_subset_size=30))
+def test_the_numbers_are_those_of_torch_fidelity(made: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superlora_cli.commands.measure.STANDARD", Knobs(msid_seeds=1, kid_subset_size=30))
+    ours = measure_images(made, other, extractor="digits")
     theirs = torch_fidelity.calculate_metrics(
         input1=str(made), input2=str(other), feature_extractor=OURS, cuda=False, save_cpu_ram=True, cache=False,
         verbose=False, isc=True, fid=True, kid=True, prc=True, kid_subset_size=30,
@@ -239,7 +240,8 @@ def test_a_missing_device_is_refused(cli: Cli, made: Path, monkeypatch: pytest.M
     assert "train.device: there is no GPU" in result.message
 
 
-def test_a_data_section_and_a_split_can_be_the_reference(made: Path) -> None:
+def test_a_data_section_and_a_split_can_be_the_reference(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("superlora_cli.commands.measure.STANDARD", QUICK)
     section = DataSection(name="glyphs", eval_images=40)
-    found = measure_images(made, (section, "validation"), extractor="digits", knobs=QUICK)
+    found = measure_images(made, (section, "validation"), extractor="digits")
     assert found["reference"] == {"name": "glyphs:validation", "n": 40}

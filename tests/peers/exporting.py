@@ -44,7 +44,7 @@ REASONS = {("kohya", "diffusers"): "LoRA only", ("kohya", "LyCORIS"): "other key
 Deltas = dict[str, Tensor]
 
 
-def adapter_of(variant: str, family: str, folder: Path) -> Path:
+def adapter_of(variant: str, family: str, folder: Path, *more: str) -> Path:
     """An adapter with a scale other than 1, on a saved pipeline of a family."""
     saved = folder / family
     if not saved.exists():
@@ -54,7 +54,7 @@ def adapter_of(variant: str, family: str, folder: Path) -> Path:
             "adapter: {method: lora, rank: 2, targets: [q, v], alpha: 3, scaling: alpha}\n"
             "train: {steps: 1, batch_size: 1}\n"
         )
-    knobs = [f"adapter.{knob}" for knob in VARIANTS[variant]]
+    knobs = [f"adapter.{knob}" for knob in (*VARIANTS[variant], *more)]
     return write_adapter(folder / "adapter.safetensors", str(folder / f"{family}.yaml"), *knobs)
 
 

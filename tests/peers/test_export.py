@@ -210,7 +210,7 @@ def test_diffusers_loads_the_file_with_the_update_that_was_exported(
     found = [approximate(Dense(delta.detach().flatten(1)), energy=energy) for delta in adapter.compute()]
     made = loras(targets, found, dict(model().named_modules()))
     path = tmp_path / "lora.safetensors"
-    path.write_bytes(diffusers_file(made, modules=dict(model().named_modules()), errors={}))
+    path.write_bytes(diffusers_file({"unet": made}, modules=dict(model().named_modules()), errors={}))
     theirs.load_lora_adapter(str(path), prefix="unet")  # type: ignore[operator]
     deltas = {name: layer.get_delta_weight("default_0").detach() for name, layer in theirs.named_modules()
               if isinstance(layer, peft.tuners.lora.LoraLayer)}  # type: ignore[operator]  # fmt: skip

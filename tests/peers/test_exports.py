@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import peft
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from superlora_cli.models.families import FAMILIES
@@ -23,7 +24,7 @@ from superlora_cli.models.families.naming import weighted
 from tests import pipelines
 from tests.conftest import Cli, run_cli
 from tests.makers import deltas_of, relative
-from tests.peers.exporting import cells, denoiser_of, lora_layers, lycoris_deltas, lycoris_with
+from tests.peers.exporting import adapter_of, cells, denoiser_of, lora_layers, lycoris_deltas, lycoris_with
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "records" / "exports.jsonl"
 SOME = [("LoRA, convolutions too", "StableDiffusionXL"), ("LoHa", "StableDiffusion3"), ("LoKr", "StableDiffusion")]
@@ -81,6 +82,96 @@ def test_original_names_are_those_that_diffusers_converts(family: str) -> None:
     back = convert(state)
     for name, weight in weights.items():
         assert torch.equal(back[f"{name}.weight"], weight), name
+
+
+TEXTS = {
+    "StableDiffusion": ["text_encoder.*.q_proj", "text_encoder.*.fc1"],
+    "StableDiffusionXL": ["text_encoder.*.fc1", "text_encoder_2.*.*_proj", "text_encoder_2.text_projection"],
+    "StableDiffusion3": ["text_encoder.*.q_proj", "text_encoder_2.*.out_proj"],
+    "Flux": ["text_encoder.*.k_proj"],
+}
+WHOLE = ["text_encoder.*.self_attn.*", "text_encoder.*.mlp.*"]  # as trainers adapt it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["LoRA", "KronA"])
+@pytest.mark.parametrize("family", TEXTS)
+def test_text_encoders_are_loaded_by_diffusers(family: str, variant: str, tmp_path: Path) -> None:
+    """Images are those of the pipeline with ΔW in its weights; ranks differ where LoRA is an approximation."""
+    said = set()
+    for form, targets in (("diffusers-lora", TEXTS[family]), ("kohya", TEXTS[family]), ("kohya", WHOLE)):
+        file = adapter_of(variant, family, tmp_path, f"targets={['q', *targets]}")
+        out = tmp_path / f"{form}.safetensors"
+        limits = () if variant == "LoRA" else ("--energy", "1")
+        done = run_cli("export", file, "--to", form, "--out", out, "--force", "--json", *limits).json()
+        said.add((form, targets is WHOLE, readable := "load_lora_weights" in done["load"]))
+        if readable:
+            wanted, pipeline = painted(adapted(family, deltas_of(file))), copy.deepcopy(pipelines.made(family))
+            assert (painted(pipeline) - wanted).abs().max() > 1e-3
+            pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
+            assert lora_layers(pipeline.text_encoder)
+            assert (painted(pipeline) - wanted).abs().max() < 1e-4, form
+    dotted = family in ("StableDiffusion3", "Flux")
+    assert said == {
+        ("diffusers-lora", False, True), ("kohya", False, dotted), ("kohya", True, dotted or variant == "LoRA")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "kohya", "diffusers"),
+    [
+        ("PixArtSigma", "[q]", False, "PixArtSigmaPipeline loads no LoRA (--to kohya or peft-lora)"),
+        ("Sana", "[mlp]", False, "PEFT has no LoRA for it: a convolution in 80 groups"),
+        ("Sana", "[q]", True, ""),
+    ],
+)
+def test_only_what_diffusers_loads_is_said_to_be(
+    family: str, targets: str, kohya: bool, diffusers: str, tmp_path: Path
+) -> None:
+    file = adapter_of("LoRA", family, tmp_path, f"targets={targets}")
+    done = run_cli("export", file, "--to", "kohya", "--out", tmp_path / "kohya", "--json").json()
+    assert ("load_lora_weights" in done["load"]) == kohya
+    result = run_cli("export", file, "--to", "diffusers-lora", "--out", tmp_path / "diffusers")
+    assert (result.code, diffusers in result.err) == (2 if diffusers else 0, True)
+
+
+def adapted(family: str, deltas: dict[str, Tensor]) -> Any:
+    """A pipeline with ΔW in its weights."""
+    found = copy.deepcopy(pipelines.made(family))
+    for name, delta in deltas.items():
+        part, _, rest = name.partition(".")
+        inside = getattr(found, part).get_submodule(rest) if hasattr(found, part) else None
+        (inside or denoiser_of(found).get_submodule(name)).weight.data += delta
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "key"),
+    [
+        ("StableDiffusion3", "text_encoder_3.*.SelfAttention.q", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"),
+        ("Flux", "text_encoder_2.*.SelfAttention.q", "lora_te3_encoder_block_0_layer_0_SelfAttention_q"),
+    ],
+)
+def test_t5_has_kohyas_keys_and_no_place_in_diffusers(family: str, target: str, key: str, tmp_path: Path) -> None:
+    file = adapter_of("LoRA", family, tmp_path, f"targets=['q', '{target}']")
+    done = run_cli("export", file, "--to", "kohya", "--out", tmp_path / "kohya", "--json")
+    assert "load_lora_weights" not in done.json()["load"]
+    parts = {name.removeprefix(f"{key}.") for name in load_file(tmp_path / "kohya") if name.startswith(f"{key}.")}
+    assert parts == {"lora_up.weight", "lora_down.weight", "alpha"}
+    refused = run_cli("export", file, "--to", "diffusers-lora", "--out", tmp_path / "new")
+    assert (refused.code, f"{target.partition('.')[0]} is adapted as well" in refused.message) == (2, True)
+    wanted = deltas_of(file)
+    with contextlib.chdir(tmp_path):
+        assert relative(imported("kohya", f"diffusers:{family}"), wanted) < 1e-5
+
+
+def painted(pipeline: Any) -> Tensor:
+    """The latents of an image after three steps."""
+    noise = torch.Generator().manual_seed(0)
+    pipeline.set_progress_bar_config(disable=True)
+    words = {"width": 16, "height": 16, "num_inference_steps": 3, "generator": noise, "output_type": "latent"}
+    found: Tensor = pipeline("a dog", **words).images
+    return found
 
 
 def imported(file: Path | str, base: str, *words: str) -> dict[str, Tensor]:

@@ -18,12 +18,14 @@ from superlora_cli.adapter.frozen import Frozen
 from superlora_cli.adapter.layout import plan
 from superlora_cli.adapter.projections import PROJECTIONS
 from superlora_cli.adapter.targets import TargetShape
+from superlora_cli.commands.generators import GENERATORS, Generator
 from superlora_cli.data.known import SOURCES
 from superlora_cli.formats.known import FORMATS
 from superlora_cli.table import Table
 from superlora_cli.tasks import TASKS
 from tests.conftest import Cli
 from tests.data.conftest import QUICK
+from tests.recipe.test_defaults import SECOND
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 ADDED: dict[str, Table[Any]] = {
@@ -68,6 +70,30 @@ def test_all_five_are_used_from_a_recipe_and_a_command(cli: Cli) -> None:
     assert all(float(line.split()[-1]) > 0 for line in Path("norms.txt").read_text().splitlines())
     counted = cli("count-params", "--core", "one_number", "--order", "3", "--projection", "mirror", "--json").json()
     assert counted["core"] == 1
+
+
+class Telling(Generator):
+    """Tells what it is asked."""
+
+    options = ("num",)
+    to_folder = False
+
+    def generate(self, source: str, out: Path | None, console: Any, overrides: Any, **given: Any) -> dict[str, Any]:
+        given["tell"](f"{given['num']} of {Path(source).name}")
+        return {}
+
+
+def test_a_task_generates_in_a_way_from_outside(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SECOND / "run"
+    monkeypatch.setattr(TASKS["classification"], "generates", "telling", raising=False)
+    assert "unknown way to generate" in cli("generate", run, "--num", "3").message
+    GENERATORS.add("telling", Telling())
+    try:
+        assert cli("generate", run, "--num", "3").out.startswith("3 of run")
+        assert "--classes: does not apply" in cli("generate", run, "--classes", "0").message
+        assert "generates no images" in cli("eval", run, "--against", "digits:test", "--num", "24").message
+    finally:
+        GENERATORS.remove("telling")
 
 
 @pytest.mark.parametrize("word", ["task=focal", "adapter.core=one_number", "adapter.projection=mirror"])

@@ -28,7 +28,7 @@ ROOMS = (  # from top to bottom; those in a line do not import each other
     ("adapter",),
     ("weights",),
     ("the table of tasks",),
-    ("table", "cache", "progress", "kinds"),
+    ("table", "cache", "user_cache", "progress", "kinds"),
     ("files", "launch"),
     ("errors",),
 )

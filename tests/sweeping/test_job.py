@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from superlora_cli.commands import sweep
 from superlora_cli.errors import CannotResumeError, UsageError
 from superlora_cli.recipe.load import load_recipe
+from superlora_cli.sweeping import job as sweep
 from superlora_cli.sweeping.work import Job
 from superlora_cli.training.checkpoints import save_checkpoint
 

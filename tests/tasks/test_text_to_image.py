@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from itertools import product
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_a_text_encoder_is_adapted_if_its_name_is_a_target(
     assert cli(*words, "--resume", "half").code == 0
     assert Path("half", "adapter.safetensors").read_bytes() == Path("run", "adapter.safetensors").read_bytes()
     assert cli("generate", "run", "--prompt", "dog", "--steps", "2", "--out", "images").code == 0
-    refused = cli("export", "run", "--to", "diffusers-lora", "--out", "lora.safetensors")
+    refused = cli("export", "run", "--to", "peft-lora", "--out", "lora")
     assert "superlora merge writes the whole pipeline" in refused.message
     merged = cli("merge", "run", "--out", "merged")
     assert merged.code == 0, merged.err
@@ -533,6 +534,25 @@ def test_what_is_too_large_to_be_held_leaves_the_memory_to_others(
     for key in ("large", "more"):
         cache.file(key).unlink()
         assert not cache.has(key)
+
+
+def test_what_was_not_used_for_long_makes_room_for_what_was(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one, other = (Cache(folders[FAMILY], part) for part in ("unet", "vae"))
+    for cache in (one, other):
+        for key in ("new", "old", "read"):
+            cache.put(key, {"latents": torch.ones(2)})
+            if key != "new":
+                os.utime(cache.file(key), (0, 0))
+        assert cache.has("read")
+    one.make_room()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 6
+    monkeypatch.setattr("superlora_cli.tasks.text_to_image.cache.ROOM", 1)
+    one.make_room()
+    kept = {cache.file(key) for cache in (one, other) for key in ("new", "read")}  # more than there is room for
+    assert set((tmp_path / "cache").rglob("*.safetensors")) == kept
 
 
 def test_another_pipeline_has_its_own_cache(folders: dict[str, Path], tmp_path: Path) -> None:

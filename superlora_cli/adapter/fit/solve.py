@@ -13,7 +13,7 @@ from superlora_cli.adapter.delta import deltas
 from superlora_cli.adapter.fit.start import start
 from superlora_cli.adapter.from_base import FromBase
 from superlora_cli.adapter.frozen import Frozen
-from superlora_cli.adapter.lowrank import whole_error
+from superlora_cli.adapter.lowrank import errors_of, whole_error
 from superlora_cli.adapter.shapes import Plan
 from superlora_cli.errors import RunError
 
@@ -58,15 +58,15 @@ def fit(plan: Plan, wanted: Sequence[Tensor], *, steps: int = STEPS, base: FromB
     goal = [delta.detach().double() for delta in wanted]
     frozen = Frozen(plan, device=goal[0].device, dtype=torch.float64, base=base)
     values = start(plan, goal, frozen)
-    start_error = _error(_errors(plan, values, goal, frozen))
+    start_error = whole_error(_errors(plan, values, goal, frozen))
     taken = 0
     if steps and start_error > ENOUGH:
         polished, taken = _polish(plan, values, goal, frozen, steps)
-        if _error(_errors(plan, polished, goal, frozen)) < start_error:
+        if whole_error(_errors(plan, polished, goal, frozen)) < start_error:
             values = polished
     tensors = {name: value.float() for name, value in values.items()}
     found = _errors(plan, {name: value.double() for name, value in tensors.items()}, goal, frozen)
-    return Fit(tensors, tuple(error for _, error in found), _error(found), start_error, taken)
+    return Fit(tensors, tuple(error for _, error in found), whole_error(found), start_error, taken)
 
 
 def measured(
@@ -81,7 +81,7 @@ def measured(
     goal = [delta.detach().double() for delta in wanted]
     frozen = Frozen(plan, device=goal[0].device, dtype=torch.float64, base=base)
     errors = _errors(plan, {name: value.double() for name, value in tensors.items()}, goal, frozen)
-    return replace(found, tensors=tensors, errors=tuple(error for _, error in errors), error=_error(errors))
+    return replace(found, tensors=tensors, errors=tuple(error for _, error in errors), error=whole_error(errors))
 
 
 def _polish(
@@ -118,13 +118,4 @@ def _polish(
 
 @torch.no_grad()
 def _errors(plan: Plan, values: dict[str, Tensor], goal: Sequence[Tensor], frozen: Frozen) -> list[tuple[float, float]]:
-    """(norm, relative error) of every target."""
-    found = []
-    for made, delta in zip(deltas(plan, values, frozen), goal, strict=True):
-        norm, off = float(delta.norm()), float((made - delta).norm())
-        found.append((norm, off / norm if norm else off))
-    return found
-
-
-def _error(found: Sequence[tuple[float, float]]) -> float:
-    return whole_error(found)
+    return errors_of(deltas(plan, values, frozen), goal)

@@ -37,6 +37,7 @@ NAMES = {
     "final_layer.adaLN_modulation.1": "norm_out.linear{[1],[0]}",
     "final_layer.linear": "proj_out",
 }
+ENCODERS = {"text_encoder": ("text_encoder.", "lora_te1_"), "text_encoder_2": ("lora_te3_", "lora_te2_")}
 
 
 class Flux(Packed):
@@ -45,7 +46,7 @@ class Flux(Packed):
     encoders = ("text_encoder", "text_encoder_2")
     shared = ("img_ids", "txt_ids")
     guided = True
-    naming = Naming("transformer.", "flux1", "flux-1-dev", NAMES)
+    naming = Naming("transformer.", "flux1", "flux-1-dev", NAMES, ENCODERS)
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         return packed(super().latents(vae, images))

@@ -1,4 +1,4 @@
-"""How files of other programs name the modules of a denoiser: as diffusers does, or as the original checkpoint.
+"""How files of other programs name the modules of a pipeline: as diffusers does, or as the original checkpoint.
 
 A weight of an original checkpoint may stack those of several modules, as FLUX's `qkv` does with `to_q`, `to_k` and
 `to_v`; then it is a list of rows.
@@ -15,7 +15,7 @@ from torch import nn
 
 from superlora_cli.models.targets import weights_of
 
-EMPTY: Mapping[str, str] = {}
+EMPTY: Mapping[str, Any] = {}
 
 
 class Rows(NamedTuple):
@@ -37,22 +37,23 @@ class Naming:
     Args:
         originals: name in the original checkpoint → names in diffusers. `*` stands for a number, `{q,k,v}` for several
             modules, whose weights are stacked in this order, `[0]` and `[1]` for the halves of a weight.
+        encoders: text encoder → the prefixes of its keys that trainers write, the one that is written here first.
     """
 
     def __init__(
-        self, prefix: str, program: str = "", architecture: str = "", originals: Mapping[str, str] = EMPTY
+        self,
+        prefix: str,
+        program: str = "",
+        architecture: str = "",
+        originals: Mapping[str, str] = EMPTY,
+        encoders: Mapping[str, tuple[str, ...]] = EMPTY,
     ) -> None:
         self.prefix, self.program, self.architecture = prefix, program, architecture
-        self._originals = originals
+        self._originals, self.encoders = originals, encoders
 
     @cached_property
     def _rules(self) -> list[tuple[str, list[str]]]:
         return [(name, list(_alternatives(own))) for name, own in self._originals.items()]
-
-    @property
-    def underscored(self) -> bool:
-        """Whether keys have underscores for dots."""
-        return not self.prefix.endswith(".")
 
     def version(self, denoiser: Any) -> tuple[str, str]:
         """`program` and `architecture` of one of several sizes."""
@@ -60,15 +61,11 @@ class Naming:
 
     def keys(self, denoiser: nn.Module) -> dict[str, str]:
         """Module → the key that is written for it."""
-        return {module: self.spelt(module) for module in weighted(denoiser)}
+        return {module: spelt(self.prefix, module) for module in weighted(denoiser)}
 
-    def spelt(self, name: str) -> str:
-        """The key for a name.
-
-        >>> Naming("lora_unet_", "sd_v1", "stable-diffusion-v1").spelt("mid_block.attentions.0.proj_in")
-        'lora_unet_mid_block_attentions_0_proj_in'
-        """
-        return self.prefix + (name.replace(".", "_") if self.underscored else name)
+    def prefixes(self, encoder: str) -> tuple[str, ...]:
+        """The prefixes of a text encoder's keys: those that trainers write, and diffusers' own."""
+        return tuple(dict.fromkeys([*self.encoders.get(encoder, ()), f"{encoder}."]))
 
     def originals(self, denoiser: nn.Module) -> dict[str, list[Rows]]:
         """Name in the original checkpoint → the rows that its weight stacks, for all modules with a weight."""
@@ -82,6 +79,41 @@ class Naming:
                     if all(parts):
                         found[_numbered(name, match.groups())] = [part for part in parts if part]
         return found
+
+
+def spelt(prefix: str, name: str) -> str:
+    """The key for a name, with underscores for dots unless the prefix ends with one.
+
+    >>> spelt("lora_unet_", "mid_block.attentions.0.proj_in"), spelt("transformer.", "norm_out.linear")
+    ('lora_unet_mid_block_attentions_0_proj_in', 'transformer.norm_out.linear')
+    """
+    return prefix + (name if prefix.endswith(".") else name.replace(".", "_"))
+
+
+def factors(key: str) -> tuple[str, str]:
+    """What follows a key where LoRA's factors (r, in) and (out, r) are written.
+
+    diffusers tells the format of a text encoder's keys by its layers, and errs for some; this one it always knows.
+
+    >>> factors("lora_te_text_model_encoder_layers_0_mlp_fc1")
+    ('lora_down.weight', 'lora_up.weight')
+    """
+    if "." not in key:
+        return "lora_down.weight", "lora_up.weight"
+    if is_text(key):
+        return "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"
+    return "lora_A.weight", "lora_B.weight"
+
+
+def is_text(key: str) -> bool:
+    """Whether a key begins with the name of a text encoder in its pipeline."""
+    return key.startswith("text_encoder")
+
+
+def in_files(encoder: nn.Module, name: str) -> str:
+    """The name of a text encoder's module in files: in version 5, transformers has left out a part of CLIP's."""
+    left_out = type(encoder).__name__ == "CLIPTextModel" and not hasattr(encoder, "text_model")
+    return f"text_model.{name}" if left_out else name
 
 
 def weighted(model: nn.Module) -> dict[str, int]:

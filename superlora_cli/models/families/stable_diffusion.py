@@ -79,7 +79,9 @@ class StableDiffusion(Family):
 
     denoiser, noisy = "unet", "sample"
     noise = Diffusion
-    naming: ClassVar[Naming] = UNetNaming("lora_unet_", "sd_v1", "stable-diffusion-v1")
+    naming: ClassVar[Naming] = UNetNaming(
+        "lora_unet_", "sd_v1", "stable-diffusion-v1", encoders={"text_encoder": ("lora_te_", "lora_te1_")}
+    )
 
     def multiple(self, denoiser: Any) -> int:
         """As often as the U-Net halves its latents: an odd half is doubled to another size."""

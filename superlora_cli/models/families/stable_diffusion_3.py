@@ -33,6 +33,11 @@ NAMES = {
     "final_layer.adaLN_modulation.1": "norm_out.linear{[1],[0]}",
     "final_layer.linear": "proj_out",
 }
+ENCODERS = {
+    "text_encoder": ("text_encoder.", "lora_te1_"),
+    "text_encoder_2": ("text_encoder_2.", "lora_te2_"),
+    "text_encoder_3": ("lora_te3_",),
+}
 
 
 class SD3Naming(Naming):
@@ -48,7 +53,7 @@ class StableDiffusion3(Family):
     """`StableDiffusion3Pipeline`."""
 
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    naming = SD3Naming("transformer.", "sd3", "stable-diffusion-3", NAMES)
+    naming = SD3Naming("transformer.", "sd3", "stable-diffusion-3", NAMES, ENCODERS)
 
     def multiple(self, denoiser: Any) -> int:
         """The transformer sees patches of latents."""

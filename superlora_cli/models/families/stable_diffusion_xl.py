@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from superlora_cli.models.families.family import Conditions
+from superlora_cli.models.families.naming import spelt
 from superlora_cli.models.families.stable_diffusion import StableDiffusion, UNetNaming
 
 NUMBERS = 6  # original size, corner, and target size
@@ -20,14 +21,17 @@ class XLNaming(UNetNaming):
         return self.program, self.architecture
 
     def keys(self, denoiser: nn.Module) -> dict[str, str]:
-        return {rows.module: self.spelt(name) for name, (rows,) in self.originals(denoiser).items()}
+        return {rows.module: spelt(self.prefix, name) for name, (rows,) in self.originals(denoiser).items()}
 
 
 class StableDiffusionXL(StableDiffusion):
     """`StableDiffusionXLPipeline`."""
 
     encoders = ("text_encoder", "text_encoder_2")
-    naming = XLNaming("lora_unet_", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base")
+    naming = XLNaming(
+        "lora_unet_", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base",
+        encoders={"text_encoder": ("lora_te1_",), "text_encoder_2": ("lora_te2_",)},
+    )  # fmt: skip
 
     def latents(self, vae: Any, images: Tensor) -> Tensor:
         plain: Tensor = vae.encode(images).latent_dist.mode()

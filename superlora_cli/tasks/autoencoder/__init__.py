@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe, Section
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class AutoencoderKind(TaskKind):
     """An autoencoder reproduces images from few numbers."""
 
-    mixes = False
+    data_keys = ("caption",)
+    card = Card(merged="merged  # a pipeline, for diffusers")
+    previews = None
     has_classes = False
 
     def section(self) -> type[Section]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 class ClassificationKind(TaskKind):
     """A model predicts the classes of an image."""
 
+    card = Card(
+        "eval {place} --predict IMAGES  # the classes of your own images",
+        "merged.safetensors  # plain weights, for timm",
+        "image-classification",
+    )
     tells_classes = True
 
     def check_classes(self, recipe: Recipe, count: int | None) -> None:

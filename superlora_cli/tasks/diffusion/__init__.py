@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class DiffusionKind(TaskKind):
     """A model predicts the noise in an image."""
 
-    generates = True
-    mixes = False
+    data_keys = ()
+    card = Card("generate {place} --out images")
+    generates = "classes"
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.diffusion.section import DiffusionSection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe, Section
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 class LanguageKind(TaskKind):
     """A model learns to continue texts."""
 
-    mixes = False
+    elements = "texts"
+    batched = "sequences"
+    data_keys = ("columns",)
+    card = Card('generate {place} --prompt "..."', "merged  # for transformers", "text-generation")
+    generates = "texts"
+    previews = "texts"
     has_classes = False
-    reads = True
     head = "frozen"
 
     def section(self) -> type[Section]:
@@ -27,6 +31,9 @@ class LanguageKind(TaskKind):
 
     def trains_head(self, recipe: Recipe) -> bool:
         return recipe.model.head == "new"
+
+    def split(self, recipe: Recipe) -> str:
+        return "label" if self.trains_head(recipe) else "content"
 
     def check_classes(self, recipe: Recipe, count: int | None) -> None:
         if count == 1 and self.trains_head(recipe):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from superlora_cli.data.splits import Splits
+from superlora_cli.data.splits import SPLITS, Splits
 from superlora_cli.data.stream import of_epochs
 from superlora_cli.data.texts import LABEL, Texts
 from superlora_cli.errors import UsageError
@@ -39,7 +39,7 @@ class Labelling(Language):
 
     def read(self, recipe: Recipe) -> Splits:
         found = super().read(recipe)
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             texts = found.named(split)
             assert isinstance(texts, Texts)
             if without := sum(LABEL not in row for row in texts.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from superlora_cli.tasks.task import TaskKind
+from superlora_cli.tasks.task import Card, TaskKind
 
 if TYPE_CHECKING:
     from superlora_cli.recipe.schema import Recipe, Section
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 class TextToImageKind(TaskKind):
     """A denoiser learns to see images in noise, given their captions."""
 
-    mixes = False
+    data_keys = ("caption",)
+    free = ("offload", "validation_prompts")
+    card = Card('generate {place} --prompt "..." --out images', "merged  # a pipeline, for diffusers")
+    generates = "prompts"
+    previews = None
     has_classes = False
-    prompted = True
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.text_to_image.section import TextToImageSection

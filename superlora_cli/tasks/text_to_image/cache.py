@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from superlora_cli.errors import UsageError
 from superlora_cli.files import system_errors, write_atomic
+from superlora_cli.user_cache import make_room, mark_used, user_cache
 from superlora_cli.weights import checksum
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
@@ -25,6 +25,8 @@ VERSION = "2"  # of what is stored
 PLAIN, NAME = "plain", "name"  # keys of the metadata: of values that are not tensors, and of the file's own name
 DEFAULT_OPTIONS: Mapping[str, Any] = {}
 HELD = 2**30  # bytes of tensors that are held in memory
+ROOM = 32 * 2**30  # bytes of files; the least recently used are removed
+SPARED = 7 * 24 * 3600  # seconds since its last use after which a file may be removed: no run still needs it
 
 
 class Cache:
@@ -34,11 +36,16 @@ class Cache:
         folder: the pipeline.
         without: its part that the results do not depend on, the denoiser.
         options: with which it is loaded, such as the dtype.
+
+    Raises:
+        UsageError: there is no place for it.
     """
 
     def __init__(self, folder: Path, without: str, options: Mapping[str, Any] = DEFAULT_OPTIONS) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.path = home / "superlora" / "latents" / fingerprint(folder, without, options)[:32]
+        caches = user_cache()
+        if caches is None:
+            raise UsageError("there is no home, so no place for latents", where="HOME", hint="set XDG_CACHE_HOME")
+        self.path = caches / "latents" / fingerprint(folder, without, options)[:32]
         self._held: dict[str, dict[str, Any]] = {}
         self._bytes = 0
 
@@ -70,6 +77,10 @@ class Cache:
         content = safetensors_bytes(tensors, checksum.with_checksum(tensors, metadata))
         write_atomic(self.file(key), content, force=True)
 
+    def make_room(self) -> None:
+        """Remove what was not used for long, of all pipelines, as far as there is more than `ROOM`."""
+        make_room(self.path.parent, ROOM, spared=SPARED)
+
     def _read(self, key: str) -> dict[str, Any] | None:
         if key in self._held:
             return self._held[key]
@@ -82,6 +93,7 @@ class Cache:
                 return None
         except (UsageError, KeyError, ValueError):
             return None
+        mark_used(file)
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self._bytes + size <= HELD:
             self._held[key] = found

@@ -90,6 +90,7 @@ def fill(
             text, size = texts[key]
             cache.put(key, conditions_of(family, pipeline, text, size, guidance))
         pipeline.remove_all_hooks()  # of offloading
+    cache.make_room()
 
 
 class Stored:
