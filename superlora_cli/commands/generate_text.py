@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from superlora_cli.adapter.attach import settle
@@ -15,7 +16,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output, json_text, write_atomic
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.tasks.language.completing import Completion, How, complete
-from superlora_cli.tasks.language.encoding import prompt_ids
+from superlora_cli.tasks.language.encoding import check_tokens, prompt_ids
 from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import tokenizer_of
 from superlora_cli.training.processes import join
@@ -68,6 +69,7 @@ def generate_text(
     ids = [prompt_ids(prompt, tokenizer) for prompt in asked]
     if not all(ids):
         raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
+    check_tokens(np.concatenate(ids), tokenizer, base.model)
     settle(base.model)
     processes = join(built.recipe.train)
     try:

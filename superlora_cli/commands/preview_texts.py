@@ -40,7 +40,7 @@ def preview_texts(recipe: Recipe, *, count: int) -> dict[str, Any]:
         encoded = encode_whole(texts.rows, tokenizer, length)
     else:
         encoded = encode(texts.rows, tokenizer, length, places=texts.places)
-    check_tokens(encoded, tokenizer, base.model)
+    check_tokens(encoded.tokens, tokenizer, base.model)
     room = length if settings.pack and not labelled else None
     batches = epoch(encoded, recipe.train.batch_size, recipe.seed, 0, room)
     order = np.concatenate([numbers for batch in batches for numbers in batch])

@@ -375,16 +375,17 @@ def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> 
     assert (refused.code, "language.chat_template" in refused.err) == (2, True)
 
 
-def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str, Path]) -> None:
+def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
     shutil.copytree(folders["Llama"], "more")
     tokenizer = AutoTokenizer.from_pretrained("more")
-    tokenizer.add_tokens(["1+"])
+    tokenizer.add_tokens(["1+1"])
     tokenizer.save_pretrained("more")
-    for command in (("train", "r.yaml", "model.name=transformers:more", "--out", "run"),
-                    ("preview", "r.yaml", "model.name=transformers:more")):  # fmt: skip
+    change = "model.name=transformers:more"
+    for command in (("train", "r.yaml", change, "--out", "run"), ("preview", "r.yaml", change),
+                    ("generate", adapted, change, "--prompt", "1+1")):  # fmt: skip
         refused = prepared(*command)
         assert refused.code == 2
-        assert "has 258 embeddings, none for token 258 '1+'" in refused.err
+        assert "has 258 embeddings, none for token 258 '1+1'" in refused.err
 
 
 def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) -> None:

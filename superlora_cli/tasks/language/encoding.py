@@ -132,13 +132,13 @@ def encode_whole(rows: Sequence[Row], tokenizer: Any, length: int) -> Encoded:
     return Encoded(np.concatenate(ids), np.zeros(int(starts[-1]), bool), starts, 0, notes)
 
 
-def check_tokens(encoded: Encoded, tokenizer: Any, model: Any) -> None:
-    """Refuse texts with a token that a model has no embedding for.
+def check_tokens(tokens: np.ndarray, tokenizer: Any, model: Any) -> None:
+    """Refuse tokens that a model has no embedding for.
 
     Raises:
         UsageError: names the token.
     """
-    known, highest = int(model.get_input_embeddings().num_embeddings), int(encoded.tokens.max())
+    known, highest = int(model.get_input_embeddings().num_embeddings), int(tokens.max())
     if highest >= known:
         name = tokenizer.convert_ids_to_tokens(highest)
         hint = "the model's own tokenizer; or model.resize_token_embeddings(len(tokenizer)), then save_pretrained"
@@ -177,8 +177,10 @@ def _ids(parts: Sequence[Sequence[Piece]], talks: Sequence[bool], tokenizer: Any
     Before a text that is no conversation come the tokens that the tokenizer puts before every text; those that it puts
     behind one, such as its end, are left out.
     """
-    found = [_cut(*each, tokenizer) for each in _together(parts, tokenizer)] if tokenizer.is_fast else [
-        _apart(own, tokenizer) for own in parts]  # fmt: skip
+    if tokenizer.is_fast:
+        found = [_cut(*each, tokenizer) for each in _together(parts, tokenizer)]
+    else:
+        found = [_apart(own, tokenizer) for own in parts]
     first = _opening(tokenizer)
     for ids, talk in zip(found, talks, strict=True):
         if not talk and ids[0][: len(first)] != first:

@@ -85,16 +85,17 @@ def _written(tokenizer: Any, talk: Sequence[Any], tools: Any, *, asks: bool = Fa
 
 def _marked(tokenizer: Any, talk: Sequence[Any], tools: Any) -> tuple[str, list[Span]]:
     """A conversation, and the parts of it that the template says are answers."""
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
+    render: Any = chat_template_utils.render_jinja_template
     given = {"chat_template": tokenizer.get_chat_template(tools=tools), "tools": tools, **tokenizer.special_tokens_map}
     try:
-        texts, spans = render_jinja_template([list(talk)], return_assistant_tokens_mask=True, **given)
+        (text,), (spans,) = render([list(talk)], return_assistant_tokens_mask=True, **given)
     except Exception as error:
         raise UnfitError(f"the chat template refuses it: {error}") from None
-    if not spans[0]:
+    if not spans:
         raise UnfitError("the chat template marks no answer in it")
-    return texts[0], [(int(start), int(stop)) for start, stop in spans[0]]
+    return text, spans
 
 
 def _last(tokenizer: Any, talk: Sequence[Any], tools: Any) -> tuple[str, list[Span]]:

@@ -115,7 +115,7 @@ class Language(Work):
             UsageError: nothing of it can be used, or the model has no embedding for a token.
         """
         found = self._encoded(self.splits.named(split))
-        check_tokens(found, self.tokenizer, self.model)
+        check_tokens(found.tokens, self.tokenizer, self.model)
         self.tell(split, found.notes)
         return found
 
