@@ -294,10 +294,10 @@ class OfTexts(DataKind):
 class TextFile(OfTexts):
     """A file of texts."""
 
-    suffixes = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
+    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 
     def recognises(self, name: str) -> bool:
-        return name.lower().endswith(self.suffixes)
+        return name.lower().removesuffix(".gz").endswith(self.suffixes)
 
     def place(self, section: DataSection) -> Path:
         return Path(section.name)
