@@ -16,6 +16,8 @@ from superlora_cli.models.conv1d import as_conv1d
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import build_from_file
+from superlora_cli.tasks.language.section import LanguageSection
+from superlora_cli.tasks.language.task import tokenizer_of
 
 CONFIG = "config.json"
 SHARD = "5GB"  # most bytes of a file
@@ -57,7 +59,7 @@ def merge_language(
 
     def write(place: Path) -> None:
         model.save_pretrained(place, max_shard_size=SHARD)
-        base.tokenizer.save_pretrained(place)
+        tokenizer_of(built.recipe.section(LanguageSection), base).save_pretrained(place)
 
     error = write_folder(
         out, write, force=force, adapted=adapted if verify else None,

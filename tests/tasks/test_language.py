@@ -23,7 +23,7 @@ from superlora_cli.models.language import build_language
 from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
-from superlora_cli.tasks.language.encoding import Encoded, encode, pieces
+from superlora_cli.tasks.language.encoding import encode
 from superlora_cli.tasks.language.task import keeps_apart, losses
 from superlora_cli.training.run import RunFolder
 from tests import language_models
@@ -171,57 +171,9 @@ def test_texts_of_a_batch_have_similar_lengths_without_packing(tokenizer: Any) -
     assert max(spans) <= 2
 
 
-def test_only_completions_are_learned(tokenizer: Any) -> None:
-    encoded = encode([{"prompt": "ab", "completion": "c"}, {"text": "xyz"}], tokenizer, 16)
-    assert encoded.tokens.tolist() == [*b"abc", 256, *b"xyz", 256]
-    assert encoded.learned.tolist() == [False, False, True, True, False, True, True, True]
-    assert encoded.bytes == 4
-    assert encoded.notes == ()
-
-
-def test_what_is_too_long_is_cut_and_told(tokenizer: Any) -> None:
-    rows = [{"text": "abcdefg"}, {"prompt": "ab", "completion": "cdefg"}, {"prompt": "abcd", "completion": "e"}]
-    encoded = encode(rows, tokenizer, 4)
-    texts = [
-        bytes(encoded.tokens[a:b].tolist()) if 256 not in encoded.tokens[a:b] else b"efg" for a, b in spans(encoded)
-    ]
-    assert texts == [b"abcd", b"efg", b"abcd"]
-    assert encoded.notes == (
-        "3 of 3 texts are longer than 4 tokens and are cut",
-        "left out 1 of 3 texts (no token of the completion is left)",
-    )
-    assert encoded.bytes == len("abcdefg") + len("cd")
-    with pytest.raises(UsageError, match="nothing is left to learn"):
-        encode(rows[2:], tokenizer, 4)
-
-
 def test_an_answer_that_is_not_found_is_none() -> None:
     assert found_in("so it is 7", r"#### (\d+)") is None
     assert found_in("b x", r"a (\d+)|b (\w+)") == ""
-
-
-def spans(encoded: Encoded) -> list[tuple[int, int]]:
-    return list(zip(encoded.starts[:-1].tolist(), encoded.starts[1:].tolist(), strict=True))
-
-
-def test_of_a_conversation_the_answers_are_learned() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "sums_llama")
-    talk = [
-        {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": "2"},
-        {"role": "user", "content": "+1?"},
-        {"role": "assistant", "content": "3"},
-    ]
-    with pytest.raises(UsageError, match="no chat template"):
-        pieces({"messages": talk}, tokenizer)
-    tokenizer.chat_template = CHAT
-    found = pieces({"messages": talk}, tokenizer)
-    assert found == [("<user>1+1?<assistant>", False), ("2;", True), ("<user>+1?<assistant>", False), ("3;", True)]
-    encoded = encode([{"messages": talk}], tokenizer, 64)
-    assert bytes(encoded.tokens[encoded.learned].tolist()) == b"2;3;"
-    tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(UsageError, match="changes what it has written"):
-        pieces({"messages": talk}, tokenizer)
 
 
 def test_packing_takes_texts_in_order() -> None:
@@ -256,7 +208,7 @@ def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     log = Path("run", "log.txt").read_text()
     assert "left out 1 of 33 texts (not JSON): sums.jsonl:32" in log
     assert "left out 1 of 33 texts (its prompt is not a text): sums.jsonl:33" in log
-    assert "(has no text, no prompt with a completion, and no messages): sums.jsonl:31" in log
+    assert "and no messages, but only the columns prompt): sums.jsonl:31" in log
 
 
 def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[str, Path]) -> None:
@@ -391,6 +343,53 @@ def test_answers_are_judged_by_what_is_generated(prepared: Cli, adapted: Path) -
     settings = "language={length: 16, judge: exact_match, max_tokens: 4}"
     judged = prepared("eval", adapted, "data.name=made.jsonl", "data.validation=0", settings, "--json").json()
     assert judged["metrics"]["exact_match"] == pytest.approx(4 / 5)
+
+
+def test_texts_that_cannot_be_asked_are_left_out_and_named(prepared: Cli, adapted: Path) -> None:
+    Path("made.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n{"prompt": "", "completion": "2"}\n')
+    settings = ("language={length: 16, judge: exact_match, max_tokens: 2}", "data.validation=0")
+    judged = prepared("eval", adapted, "data.name=made.jsonl", *settings, "--json")
+    assert judged.code == 0, judged.err
+    assert "test: left out 1 of 2 texts (its prompt is empty): made.jsonl:2" in judged.json()["notes"]
+
+
+def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> None:
+    """The answer that is right has all that the template writes of it, but for the token that ends it."""
+    talks = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(20)]
+    talks[7].insert(0, {"role": "system", "content": "be brief"})
+    Path("talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    Path("chat.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}"
+        "<{{ m.role }}>{{ '-' if m.role == 'assistant' }}{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    change = ("data.name=talks.jsonl", "train.steps=30", "train.checkpoint_every=30")
+    settings = "language={length: 64, judge: exact_match, max_tokens: 8, chat_template: chat.jinja}"
+    done = prepared("train", "r.yaml", *change, settings, "train.optimizer.lr=0.1", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["metrics"]["exact_match"] == 1
+    assert "(the chat template refuses it: no system): talks.jsonl:8" in Path("run", "log.txt").read_text()
+    Path("chat.jinja").unlink()
+    judged = prepared("eval", "run", "--json")
+    assert judged.json()["metrics"]["exact_match"] == 1
+    assert not [note for note in judged.json()["notes"] if note.startswith("train:")]
+    assert prepared("merge", "run", "--out", "merged").code == 0
+    assert "no system" in AutoTokenizer.from_pretrained("merged").chat_template
+    refused = prepared("train", "r.yaml", settings, "--out", "other")
+    assert (refused.code, "language.chat_template" in refused.err) == (2, True)
+
+
+def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
+    shutil.copytree(folders["Llama"], "more")
+    tokenizer = AutoTokenizer.from_pretrained("more")
+    tokenizer.add_tokens(["1+1"])
+    tokenizer.save_pretrained("more")
+    change = "model.name=transformers:more"
+    for command in (("train", "r.yaml", change, "--out", "run"), ("preview", "r.yaml", change),
+                    ("generate", adapted, change, "--prompt", "1+1")):  # fmt: skip
+        refused = prepared(*command)
+        assert refused.code == 2
+        assert "has 258 embeddings, none for token 258 '1+1'" in refused.err
 
 
 @pytest.mark.parametrize(

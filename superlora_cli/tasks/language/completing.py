@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from superlora_cli.errors import UsageError
-
 # What a model's own configuration may set, and would make tokens other than the likeliest.
 PLAIN = {"top_k": None, "top_p": None, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1,
          "suppress_tokens": None, "begin_suppress_tokens": None}  # fmt: skip
@@ -34,18 +32,6 @@ class Completion(NamedTuple):
 
     text: str
     tokens: int
-
-
-def prompt_ids(prompts: Sequence[str], tokenizer: Any, *, special: bool = True) -> list[list[int]]:
-    """The tokens of prompts, as in training.
-
-    Raises:
-        UsageError: a prompt has none, and the model has no token to begin with.
-    """
-    found: list[list[int]] = tokenizer(list(prompts), add_special_tokens=special, verbose=False)["input_ids"]
-    if not all(found):
-        raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
-    return found
 
 
 @torch.no_grad()
@@ -102,5 +88,9 @@ def _read(tokens: list[int], ends: list[int], tokenizer: Any, stop: Sequence[str
     """The text of new tokens up to the first end or stop."""
     count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     text: str = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-    cut = min((text.index(word) for word in stop if word in text), default=len(text))
-    return Completion(text[:cut], count)
+    return Completion(stopped(text, stop), count)
+
+
+def stopped(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first stop."""
+    return text[: min((text.index(word) for word in stop if word in text), default=len(text))]
