@@ -353,6 +353,24 @@ def test_texts_that_cannot_be_asked_are_left_out_and_named(prepared: Cli, adapte
     assert "test: left out 1 of 2 texts (its prompt is empty): made.jsonl:2" in judged.json()["notes"]
 
 
+def test_an_answer_ends_where_positions_do(prepared: Cli, folders: dict[str, Path]) -> None:
+    """As if each prompt were continued alone; those that leave no room are left out, or refused."""
+    rows = [{"prompt": "1" * length, "completion": "2"} for length in (100, 126, 127, 128, 3)]
+    Path("made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change = (f"model.name=transformers:{folders['GPT-2']}", "data.name=made.jsonl", "data.validation=0",
+              "language={length: 128, judge: exact_match, max_tokens: 40}")  # fmt: skip
+    done = prepared("train", "r.yaml", *change, "train.steps=1", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    note = "test: left out 1 of 5 texts (its prompt leaves no room in the model's 128 positions): made.jsonl:4"
+    assert note in Path("run", "log.txt").read_text()
+    asked = [word for row in rows[:3] for word in ("--prompt", row["prompt"])]
+    found = prepared("generate", "run", *asked, "--json").json()["completions"]
+    assert all(each["tokens"] <= most for each, most in zip(found, (28, 2, 1), strict=True))
+    assert found[0] == prepared("generate", "run", *asked[:2], "--json").json()["completions"][0]
+    refused = prepared("generate", "run", "--prompt", "1" * 128, "--json")
+    assert (refused.code, "has 128 tokens, and the model 128 positions" in refused.out) == (2, True)
+
+
 def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> None:
     """The answer that is right has all that the template writes of it, but for the token that ends it."""
     talks = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(20)]
