@@ -17,16 +17,17 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
+from superlora_cli.data.splits import SPLITS
 from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.models.language import build_language
-from superlora_cli.recipe.schema import ModelSection
+from superlora_cli.recipe.schema import DataSection, ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
 from superlora_cli.tasks.language.encoding import encode
 from superlora_cli.tasks.language.logits import Logits
-from superlora_cli.tasks.language.task import NUMBERS, keeps_apart, losses
+from superlora_cli.tasks.language.task import NUMBERS, keeps_apart, losses, read_texts
 from superlora_cli.training.run import RunFolder
 from tests import language_models
 from tests.conftest import Cli, metrics, run_cli
@@ -288,6 +289,8 @@ def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[s
         ("data.columns={promt: x}", "data.columns.promt: there is no column 'promt'"),
         ("language.answer='('", "language.answer"),
         ("task=classification", "language: does not apply to the task classification"),
+        ("data.balance=true", "data.balance=true: does not apply to the task language"),
+        ("data.augment=shift", "data.augment=shift: does not apply to the task language"),
     ],
 )
 def test_what_is_wrong_is_one_line(change: str, said: str, prepared: Cli) -> None:
@@ -500,6 +503,14 @@ def test_a_new_head_classifies_texts(
     assert model(seen["input_ids"], attention_mask=seen["attention_mask"]).logits.argmax(-1).tolist() == [1, 0, 2]
     other = prepared("eval", "run", "seed=1", "--json").json()["metrics"]
     assert other["accuracy"] == done.json()["metrics"]["accuracy"]
+
+
+def test_some_of_the_texts_are_taken() -> None:
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    found = read_texts(DataSection(name="sums.jsonl", train_texts=5, eval_texts=2))
+    whole = read_texts(DataSection(name="sums.jsonl"))
+    assert [len(found.named(split)) for split in SPLITS] == [5, 2, 2]
+    assert all(row in whole.train.rows for row in found.train.rows)
 
 
 def test_texts_of_one_label_are_not_learned(prepared: Cli) -> None:

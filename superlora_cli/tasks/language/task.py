@@ -65,10 +65,24 @@ def read_texts(section: DataSection) -> Splits:
     """
 
     def read() -> Splits:
-        found = kind_named(section.name).texts(section, seed=DATA_SEED)
-        return held_out(found, section.validation, section.split, DATA_SEED)
+        kind = kind_named(section.name)
+        found = held_out(kind.texts(section, seed=DATA_SEED), section.validation, section.split, DATA_SEED)
+        if kind.embedded:
+            return found  # made in these numbers
+        most = {"train": section.train_texts}
+        return replace(
+            found, **{split: _some(found.named(split), most.get(split, section.eval_texts)) for split in SPLITS}
+        )
 
     return once("texts", section, read, most=CACHED)
+
+
+def _some(texts: Any, most: int | None) -> Any:
+    """At most so many texts, drawn at random and in their order."""
+    assert isinstance(texts, Texts)
+    if most is None or most >= len(texts):
+        return texts
+    return texts.part(sorted(np.random.RandomState(DATA_SEED).permutation(len(texts))[:most].tolist()))
 
 
 class FirstUse(dict[str, Encoded]):
