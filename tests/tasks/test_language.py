@@ -337,6 +337,18 @@ def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenize
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_models_without_an_adapter_continue_prompts(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
+    words = ("--prompt", "3+2=", "--max-tokens", "5", "--json")
+    assert prepared("merge", adapted, "--out", "merged").code == 0
+    found = {source: prepared("generate", source, *words) for source in
+             (f"transformers:{folders['Llama']}", str(folders["Llama"]), "merged", str(adapted))}  # fmt: skip
+    assert [done.code for done in found.values()] == [0] * 4, [done.err for done in found.values()]
+    named, folder, merged, run = (done.json() for done in found.values())
+    assert (named, merged) == (folder, run)
+    refused = prepared("generate", "transformers:nowhere", *words)
+    assert refused.code == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
