@@ -62,11 +62,12 @@ def complete(
     Raises:
         UsageError: a prompt leaves no room for a token.
     """
-    for ids in prompts:
-        if positions is not None and len(ids) >= positions:
-            message = f"{tokenizer.decode(ids)[:40]!r} … has {len(ids):,} tokens, and the model {positions:,} positions"
+    for prompt in prompts:
+        if positions is not None and len(prompt) >= positions:
+            text = tokenizer.decode(prompt)[:40]
+            message = f"{text!r} … has {len(prompt):,} tokens, and the model {positions:,} positions"
             raise UsageError(message, where="--prompt", hint=f"a prompt of at most {positions - 1:,} tokens")
-    limits = [min(how.max_tokens, (positions or sys.maxsize) - len(ids)) for ids in prompts]
+    limits = [min(how.max_tokens, (positions or sys.maxsize) - len(prompt)) for prompt in prompts]
     ends = _ends(model, tokenizer)
     pad = next(iter([*filter(lambda each: each is not None, [tokenizer.pad_token_id]), *ends]), 0)
     drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
