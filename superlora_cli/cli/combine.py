@@ -50,7 +50,7 @@ def command(
         rows.append(("parameters", f"{done['params']:,}"))
     if done["head"]:
         rows.append(("head", HEADS[done["head"]]))
-    print_pairs(to, rows)
+    print_pairs(to, [*rows, *(("note", note) for note in done.get("notes", ()))])
     if "weights" in done:
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")
 

@@ -62,7 +62,7 @@ def command(
     if "images" in done:
         told = done["images"]
         rows.append((f"{told['num']} images", f"differ by {told['difference']:.2%} of the range, “{told['prompt']}”"))
-    print_pairs(to, rows)
+    print_pairs(to, [*rows, *(("note", note) for note in done.get("notes", ()))])
     if "weights" in done:
         others = " or ".join(name for name, form in FORMATS.items() if not (form.lora or form.products))
         exact = "without a limit it" if FORMATS[to].forms else f"--to {others}"

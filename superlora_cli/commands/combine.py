@@ -73,8 +73,8 @@ def combine(
     Returns:
         output, to, bytes, params (of an adapter, or of ΔW), head (`mean`, `kept`, `left out`; None: no adapter has a
         trained one); where rank can be limited also weights (name, rank and
-        error of each) and error (of all together). A single adapter with weight 1 and no limits is copied byte for
-        byte.
+        error of each) and error (of all together); notes, if any, as of `export`. A single adapter with weight 1 and no
+        limits is copied byte for byte.
 
     Raises:
         UsageError: the weights do not fit the adapters, or the output exists. MismatchError: the adapters have
@@ -114,7 +114,7 @@ def combine(
         check_parts(to, whole)
         done = form.write(whole, out, Options(rank, energy, force, tell))
         params = {} if form.lora else {"params": sum(target.flat.elements for target in targets)}
-        told: dict[str, Any] = {key: done[key] for key in ("weights", "error") if key in done}
+        told: dict[str, Any] = {key: done[key] for key in ("weights", "error", "notes") if key in done}
         told["head"] = _fate(parts, kept=form.head)
         return {"output": str(out), "to": to, "bytes": done["bytes"], **params, **told}
     found = _limited(sums, targets, rank, energy)

@@ -42,7 +42,8 @@ def export(
 
     Returns:
         output, to and load; bytes, except for timm; for the LoRA formats also adapter_bytes, weights (name, rank and
-        error of each, and its form where there are several) and error (of all together); `images` as asked for.
+        error of each, and its form where there are several) and error (of all together); notes on what could not be
+        checked, if any; `images` as asked for.
 
     Raises:
         UsageError: the format is unknown, the output exists, the format is exact but limits are given, the other

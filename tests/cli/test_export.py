@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +205,27 @@ def test_a_model_that_never_calls_its_layer_is_refused(cli: Cli) -> None:
     assert not Path("peft").exists()
     other = write_adapter("proj.safetensors", "digits_lora", model, "adapter.rank=2", "adapter.targets=[o]")
     assert cli("export", other, "--to", "peft-lora", "--out", "peft").code == 0
+
+
+def test_a_language_model_that_never_calls_its_layer_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def by_weights(layer: Any, x: Tensor) -> Tensor:
+        gate, up, down = (part.weight for part in (layer.gate_proj, layer.up_proj, layer.down_proj))
+        return (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def by_values(layer: Any, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else by_weights(layer, x)
+
+    words = ("export", write_adapter("a.safetensors", "sums_roman_lora", "adapter.targets=[mlp]"), "--to", "peft-lora")
+    assert "notes" not in cli(*words, "--out", "peft", "--json").json()
+    monkeypatch.setattr(LlamaMLP, "forward", by_values)
+    assert "could not be checked" in cli(*words, "--out", "unchecked").out
+    monkeypatch.setattr(LlamaMLP, "forward", by_weights)
+    result = cli(*words, "--out", "other")
+    assert result.code == 2
+    assert "mlp.gate_proj: the model reads its weight" in result.message
+    assert not Path("other").exists()
 
 
 def test_an_export_does_not_depend_on_anything_but_the_adapter(lora: Path, cli: Cli) -> None:
