@@ -92,7 +92,9 @@ def test_merging_and_unmerging_have_a_scale_too(lora: Path, cli: Cli) -> None:
     )
     whole_merge = ("merge", lora, "--base", "merged.safetensors", "--unmerge", "--out", "new.safetensors")
     assert cli(*whole_merge).code == 3
-    rotation = write_adapter("oft.safetensors", "digits_lora", "adapter.method=oft", "adapter.rank=null", "adapter.targets=[o]")
+    rotation = write_adapter(
+        "oft.safetensors", "digits_lora", "adapter.method=oft", "adapter.rank=null", "adapter.targets=[o]"
+    )
     for refused, said in (
         (cli("merge", lora, "--scale", "nan", "--out", "new.safetensors"), "nan is not finite"),
         (cli("export", rotation, "--to", "peft-oft", "--scale", "0.5", "--out", "new"), "a rotation times a number"),
