@@ -28,6 +28,7 @@ def command(
             help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."
         ),
     ] = None,
+    scale: Annotated[float, typer.Option(metavar="S", help="Write S times the update; not the head.")] = 1.0,
     images: Annotated[
         int | None,
         typer.Option(metavar="N", help="For text to image: compare N images by the file with those by the adapter."),
@@ -50,8 +51,9 @@ def command(
         from superlora_cli.commands.export import export
 
     done = export(
-        result, out, to=to, rank=rank, energy=energy, force=force, images=images, prompt=prompt, tell=writing(out)
-    )
+        result, out, to=to, rank=rank, energy=energy, scale=scale, force=force, images=images, prompt=prompt,
+        tell=writing(out),
+    )  # fmt: skip
     if as_json:
         print_json(done)
         return

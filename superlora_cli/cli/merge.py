@@ -21,6 +21,7 @@ def command(
         typer.Option(help="Weights to merge into: a file or a folder of shards; default: the recipe's model."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")] = None,
+    scale: Annotated[float, typer.Option(metavar="S", help="Merge S times the update; not the head.")] = 1.0,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check that merged and adapted model agree.")
     ] = True,
@@ -48,6 +49,7 @@ def command(
         console,
         base=base,
         dtype=dtype,
+        scale=scale,
         verify=verify,
         unmerge=unmerge,
         force=force,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,7 @@ def merge(
     *,
     base: Path | None = None,
     dtype: str | None = None,
+    scale: float = 1.0,
     verify: bool = True,
     unmerge: bool = False,
     force: bool = False,
@@ -54,6 +56,7 @@ def merge(
         console: where to show progress; None: nowhere.
         base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
         dtype: of the floating-point tensors written; default: as stored.
+        scale: a number that ΔW is multiplied by; not the head.
         verify: compare the outputs of the merged and the adapted model, or the tensors if no model can be built.
         unmerge: subtract ΔW from `base`, a merged file; its head is not restored.
         force: overwrite `out`.
@@ -71,10 +74,11 @@ def merge(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
+    check_scale(scale)
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    section = _model_of(adapter)
+    section = _model_of(adapter, scale)
     name, quantize = str(section.get("name", "")), section.get("quantize")
     if quantize and not dequantise:
         hint = "--dequantise writes all weights in the precision of the others, or --dtype"
@@ -89,9 +93,11 @@ def merge(
             if base is not None:
                 hint = "leave it out: it is merged into the one of its recipe"
                 raise UsageError(f"does not apply to a {what}", where="--base", hint=hint)
-            return into(adapter, out, dtype=cast, verify=verify, force=force, allow_mismatch=allow_mismatch)
+            return into(
+                adapter, out, dtype=cast, scale=scale, verify=verify, force=force, allow_mismatch=allow_mismatch
+            )
     _check_output(out, base, force)
-    with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
+    with open_job(adapter, base, cast, scale=scale, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         if unmerge and (job.stored.also or not job.targets):
             what = f"{len(job.stored.also)} tensors" if job.stored.also else "the head"
             raise UsageError(f"the adapter replaces {what} of the base, which cannot be restored from a merged file",
@@ -115,13 +121,26 @@ def merge(
         }
 
 
-def _model_of(file: Path) -> Mapping[str, Any]:
+def check_scale(scale: float) -> None:
+    """Refuse a number that ΔW cannot be multiplied by.
+
+    Raises:
+        UsageError: it is not finite.
+    """
+    if not math.isfinite(scale):
+        raise UsageError(f"{scale} is not finite", where="--scale", hint="a number, e.g. 0.7")
+
+
+def _model_of(file: Path, scale: float) -> Mapping[str, Any]:
     """The model in the recipe of an adapter, or of a model that was trained itself.
 
     Raises:
-        UsageError: it is neither, or an adapter without a ΔW.
+        UsageError: it is neither, an adapter without a ΔW, or to be scaled and more than a ΔW and a head.
     """
     found = read_model(file) or store.load(file)
+    if scale != 1 and (not isinstance(found, store.StoredAdapter) or found.also):
+        what = "it has tensors that were trained directly, not by a ΔW"
+        raise UsageError(what, where="--scale", hint="leave it out")
     if isinstance(found, store.StoredAdapter) and found.config.activates:
         raise no_delta(found.config.activation, str(file))
     return found.recipe.get("model") or {}
@@ -254,6 +273,8 @@ def _verify(job: MergeJob, place: Path, base: Path | None) -> Found:
     """The largest error, as `commands.verify` finds it."""
     if job.shapes is not None:
         built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
+        if built.adapter is not None:
+            built.adapter.strength = job.scale
         return compare_outputs(built, place)
     assert isinstance(job.source, FromFiles)
     with open_weights(place) as merged:

@@ -78,9 +78,7 @@ def check_called(adapter: Stored) -> tuple[str, ...]:
         UsageError: the model reads a layer's weight itself, as timm's BEiT does, so a LoRA would have no effect.
     """
     model, beside = copy.deepcopy(adapter.base.model), parts_beside(adapter.base.model)
-    names = [
-        name for name in by_module(adapter.targets) if part_named(name, beside) is None
-    ]  # the model calls no other
+    names = [name for name in by_module(adapter.targets) if part_named(name, beside) is None]
     called: set[str] = set()
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: called.add(name))

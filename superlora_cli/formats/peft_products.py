@@ -43,6 +43,8 @@ def write_ia3(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
 def write_oft(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
     """Write OFT's rotations, the numbers above the diagonal of X − Xᵀ in each block; see `format.Format.write`."""
     _one_of(adapter, "rotation")
+    if adapter.adapter.strength != 1:
+        raise UsageError("a rotation times a number is none", where="--scale", hint=HINT)
     own, block = {}, adapter.stored.config.block
     upper, notes = torch.triu_indices(block, block, 1), check_called(adapter)
     for target, layer, x in _layers(adapter):
@@ -84,5 +86,5 @@ def _layers(adapter: Stored) -> list[tuple[Target, nn.Linear, Tensor]]:
         check_plain(target.module, layer)
         if not isinstance(layer, nn.Linear):
             raise UsageError("is not a linear layer", where=target.module, hint=HINT)
-        found.append((target, layer, x))
+        found.append((target, layer, x * adapter.adapter.strength))
     return found

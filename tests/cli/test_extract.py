@@ -172,6 +172,9 @@ def test_a_pipelines_adapter_is_found_again_in_all_forms(pipelines: Path, cli: C
         parts = {name.partition(".")[0] for name in done.json()["elsewhere"]}
         assert parts == ({"text_encoder"} if wanted is unet and "tuned" in words else set()), words
         assert cli("inspect", "found.safetensors", "--json").json()["base"]["sha256"]
+    assert cli("merge", "lora.safetensors", "--scale", "0.5", "--out", "half").code == 0  # it is verified
+    assert cli("extract", "r.yaml", "--tuned", "half", "--out", "half.safetensors").code == 0
+    assert relative(deltas_of("half.safetensors"), {name: 0.5 * delta for name, delta in whole.items()}) < 1e-4
     generate = ("generate", "found.safetensors", "--prompt", "a red seven", "--steps", "1", "--out", "images")
     assert cli(*generate).code == 0
     for words, code, said in (
