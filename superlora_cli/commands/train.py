@@ -12,6 +12,7 @@ from rich.console import Console
 
 from superlora_cli.adapter.activations import MEANING
 from superlora_cli.commands.resuming import as_started, differences
+from superlora_cli.data.known import kind_of
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError
 from superlora_cli.files import json_text
@@ -21,7 +22,7 @@ from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of
-from superlora_cli.tasks.reading import settled
+from superlora_cli.tasks.reading import check_held_out, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
 from superlora_cli.training.local import Local
@@ -41,6 +42,9 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         UsageError: model, targets, knobs, image size or optimizer are wrong or do not go together.
     """
     built = build_for_training(recipe, weights=False)
+    data = kind_of(recipe.data.name) if TASKS[recipe.task].has_classes else None  # others judge by training data, too
+    if data and (sizes := data.sizes(settled(recipe).data)):
+        check_held_out(sizes, recipe)
     train = recipe.train
     summary: dict[str, Any] = {
         "status": "dry-run",
@@ -148,6 +152,8 @@ def _train(
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     task, params = _opened(recipe, console, processes, quiet=quiet)
+    counts = {name: len(task.splits.named(name)) for name in SPLITS}
+    check_held_out(counts, task.recipe)
     # With a new head, the unadapted model guesses: there is no accuracy "before" to report.
     before = None
     if task.built.adapter and not task.built.head:
@@ -182,7 +188,6 @@ def _train(
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
-    counts = {name: len(task.splits.named(name)) for name in SPLITS}
     evaluated = {"task": recipe.task, "metrics": test, "n": counts["test"]}
     run.write("eval.json", json_text(evaluated))
     for other, text in beside.items():

@@ -107,13 +107,13 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
     Raises:
         UsageError: no image of a part can be read.
     """
-    checked = scan(root, [_name(root, path) for files in parts if files for path, _ in files])
+    checked = scan(root, [name_below(root, path) for files in parts if files for path, _ in files])
     digest, bad = hashlib.sha256(), []
     kept: list[FolderImages | None] = []
     for files in parts:
         good, contents = [], []
         for path, label in files or []:
-            name = _name(root, path)
+            name = name_below(root, path)
             size, cause = checked[name].size, checked[name].cause
             if cause is None:
                 good.append((path, label))
@@ -163,7 +163,7 @@ def _by_class(folder: Path) -> list[tuple[str, str]]:
         UsageError: there are images outside class folders.
     """
     files, _ = find_images_and_targets(str(folder), types=SUFFIXES)
-    own = [(path, name) for path, _ in files if is_own(name := _name(folder, path))]
+    own = [(path, name) for path, _ in files if is_own(name := name_below(folder, path))]
     found = [(path, name.rpartition("/")[0].partition("/")[0]) for path, name in own]
     if stray := sum(not name for _, name in found):
         raise UsageError(f"holds {stray} images outside class folders", where=str(folder), hint=WANTED)
@@ -189,7 +189,7 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
     return [(path, classes[name]) for path, name in files]
 
 
-def _name(root: Path, path: str) -> str:
+def name_below(root: Path, path: str) -> str:
     """A path below `root`, relative to it."""
     return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
@@ -197,7 +197,7 @@ def _name(root: Path, path: str) -> str:
 def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
     """A note about class folders without images."""
     folder = _existing(root, TRAIN) or root
-    used = {_name(folder, path).partition("/")[0] for path in train}
+    used = {name_below(folder, path).partition("/")[0] for path in train}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and is_own(path.name))
     if empty := [str(path) for path in folders if path.name not in used]:
         yield f"class folders without images get no class number: {some(empty)}"

@@ -83,10 +83,7 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     """Three splits: missing parts are held out of the training images; only training images are augmented."""
     plain = evaluation_transform(look)
     training = training_transform(section, look, plain)
-    indices, notes = hold_out(
-        source, section.validation, section.split, seed,
-        classes=dict(enumerate(source.class_names)), shuffled=("validation", "test"),
-    )  # fmt: skip
+    indices, notes = hold_out_of(source, section, seed)
 
     def part(name: str, given: Pictures | None) -> Indexed:
         return (
@@ -103,6 +100,14 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         unreadable=source.unreadable,
         notes=(*source.notes, *notes),
     )
+
+
+def hold_out_of(source: Source, section: DataSection, seed: int) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Which training images become the parts that a data set lacks, by its recipe; returns as `hold_out`."""
+    return hold_out(
+        source, section.validation, section.split, seed,
+        classes=dict(enumerate(source.class_names)), shuffled=("validation", "test"),
+    )  # fmt: skip
 
 
 def labels_of(images: Indexed) -> list[int]:
