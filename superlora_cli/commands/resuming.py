@@ -14,7 +14,7 @@ from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
-from superlora_cli.tasks.reading import OTHER_DATA, settled
+from superlora_cli.tasks.reading import other_data, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.loop import Progress
 from superlora_cli.training.processes import Processes
@@ -77,11 +77,11 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     changed = _changes(_keys(before), _keys(recipe)) if before else {}
     now, kept = processes.describe(), run.about().get("environment", {})
     moved = _changes({key: kept.get(key, value) for key, value in now.items()}, now)
-    other_data = run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint
+    changed_data = run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint
 
     free = FREE | {f"{recipe.task}.{key}" for key in TASKS[recipe.task].free}
     trained = [line for key, line in changed.items() if key not in free]
-    trained += ["other data"] if other_data else []
+    trained += ["other data"] if changed_data else []
     adapted = [line for key, line in changed.items() if key.startswith("adapter.") and key not in free]
     where = str(run.path)
     if at.is_over(recipe.train) and trained:
@@ -92,7 +92,7 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     if adapted:
         raise CannotResumeError(f"was trained with another adapter: {', '.join(adapted)}", where=where, hint=OWN)
     lines = [f"resuming with a changed recipe: {line}" for line in (*changed.values(), *moved.values())]
-    return lines + ([f"resuming on changed data: {OTHER_DATA}"] if other_data else [])
+    return lines + ([f"resuming on changed data: {other_data(TASKS[recipe.task].elements)}"] if changed_data else [])
 
 
 def _file(run: RunFolder) -> Path:

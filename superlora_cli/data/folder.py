@@ -69,17 +69,17 @@ def read_folder(root: Path) -> Source:
     Raises:
         UsageError: as `list_folder`, or no image of a class or split can be read.
     """
-    classes, parts = list_folder(root)
+    classes, parts = list_folder(root, training=False)
     names, train = tuple(classes), parts[0]
     found = decoded(root, parts, names.__getitem__)
     images, validation, test = found.parts
     assert train is not None
     assert images is not None
-    for label in set(range(len(names))) - {label for _, label in images.files}:
+    for label in {label for _, label in train} - {label for _, label in images.files}:
         count = sum(label == other for _, other in train)
         hint = "replace them, or remove the folder"
         raise UsageError(f"class '{names[label]}': none of {count} images can be read", where=str(root), hint=hint)
-    notes = (*_empty(root, [path for path, _ in train]), *found.notes)
+    notes = (*(_empty(root, [path for path, _ in train]) if train else ()), *found.notes)
     return Source(images, validation, test, names, found.fingerprint, found.unreadable, notes)
 
 
@@ -129,24 +129,29 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
     return Decoded(kept, digest.hexdigest(), tuple(bad), notes)
 
 
-def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
+def list_folder(root: Path, *, training: bool = True) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
     """The classes by name, and the files for training, validation and test; None if there is no such folder.
+
+    Args:
+        training: whether images to train on are needed; else a folder may have others only.
 
     Raises:
         UsageError: there are no images, images outside class folders, or a class without training images.
     """
     train, validation, test = three_parts(lambda names: _existing(root, names))
-    if train is None and test is not None:
+    judges = train is None and test is not None
+    if train is None and test is not None and training:
         raise UsageError(
             f"holds {test.name} but no train", where=str(root), hint="add train, or use class folders without either"
         )
-    files = _by_class(train or root)
+    folders = (validation, test) if judges else (train or root,)
+    files = [file for folder in folders if folder for file in _by_class(folder)]
     if not files:
         check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
         raise UsageError("holds no images", where=str(train or root), hint=WANTED)
     names = sorted({name for _, name in files}, key=lambda name: (natural_key(name), name))
     classes = {name: number for number, name in enumerate(names)}
-    numbered = [(path, classes[name]) for path, name in files]
+    numbered = [] if judges else [(path, classes[name]) for path, name in files]
     return classes, (numbered, _labelled(validation, classes), _labelled(test, classes))
 
 

@@ -122,6 +122,7 @@ class Splits:
         augmented: whether reading a training image is random.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.
+        whole: the same data with all of them in the test split, if that was held out; None if they have a test part.
     """
 
     train: Indexed
@@ -132,6 +133,7 @@ class Splits:
     augmented: bool = False
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
+    whole: Splits | None = None
 
     @property
     def classes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch.utils.data import Subset
@@ -10,7 +11,7 @@ from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
 from superlora_cli.data.augment import training_transform
-from superlora_cli.data.holding_out import hold_out, seen
+from superlora_cli.data.holding_out import BY_CONTENT, few, hold_out, seen
 from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
 from superlora_cli.data.source import Indexed, Look, Pictures, Source, Splits
 from superlora_cli.data.texts import Texts
@@ -90,7 +91,7 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
             given.seen_through(plain) if given is not None else Subset(source.train.seen_through(plain), indices[name])
         )
 
-    return Splits(
+    splits = Splits(
         Subset(source.train.seen_through(training), indices["train"]),
         validation=part("validation", source.validation),
         test=part("test", source.test),
@@ -100,6 +101,11 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         unreadable=source.unreadable,
         notes=(*source.notes, *notes),
     )
+    if source.test is not None:
+        return splits
+    doubt = few(source.train.labels, dict(enumerate(source.class_names))) if section.split in BY_CONTENT else None
+    notes = (*source.notes, *filter(None, [doubt]))
+    return replace(splits, whole=replace(splits, test=source.train.seen_through(plain), notes=notes))
 
 
 def hold_out_of(source: Source, section: DataSection, seed: int) -> tuple[dict[str, list[int]], tuple[str, ...]]:

@@ -48,6 +48,7 @@ class Built:
         base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
         stored: whether it was read from the file of a result, else it is new.
         class_names: of the outputs, as stored in the file; () if they are their numbers, or the file has none.
+        trained_on: the fingerprint of the data of training ("" if unknown) where the recipe names others; else None.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Built:
     base_digest: tuple[str, str]
     stored: bool = False
     class_names: tuple[str, ...] = ()
+    trained_on: str | None = None
 
     @property
     def model(self) -> nn.Module:

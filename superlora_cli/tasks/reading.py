@@ -15,7 +15,10 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 
-OTHER_DATA = "held-out images may have been trained on"
+
+def other_data(called: str) -> str:
+    """What is doubtful about other data than those of training; `called` is what they are: images or texts."""
+    return f"held-out {called} may have been trained on"
 
 
 def settled(recipe: Recipe, rule: str | None = None) -> Recipe:

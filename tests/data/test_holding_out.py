@@ -169,6 +169,34 @@ def test_scoring_training_images_gives_a_warning(cli: Cli) -> None:
     assert "48 of 60 test images are also training images" in notes
 
 
+@pytest.mark.usefixtures("run")
+def test_other_data_without_a_test_part_are_judged_whole(cli: Cli) -> None:
+    write_folder(Path("others"), classes="bc", count=7)
+    found = cli("eval", "run", "data.name=others", "--json").json()
+    assert found["n"] == 14
+    assert "judged by all 14 images of others, which has no test part" in found["notes"]
+    assert not any("changed" in note for note in found["notes"])
+    shutil.copytree("others", "more/train")
+    shutil.copytree("others", "more/test")
+    assert not any("judged" in note for note in cli("eval", "run", "data.name=more", "--json").json()["notes"])
+
+
+@pytest.mark.usefixtures("run")
+def test_test_images_alone_are_judged(cli: Cli) -> None:
+    for part in ("test", "val"):
+        write_folder(Path(f"only-{part}", part), classes="bc", count=7)
+        assert cli("eval", "run", f"data.name=only-{part}", "--json").json()["n"] == 14
+    Path("only-test/labels.csv").write_text("file,label\ntest/b/0.png,b\ntest/c/0.png,c\n")
+    assert cli("eval", "run", "data.name=only-test", "--json").json()["n"] == 2
+
+
+def test_moved_data_are_judged_as_before(run: dict[str, Any], cli: Cli) -> None:
+    shutil.move("pets", "moved")
+    found = cli("eval", "run", "data.name=moved", "--json").json()
+    assert (found["n"], found["metrics"]["accuracy"]) == (6, run["metrics"]["accuracy"])
+    assert not any("judged" in note or "changed" in note for note in found["notes"])
+
+
 def test_an_old_run_continues_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:
     old = Path("run/recipe.yaml")
     old.write_text(old.read_text().replace("split: content", "split: shuffle"))

@@ -279,7 +279,6 @@ def test_a_class_keeps_its_number_where_another_is_missing_from_the_test_images(
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda root: write_images(root / "test"), "holds test but no train"),
         (lambda root: None, "holds no images"),
         (
             lambda root: (write_images(root), (root / "a" / "0.png").rename(root / "x.png")),
@@ -357,6 +356,16 @@ def test_the_sizes_of_splits_are_known_before_an_image_is_decoded(
     next(tmp_path.rglob("a/*.png")).write_bytes(b"broken")
     found = sizes(tmp_path, **keys)  # which is remembered
     assert kind_named(section.name).sizes(section) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [((), "holds test but no train"), (("data.num_classes=3",), "no images to train on")]
+)
+def test_a_folder_of_test_images_trains_nothing(words: tuple[str, ...], says: str, cli: Cli) -> None:
+    write_images(Path("pets/test"))
+    result = cli("train", "quickstart", "data.name=pets", *FOLDER, *words)
+    assert result.code == 2
+    assert says in result.message
 
 
 def test_augmented_training_is_the_same_with_workers(cli: Cli) -> None:
