@@ -26,6 +26,12 @@ class Look:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of timm's `create_transform` for evaluation: the whole image, squashed to a square."""
+        size = (3, self.size, self.size)
+        return {"input_size": size, "mean": self.mean, "std": self.std, "crop_pct": 1.0, "crop_mode": "squash"}
+
 
 class Pictures(Dataset[Sample]):
     """Images of any size, decoded when they are read and turned into a model's input by `transform`.

@@ -75,8 +75,7 @@ def evaluation_transform(look: Look) -> Compose:
     """The transform from an RGB image of any size to the model's input in evaluation, squashed: (3, S, S) float32."""
     from timm.data import create_transform
 
-    size = (3, look.size, look.size)
-    made: Compose = create_transform(input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash")
+    made: Compose = create_transform(**look.keywords)
     return made
 
 
