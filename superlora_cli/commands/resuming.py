@@ -10,6 +10,7 @@ from rich.console import Console
 
 from superlora_cli.errors import CannotResumeError, UsageError
 from superlora_cli.opening.build import adapter_config
+from superlora_cli.opening.results import from_here
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
@@ -51,12 +52,13 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
 
 
 def as_started(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found.
+    """The recipe of a resumed run with what was settled when it started: how images are split, a rate found, and where
+    relative paths start.
 
     Raises:
         CannotResumeError: a rate was to be found, and the run folder does not say which one was.
     """
-    before = _recorded(run)
+    before, recipe = _recorded(run), from_here(recipe, run.path)
     if recipe.train.optimizer.finds:
         found = (before or recipe).train.optimizer
         if found.finds:
@@ -101,7 +103,9 @@ def _file(run: RunFolder) -> Path:
 
 def _recorded(run: RunFolder) -> Recipe | None:
     """The recipe that the run records, None if there is none; runs from before `data.split` were shuffled."""
-    return settled(load_recipe(_file(run)), "shuffle") if _file(run).is_file() else None
+    if not _file(run).is_file():
+        return None
+    return settled(from_here(load_recipe(_file(run)), run.path), "shuffle")
 
 
 def _keys(recipe: Recipe) -> dict[str, Any]:

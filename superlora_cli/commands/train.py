@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError
 from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.opening.results import TRAINED_IN
 from superlora_cli.progress import doing, hushed
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
@@ -171,7 +173,7 @@ def _train(
     noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
-                 **rate, **noted)  # fmt: skip
+                 **{TRAINED_IN: os.getcwd()}, **rate, **noted)  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:

@@ -13,6 +13,7 @@ import pytest
 from superlora_cli.commands.resuming import as_started
 from superlora_cli.data.holding_out import by_content
 from superlora_cli.data.splits import SPLITS, Splits, contents_of, load_splits
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection
 from superlora_cli.recipe.yaml import read_yaml
@@ -195,6 +196,20 @@ def test_moved_data_are_judged_as_before(run: dict[str, Any], cli: Cli) -> None:
     found = cli("eval", "run", "data.name=moved", "--json").json()
     assert (found["n"], found["metrics"]["accuracy"]) == (6, run["metrics"]["accuracy"])
     assert not any("judged" in note or "changed" in note for note in found["notes"])
+
+
+def test_a_run_finds_its_base_and_data_from_another_folder(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(Path("here/pets"), count=20)
+    shutil.copy(ASSETS / "glyphs_vit.safetensors", "here/base.safetensors")
+    monkeypatch.chdir("here")
+    words = ("data.name=pets", "model.checkpoint=base.safetensors", "train.checkpoint_every=1", *QUICK)
+    assert cli("train", "quickstart", *words, "--out", "run").code == 0
+    before = cli("eval", "run", "--json").json()
+    monkeypatch.chdir("..")
+    found = cli("eval", "here/run", "--json").json()
+    assert (found["data"], found["metrics"], found["n"]) == ("here/pets", before["metrics"], before["n"])
+    assert cli("merge", "here/run", "--out", "m.safetensors", "--json").json()["verified"]
+    assert cli("train", "--resume", "here/run", "train.steps=3", "--json").json()["steps"] == 3
 
 
 def test_an_old_run_continues_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:
