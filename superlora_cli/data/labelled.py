@@ -1,7 +1,7 @@
 """Images and their labels from a table `labels.csv` in or next to their folder, or in `train`, `val`, `test`.
 
-The table has the columns `file` and `labels`, or `file` and `label`. Of `labels`, an image has any number, separated by
-spaces; its one `label` is its class, and may have spaces in it.
+The table has the columns `file` (or `filename`, `path`, `image`) and `labels`, or `file` and `label`. Of `labels`, an
+image has any number, separated by spaces; its one `label` is its class, and may have spaces in it.
 
 Files are looked for in the folder of images, then next to the table. Images that are not in the table are left out.
 """
@@ -24,7 +24,8 @@ from superlora_cli.errors import UsageError
 
 TABLE = "labels.csv"
 FILE, LABELS, LABEL = "file", "labels", "label"  # columns
-EXAMPLE = "a first line file,labels, then lines such as photos/1.jpg,cat outdoors"
+FILES = (FILE, "filename", "path", "image")  # what the first column may be called
+EXAMPLE = "a first line file,label for one class each (photos/1.jpg,cat), or file,labels (photos/1.jpg,cat outdoors)"
 
 Labelled = tuple[str, tuple[int, ...]]  # a file and its labels
 Row = tuple[str, str, list[str]]  # its place in the table, a file, its labels by name
@@ -148,7 +149,10 @@ def _lines(table: Path) -> list[list[str]]:
 
 
 def _header(lines: Sequence[Sequence[str]]) -> list[str]:
-    return [name.strip() for name in lines[0]] if lines else []
+    """The names of the columns; that of the files has one name."""
+    names = [name.strip() for name in lines[0]] if lines else []
+    called = next((name for name in FILES if name in names), FILE)
+    return [FILE if name == called else name for name in names]
 
 
 def _rows(table: Path, folder: Path) -> Iterator[Row]:
