@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -124,7 +125,8 @@ def train_run(
             result = _train(recipe, run, console, processes, about, resume, until, quiet, told)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
-            hint = f"continue with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
+            again = f"continue with --resume {shlex.quote(str(run.path))}"
+            hint = again if run.latest_checkpoint() else "no checkpoint was written yet"
             error = InterruptedRunError("interrupted", where=str(run.path), hint=hint)
         if about:  # else the folder is untouched
             run.log(str(error))

@@ -15,6 +15,8 @@ from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 
+SPARES = f"a class needs {FEWEST} images to spare some; or add folders train, val and test"
+
 
 def other_data(called: str) -> str:
     """What is doubtful about other data than those of training; `called` is what they are: images or texts."""
@@ -51,7 +53,7 @@ def check_held_out(sizes: Mapping[str, int], recipe: Recipe) -> None:
 def empty(split: str, recipe: Recipe) -> UsageError:
     """The error about an empty split."""
     if recipe.data.validation:
-        hint = f"a class needs {FEWEST} images to spare some; or add folders train, val and test"
+        hint = SPARES
     elif split == "validation":
         hint = "eval.select=test, a folder val, or data.validation=0.1"
     else:

@@ -368,6 +368,19 @@ def test_a_folder_of_test_images_trains_nothing(words: tuple[str, ...], says: st
     assert says in result.message
 
 
+@pytest.mark.parametrize(("count", "images", "epochs"), [(1, 2, 300), (40, 64, 300)])
+def test_a_first_recipe_counts_what_is_left_for_training(count: int, images: int, epochs: int, cli: Cli) -> None:
+    write_images(Path("my pets"), classes="ab", count=count)
+    made = cli("init", "--model", "glyphs_vit", "--data", "my pets")
+    assert ("the test split will be empty: a class needs 3 images" in made.err) == (count < 3)
+    assert f"2, {images}" in made.out
+    assert "superlora train 'my pets.yaml' --dry-run" in made.out
+    text = Path("my pets.yaml").read_text()
+    assert f"2 classes, {images} training images." in text
+    assert f"# {epochs} epochs" in text
+    assert "# superlora train 'my pets.yaml'  " in text
+
+
 def test_augmented_training_is_the_same_with_workers(cli: Cli) -> None:
     write_images(Path("pets"), count=6)
     files = []
