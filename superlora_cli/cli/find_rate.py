@@ -36,6 +36,7 @@ def command(
         return
     command = ["superlora", "train", recipe, *(overrides or ()), f"train.optimizer.lr={found['rate']:g}"]
     rows = [("learning rate", f"{found['rate']:g}"), ("train with it", shlex.join(command))]
+    rows += [("note", note) for note in found.get("notes", [])]
     if plot:
         rows.append(("picture", found["plot"]))
     print_pairs(recipe, rows)

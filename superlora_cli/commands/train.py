@@ -21,6 +21,7 @@ from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
 from superlora_cli.opening.results import TRAINED_IN
 from superlora_cli.progress import doing, hushed
+from superlora_cli.recipe.defaults import default_rate
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
@@ -164,7 +165,7 @@ def _train(
         with doing(console, "testing the unadapted model", quiet=quiet):
             before = task.evaluate("test")[task.measure]
 
-    found = _found_before(task, run) if resume else _started(task, console, quiet=quiet)
+    found, doubt = (_found_before(task, run), None) if resume else _started(task, console, quiet=quiet)
     rate = {} if found is None else {"found_rate": found}
     recipe = task.recipe
     learner, at = ready(task, recipe.train, processes, resume)
@@ -173,6 +174,9 @@ def _train(
     run_id = run.about().get("id", "") if resume else ""
     run.sweep() if resume else run.clear()
     noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
+    if doubt:
+        run.warn(doubt)
+        display.say(f"warning: {doubt}")
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
                  **{TRAINED_IN: os.getcwd()}, **rate, **noted)  # fmt: skip
@@ -225,17 +229,17 @@ def _opened(recipe: Recipe, console: Console, processes: Processes, *, quiet: bo
         return task_of(recipe)(built, processes), params
 
 
-def _started(task: Work, console: Console, *, quiet: bool) -> float | None:
+def _started(task: Work, console: Console, *, quiet: bool) -> tuple[float | None, str | None]:
     """Start a new run: what the first batches say of its adapter, and the rate that it trains at, if it is to find
-    one; None if not."""
+    one, and why that is doubtful; None if not."""
     task.begin()
     train = task.recipe.train
     if not train.optimizer.finds:
-        return None
+        return None, None
     display = Display(console, steps=STEPS, start=0, quiet=quiet)
-    found = range_test(task, train, task.processes, display).proposed
-    task.recipe = task.recipe.model_copy(update={"train": train.at_rate(found)})
-    return found
+    test = range_test(task, train, task.processes, display)
+    task.recipe = task.recipe.model_copy(update={"train": train.at_rate(test.proposed)})
+    return test.proposed, test.doubt(default_rate(task.recipe))
 
 
 def _found_before(task: Work, run: RunFolder) -> float | None:
