@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs, writing
+from superlora_cli.cli.console import ENOUGH_ENERGY, loaded_by, loading, print_errors, print_json, print_pairs, writing
 from superlora_cli.formats.known import FORMATS
 
 KNOWN = ", ".join(f"{name} ({form.description})" for name, form in FORMATS.items())
@@ -58,7 +58,7 @@ def command(
         print_json(done)
         return
     size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
-    rows = [("output", done["output"] + size), ("load it with", done["load"])]
+    rows = [("output", done["output"] + size), *loaded_by(done)]
     if "weights" in done:
         rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *_forms(done)]
     if "images" in done:

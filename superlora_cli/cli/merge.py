@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
+from superlora_cli.cli.console import loaded_by, loading, print_json, print_pairs, stderr_console
 
 
 def command(
@@ -67,5 +67,5 @@ def command(
     if done["verified"]:
         what = f"largest difference {done['compared']}"
         rows.append((what, f"{done['max_abs_error']:.2e} on {done['verified_on']}"))
-    rows.append(("load it with", done["load"]))
+    rows += loaded_by(done)
     print_pairs("unmerged" if unmerge else "merged", rows)

@@ -20,18 +20,22 @@ from superlora_cli.commands.merge_job import MergeJob, open_job
 from superlora_cli.commands.merge_language import merge_language
 from superlora_cli.commands.merge_pipeline import merge_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
+from superlora_cli.data.source import Look
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output, replacing, replacing_folder
+from superlora_cli.models.base import Base
 from superlora_cli.models.language import is_language
 from superlora_cli.models.pipelines import is_pipeline
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.tasks import TASKS
 from superlora_cli.weights.copying import BESIDE, FromFiles, Source
 from superlora_cli.weights.display import WritingDisplay
 from superlora_cli.weights.reading import open_weights
 from superlora_cli.weights.writing import Draft
 
+SUFFIX = ".safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,7 +69,8 @@ def merge(
     Returns:
         output, tensors_changed, verified, max_abs_error, compared (what was) and verified_on (which data), both None
         if not verified, rounding_bound (with `unmerge`), dequantised (with `dequantise`: from what, to which dtype),
-        and load, a line of Python that loads the file.
+        load, a line of Python that loads the file, and, for a classifier of images, preprocess, one that makes the
+        transform of its images.
 
     Raises:
         UsageError: the output exists, the dtype is unknown, a file cannot be read, or the base is quantised (without
@@ -118,6 +123,7 @@ def merge(
             "verified_on": found.over if found else None,
             **({"rounding_bound": bound} if unmerge else {}),
             "load": _loading(job, out),
+            **({"preprocess": _preprocessing(job.shapes[1])} if job.shapes and _is_classifier(job.shapes[1]) else {}),
         }
 
 
@@ -160,17 +166,18 @@ def _check_output(out: Path, base: Path | None, force: bool) -> None:
 def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
     """The temporary file or folder that becomes the output."""
     if not source.folder:
+        hint = f"--out {out}{SUFFIX}, or {out / 'model'}{SUFFIX}"
         if out.is_dir():
-            raise UsageError(
-                "is a folder, but the base is a single file", where=str(out), hint="--out FILE.safetensors"
-            )
+            raise UsageError("is a folder, but the base is a single file", where=str(out), hint=hint)
+        if out.suffix != SUFFIX:
+            raise UsageError(f"does not end in {SUFFIX}, by which timm knows what it is", where=str(out), hint=hint)
         with replacing(out, force=force) as place:
             yield place
         return
-    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+    if out.suffix == SUFFIX or (out.exists() and not out.is_dir()):
         raise UsageError("is a file, but the base is in shards", where=str(out), hint="--out FOLDER")
     for other in out.iterdir() if out.exists() else []:
-        if not (other.is_file() and other.suffix in (*BESIDE, ".safetensors")):
+        if not (other.is_file() and other.suffix in (*BESIDE, SUFFIX)):
             hint = "--force only replaces folders that hold nothing but weights"
             raise UsageError(f"also holds {other.name}", where=str(out), hint=hint)
     with replacing_folder(out, force=force) as place:
@@ -290,3 +297,14 @@ def _loading(job: MergeJob, out: Path) -> str:
     if job.shapes is not None:
         return job.shapes[1].loading(out)
     return f"model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"
+
+
+def _is_classifier(base: Base) -> bool:
+    """Whether it is one of images."""
+    return TASKS[base.task].tells_classes and base.image_size > 0
+
+
+def _preprocessing(base: Base) -> str:
+    """A line of Python that makes the transform from an RGB image to the input of a classifier, as in evaluation."""
+    words = [f"{key}={value!r}" for key, value in Look(base.image_size, base.mean, base.std).keywords.items()]
+    return f"timm.data.create_transform({', '.join(words)})"

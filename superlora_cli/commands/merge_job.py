@@ -144,7 +144,7 @@ def _files(
     where = str(weights.index or weights.shards[0].path)
     shapes = {name: weights.shape(name) for name in weights.names}
     replaced = {} if keep_head else dict(stored.beside)
-    known, heads = shapes_from_file(stored), {*stored.beside}
+    known, heads = shapes_from_file(stored, file), {*stored.beside}
     if known is None:
         targets = targets_in(shapes, stored, where)
     else:

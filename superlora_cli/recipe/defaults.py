@@ -56,11 +56,16 @@ def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
     return adapter.model_copy(update=scale) if config.scaling == "weights" else adapter
 
 
+def default_rate(recipe: Recipe) -> float | None:
+    """The learning rate of a recipe that sets none; None if it must set one."""
+    usual = recipe.train.optimizer.name == OptimizerSection().name
+    return usual_rate(recipe.adapter.bits) if recipe.adapter and usual else None
+
+
 def _rate(recipe: Recipe, version: int, places: Places) -> float:
-    own = recipe.train.optimizer.name
-    what = "training the whole base" if recipe.adapter is None else own
-    if version > 1 and recipe.adapter and own == OptimizerSection().name:
-        return usual_rate(recipe.adapter.bits)
+    what = "training the whole base" if recipe.adapter is None else recipe.train.optimizer.name
+    if version > 1 and (rate := default_rate(recipe)) is not None:
+        return rate
     where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
     raise UsageError(message, where=where, hint=f"{what} has no default learning rate")
 

@@ -620,6 +620,15 @@ def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:
     assert not list(not_repeated(names, repeats))
 
 
+def test_other_images_are_judged_whole(prepared: Cli, data: Path) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run", "--json").code == 0
+    shutil.copytree(data, "more")
+    Path("more", "e.txt").write_text("a fifth")
+    found = prepared("eval", "run", "data.name=more", "data.validation=0.5", "--json").json()
+    assert found["n"] == 5
+    assert "judged by all 5 images of more, which has no test part" in found["notes"]
+
+
 def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:
     words = ("train", "r.yaml", "train.steps=null", "train.epochs=2", "train.checkpoint_every=null", "--json")
     found = prepared(*words, "text-to-image.buckets=false", "text-to-image.repeats={'a.*': 5}", "--out", "run").json()
