@@ -25,7 +25,7 @@ def folder_sizes(root: Path, section: DataSection) -> dict[str, int]:
     found: list[FolderImages | None] = []
     for part in parts:
         files = [(path, label) for path, label in part or () if name_below(root, path) not in broken]
-        own = [(path, label[0]) for path, label in files] if classed else files
+        own = [(path, label[0] if classed and isinstance(label, tuple) else label) for path, label in files]
         found.append(None if part is None else FolderImages(own, [""] * len(own)))
     train, validation, test = found
     assert train is not None

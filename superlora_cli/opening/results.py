@@ -48,7 +48,9 @@ def resolve_result(path: Path) -> Path:
 def from_here(recipe: Recipe, run: Path) -> Recipe:
     """The recipe of a run in the folder `run`; paths that lead nowhere from here start where it was trained."""
     folder = read_json(run / "run.json").get(TRAINED_IN)
-    for key in PATHS if isinstance(folder, str) else ():
+    if not isinstance(folder, str):
+        return recipe
+    for key in PATHS:
         if key != "model.name" or ":" in recipe.model.name:  # else it is the name of an architecture
             recipe = _changed(recipe, key, Path(folder))
     return recipe

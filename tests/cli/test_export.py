@@ -223,10 +223,10 @@ def test_force_replaces_the_files_and_leaves_the_others(lora: Path, cli: Cli) ->
 @pytest.mark.parametrize("to", ["peft-lora", "delta", "timm"])
 def test_an_update_that_is_not_finite_is_refused(to: str, cli: Cli) -> None:
     file = write_overflowing("a.safetensors", "digits_lora")
-    result = cli("export", file, "--to", to, "--out", "new")
+    result = cli("export", file, "--to", to, "--out", "new.safetensors")
     assert result.code == 1
     assert "not finite" in result.message
-    assert not Path("new").exists()
+    assert not Path("new.safetensors").exists()
 
 
 def test_what_is_no_adapter_is_refused(cli: Cli) -> None:
