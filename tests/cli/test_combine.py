@@ -134,6 +134,7 @@ def pipeline(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_text_encoder_may_be_adapted_by_some_only(first: int, cli: Cli) -> None:
@@ -150,6 +151,7 @@ def test_a_text_encoder_may_be_adapted_by_some_only(first: int, cli: Cli) -> Non
         assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_heads_are_averaged(cli: Cli) -> None:
     words = ("digits_lora", "model.head=new")
     paths = [write_adapter(f"{seed}.safetensors", *words, f"seed={seed}", seed=seed) for seed in (1, 2)]

@@ -158,6 +158,7 @@ def test_unmerging_restores_the_base_within_rounding(alone: Path, merged: Path, 
         assert ((restored[name] - tensor).abs() <= rounding).all()
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> None:
     save_file({name: tensor.bfloat16() for name, tensor in load_file(BASE).items()}, "bf16.safetensors")
     assert cli("train", *QUICK, "model.checkpoint=bf16.safetensors", "train.precision=bf16", "--out", "run").code == 0
@@ -169,6 +170,7 @@ def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> 
         assert torch.equal(plain[name][64:128], after[name][64:128])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "recipe", "asset"),
     [

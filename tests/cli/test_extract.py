@@ -113,6 +113,7 @@ def test_half_precision_checkpoints_are_found_to_their_rounding(dtype: torch.dty
     assert cli("inspect", "found.safetensors", "--json").json()["base"]["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.slow
 def test_a_tuned_head_is_stored_and_other_changes_are_named(cli: Cli) -> None:
     write_adapter("lora.safetensors", "digits_lora", "model.head=new", scale=0.5)
     assert cli("merge", "lora.safetensors", "--out", "tuned.safetensors", "--no-verify").code == 0

@@ -421,6 +421,7 @@ def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monke
     assert loss.item() == 2 + 0.5 * 20
 
 
+@pytest.mark.slow
 def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
     class Moved:
         def enable_model_cpu_offload(self, device: torch.device) -> None:
