@@ -81,7 +81,7 @@ def generate_text(
         found: dict[int, Completion] = {}
         with processes.autocast():
             found.update(complete(model, tokenizer, ids, how, batch_size=batch_size, device=processes.device,
-                                  streamer=streamer))  # fmt: skip
+                                  positions=base.positions, streamer=streamer))  # fmt: skip
     finally:
         processes.end()
     if as_it_comes and len(asked) == 1 and not streams:

@@ -62,9 +62,10 @@ def merge_language(
     as_conv1d(model)
     if dtype is not None:
         model.to(dtype)
-    if base.trained_head and built.class_names:
-        model.config.id2label = dict(enumerate(built.class_names))
-        model.config.label2id = {name: number for number, name in enumerate(built.class_names)}
+    if base.trained_head:
+        names = built.class_names or tuple(map(str, range(model.num_labels)))
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
 
     def write(place: Path) -> None:
         model.save_pretrained(place, max_shard_size=SHARD)

@@ -297,7 +297,10 @@ class OfTexts(DataKind):
     """Texts, which have no images."""
 
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
-        return tuple(sorted({row["label"] for row in self.texts(section, seed=0).train.rows if "label" in row})) or None
+        from superlora_cli.data.texts import in_order
+
+        found = {row["label"] for row in self.texts(section, seed=0).train.rows if "label" in row}
+        return tuple(sorted(found, key=in_order)) or None
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         hint = "task: language, or a folder of images"

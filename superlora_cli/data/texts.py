@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from superlora_cli.errors import UsageError
 Row = Mapping[str, Any]
 FORMS = (("messages",), ("prompt", "choices", "answer"), ("prompt", "completion"), ("text",))
 LABEL, TOOLS = "label", "tools"
+NUMBER = re.compile(r"((?<!\w)-?\d+|\d+)")
 COLUMNS = tuple(dict.fromkeys([*(name for form in FORMS for name in form), LABEL, TOOLS]))
 TASK = "### Instruction:\n{instruction}\n\n"
 SHAPES: tuple[Mapping[str, str], ...] = (  # `data.columns` of usual data sets; a row is of the first that it fits
@@ -282,6 +284,16 @@ def told(bad: Sequence[Unreadable], total: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def in_order(label: str) -> tuple[list[str | int], str]:
+    """Sorts labels by the numbers in them.
+
+    >>> sorted(["10", "2", "-1", "level 10", "level 9"], key=in_order)
+    ['-1', '2', '10', 'level 9', 'level 10']
+    """
+    parts = NUMBER.split(label)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], label
+
+
 def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Splits:
     """Three splits: parts that are missing are held out of the training texts, if the share is not 0.
 
@@ -292,7 +304,7 @@ def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Sp
     for texts in (found.train, found.validation, found.test):
         digest.update("".join(texts.contents).encode() if texts else b"")
         labels |= {label for label in texts.labels if label is not None} if texts else set()
-    names = tuple(sorted(labels))
+    names = tuple(sorted(labels, key=in_order))
     classes = dict(zip(names, names, strict=True)) if rule == "label" else {}
     parts, notes = three_parts_of(found, share, rule, seed, classes=classes, called="texts")
     splits = Splits(*parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))

@@ -109,7 +109,7 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
     if recipe.adapter is None:
         return Built(recipe, base, None, ("", ""))
     config, model = adapter_config(recipe), base.model
-    targets = expand(model, recipe.adapter.patterns)
+    targets = expand(model, recipe.adapter.patterns, without=base.trained_head)
     if (frozen := frozen_experts(model)) and not LINEAR.isdisjoint(recipe.adapter.patterns):
         note = f"{frozen:,} parameters of experts are not in linear layers and stay frozen"
         base = replace(base, note="; ".join(filter(None, (base.note, note))))
@@ -119,7 +119,8 @@ def build_for_training(recipe: Recipe, *, weights: bool = True) -> Built:
             raise UsageError(
                 f"{target.module} is a new head, which is trained fully", where="adapter.targets", hint=hint
             )
-    also = list(chosen(parts_of(model), config.also, without=classifier_parameters(model)))
+    head = {*classifier_parameters(model), *base.trained_head}
+    also = list(chosen(parts_of(model), config.also, without=head))
     digest = digest_base(model, targets, (*base.trained_head, *also)) if weights else ("", "")
     adapter = attach(model, targets, config, also=also, shapes_only=not weights)
     for name in base.trained_head:

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
 from superlora_cli.data.stream import Share
+from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
+from superlora_cli.models.language import build_language
+from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
 from superlora_cli.tasks.language.encoding import encode
@@ -49,7 +52,8 @@ def recipe(model: Path | str, data: str, *more: str) -> str:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny models; read only."""
     root = tmp_path_factory.mktemp("models")
-    return {name: language_models.saved(name, root / name) for name in language_models.FAMILIES}
+    names = (*language_models.FAMILIES, *language_models.ENCODERS)
+    return {name: language_models.saved(name, root / name) for name in names}
 
 
 @pytest.fixture
@@ -363,6 +367,24 @@ def test_texts_that_cannot_be_asked_are_left_out_and_named(prepared: Cli, adapte
     assert "test: left out 1 of 2 texts (its prompt is empty): made.jsonl:2" in judged.json()["notes"]
 
 
+def test_an_answer_ends_where_positions_do(prepared: Cli, folders: dict[str, Path]) -> None:
+    """As if each prompt were continued alone; those that leave no room are left out, or refused."""
+    rows = [{"prompt": "1" * length, "completion": "2"} for length in (100, 126, 127, 128, 3)]
+    Path("made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change = (f"model.name=transformers:{folders['GPT-2']}", "data.name=made.jsonl", "data.validation=0",
+              "language={length: 128, judge: exact_match, max_tokens: 40}")  # fmt: skip
+    done = prepared("train", "r.yaml", *change, "train.steps=1", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    note = "test: left out 1 of 5 texts (its prompt leaves no room in the model's 128 positions): made.jsonl:4"
+    assert note in Path("run", "log.txt").read_text()
+    asked = [word for row in rows[:3] for word in ("--prompt", row["prompt"])]
+    found = prepared("generate", "run", *asked, "--json").json()["completions"]
+    assert all(each["tokens"] <= most for each, most in zip(found, (28, 2, 1), strict=True))
+    assert found[0] == prepared("generate", "run", *asked[:2], "--json").json()["completions"][0]
+    refused = prepared("generate", "run", "--prompt", "1" * 128, "--json")
+    assert (refused.code, "has 128 tokens, and the model 128 positions" in refused.out) == (2, True)
+
+
 def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> None:
     """The answer that is right has all that the template writes of it, but for the token that ends it."""
     talks = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(20)]
@@ -402,13 +424,27 @@ def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str,
         assert "has 258 embeddings, none for token 258 '1+1'" in refused.err
 
 
-def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) -> None:
-    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": "xyz"[n % 3]} for n in range(60)]
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Llama", 3 * 32),
+        pytest.param("BERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("RoBERTa", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("DistilBERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("ModernBERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_new_head_classifies_texts(
+    family: str, head: int, prepared: Cli, folders: dict[str, Path], tokenizer: Any
+) -> None:
+    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": str(n % 3 + 9)} for n in range(60)]
     Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    change = ("model.head=new", "data.name=labels.jsonl", "train.steps=30", "train.batch_size=16")
+    change = (f"model.name=transformers:{folders[family]}", "model.head=new", "adapter.targets=[all-linear]",
+              "data.name=labels.jsonl", "train.steps=30", "train.batch_size=16",
+              "train.optimizer={lr: 0.01, head_lr: 0.1}")  # fmt: skip
     done = prepared("train", "r.yaml", *change, "train.checkpoint_every=20", "--out", "run", "--json")
     assert done.code == 0, done.err
-    assert done.json()["params"]["head"] == 3 * 32
+    assert done.json()["params"]["head"] == head
     assert done.json()["metrics"]["accuracy"] > 0.9
     shutil.copytree("run", "half")
     shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
@@ -418,8 +454,11 @@ def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) ->
     merged = prepared("merge", "run", "--out", "merged", "--json")
     assert merged.code == 0, merged.err
     model = AutoModelForSequenceClassification.from_pretrained("merged")
-    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
-    assert model(torch.tensor([list(b"bbb")])).logits.argmax().item() == 1
+    assert model.config.id2label == {0: "9", 1: "10", 2: "11"}
+    seen = tokenizer(["bbb", "a", "ccccc"], padding=True, return_tensors="pt")
+    assert model(seen["input_ids"], attention_mask=seen["attention_mask"]).logits.argmax(-1).tolist() == [1, 0, 2]
+    other = prepared("eval", "run", "seed=1", "--json").json()["metrics"]
+    assert other["accuracy"] == done.json()["metrics"]["accuracy"]
 
 
 def test_texts_of_one_label_are_not_learned(prepared: Cli) -> None:
@@ -474,3 +513,14 @@ def test_memory_of_a_step_is_less_with_recomputed_activations(cli: Cli) -> None:
     assert plain["base"] == pytest.approx(2 * 6_738_415_616, rel=0.01)
     assert less["activations"] < 0.2 * plain["activations"]
     assert less["total"] < plain["total"]
+
+
+def test_positions_that_a_model_does_not_use_are_not_counted(folders: dict[str, Path]) -> None:
+    section = ModelSection(name=f"transformers:{folders['RoBERTa']}", head="new")
+    assert build_language(section, classes=2, weights=False).positions == 128
+
+
+def test_a_model_without_its_weights_for_a_task_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    AutoModel.from_pretrained(folders["Llama"]).save_pretrained(tmp_path / "body")
+    with pytest.raises(UsageError, match="the files lack 1 weights"):
+        build_language(ModelSection(name=f"transformers:{tmp_path / 'body'}", head="frozen"), classes=None)

@@ -13,7 +13,7 @@ from superlora_cli.data.texts import Texts, UnfitError, told
 from superlora_cli.errors import UsageError
 from superlora_cli.tasks.language.completing import How, complete, stopped
 from superlora_cli.tasks.language.encoding import Encoded, Question, question
-from superlora_cli.tasks.language.task import Language
+from superlora_cli.tasks.language.task import Language, base_of
 
 
 def found_in(text: str, pattern: str | None) -> str | None:
@@ -47,19 +47,21 @@ class Answering(Language):
         return {}
 
     def first_use(self, split: str) -> Encoded:
-        """As of any language model; texts of held-out splits that have no prompt are named, too."""
+        """As of any language model; texts of held-out splits that cannot be asked are named, too."""
         found, texts = super().first_use(split), self.splits.named(split)
         assert isinstance(texts, Texts)
-        asked, bad = [], []
+        asked, bad, positions = [], [], base_of(self.built).positions
         for row, place in zip(texts.rows, texts.places, strict=True):
             if split == "train" or "text" in row:
                 continue
             with suppress(UnfitError):  # is named already
                 own = question(row, self.tokenizer)
-                if own.prompt:
-                    asked.append(own)
-                else:
+                if not own.prompt:
                     bad.append(Unreadable(place, "its prompt is empty"))
+                elif positions is not None and len(own.prompt) >= positions:
+                    bad.append(Unreadable(place, f"its prompt leaves no room in the model's {positions:,} positions"))
+                else:
+                    asked.append(own)
         self.questions[split] = asked
         self.tell(split, told(bad, len(texts)))
         return found
@@ -87,7 +89,8 @@ class Answering(Language):
         right = torch.zeros(len(own), device=self.processes.device)
         made = complete(
             self.model, self.tokenizer, ids, self.how, batch_size=self.recipe.eval.batch_size,
-            device=self.processes.device, together=bool(self.recipe.train.shard_base),
+            device=self.processes.device, positions=base_of(self.built).positions,
+            together=bool(self.recipe.train.shard_base),
         )  # fmt: skip
         pattern = self.settings.answer
         answers = [found_in(stopped(completion, self.how.stop), pattern) for completion in wanted]

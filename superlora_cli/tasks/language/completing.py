@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from superlora_cli.errors import UsageError
 
 # What a model's own configuration may set, and would make tokens other than the likeliest.
 PLAIN = {"top_k": None, "top_p": None, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1,
@@ -43,6 +47,7 @@ def complete(
     *,
     batch_size: int,
     device: torch.device,
+    positions: int | None,
     together: bool = False,
     streamer: Any = None,
 ) -> Iterator[tuple[int, Completion]]:
@@ -50,20 +55,29 @@ def complete(
 
     Args:
         model: in evaluation mode.
+        positions: the number of tokens that the model is made for, at which a completion ends, too.
         together: whether other processes hold parts of the model, and so take as many steps.
         streamer: of transformers, is given the tokens of a single prompt as they are made.
+
+    Raises:
+        UsageError: a prompt leaves no room for a token.
     """
+    for ids in prompts:
+        if positions is not None and len(ids) >= positions:
+            message = f"{tokenizer.decode(ids)[:40]!r} … has {len(ids):,} tokens, and the model {positions:,} positions"
+            raise UsageError(message, where="--prompt", hint=f"a prompt of at most {positions - 1:,} tokens")
+    limits = [min(how.max_tokens, (positions or sys.maxsize) - len(ids)) for ids in prompts]
     ends = _ends(model, tokenizer)
     pad = next(iter([*filter(lambda each: each is not None, [tokenizer.pad_token_id]), *ends]), 0)
     drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
     stops = {"stop_strings": list(how.stop), "tokenizer": tokenizer} if how.stop else {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        own = order[start : start + batch_size]
+    groups = [order] if together else [list(own) for _, own in groupby(order, key=limits.__getitem__)]
+    for own in (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
         ids, mask = padded([prompts[index] for index in own], pad, device)
         made = model.generate(
-            ids, attention_mask=mask, max_new_tokens=how.max_tokens, pad_token_id=pad, eos_token_id=ends or None,
-            synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
+            ids, attention_mask=mask, max_new_tokens=min(limits[index] for index in own), pad_token_id=pad,
+            eos_token_id=ends or None, synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
         )  # fmt: skip
         for index, tokens in zip(own, made[:, ids.shape[1] :].tolist(), strict=True):
             yield index, _read(tokens, ends, tokenizer, how.stop)
