@@ -59,9 +59,13 @@ def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
 def _rate(recipe: Recipe, version: int, places: Places) -> float:
     own = recipe.train.optimizer.name
     what = "training the whole base" if recipe.adapter is None else own
-    if version > 1 and recipe.adapter and own == OptimizerSection().name:
-        return usual_rate(recipe.adapter.bits)
     where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
+    if version > 1 and recipe.adapter and own == OptimizerSection().name:
+        usual = usual_rate(recipe.adapter.bits)
+        if TASKS[recipe.task].rate_of_any_scale or not recipe.adapter.scales_itself:
+            return usual
+        hint = f"leave out adapter.alpha and scaling, with which {usual:g} fits any base; or lr: find, or your own"
+        raise UsageError(message, where=where, hint=hint)
     raise UsageError(message, where=where, hint=f"{what} has no default learning rate")
 
 

@@ -316,6 +316,11 @@ class AdapterSection(Section):
         """The knobs that are set, without `method` and `targets`."""
         return self.model_dump(exclude={"method", "targets"})
 
+    @property
+    def scales_itself(self) -> bool:
+        """Whether the recipe sets the scale of ΔW, whatever the size of the base's weights."""
+        return self.scaling != "weights" if self.scaling else self.alpha is not None
+
     def config(self, *, defaults: int = 1) -> AdapterConfig:
         """The preset with the knobs that are set on top, with a version of the `defaults` that `from_knobs` knows.
 
@@ -335,7 +340,8 @@ class OptimizerSection(Section):
         None,
         description="Learning rate of the adapter (of the base if there is no adapter); `find`: that of `superlora "
         "find-rate`, which the run then records in its recipe. Default: 0.03 for an adapter with AdamW, 0.1 with "
-        "`bits` of 1 to 8; required otherwise.",
+        "`bits` of 1 to 8; required otherwise, and in text-to-image where `adapter.alpha` or another `scaling` than "
+        "`weights` is set.",
     )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
 

@@ -129,6 +129,20 @@ def test_a_dry_run_needs_neither_data_nor_weights(
     assert found["memory"]["total"] > 0
 
 
+def test_a_run_that_made_the_model_worse_says_so(prepared: Cli) -> None:
+    words = (
+        "train",
+        "r.yaml",
+        "train.steps=1",
+        "train.scheduler={name: constant}",
+        "adapter.targets=[conv_out]",
+        "--json",
+    )
+    same, ruined = (prepared(*words, f"train.optimizer.lr={rate}", "--out", f"at{rate}").json() for rate in (0, 1000))
+    assert "warnings" not in same
+    assert "is worse than the unadapted model: loss" in ruined["warnings"][-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
 def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
