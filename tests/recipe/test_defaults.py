@@ -77,7 +77,7 @@ def test_text_to_image_has_no_default_rate_for_an_adapter_that_sets_its_scale(kn
         ADAPTED.replace("method: lorta", f"method: lora, {knobs}").replace("glyphs_vit", "glyphs_text")
         + "task: text-to-image\n"
     )
-    with pytest.raises(UsageError, match="leave out adapter.alpha and scaling, with which 0.03 fits"):
+    with pytest.raises(UsageError, match=r"leave out adapter\.alpha and scaling, with which 0\.03 fits"):
         load_recipe(recipe)
     for words in ("train.optimizer.lr=find", "adapter.scaling=weights", "task=classification"):
         load_recipe(recipe, [words])
