@@ -50,7 +50,10 @@ def command(
         ),
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="Network whose features --against compares: inception (default) or digits.")
+        str | None,
+        typer.Option(
+            help="Network of --against's features: inception (default) or digits; none, with --dino or --clip."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of Inception; default: those in torch hub's cache.")

@@ -160,10 +160,10 @@ def _train(
     counts = {name: len(task.splits.named(name)) for name in SPLITS}
     check_held_out(counts, task.recipe)
     # With a new head, the unadapted model guesses: there is no accuracy "before" to report.
-    before = None
+    unadapted: dict[str, float] = {}
     if task.built.adapter and not task.built.head:
         with doing(console, "testing the unadapted model", quiet=quiet):
-            before = task.evaluate("test")[task.measure]
+            unadapted = task.evaluate("test")
 
     found, doubt = (_found_before(task, run), None) if resume else _started(task, console, quiet=quiet)
     rate = {} if found is None else {"found_rate": found}
@@ -192,7 +192,16 @@ def _train(
     with doing(console, "testing the best step", quiet=quiet):
         test, beside = task.judged("test")
     metrics: dict[str, Any] = dict(test)
-    metrics |= {f"{task.measure}_before": before} if before is not None else {}
+    if unadapted:
+        metrics[f"{task.measure}_before"] = before = unadapted[task.measure]
+        if before != test[task.measure] and task.better(unadapted, test):
+            found_by = f"superlora find-rate {run.path / 'recipe.yaml'}"
+            line = (
+                f"step {at.best_step}, the best, is worse than the unadapted model: {task.measure} "
+                f"{test[task.measure]:.4g}, {before:.4g} before; lower train.optimizer.lr ({found_by})"
+            )
+            run.warn(line)
+            display.say(f"warning: {line}")
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)

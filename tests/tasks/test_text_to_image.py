@@ -129,6 +129,45 @@ def test_a_dry_run_needs_neither_data_nor_weights(
     assert found["memory"]["total"] > 0
 
 
+def test_a_run_that_made_the_model_worse_says_so(prepared: Cli) -> None:
+    words = (
+        "train",
+        "r.yaml",
+        "train.steps=1",
+        "train.scheduler={name: constant}",
+        "adapter.targets=[conv_out]",
+        "--json",
+    )
+    same, ruined = (prepared(*words, f"train.optimizer.lr={rate}", "--out", f"at{rate}").json() for rate in (0, 1000))
+    assert "warnings" not in same
+    assert "is worse than the unadapted model: loss" in ruined["warnings"][-1]
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_works_in_float32(
+    prepared: Cli, folders: dict[str, Path]
+) -> None:
+    shutil.copytree(folders[FAMILY], "big")
+    (file,) = Path("big", "vae").glob("*.safetensors")
+    words = ("train", "r.yaml", "model={name: diffusers:big, kwargs: {torch_dtype: float16}}", "train.steps=1")
+    for factor, code in ((1e5, 0), (float("nan"), 1)):
+        tensors = load_file(file)
+        tensors["encoder.conv_in.weight"] *= factor
+        save_file(tensors, file, metadata={"format": "pt"})
+        done = prepared(*words, "--out", f"run{code}", "--json")
+        assert done.code == code, done.err
+    assert done.json()["error"]["message"] == "the autoencoder makes NaN or Inf of it"
+    assert done.json()["error"]["where"] == "a.png"
+
+
+def test_captions_that_are_cut_and_tiny_images_are_named(prepared: Cli, data: Path) -> None:
+    shutil.copytree(data, "photos")
+    Path("photos", "b.txt").write_text("a word " * 50)
+    words = ("data={name: photos, image_size: 64, validation: 0}", "train.steps=1", "--out", "run", "--json")
+    notes = "\n".join(prepared("train", "r.yaml", *words).json()["notes"])
+    assert "1 of 4 captions are cut at 77 tokens, where reading ends: b.png" in notes
+    assert "2 of 4 images are enlarged at least twofold, and blurred: c.jpg, d.png" in notes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
 def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
@@ -316,7 +355,7 @@ def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli, monke
     assert prepared("train", "r.yaml", *asked, "--out", "plain").code == 0
     load, loaded = PipelineBase.pipeline, []
     monkeypatch.setattr(PipelineBase, "pipeline", lambda base: loaded.append(base) or load(base))
-    done = prepared("train", "r.yaml", *asked, prompts, "--out", "run")
+    done = prepared("train", "r.yaml", *asked, prompts, "train.keep=1", "--out", "run")
     assert done.code == 0, done.err
     assert len(loaded) == 1  # for both evaluations
     plain, run = (load_file(Path(name, "adapter.safetensors")) for name in ("plain", "run"))
@@ -326,6 +365,9 @@ def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli, monke
     events = EventAccumulator(str(next(Path("run", "tensorboard").rglob("events*")).parent), {"images": 0})
     assert [event.step for event in events.Reload().Images("eval/pictures")] == [2, 4]
     assert is_on(Path("run/pictures/step-000004.png"), generated(prepared, "run", "a dog"))
+    shutil.rmtree("images", ignore_errors=True)
+    older = generated(prepared, "run/checkpoints/step-000002", "a dog")
+    assert is_on(Path("run/pictures/step-000002.png"), older)
     assert prepared("report", "run", "--out", "report.html").code == 0
     assert "the validation prompts at step-000004" in Path("report.html").read_text()
 

@@ -20,6 +20,7 @@ class TextToImageKind(TaskKind):
     generates = "prompts"
     previews = None
     has_classes = False
+    rate_of_any_scale = False  # with the small weights of large pipelines, a rate of 0.03 ruins an adapter of scale 1
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.text_to_image.section import TextToImageSection

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
+from superlora_cli.data.folder import some
 from superlora_cli.data.images import cropped
+from superlora_cli.errors import RunError
 from superlora_cli.models.families.family import Conditions, Family
-from superlora_cli.models.pipelines import PipelineBase, in_one_line, placed
+from superlora_cli.models.pipelines import VAE, PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.objective import EMPTY
@@ -63,6 +66,9 @@ def fill(
     something is, and leave memory afterwards. The global random numbers stay as they are.
 
     Captions are left out if text encoders are adapted: what becomes of them changes with every step.
+
+    Raises:
+        RunError: NaN, or Inf in latents, which are computed in float32; it is not stored.
     """
     images: dict[str, tuple[CaptionedImages, Seen]] = {}
     texts: dict[str, tuple[str, Size]] = {}
@@ -81,16 +87,46 @@ def fill(
     with set_aside(), torch.no_grad(), in_one_line("cannot be run", base.folder):
         family = base.family
         pipeline = placed(base.pipeline(), device, offload=offload)  # all of it: it works where its first part is
-        vae: Any = pipeline.vae
+        vae: Any = pipeline.vae.float()  # in half precision, some overflow
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
             pixels = cropped(split.picture(sample.number)[0], sample.size)[None]
-            cache.put(key, {"latents": family.latents(vae, pixels.to(device, vae.dtype))})
+            latents = family.latents(vae, pixels.to(device))
+            if not latents.isfinite().all():
+                message, hint = "the autoencoder makes NaN or Inf of it", f"check {base.folder / VAE}"
+                raise RunError(message, where=split.names[sample.number], hint=hint)
+            cache.put(key, {"latents": latents})
         for key in with_bar(new_texts, "encoding the captions", total=len(new_texts), size=lambda key: 1):
             text, size = texts[key]
-            cache.put(key, conditions_of(family, pipeline, text, size, guidance))
+            found = conditions_of(family, pipeline, text, size, guidance)
+            if any(isinstance(part, torch.Tensor) and part.isnan().any() for part in tree_leaves(found)):
+                message, hint = "the text encoders make NaN of this caption", "model.kwargs.torch_dtype: bfloat16"
+                raise RunError(message, where=repr(text), hint=hint)
+            cache.put(key, found)
         pipeline.remove_all_hooks()  # of offloading
     cache.make_room()
+
+
+def cut(base: PipelineBase, images: CaptionedImages) -> Iterator[str]:
+    """A note if captions are longer than what the pipeline's text encoders read of them."""
+    tokenizer, most = base.tokenizer
+    names = [
+        name for name, text in zip(images.names, images.texts, strict=True) if len(tokenizer(text).input_ids) > most
+    ]
+    if names:
+        count = f"{len(names):,} of {len(images):,} captions"
+        yield f"{count} are cut at {most:,} tokens, where reading ends: {some(names)}"
+
+
+def enlarged(images: CaptionedImages, samples: Sequence[Seen]) -> Iterator[str]:
+    """A note if images are so small that they are enlarged at least twofold."""
+    names = [
+        images.names[sample.number]
+        for sample in samples
+        if any(2 * own <= side for own, side in zip(images.size(sample.number), sample.size, strict=True))
+    ]
+    if names:
+        yield f"{len(names):,} of {len(images):,} images are enlarged at least twofold, and blurred: {some(names)}"
 
 
 class Stored:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
 from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
-from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
+from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, cut, enlarged, fill, seen, seen_in
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
@@ -86,8 +87,9 @@ class TextToImage(ImageTask):
             if not any(fnmatchcase(name, pattern) for name in names):
                 where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
                 raise UsageError("matches no training image", where=where, hint=hint)
-        unused = tuple(not_repeated(names, self.settings.repeats))
-        self.splits = replace(self.splits, notes=self.splits.notes + unused)
+        train, base = self.images("train"), base_of(self.built)
+        more = not_repeated(names, self.settings.repeats), cut(base, train), enlarged(train, self.seen["train"])
+        self.splits = replace(self.splits, notes=(*self.splits.notes, *chain(*more)))
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
