@@ -49,7 +49,10 @@ def command(
         ),
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="Network whose features --against compares: inception (default) or digits; none, with --dino or --clip.")
+        str | None,
+        typer.Option(
+            help="Network whose features --against compares: inception (default) or digits; none, with --dino or --clip."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of Inception; default: those in torch hub's cache.")

@@ -415,7 +415,11 @@ class TrainSection(Section):
         None, description="Train groups of layers one after another, from the first to the last (docs/training.md)."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep; of others, the adapter stays if its step has pictures.")
+    keep: int = Field(
+        2,
+        ge=1,
+        description="Number of newest checkpoints to keep; of others, the adapter stays if its step has pictures.",
+    )
     checkpoint_at: list[int] = Field([], description="Steps whose checkpoints are never deleted.")
     log_every: int = Field(10, ge=1, description="Steps between logged metrics.")
     threads: int | None = Field(

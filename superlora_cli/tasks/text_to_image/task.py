@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -26,9 +25,10 @@ from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
+from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
-from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, cut, enlarged, fill, seen, seen_in
+from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
+from superlora_cli.tasks.text_to_image.notes import notes_on
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
@@ -87,9 +87,8 @@ class TextToImage(ImageTask):
             if not any(fnmatchcase(name, pattern) for name in names):
                 where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
                 raise UsageError("matches no training image", where=where, hint=hint)
-        train, base = self.images("train"), base_of(self.built)
-        more = not_repeated(names, self.settings.repeats), cut(base, train), enlarged(train, self.seen["train"])
-        self.splits = replace(self.splits, notes=(*self.splits.notes, *chain(*more)))
+        more = notes_on(base_of(self.built), self.images("train"), self.seen["train"], self.settings.repeats)
+        self.splits = replace(self.splits, notes=(*self.splits.notes, *more))
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
@@ -99,12 +98,7 @@ class TextToImage(ImageTask):
         return steps_of_epoch(len(epoch(self.epoch, self.recipe.train.batch_size, 0, 0)), self.share)
 
     def _seen(self, split: str) -> list[Seen]:
-        base, settings = base_of(self.built), self.settings
-        multiple = base.multiple
-        if self.look.size % multiple:
-            message = f"the model cannot halve images of {self.look.size} × {self.look.size} often enough"
-            raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
-        return seen(self.images(split), self.look.size, multiple, settings.buckets)
+        return seen(self.images(split), self.look.size, base_of(self.built).multiple, self.settings.buckets)
 
     def prepare(self) -> None:
         """What is missing in the cache is computed before training takes up memory."""
