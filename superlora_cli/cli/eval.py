@@ -51,7 +51,8 @@ def command(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="Network whose features --against compares: inception (default) or digits; none, with --dino or --clip."
+            help="Network whose features --against compares: inception (default) or digits; none, with --dino or "
+            "--clip."
         ),
     ] = None,
     weights: Annotated[
