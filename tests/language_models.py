@@ -25,17 +25,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Phi": ("Phi", SMALL | {"intermediate_size": 48}),
 }  # fmt: skip
 
+READING = SMALL | {"intermediate_size": 48}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BERT": ("Bert", READING),
+    "RoBERTa": ("Roberta", READING | {"max_position_embeddings": 258 + 128}),  # the first are never used
+    "DistilBERT": ("DistilBert", {"vocab_size": 258, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
+                                  "max_position_embeddings": 128}),
+    "ModernBERT": ("ModernBert", READING | {"cls_token_id": None, "sep_token_id": None}),
+}  # fmt: skip
+
 
 def configuration(family: str) -> Any:
     """The configuration of a tiny model."""
-    name, arguments = FAMILIES[family]
+    name, arguments = (FAMILIES | ENCODERS)[family]
     return getattr(transformers, f"{name}Config")(**arguments, **ENDS)
 
 
 def made(family: str) -> Any:
     """A tiny model with random weights, always the same; large enough that its answers vary."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(configuration(family)).eval()
+    kind = transformers.AutoModelForMaskedLM if family in ENCODERS else transformers.AutoModelForCausalLM
+    model = kind.from_config(configuration(family)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from superlora_cli.adapter.attach import settle
@@ -14,8 +15,10 @@ from superlora_cli.commands.prompts import read_prompts
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output, json_text, write_atomic
 from superlora_cli.models.language import LanguageBase
-from superlora_cli.tasks.language.completing import Completion, How, complete, prompt_ids
+from superlora_cli.tasks.language.completing import Completion, How, complete
+from superlora_cli.tasks.language.encoding import check_tokens, prompt_ids
 from superlora_cli.tasks.language.section import LanguageSection
+from superlora_cli.tasks.language.task import tokenizer_of
 from superlora_cli.training.processes import join
 
 
@@ -62,7 +65,11 @@ def generate_text(
     if base.trained_head:
         raise UsageError("a classifier of texts writes none", where=source, hint="superlora eval")
     settings = built.recipe.section(LanguageSection)
-    ids = prompt_ids(asked, base.tokenizer)
+    tokenizer = tokenizer_of(settings, base)
+    ids = [prompt_ids(prompt, tokenizer) for prompt in asked]
+    if not all(ids):
+        raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
+    check_tokens(np.concatenate(ids), tokenizer, base.model)
     settle(base.model)
     processes = join(built.recipe.train)
     try:
@@ -70,11 +77,11 @@ def generate_text(
         torch.manual_seed(seed)
         how = How(max_tokens or settings.max_tokens, tuple(settings.stop), temperature)
         streams = as_it_comes is not None and len(asked) == 1 and not settings.stop  # a stop is cut off afterwards
-        streamer = _streamer(base.tokenizer, as_it_comes) if as_it_comes and streams else None
+        streamer = _streamer(tokenizer, as_it_comes) if as_it_comes and streams else None
         found: dict[int, Completion] = {}
         with processes.autocast():
-            found.update(complete(model, base.tokenizer, ids, how, batch_size=batch_size, device=processes.device,
-                                  streamer=streamer))  # fmt: skip
+            found.update(complete(model, tokenizer, ids, how, batch_size=batch_size, device=processes.device,
+                                  positions=base.positions, streamer=streamer))  # fmt: skip
     finally:
         processes.end()
     if as_it_comes and len(asked) == 1 and not streams:

@@ -16,6 +16,7 @@ from superlora_cli.commands.verify import TOLERANCE
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output, replacing_folder, system_errors
 from superlora_cli.models.base import Base
+from superlora_cli.models.heads import classes_told_apart
 from superlora_cli.models.quantising import SCHEMES
 from superlora_cli.opening.base import open_base, without_quantising
 from superlora_cli.opening.build import Built
@@ -31,7 +32,7 @@ def merged(built: Built) -> Base:
     if not built.recipe.model.quantize:
         detach(built.model, merge=True)
         return built.base
-    classes = next((len(tensor) for tensor in built.head.values()), None)
+    classes = classes_told_apart(built.head)
     base = open_base(without_quantising(built.recipe), classes=classes)
     weights = {f"{name}.weight": weight_of(layer) for name, layer in built.model.named_modules() if is_packed(layer)}
     weights |= {f"{name}.weight": weight for name, weight in merged_weights(built.model, built.adapter).items()}

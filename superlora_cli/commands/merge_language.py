@@ -16,6 +16,8 @@ from superlora_cli.models.conv1d import as_conv1d
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.models.quantising import precision
 from superlora_cli.opening.build import build_from_file
+from superlora_cli.tasks.language.section import LanguageSection
+from superlora_cli.tasks.language.task import tokenizer_of
 
 CONFIG = "config.json"
 SHARD = "5GB"  # most bytes of a file
@@ -23,12 +25,20 @@ SEQUENCES, LENGTH = 4, 16  # of random tokens, on which the merged and the adapt
 
 
 def merge_language(
-    file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
+    file: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    scale: float,
+    verify: bool,
+    force: bool,
+    allow_mismatch: bool,
 ) -> dict[str, Any]:
     """Write the language model of an adapter, with ΔW added, and its tokenizer to the folder `out`.
 
     Args:
         dtype: of the weights; default: as they are.
+        scale: a number that ΔW is multiplied by.
         verify: compare the outputs of the model that was written with those of the adapted one.
         force: replace another model's folder.
 
@@ -41,6 +51,8 @@ def merge_language(
     """
     check_folder(out, CONFIG, force=force, what="model")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
+    if built.adapter is not None:
+        built.adapter.strength = scale
     base, tensors = built.base, changed(built)
     assert isinstance(base, LanguageBase)
     model: Any = base.model
@@ -50,13 +62,14 @@ def merge_language(
     as_conv1d(model)
     if dtype is not None:
         model.to(dtype)
-    if base.trained_head and built.class_names:
-        model.config.id2label = dict(enumerate(built.class_names))
-        model.config.label2id = {name: number for number, name in enumerate(built.class_names)}
+    if base.trained_head:
+        names = built.class_names or tuple(map(str, range(model.num_labels)))
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
 
     def write(place: Path) -> None:
         model.save_pretrained(place, max_shard_size=SHARD)
-        base.tokenizer.save_pretrained(place)
+        tokenizer_of(built.recipe.section(LanguageSection), base).save_pretrained(place)
 
     error = write_folder(
         out, write, force=force, adapted=adapted if verify else None,

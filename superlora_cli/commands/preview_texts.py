@@ -12,9 +12,9 @@ from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.language.batches import epoch
-from superlora_cli.tasks.language.encoding import encode, encode_whole
+from superlora_cli.tasks.language.encoding import check_tokens, encode, encode_whole
 from superlora_cli.tasks.language.section import LanguageSection
-from superlora_cli.tasks.language.task import length_of, read_texts
+from superlora_cli.tasks.language.task import length_of, read_texts, tokenizer_of
 from superlora_cli.tasks.reading import settled
 
 
@@ -35,7 +35,12 @@ def preview_texts(recipe: Recipe, *, count: int) -> dict[str, Any]:
     length, splits = length_of(settings, base), read_texts(recipe.data)
     texts = splits.train
     assert isinstance(texts, Texts)
-    encoded = (encode_whole if labelled else encode)(texts.rows, base.tokenizer, length)
+    tokenizer = tokenizer_of(settings, base)
+    if labelled:
+        encoded = encode_whole(texts.rows, tokenizer, length)
+    else:
+        encoded = encode(texts.rows, tokenizer, length, places=texts.places)
+    check_tokens(encoded.tokens, tokenizer, base.model)
     room = length if settings.pack and not labelled else None
     batches = epoch(encoded, recipe.train.batch_size, recipe.seed, 0, room)
     order = np.concatenate([numbers for batch in batches for numbers in batch])
@@ -44,7 +49,7 @@ def preview_texts(recipe: Recipe, *, count: int) -> dict[str, Any]:
         span = slice(encoded.starts[number], encoded.starts[number + 1])
         tokens, learned = encoded.tokens[span], encoded.learned[span]
         parts = [
-            {"text": base.tokenizer.decode([token for token, _ in own]), "learned": bool(mark)}
+            {"text": tokenizer.decode([token for token, _ in own]), "learned": bool(mark)}
             for mark, own in groupby(zip(tokens.tolist(), learned.tolist(), strict=True), key=lambda pair: pair[1])
         ]
         label = {LABEL: texts.rows[number][LABEL]} if labelled else {}

@@ -12,7 +12,7 @@ from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.reporting import place
 from superlora_cli.reporting.facts import facts
 from superlora_cli.reporting.findings import best_within, in_words, smallest_ratios
-from superlora_cli.reporting.metrics import find_metric
+from superlora_cli.reporting.metrics import METRICS
 from superlora_cli.reporting.nearness import Nearness
 from superlora_cli.reporting.page import Plot, View, page
 from superlora_cli.reporting.plots import (
@@ -64,7 +64,7 @@ def report(
         raise UsageError(f"the tolerance is {tolerance}", where="--tolerance", hint="0 or more, e.g. 0.01")
     if any(budget < 1 for budget in budgets):
         raise UsageError(f"a budget of {min(budgets)} parameters", where="--budgets", hint="1 or more")
-    wanted = find_metric(metric) if metric is not None else None
+    wanted = METRICS.named(metric, where="--metric") if metric is not None else None
     runs, skipped = collect(folders)
     out = out or folders[0] / "report.html"
     place.check(out, force=force)

@@ -74,6 +74,14 @@ class DataKind(ABC):
         """
         return None
 
+    def sizes(self, section: DataSection) -> dict[str, int] | None:
+        """The number of images of each split, if it can be found without decoding one; else None.
+
+        Raises:
+            UsageError: the data are missing.
+        """
+        return None
+
     def has_several_labels(self, section: DataSection) -> bool:
         """Whether images have any number of labels, if the recipe does not say so."""
         return False
@@ -162,6 +170,11 @@ class Folder(DataKind):
         from superlora_cli.data.labelled import table_classes
 
         return (table_classes if self._has_table(section) else folder_classes)(self.place(section))
+
+    def sizes(self, section: DataSection) -> dict[str, int] | None:
+        from superlora_cli.data.sizes import folder_sizes
+
+        return folder_sizes(self.place(section), section)
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.folder import read_folder
@@ -284,7 +297,10 @@ class OfTexts(DataKind):
     """Texts, which have no images."""
 
     def class_names(self, section: DataSection) -> tuple[str, ...] | None:
-        return tuple(sorted({row["label"] for row in self.texts(section, seed=0).train.rows if "label" in row})) or None
+        from superlora_cli.data.texts import in_order
+
+        found = {row["label"] for row in self.texts(section, seed=0).train.rows if "label" in row}
+        return tuple(sorted(found, key=in_order)) or None
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         hint = "task: language, or a folder of images"
@@ -294,10 +310,10 @@ class OfTexts(DataKind):
 class TextFile(OfTexts):
     """A file of texts."""
 
-    suffixes = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".md")
+    suffixes = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 
     def recognises(self, name: str) -> bool:
-        return name.lower().endswith(self.suffixes)
+        return name.lower().removesuffix(".gz").endswith(self.suffixes)
 
     def place(self, section: DataSection) -> Path:
         return Path(section.name)

@@ -1,10 +1,12 @@
-"""Texts from files: JSON lines, a JSON list, CSV, parquet, or plain text."""
+"""Texts from files: JSON lines, a JSON list, CSV, parquet, or plain text; text files may be compressed by gzip."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ from typing import Any
 from timm.utils import natural_key
 
 from superlora_cli.data.folder import image_names, some
+from superlora_cli.data.hub import read_hub_texts
 from superlora_cli.data.images import is_own
 from superlora_cli.data.source import Unreadable, three_parts
 from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
 from superlora_cli.errors import UsageError
 
-TABLES, PLAIN = (".jsonl", ".json", ".csv", ".parquet"), (".txt", ".md")
+TABLES, PLAIN, PACKED = (".jsonl", ".json", ".csv", ".tsv", ".parquet"), (".txt", ".md"), ".gz"
 SUFFIXES = (*TABLES, *PLAIN)
+SAVED = ("dataset_dict.json", "state.json")  # in a folder written by `save_to_disk` of the library `datasets`
+DELIMITERS = ",;\t|"
 Rows = Iterator[tuple[str, Any]]
 
 
@@ -28,13 +33,16 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
     In a folder, files or sub-folders that are called `train`, `validation` or `test` are its parts; without a part
     `train`, all other files together are the training texts. Plain text beside tables, such as a README, is none of
     them. Of a table, every row is a text; a file of plain text is one, but if it is all there is, its paragraphs are.
+    A folder may also be a data set written by `save_to_disk`.
 
     Raises:
         UsageError: there are no texts, or a file cannot be read.
     """
+    if _is_saved(path):
+        return read_hub_texts(str(path), columns, config=None, download=False)
     check_columns(columns)
     if not (path.is_file() or path.is_dir()):
-        hint = f"a file that ends in {', '.join(SUFFIXES)}, or a folder of such files"
+        hint = f"a file that ends in {', '.join(SUFFIXES)} (or one of these and {PACKED}), or a folder of such files"
         raise UsageError("no such file", where=f"data.name={path}", hint=hint)
     parts: tuple[list[Path] | None, ...] = ([path], None, None)
     left: tuple[str, ...] = ()
@@ -57,13 +65,30 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
 def holds_texts(path: Path) -> bool:
     """Whether a path is a file of texts, or a folder of such and of no images."""
     if path.is_file():
-        return path.suffix.lower() in SUFFIXES
-    return bool(_files(path)) and not image_names(path)
+        return suffix_of(path) in SUFFIXES
+    return _is_saved(path) or (bool(_files(path)) and not image_names(path))
+
+
+def suffix_of(path: Path) -> str:
+    """How a file's name ends, in lower case and without `.gz`.
+
+    >>> suffix_of(Path("a.JSONL")), suffix_of(Path("a.jsonl.gz"))
+    ('.jsonl', '.jsonl')
+    """
+    return _unpacked(path).suffix.lower()
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() == PACKED else path
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in SAVED)
 
 
 def _files(folder: Path) -> list[Path]:
     """The files of a folder that may hold texts, in order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (path for path in folder.rglob("*") if suffix_of(path) in SUFFIXES and path.is_file())
     own = [path for path in found if is_own(path.relative_to(folder))]
     return sorted(own, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
@@ -77,7 +102,7 @@ def _parts(folder: Path) -> tuple[tuple[list[Path] | None, ...], tuple[str, ...]
         parts = (_tables_if_any(others), *parts[1:])
         used.update(parts[0] or ())
         others = [file for file in others if file not in used]
-    plain = [file for file in others if file.suffix.lower() in PLAIN and any(map(_is_table, used))]
+    plain = [file for file in others if suffix_of(file) in PLAIN and any(map(_is_table, used))]
     notes = []
     for files, why in (
         (plain, "plain text beside tables"),
@@ -90,7 +115,7 @@ def _parts(folder: Path) -> tuple[tuple[list[Path] | None, ...], tuple[str, ...]
 
 
 def _is_table(file: Path) -> bool:
-    return file.suffix.lower() in TABLES
+    return suffix_of(file) in TABLES
 
 
 def _tables_if_any(files: list[Path]) -> list[Path]:
@@ -105,7 +130,7 @@ def _called(folder: Path, names: Sequence[str]) -> list[Path]:
         if path.is_dir() and path.name in names:
             found += _tables_if_any(_files(path))
         elif (
-            path.is_file() and path.suffix.lower() in SUFFIXES and path.stem.partition("-")[0] in names
+            path.is_file() and suffix_of(path) in SUFFIXES and _unpacked(path).stem.partition("-")[0] in names
         ):  # train-00000-of-00002
             found.append(path)
     return found
@@ -121,12 +146,15 @@ def _read(files: Sequence[Path], columns: Mapping[str, str] | None, bad: list[Un
 
 def _rows(file: Path, *, alone: bool) -> Rows:
     """(Place, row) of a file."""
-    suffix = file.suffix.lower()
+    suffix = suffix_of(file)
     try:
         if suffix == ".parquet":
             yield from _parquet(file)
             return
-        content = file.read_text(encoding="utf-8-sig")
+        with gzip.open(file) if file.suffix.lower() == PACKED else file.open("rb") as stream:
+            content = io.TextIOWrapper(stream, encoding="utf-8-sig").read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"cannot be unpacked: {error}", where=str(file), hint="copy it again") from None
     except UnicodeDecodeError:
         raise UsageError("is not UTF-8", where=str(file), hint="convert it to UTF-8") from None
     except OSError as error:
@@ -135,8 +163,8 @@ def _rows(file: Path, *, alone: bool) -> Rows:
         yield from _json_lines(file, content)
     elif suffix == ".json":
         yield from _json(file, content)
-    elif suffix == ".csv":
-        yield from _csv(file, content)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv(file, content, "\t" if suffix == ".tsv" else _delimiter(content))
     else:
         pieces = [piece.strip() for piece in content.split("\n\n")] if alone else [content]
         yield from ((f"{file}: text {number}", {"text": piece}) for number, piece in enumerate(pieces, 1) if piece)
@@ -174,10 +202,18 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _csv(file: Path, content: str) -> Rows:
+def _delimiter(content: str) -> str:
+    """What separates the columns of a table's header."""
+    try:
+        return csv.Sniffer().sniff(content.partition("\n")[0].strip(), DELIMITERS).delimiter
+    except csv.Error:  # a single column
+        return ","
+
+
+def _csv(file: Path, content: str, delimiter: str) -> Rows:
     limit = csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of all readers: set back below
     try:
-        rows = list(csv.DictReader(io.StringIO(content, newline="")))
+        rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise UsageError(f"cannot be read: {error}", where=str(file), hint="a CSV file with a header") from None
     finally:

@@ -24,6 +24,7 @@ from superlora_cli.weights.small import safetensors_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SAVED_ANYWAY = ("classifier", "score")  # of a classifier of texts
 
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
@@ -54,6 +55,8 @@ def _head(adapter: Stored) -> dict[str, Tensor]:
     Whole modules, so that the base's running statistics in a trained head are included.
     """
     trained, recipe = dict(adapter.stored.head), adapter.recipe
+    if isinstance(adapter.base, LanguageBase):
+        return trained
     whole = classifier_tensors(adapter.base.model).keys()
     if isinstance(recipe.model.head, str) and (not trained or trained.keys() == whole):
         return trained
@@ -111,7 +114,7 @@ def folder_files(
     """
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in head.items()}
     tensors |= {f"{PREFIX}{name}.{part}": t for name, parts in own.items() for part, t in parts.items()}
-    saved = sorted({name.rpartition(".")[0] for name in head})
+    saved = sorted({_saved(name, task) for name in head})
     for name in own:
         if any(re.match(rf"(^|.*\.){re.escape(part)}($|\..*)", name) for part in saved):
             hint = "--to timm or --to delta"
@@ -130,6 +133,16 @@ def folder_files(
     }
     content = safetensors_bytes(tensors, {"format": "pt", **told})
     return {CONFIG_FILE: json_text(config).encode(), WEIGHTS_FILE: content}
+
+
+def _saved(name: str, task: str | None) -> str:
+    """The module that PEFT saves for a parameter: its own or, of texts' classifiers, one that PEFT saves anyway.
+
+    >>> _saved("classifier.dense.weight", "SEQ_CLS"), _saved("bert.pooler.dense.weight", "SEQ_CLS")
+    ('classifier', 'bert.pooler.dense')
+    """
+    first = name.partition(".")[0]
+    return first if task == "SEQ_CLS" and first in SAVED_ANYWAY else name.rpartition(".")[0]
 
 
 def lora_settings(loras: Mapping[str, Lora], modules: Iterable[str], *, start: str = "^") -> dict[str, Any]:

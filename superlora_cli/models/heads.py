@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +37,19 @@ def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The classifier's parameters and running statistics by name."""
     found = classifiers(model).items()
     return {f"{name}.{own}": tensor for name, module in found for own, tensor in module.state_dict().items()}
+
+
+def classes_told_apart(head: Mapping[str, Tensor]) -> int | None:
+    """The number of classes by a head's parameters, None without any; layers before the last give what others take.
+
+    >>> layers = {"dense.weight": torch.ones(8, 8), "out.weight": torch.ones(3, 8), "out.bias": torch.ones(3)}
+    >>> classes_told_apart(layers), classes_told_apart({"bias": torch.ones(5)})
+    (3, 5)
+    """
+    weights = [tensor for tensor in head.values() if tensor.dim() > 1]
+    given = [len(weight) for weight in weights]
+    last = [count for count in given if count not in {weight.shape[1] for weight in weights}]
+    return next(iter([*last, *given, *(len(tensor) for tensor in head.values() if tensor.dim())]), None)
 
 
 def new_head(model: nn.Module, name: str) -> tuple[str, ...]:

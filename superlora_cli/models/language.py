@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PREFIX = "transformers:"
 EXTRA = "pip install 'superlora-cli[language]'"
 ARGUMENTS = ("dtype", "attn_implementation")  # of `from_pretrained`
-HEAD = "score"  # what a classifier of texts is called
+POOLER = "pooler"  # of a base: only classifiers use it, so that it belongs to their head
 LONGEST = 1024  # tokens of a text, if neither recipe nor model asks for fewer
 
 
@@ -67,7 +67,11 @@ class LanguageBase(Base):
     def positions(self) -> int | None:
         """The number of tokens that the model is made for, if it says so."""
         config: Any = self.model.config
-        return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+        known = getattr(config.get_text_config(), "max_position_embeddings", None)
+        offset = max((1 + table.padding_idx for name, table in self.model.named_modules()
+                      if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None),
+                     default=0)  # fmt: skip  # RoBERTa counts from there
+        return known - offset if known else None
 
     @property
     def longest(self) -> int:
@@ -103,6 +107,7 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
     new = section.head == "new"
     maker: Any = transformers.AutoModelForSequenceClassification if new else transformers.AutoModelForCausalLM
     options, how = {"trust_remote_code": False}, with_dtype(section.kwargs, "dtype")
+    missing: set[str] = set()
     with _one_line(place, f"model.name={section.name}"):
         config = transformers.AutoConfig.from_pretrained(place, revision=revision, **options)
         if new:
@@ -113,9 +118,11 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
         if weights and section.pretrained and section.checkpoint is None:
             if section.quantize:
                 how |= settings(section.quantize, transformers, how.get("dtype", stored))
-            model = maker.from_pretrained(
-                place, revision=revision, config=config, use_safetensors=True, **options, **({"dtype": "auto"} | how)
-            )
+            model, read = maker.from_pretrained(
+                place, revision=revision, config=config, use_safetensors=True, output_loading_info=True,
+                **options, **({"dtype": "auto"} | how),
+            )  # fmt: skip
+            missing = read["missing_keys"]
         else:
             with torch.device("cpu" if weights else "meta"):
                 model = maker.from_config(config, **options, **({"dtype": stored} | how))
@@ -127,12 +134,26 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
         (settled if weights else as_shapes)(model, section.quantize)
     if weights and section.checkpoint:
         load_weights(model, Path(section.checkpoint))
-    trained = tuple(name for name, _ in model.named_parameters() if name.startswith(f"{HEAD}.")) if new else ()
+    trained = new_parameters(model) if new else ()
+    if new and not trained:
+        raise UsageError(f"{place} has no place for a new head", where="model.head", hint="head: frozen")
+    if without := sorted({name for name, _ in model.named_parameters()} & missing - {*trained}):
+        hint = "a model of this kind, or of labelled texts with model.head: new"
+        raise UsageError(f"the files lack {len(without):,} weights, such as {without[0]}", where=place, hint=hint)
     arguments = {"pretrained_model_name_or_path": place, **({"revision": revision} if revision else {})}
     return LanguageBase(
         model, f"transformers.{maker.__name__}.from_pretrained", arguments, trained_head=trained, task="language",
         by_timm=False, place=place, revision=revision,
     )  # fmt: skip
+
+
+def new_parameters(model: Any) -> tuple[str, ...]:
+    """Names of the parameters that only classifying needs: outside the base, and in its pooler."""
+    base = model.base_model
+    if base is model:
+        return ()
+    known = {parameter for name, parameter in base.named_parameters() if name.partition(".")[0] != POOLER}
+    return tuple(name for name, parameter in model.named_parameters() if parameter not in known)
 
 
 def _place(name: str) -> tuple[str, str | None]:

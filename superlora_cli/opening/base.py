@@ -8,6 +8,7 @@ from superlora_cli.data.splits import class_count
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.build import build
+from superlora_cli.models.heads import classes_told_apart
 from superlora_cli.models.repeated import build_seeded
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
@@ -56,5 +57,5 @@ def without_quantising(recipe: Recipe) -> Recipe:
 def classes_of(stored: StoredAdapter, recipe: Recipe) -> int | None:
     """Number of classes of a stored model: from the names in the file, the rows of its head, or the data."""
     if stored.classes or stored.head:
-        return len(stored.classes) or next((len(tensor) for tensor in stored.head.values() if tensor.dim()), None)
+        return len(stored.classes) or classes_told_apart(stored.head)
     return class_count(recipe.data) if recipe.model.head == "new" else None

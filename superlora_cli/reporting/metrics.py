@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.table import Table
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,27 @@ class Metric:
         return f"{value:.3f}" if self.part else f"{value:#.4g}".removesuffix(".")
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "test accuracy", higher=True, part=True, of_images=False),
-        Metric("map", "test mAP", higher=True, part=True, of_images=False),
-        Metric("exact_match", "exact match", higher=True, part=True, of_images=False),
-        Metric("bits_per_byte", "bits per byte", of_images=False),
-        Metric("loss", "test loss", of_images=False),
-        Metric("fid", "FID"),
-        Metric("is_l1", "IS-l1"),
-        Metric("is_l1_pooled", "IS-l1, pooled features"),
-        Metric("kid", "KID"),
-        Metric("msid", "MSID"),
-        Metric("precision", "precision", higher=True, part=True),
-        Metric("recall", "recall", higher=True, part=True),
-        Metric("class_accuracy", "class accuracy", higher=True, part=True),
-    )
-}
-
-
-def find_metric(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        UsageError: no such metric; the hint names the closest.
-    """
-    if name not in METRICS:
-        hint = did_you_mean(name, METRICS) or "one of " + ", ".join(METRICS)
-        raise UsageError(f"unknown metric '{name}'", where="--metric", hint=hint)
-    return METRICS[name]
+METRICS: Table[Metric] = Table(
+    "metric",
+    {
+        metric.name: metric
+        for metric in (
+            Metric("accuracy", "test accuracy", higher=True, part=True, of_images=False),
+            Metric("map", "test mAP", higher=True, part=True, of_images=False),
+            Metric("exact_match", "exact match", higher=True, part=True, of_images=False),
+            Metric("bits_per_byte", "bits per byte", of_images=False),
+            Metric("loss", "test loss", of_images=False),
+            Metric("fid", "FID"),
+            Metric("is_l1", "IS-l1"),
+            Metric("is_l1_pooled", "IS-l1, pooled features"),
+            Metric("kid", "KID"),
+            Metric("msid", "MSID"),
+            Metric("precision", "precision", higher=True, part=True),
+            Metric("recall", "recall", higher=True, part=True),
+            Metric("class_accuracy", "class accuracy", higher=True, part=True),
+        )
+    },
+)
 
 
 @dataclass(frozen=True)

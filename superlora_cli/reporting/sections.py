@@ -15,6 +15,8 @@ from superlora_cli.reporting.methods import method_name
 from superlora_cli.reporting.metrics import METRICS, Metric, Spread
 from superlora_cli.reporting.pareto import front
 from superlora_cli.reporting.runs import Run
+from superlora_cli.table import load_extensions
+from superlora_cli.tasks import TASKS
 
 MAKING = ("num", "sampler", "steps", "guidance")  # of images: what their metrics depend on apart from the model
 
@@ -122,6 +124,8 @@ def sections(runs: Sequence[Run], metric: Metric | None = None) -> tuple[list[Se
     by_subject: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
         by_subject[run.subject].append(run)
+    if not {task for task, _, _ in by_subject} <= {*TASKS}:
+        load_extensions()  # one of them may add the task, with its metrics
     found, had = [], set()
     for subject, own in sorted(by_subject.items()):
         rows = _rows(own, notes)

@@ -13,17 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from superlora_cli.progress import LiveTable
+from superlora_cli.reporting.metrics import METRICS, Metric
 from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import Event
 
-BEST = {
-    "fid": min,
-    "val_exact_match": max,
-    "val_accuracy": max,
-    "val_map": max,
-    "val_loss": min,
-}  # the first of these that the rows have selects the best run
 TAIL = 2000  # bytes at the end of metrics.jsonl that include its last line
 
 
@@ -102,10 +96,11 @@ class Board(LiveTable):
 
 def best_of(rows: Sequence[Row]) -> Row | None:
     """The completed run with the best metric, selected without the test split if possible."""
-    for name, better in BEST.items():
+    for name, metric in _judging().items():
         having = [row for row in rows if row["status"] == "completed" and _number(row["metrics"].get(name))]
         if having:
-            return better(having, key=lambda row: float(row["metrics"][name]))
+            best = max if metric.higher else min
+            return best(having, key=lambda row: float(row["metrics"][name]))
     return None
 
 
@@ -133,7 +128,12 @@ def in_words(seconds: float) -> str:
 
 def measure_of(row: Row) -> str | None:
     """The metric by which a run is judged; None if it has none."""
-    return next((name for name in BEST if _number(row["metrics"].get(name))), None)
+    return next((name for name in _judging() if _number(row["metrics"].get(name))), None)
+
+
+def _judging() -> dict[str, Metric]:
+    """The metrics that may select the best run, by their names there; the first that the rows have does."""
+    return {"fid": METRICS["fid"]} | {f"val_{name}": one for name, one in METRICS.items() if not one.of_images}
 
 
 def _figure(row: Row) -> str:

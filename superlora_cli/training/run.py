@@ -190,8 +190,10 @@ class RunFolder:
     def save(
         self, step: int, state: Mapping[str, Any], files: Mapping[str, bytes], *, keep: int, protected: Collection[int]
     ) -> None:
-        """Write the checkpoint of `step`, and delete all except the newest `keep` and those at `protected` steps;
-        adapters of steps with pictures stay."""
+        """Write the checkpoint of `step`, and delete all except the newest `keep` and those at `protected` steps.
+
+        Adapters of steps with pictures stay.
+        """
         save_checkpoint(self.checkpoints, step, state, files)
         shown = {step_of(picture.with_suffix("")) for picture in self.pictures.glob("step-*.png")}
         prune(self.checkpoints, keep=keep, protected=protected, shown=shown)

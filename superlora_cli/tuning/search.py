@@ -15,8 +15,8 @@ from rich.console import Console
 
 from superlora_cli.errors import InterruptedRunError
 from superlora_cli.reporting.history import History
+from superlora_cli.reporting.metrics import METRICS
 from superlora_cli.sweeping.conduct import events_of, usual_workers
-from superlora_cli.sweeping.display import BEST
 from superlora_cli.sweeping.folder import Row
 from superlora_cli.sweeping.plan import Run
 from superlora_cli.sweeping.work import Job, Outcome
@@ -59,7 +59,7 @@ class Search:
     ) -> None:
         self.folder, self.subject, self.space, self.limits = folder, subject, space, limits
         self.measure, self.rung = measure, rung
-        self.higher = BEST[measure] is max
+        self.higher = METRICS.named(measure.removeprefix("val_")).higher
         self.seed = subject.run("seed", {}).recipe.seed
         self.study = Study(folder.journal, space, higher=self.higher, rung=rung, seed=self.seed)
         self.errors: dict[str, str] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import gzip
 import json
 import os
 from collections import Counter
@@ -22,6 +24,9 @@ from superlora_cli.recipe.schema import DataSection
 
 ROWS = [{"prompt": f"{a}+1=", "completion": str(a + 1)} for a in range(20)]
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -30,9 +35,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if path.suffix == ".tsv" else ",")
             writer.writeheader()
             writer.writerows(rows)
     else:
@@ -40,7 +45,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         parquet.write_table(__import__("pyarrow").Table.from_pylist(rows), path)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 def test_every_kind_of_table_has_the_same_rows(suffix: str, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": 'a "b",\nc', "completion": " ü"}]
     write(tmp_path / f"rows{suffix}", rows)
@@ -101,6 +106,39 @@ def test_json_lines_may_be_called_json(tmp_path: Path) -> None:
     assert list(read_text_files(tmp_path / "a.json", None).train.rows) == ROWS
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_files_may_be_packed(suffix: str, tmp_path: Path) -> None:
+    write(tmp_path / f"train{suffix}", ROWS)
+    packed = gzip.compress((tmp_path / f"train{suffix}").read_bytes())
+    (tmp_path / f"train{suffix}").unlink()
+    (tmp_path / f"train{suffix}.gz").write_bytes(packed)
+    for place in (tmp_path, tmp_path / f"train{suffix}.gz"):
+        assert list(read_text_files(place, None).train.rows) == ROWS
+    assert isinstance(kind_named(f"train{suffix}.gz"), TextFile)
+    (tmp_path / f"train{suffix}.gz").write_bytes(packed[:-9])
+    with pytest.raises(UsageError, match="cannot be unpacked"):
+        read_text_files(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        ("prompt;completion\na, b;c\n", {"prompt": "a, b", "completion": "c"}),
+        ('"prompt";"completion"\n"a;b";c\n', {"prompt": "a;b", "completion": "c"}),
+        ("text\na; b, c\n", {"text": "a; b"}),
+    ],
+)
+def test_columns_of_a_csv_file_may_be_separated_by_semicolons(content: str, row: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    assert list(read_text_files(tmp_path / "a.csv", None).train.rows) == [row]
+
+
+def test_a_folder_that_datasets_has_saved_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")
+    assert list(read_text_files(tmp_path / "set", None).train.rows) == ROWS
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -132,6 +170,24 @@ def test_plain_files_are_texts_and_paragraphs_if_there_is_one(tmp_path: Path) ->
         ({"review": "a", "stars": 1}, {"text": "review", "label": "stars"}, {"text": "a", "label": "1"}),
         ({"q": "1?", "a": 2}, {"prompt": "Q: {q}", "completion": " {a}"}, {"prompt": "Q: 1?", "completion": " 2"}),
         ({"messages": TALK, "prompt": "x", "completion": "y"}, None, {"messages": TALK}),
+        ({"conversations": SHAREGPT}, None, {"messages": TALK}),
+        ({"talk": SHAREGPT}, {"messages": "talk"}, {"messages": TALK}),
+        ({"messages": [TALK[0] | {"content": [{"type": "text", "text": "hi"}], "name": None}, TALK[1]]}, None,
+         {"messages": TALK}),
+        ({"messages": [TALK[0], CALL | {"content": None}, TALK[1]], "tools": json.dumps(TOOLS)}, None,
+         {"messages": [TALK[0], CALL | {"content": ""}, TALK[1]], "tools": TOOLS}),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, None, {"prompt": TALK[:1], "completion": TALK[1:]}),
+        ({"instruction": "add", "input": "1 2", "output": "3"}, None,
+         {"prompt": "### Instruction:\nadd\n\n### Input:\n1 2\n\n### Response:\n", "completion": "3"}),
+        *(({"instruction": "add", "output": "3"} | given, None,
+           {"prompt": "### Instruction:\nadd\n\n### Response:\n", "completion": "3"})
+          for given in ({}, {"input": ""}, {"input": None})),
+        ({"instruction": "add", "input": "", "output": "3"}, {"prompt": "{instruction}\n{input}"},
+         {"prompt": "add\n", "completion": "3"}),
+        ({"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, None,
+         {"prompt": "q\n", "choices": ["x", "y"], "answer": 1}),
+        ({"question": "q", "choices": ["x", "y"], "answer": 1}, None,
+         {"prompt": "q\n", "choices": ["x", "y"], "answer": 1}),
         *(
             ({"prompt": "p", "choices": ["x", "y"], "answer": answer}, None,
              {"prompt": "p", "choices": ["x", "y"], "answer": 1})
@@ -147,7 +203,10 @@ def test_a_row_has_the_form_of_its_columns(row: Any, columns: Any, found: Any) -
 @pytest.mark.parametrize("row", [7, {}, {"text": ""}, {"text": True}, {"text": float("nan")}, {"text": None},
                                  {"prompt": "a"}, {"messages": TALK[:1]},
                                  {"prompt": "p", "choices": ["x"], "answer": 0}, {"prompt": "a", "completion": ""},
-                                 {"text": "\ud83d"},
+                                 {"text": "\ud83d"}, {"messages": [TALK[0] | {"on": datetime.date.max}, TALK[1]]},
+                                 {"messages": [{"role": "user", "content": [{"type": "image"}]}, TALK[1]]},
+                                 {"messages": TALK, "tools": "{"}, {"conversations": [{"from": ["gpt"], "value": "a"}]},
+                                 {"prompt": TALK[:1], "completion": "hello"}, {"prompt": TALK, "completion": TALK[:1]},
                                  *({"prompt": "p", "choices": ["x", "y"], "answer": answer}
                                    for answer in ("z", "ß", 0.5, float("nan"), float("inf"), True))],
                          ids=ascii)  # fmt: skip
@@ -173,7 +232,7 @@ def test_rows_that_are_left_out_are_named_with_their_lines(tmp_path: Path) -> No
         file.write('\n{"prompt": 1}\n[\n')
     found = read_text_files(tmp_path / "a.jsonl", None)
     assert [(Path(bad.path).name, bad.cause) for bad in found.unreadable] == [
-        ("a.jsonl:22", "has no text, no prompt with a completion, and no messages"),
+        ("a.jsonl:22", "has no text, no prompt with a completion, and no messages, but only the columns prompt"),
         ("a.jsonl:23", "not JSON"),
     ]
     assert len(found.notes) == 2

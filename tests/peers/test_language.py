@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForSequenceClassification
 
 from tests import language_models
 from tests.conftest import Cli
@@ -54,6 +55,23 @@ def test_an_exported_adapter_gives_the_same_tokens(family: str, cli: Cli, tmp_pa
     ids = torch.tensor([list(b"1+1=")])
     made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=257)[0, 4:].tolist()
     assert bytes(made[: made.index(256)] if 256 in made else made).decode(errors="replace") == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Llama", *language_models.ENCODERS])
+def test_an_exported_classifier_finds_the_same_classes(family: str, cli: Cli, tmp_path: Path) -> None:
+    language_models.saved(family, tmp_path / "base")
+    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": n % 3} for n in range(30)]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("r.yaml").write_text(RECIPE)
+    assert cli("train", "r.yaml", "model.head=new", "adapter.targets=[all-linear]", "--out", "run").code == 0
+    assert cli("merge", "run", "--out", "merged").code == 0
+    assert cli("export", "run", "--to", "peft-lora", "--out", "peft", "--json").code == 0
+    merged = AutoModelForSequenceClassification.from_pretrained("merged")
+    base = AutoModelForSequenceClassification.from_pretrained("base", num_labels=3)
+    seen = torch.tensor([list(b"bbbb"), list(b"acba")])
+    exported = PeftModel.from_pretrained(base, "peft").eval()
+    torch.testing.assert_close(exported(input_ids=seen).logits, merged(seen).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from superlora_cli.sweeping.display import Board
+from superlora_cli.reporting.metrics import METRICS, Metric
+from superlora_cli.sweeping.display import Board, best_of
 from superlora_cli.sweeping.folder import SweepFolder, as_csv
 from superlora_cli.sweeping.plan import load_plan
 from superlora_cli.sweeping.work import Event, Outcome
@@ -82,6 +84,16 @@ def test_a_finished_sweep_names_its_best_run(write: Write, cli: Cli) -> None:
         "metrics": {"accuracy": 0.25, "val_accuracy": 0.75},
     }
     assert "val_accuracy 0.75, accuracy 0.25" in cli("sweep", file, "--out", "out").out
+
+
+def test_a_metric_from_outside_chooses_the_best_run_too() -> None:
+    rows: Any = [{"status": "completed", "metrics": {"loss": loss, "val_psnr": 10 * loss}} for loss in (1.0, 3.0, 2.0)]
+    assert best_of(rows) is None
+    METRICS.add("psnr", Metric("psnr", "PSNR", higher=True, of_images=False))
+    try:
+        assert best_of(rows) is rows[1]
+    finally:
+        METRICS.remove("psnr")
 
 
 def test_results_are_those_of_runs_that_ended(folder: SweepFolder) -> None:

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
 from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
+from superlora_cli.models.language import build_language
+from superlora_cli.recipe.schema import ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
-from superlora_cli.tasks.language.encoding import Encoded, encode, pieces
+from superlora_cli.tasks.language.encoding import encode
 from superlora_cli.tasks.language.task import keeps_apart, losses
 from superlora_cli.training.run import RunFolder
 from tests import language_models
@@ -50,7 +52,8 @@ def recipe(model: Path | str, data: str, *more: str) -> str:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The tiny models; read only."""
     root = tmp_path_factory.mktemp("models")
-    return {name: language_models.saved(name, root / name) for name in language_models.FAMILIES}
+    names = (*language_models.FAMILIES, *language_models.ENCODERS)
+    return {name: language_models.saved(name, root / name) for name in names}
 
 
 @pytest.fixture
@@ -168,57 +171,9 @@ def test_texts_of_a_batch_have_similar_lengths_without_packing(tokenizer: Any) -
     assert max(spans) <= 2
 
 
-def test_only_completions_are_learned(tokenizer: Any) -> None:
-    encoded = encode([{"prompt": "ab", "completion": "c"}, {"text": "xyz"}], tokenizer, 16)
-    assert encoded.tokens.tolist() == [*b"abc", 256, *b"xyz", 256]
-    assert encoded.learned.tolist() == [False, False, True, True, False, True, True, True]
-    assert encoded.bytes == 4
-    assert encoded.notes == ()
-
-
-def test_what_is_too_long_is_cut_and_told(tokenizer: Any) -> None:
-    rows = [{"text": "abcdefg"}, {"prompt": "ab", "completion": "cdefg"}, {"prompt": "abcd", "completion": "e"}]
-    encoded = encode(rows, tokenizer, 4)
-    texts = [
-        bytes(encoded.tokens[a:b].tolist()) if 256 not in encoded.tokens[a:b] else b"efg" for a, b in spans(encoded)
-    ]
-    assert texts == [b"abcd", b"efg", b"abcd"]
-    assert encoded.notes == (
-        "3 of 3 texts are longer than 4 tokens and are cut",
-        "left out 1 of 3 texts (no token of the completion is left)",
-    )
-    assert encoded.bytes == len("abcdefg") + len("cd")
-    with pytest.raises(UsageError, match="nothing is left to learn"):
-        encode(rows[2:], tokenizer, 4)
-
-
 def test_an_answer_that_is_not_found_is_none() -> None:
     assert found_in("so it is 7", r"#### (\d+)") is None
     assert found_in("b x", r"a (\d+)|b (\w+)") == ""
-
-
-def spans(encoded: Encoded) -> list[tuple[int, int]]:
-    return list(zip(encoded.starts[:-1].tolist(), encoded.starts[1:].tolist(), strict=True))
-
-
-def test_of_a_conversation_the_answers_are_learned() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "sums_llama")
-    talk = [
-        {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": "2"},
-        {"role": "user", "content": "+1?"},
-        {"role": "assistant", "content": "3"},
-    ]
-    with pytest.raises(UsageError, match="no chat template"):
-        pieces({"messages": talk}, tokenizer)
-    tokenizer.chat_template = CHAT
-    found = pieces({"messages": talk}, tokenizer)
-    assert found == [("<user>1+1?<assistant>", False), ("2;", True), ("<user>+1?<assistant>", False), ("3;", True)]
-    encoded = encode([{"messages": talk}], tokenizer, 64)
-    assert bytes(encoded.tokens[encoded.learned].tolist()) == b"2;3;"
-    tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(UsageError, match="changes what it has written"):
-        pieces({"messages": talk}, tokenizer)
 
 
 def test_packing_takes_texts_in_order() -> None:
@@ -245,6 +200,20 @@ def test_the_loss_is_that_of_transformers(prepared: Cli, folders: dict[str, Path
     assert done["tokens_per_second"] > 0
 
 
+def test_other_texts_are_judged_whole_and_changed_ones_are_called_texts(prepared: Cli) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run", "--json").code == 0
+    shutil.copy("sums.jsonl", "more.jsonl")
+    for name in ("more.jsonl", "sums.jsonl"):
+        with Path(name).open("a") as file:
+            file.write('{"prompt": "7+7=", "completion": "14"}\n')
+    more = prepared("eval", "run", "data.name=more.jsonl", "--json").json()
+    assert more["n"] == 31
+    assert more["notes"][0] == "judged by all 31 texts of more.jsonl, which has no test part"
+    same = prepared("eval", "run", "--json").json()
+    assert same["n"] == 3
+    assert same["notes"][0].endswith("held-out texts may have been trained on")
+
+
 def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     with Path("sums.jsonl").open("a") as file:
         file.write('{"prompt": "1+1="}\nno JSON\n{"prompt": true, "completion": "x"}\n')
@@ -253,7 +222,7 @@ def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     log = Path("run", "log.txt").read_text()
     assert "left out 1 of 33 texts (not JSON): sums.jsonl:32" in log
     assert "left out 1 of 33 texts (its prompt is not a text): sums.jsonl:33" in log
-    assert "(has no text, no prompt with a completion, and no messages): sums.jsonl:31" in log
+    assert "and no messages, but only the columns prompt): sums.jsonl:31" in log
 
 
 def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[str, Path]) -> None:
@@ -390,13 +359,92 @@ def test_answers_are_judged_by_what_is_generated(prepared: Cli, adapted: Path) -
     assert judged["metrics"]["exact_match"] == pytest.approx(4 / 5)
 
 
-def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) -> None:
-    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": "xyz"[n % 3]} for n in range(60)]
+def test_texts_that_cannot_be_asked_are_left_out_and_named(prepared: Cli, adapted: Path) -> None:
+    Path("made.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n{"prompt": "", "completion": "2"}\n')
+    settings = ("language={length: 16, judge: exact_match, max_tokens: 2}", "data.validation=0")
+    judged = prepared("eval", adapted, "data.name=made.jsonl", *settings, "--json")
+    assert judged.code == 0, judged.err
+    assert "test: left out 1 of 2 texts (its prompt is empty): made.jsonl:2" in judged.json()["notes"]
+
+
+def test_an_answer_ends_where_positions_do(prepared: Cli, folders: dict[str, Path]) -> None:
+    """As if each prompt were continued alone; those that leave no room are left out, or refused."""
+    rows = [{"prompt": "1" * length, "completion": "2"} for length in (100, 126, 127, 128, 3)]
+    Path("made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    change = (f"model.name=transformers:{folders['GPT-2']}", "data.name=made.jsonl", "data.validation=0",
+              "language={length: 128, judge: exact_match, max_tokens: 40}")  # fmt: skip
+    done = prepared("train", "r.yaml", *change, "train.steps=1", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    note = "test: left out 1 of 5 texts (its prompt leaves no room in the model's 128 positions): made.jsonl:4"
+    assert note in Path("run", "log.txt").read_text()
+    asked = [word for row in rows[:3] for word in ("--prompt", row["prompt"])]
+    found = prepared("generate", "run", *asked, "--json").json()["completions"]
+    assert all(each["tokens"] <= most for each, most in zip(found, (28, 2, 1), strict=True))
+    assert found[0] == prepared("generate", "run", *asked[:2], "--json").json()["completions"][0]
+    refused = prepared("generate", "run", "--prompt", "1" * 128, "--json")
+    assert (refused.code, "has 128 tokens, and the model 128 positions" in refused.out) == (2, True)
+
+
+def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> None:
+    """The answer that is right has all that the template writes of it, but for the token that ends it."""
+    talks = [[{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}] for n in range(20)]
+    talks[7].insert(0, {"role": "system", "content": "be brief"})
+    Path("talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    Path("chat.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}"
+        "<{{ m.role }}>{{ '-' if m.role == 'assistant' }}{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    change = ("data.name=talks.jsonl", "train.steps=30", "train.checkpoint_every=30")
+    settings = "language={length: 64, judge: exact_match, max_tokens: 8, chat_template: chat.jinja}"
+    done = prepared("train", "r.yaml", *change, settings, "train.optimizer.lr=0.1", "--out", "run", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["metrics"]["exact_match"] == 1
+    assert "(the chat template refuses it: no system): talks.jsonl:8" in Path("run", "log.txt").read_text()
+    Path("chat.jinja").unlink()
+    judged = prepared("eval", "run", "--json")
+    assert judged.json()["metrics"]["exact_match"] == 1
+    assert not [note for note in judged.json()["notes"] if note.startswith("train:")]
+    assert prepared("merge", "run", "--out", "merged").code == 0
+    assert "no system" in AutoTokenizer.from_pretrained("merged").chat_template
+    refused = prepared("train", "r.yaml", settings, "--out", "other")
+    assert (refused.code, "language.chat_template" in refused.err) == (2, True)
+
+
+def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
+    shutil.copytree(folders["Llama"], "more")
+    tokenizer = AutoTokenizer.from_pretrained("more")
+    tokenizer.add_tokens(["1+1"])
+    tokenizer.save_pretrained("more")
+    change = "model.name=transformers:more"
+    for command in (("train", "r.yaml", change, "--out", "run"), ("preview", "r.yaml", change),
+                    ("generate", adapted, change, "--prompt", "1+1")):  # fmt: skip
+        refused = prepared(*command)
+        assert refused.code == 2
+        assert "has 258 embeddings, none for token 258 '1+1'" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Llama", 3 * 32),
+        pytest.param("BERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("RoBERTa", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("DistilBERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+        pytest.param("ModernBERT", 33 * 32 + 33 * 3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_new_head_classifies_texts(
+    family: str, head: int, prepared: Cli, folders: dict[str, Path], tokenizer: Any
+) -> None:
+    rows = [{"text": "abc"[n % 3] * (1 + n % 5), "label": str(n % 3 + 9)} for n in range(60)]
     Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    change = ("model.head=new", "data.name=labels.jsonl", "train.steps=30", "train.batch_size=16")
+    change = (f"model.name=transformers:{folders[family]}", "model.head=new", "adapter.targets=[all-linear]",
+              "data.name=labels.jsonl", "train.steps=30", "train.batch_size=16",
+              "train.optimizer={lr: 0.01, head_lr: 0.1}")  # fmt: skip
     done = prepared("train", "r.yaml", *change, "train.checkpoint_every=20", "--out", "run", "--json")
     assert done.code == 0, done.err
-    assert done.json()["params"]["head"] == 3 * 32
+    assert done.json()["params"]["head"] == head
     assert done.json()["metrics"]["accuracy"] > 0.9
     shutil.copytree("run", "half")
     shutil.rmtree(RunFolder(Path("half")).latest_checkpoint() or "")
@@ -406,8 +454,11 @@ def test_a_new_head_classifies_texts(prepared: Cli, folders: dict[str, Path]) ->
     merged = prepared("merge", "run", "--out", "merged", "--json")
     assert merged.code == 0, merged.err
     model = AutoModelForSequenceClassification.from_pretrained("merged")
-    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
-    assert model(torch.tensor([list(b"bbb")])).logits.argmax().item() == 1
+    assert model.config.id2label == {0: "9", 1: "10", 2: "11"}
+    seen = tokenizer(["bbb", "a", "ccccc"], padding=True, return_tensors="pt")
+    assert model(seen["input_ids"], attention_mask=seen["attention_mask"]).logits.argmax(-1).tolist() == [1, 0, 2]
+    other = prepared("eval", "run", "seed=1", "--json").json()["metrics"]
+    assert other["accuracy"] == done.json()["metrics"]["accuracy"]
 
 
 def test_texts_of_one_label_are_not_learned(prepared: Cli) -> None:
@@ -462,3 +513,14 @@ def test_memory_of_a_step_is_less_with_recomputed_activations(cli: Cli) -> None:
     assert plain["base"] == pytest.approx(2 * 6_738_415_616, rel=0.01)
     assert less["activations"] < 0.2 * plain["activations"]
     assert less["total"] < plain["total"]
+
+
+def test_positions_that_a_model_does_not_use_are_not_counted(folders: dict[str, Path]) -> None:
+    section = ModelSection(name=f"transformers:{folders['RoBERTa']}", head="new")
+    assert build_language(section, classes=2, weights=False).positions == 128
+
+
+def test_a_model_without_its_weights_for_a_task_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    AutoModel.from_pretrained(folders["Llama"]).save_pretrained(tmp_path / "body")
+    with pytest.raises(UsageError, match="the files lack 1 weights"):
+        build_language(ModelSection(name=f"transformers:{tmp_path / 'body'}", head="frozen"), classes=None)

@@ -484,6 +484,7 @@ def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monke
     assert loss.item() == 2 + 0.5 * 20
 
 
+@pytest.mark.slow
 def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
     class Moved:
         def enable_model_cpu_offload(self, device: torch.device) -> None:
@@ -681,6 +682,15 @@ def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:
     assert [repeated(samples, names, repeats).count(sample) for sample in samples] == [1, 1, 12, 3, 1]
     assert not list(not_repeated(names, {"*": 2}))
     assert not list(not_repeated(names, repeats))
+
+
+def test_other_images_are_judged_whole(prepared: Cli, data: Path) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run", "--json").code == 0
+    shutil.copytree(data, "more")
+    Path("more", "e.txt").write_text("a fifth")
+    found = prepared("eval", "run", "data.name=more", "data.validation=0.5", "--json").json()
+    assert found["n"] == 5
+    assert "judged by all 5 images of more, which has no test part" in found["notes"]
 
 
 def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cached_property
 
 import torch
 
-from superlora_cli.data.texts import Row, Texts
+from superlora_cli.data.source import Unreadable
+from superlora_cli.data.texts import Texts, UnfitError, told
 from superlora_cli.errors import UsageError
-from superlora_cli.tasks.language.completing import How, complete, prompt_ids
-from superlora_cli.tasks.language.encoding import pieces
-from superlora_cli.tasks.language.task import Language
+from superlora_cli.tasks.language.completing import How, complete, stopped
+from superlora_cli.tasks.language.encoding import Encoded, Question, question
+from superlora_cli.tasks.language.task import Language, base_of
 
 
 def found_in(text: str, pattern: str | None) -> str | None:
@@ -39,6 +41,31 @@ class Answering(Language):
         """How answers are generated."""
         return How(self.settings.max_tokens, tuple(self.settings.stop))
 
+    @cached_property
+    def questions(self) -> dict[str, list[Question]]:
+        """The questions of every split that has been encoded."""
+        return {}
+
+    def first_use(self, split: str) -> Encoded:
+        """As of any language model; texts of held-out splits that cannot be asked are named, too."""
+        found, texts = super().first_use(split), self.splits.named(split)
+        assert isinstance(texts, Texts)
+        asked, bad, positions = [], [], base_of(self.built).positions
+        for row, place in zip(texts.rows, texts.places, strict=True):
+            if split == "train" or "text" in row:
+                continue
+            with suppress(UnfitError):  # is named already
+                own = question(row, self.tokenizer)
+                if not own.prompt:
+                    bad.append(Unreadable(place, "its prompt is empty"))
+                elif positions is not None and len(own.prompt) >= positions:
+                    bad.append(Unreadable(place, f"its prompt leaves no room in the model's {positions:,} positions"))
+                else:
+                    asked.append(own)
+        self.questions[split] = asked
+        self.tell(split, told(bad, len(texts)))
+        return found
+
     def evaluate(self, split: str) -> dict[str, float]:
         """The share of answers that are exactly right, and what `Language.evaluate` gives."""
         return {"exact_match": self.exact_match(split), **super().evaluate(split)}
@@ -50,26 +77,23 @@ class Answering(Language):
         Raises:
             UsageError: no text has a prompt.
         """
-        texts = self.splits.named(split)
-        assert isinstance(texts, Texts)
-        asked = [row for row in texts.rows if "text" not in row]
+        self.encoded[split]  # finds the questions
+        asked = self.questions[split]
         if not asked:
             hint = "data with the columns prompt and completion"
             raise UsageError("no text has a prompt to answer", where="language.judge", hint=hint)
         self.in_training = False
         self.model.eval()
         own = [asked[index] for index in self.processes.share(len(asked))]
-        prompts, wanted = zip(*(self._asked(row) for row in own), strict=True)
-        talks = ["messages" in row for row in own]
-        ids = [prompt_ids([prompt], self.tokenizer, special=not talk)[0]
-               for prompt, talk in zip(prompts, talks, strict=True)]  # fmt: skip
+        ids, wanted = zip(*own, strict=True)
         right = torch.zeros(len(own), device=self.processes.device)
         made = complete(
             self.model, self.tokenizer, ids, self.how, batch_size=self.recipe.eval.batch_size,
-            device=self.processes.device, together=bool(self.recipe.train.shard_base),
+            device=self.processes.device, positions=base_of(self.built).positions,
+            together=bool(self.recipe.train.shard_base),
         )  # fmt: skip
         pattern = self.settings.answer
-        answers = [found_in(completion, pattern) for completion in wanted]
+        answers = [found_in(stopped(completion, self.how.stop), pattern) for completion in wanted]
         if None in answers:
             message = f"does not match the completion {wanted[answers.index(None)][:80]!r}"
             raise UsageError(message, where="language.answer", hint="a pattern that every completion has")
@@ -77,10 +101,3 @@ class Answering(Language):
             for index, completion in made:
                 right[index] = found_in(completion.text, pattern) == answers[index]
         return self.processes.gather(right, len(asked)).double().mean().item()
-
-    def _asked(self, row: Row) -> tuple[str, str]:
-        """The prompt of a row, and the completion that is right."""
-        *before, last = pieces(row, self.tokenizer)
-        spoken = [each["content"] for each in row.get("messages", ()) if each["role"] == "assistant"]
-        answer = spoken[-1] if spoken else last.text
-        return "".join(piece.text for piece in before), answer

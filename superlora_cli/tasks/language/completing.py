@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -36,18 +38,6 @@ class Completion(NamedTuple):
     tokens: int
 
 
-def prompt_ids(prompts: Sequence[str], tokenizer: Any, *, special: bool = True) -> list[list[int]]:
-    """The tokens of prompts, as in training.
-
-    Raises:
-        UsageError: a prompt has none, and the model has no token to begin with.
-    """
-    found: list[list[int]] = tokenizer(list(prompts), add_special_tokens=special, verbose=False)["input_ids"]
-    if not all(found):
-        raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
-    return found
-
-
 @torch.no_grad()
 def complete(
     model: Any,
@@ -57,6 +47,7 @@ def complete(
     *,
     batch_size: int,
     device: torch.device,
+    positions: int | None,
     together: bool = False,
     streamer: Any = None,
 ) -> Iterator[tuple[int, Completion]]:
@@ -64,22 +55,31 @@ def complete(
 
     Args:
         model: in evaluation mode.
+        positions: the number of tokens that the model is made for, at which a completion ends, too.
         together: whether other processes hold parts of the model, and so take as many steps.
         streamer: of transformers, is given the tokens of a single prompt as they are made.
+
+    Raises:
+        UsageError: a prompt leaves no room for a token.
     """
+    for ids in prompts:
+        if positions is not None and len(ids) >= positions:
+            message = f"{tokenizer.decode(ids)[:40]!r} … has {len(ids):,} tokens, and the model {positions:,} positions"
+            raise UsageError(message, where="--prompt", hint=f"a prompt of at most {positions - 1:,} tokens")
+    limits = [min(how.max_tokens, (positions or sys.maxsize) - len(ids)) for ids in prompts]
     ends = _ends(model, tokenizer)
     pad = next(iter([*filter(lambda each: each is not None, [tokenizer.pad_token_id]), *ends]), 0)
     drawn = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
     stops = {"stop_strings": list(how.stop), "tokenizer": tokenizer} if how.stop else {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        own = order[start : start + batch_size]
-        ids, mask = padded([prompts[index] for index in own], pad, device)
+    groups = [order] if together else [list(own) for _, own in groupby(order, key=limits.__getitem__)]
+    for batch in (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
+        begun, mask = padded([prompts[index] for index in batch], pad, device)
         made = model.generate(
-            ids, attention_mask=mask, max_new_tokens=how.max_tokens, pad_token_id=pad, eos_token_id=ends or None,
-            synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
+            begun, attention_mask=mask, max_new_tokens=min(limits[index] for index in batch), pad_token_id=pad,
+            eos_token_id=ends or None, synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
         )  # fmt: skip
-        for index, tokens in zip(own, made[:, ids.shape[1] :].tolist(), strict=True):
+        for index, tokens in zip(batch, made[:, begun.shape[1] :].tolist(), strict=True):
             yield index, _read(tokens, ends, tokenizer, how.stop)
 
 
@@ -102,5 +102,9 @@ def _read(tokens: list[int], ends: list[int], tokenizer: Any, stop: Sequence[str
     """The text of new tokens up to the first end or stop."""
     count = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
     text: str = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-    cut = min((text.index(word) for word in stop if word in text), default=len(text))
-    return Completion(text[:cut], count)
+    return Completion(stopped(text, stop), count)
+
+
+def stopped(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first stop."""
+    return text[: min((text.index(word) for word in stop if word in text), default=len(text))]

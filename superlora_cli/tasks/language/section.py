@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -38,6 +39,24 @@ class LanguageSection(Section):
         description="A regular expression for the part of an answer that is compared: the last match, or its first "
         "group if the pattern has one. Default: all of it.",
     )
+
+    chat_template: str | None = Field(
+        None,
+        description="A Jinja template that writes conversations, or a file that holds one, for models without or in "
+        "place of theirs. Runs record its text, and `merge` saves it with the tokenizer.",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _reads(cls, template: str | None) -> str | None:
+        if template is None or "{" in template:
+            return template
+        try:
+            return Path(template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{template}: {error.strerror}; a file, or a template with braces") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{template}: is not UTF-8") from None
 
     @field_validator("answer")
     @classmethod

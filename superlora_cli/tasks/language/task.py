@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
 from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_texts, stream
-from superlora_cli.tasks.language.encoding import Encoded, encode
+from superlora_cli.tasks.language.encoding import Encoded, check_tokens, encode
 from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
@@ -51,6 +51,13 @@ def length_of(settings: LanguageSection, base: LanguageBase) -> int:
     return found
 
 
+def tokenizer_of(settings: LanguageSection, base: LanguageBase) -> Any:
+    """The base's tokenizer, with the recipe's chat template if it has one."""
+    if settings.chat_template is not None:
+        base.tokenizer.chat_template = settings.chat_template
+    return base.tokenizer
+
+
 def read_texts(section: DataSection) -> Splits:
     """The texts that a recipe names.
 
@@ -65,12 +72,24 @@ def read_texts(section: DataSection) -> Splits:
     return once("texts", section, read, most=CACHED)
 
 
+class FirstUse(dict[str, Encoded]):
+    """Values by keys, each made when it is first asked for."""
+
+    def __init__(self, make: Callable[[str], Encoded]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key: str) -> Encoded:
+        self[key] = found = self.make(key)
+        return found
+
+
 class Language(Work):
     """The task as the training loop sees it, and its evaluation.
 
     Attributes:
         length: most tokens of a sequence.
-        encoded: the texts of every split as tokens.
+        encoded: the texts of every split as tokens, made when they are first asked for.
     """
 
     measure = "loss"
@@ -78,7 +97,7 @@ class Language(Work):
 
     def __init__(self, built: Built, processes: Processes) -> None:
         self.settings = built.recipe.section(LanguageSection)
-        self.tokenizer = base_of(built).tokenizer
+        self.tokenizer = tokenizer_of(self.settings, base_of(built))
         self.length = length_of(self.settings, base_of(built))
         super().__init__(built, processes)
 
@@ -87,7 +106,23 @@ class Language(Work):
 
     def _encoded(self, texts: Any) -> Encoded:
         assert isinstance(texts, Texts)
-        return encode(texts.rows, self.tokenizer, self.length)
+        return encode(texts.rows, self.tokenizer, self.length, places=texts.places)
+
+    def first_use(self, split: str) -> Encoded:
+        """A split as tokens, with its notes among those on the data.
+
+        Raises:
+            UsageError: nothing of it can be used, or the model has no embedding for a token.
+        """
+        found = self._encoded(self.splits.named(split))
+        check_tokens(found.tokens, self.tokenizer, self.model)
+        self.tell(split, found.notes)
+        return found
+
+    def tell(self, split: str, notes: Sequence[str]) -> None:
+        """Add notes on a split to those on the data."""
+        told = (f"{split}: {note}" for note in notes)
+        self.splits = replace(self.splits, notes=(*self.splits.notes, *told))
 
     @property
     def room(self) -> int | None:
@@ -100,10 +135,11 @@ class Language(Work):
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
     def arrange(self) -> None:
-        """The texts of all splits become tokens."""
-        self.encoded = {split: self._encoded(self.splits.named(split)) for split in SPLITS}
-        told = (f"{split}: {note}" for split in SPLITS for note in self.encoded[split].notes)
-        self.splits = replace(self.splits, notes=(*self.splits.notes, *told))
+        """Texts become tokens: for training those of all splits, so that it begins with all notes on them."""
+        self.encoded = FirstUse(self.first_use)
+        if not self.built.stored:
+            for split in SPLITS:
+                self.encoded[split]
 
     def steps_of_epoch(self) -> int:
         return steps_of_texts(self.encoded["train"], self.recipe.train.batch_size, self.share, self.room)
