@@ -28,6 +28,7 @@ from superlora_cli.tasks.text_to_image.notes import not_repeated
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
 from superlora_cli.tasks.text_to_image.section import Prior, TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import buckets, nearest
+from superlora_cli.tasks.text_to_image.task import TextToImage
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
 from tests.conftest import Cli, contents, metrics
@@ -167,6 +168,29 @@ def test_captions_that_are_cut_and_tiny_images_are_named(prepared: Cli, data: Pa
     notes = "\n".join(prepared("train", "r.yaml", *words).json()["notes"])
     assert "1 of 4 captions are cut at 77 tokens, where reading ends: b.png" in notes
     assert "2 of 4 images are enlarged at least twofold, and blurred: c.jpg, d.png" in notes
+
+
+@pytest.mark.parametrize(("kept", "orders"), [(0, 2), (1, 1), (None, 1)])
+def test_images_are_mirrored_and_captions_shuffled_at_random(
+    prepared: Cli, monkeypatch: pytest.MonkeyPatch, kept: int | None, orders: int
+) -> None:
+    batch, seen = TextToImage.batch, []
+    monkeypatch.setattr(
+        TextToImage, "batch", lambda task, own, *more: seen.append((task, own)) or batch(task, own, *more)
+    )
+    monkeypatch.setattr(TextToImage, "evaluate", lambda task, split: {"loss": 1.0})
+    shuffled = {} if kept is None else {"shuffle_captions": kept}
+    words = f"text-to-image={json.dumps({'flip': True, **shuffled})}"
+    assert prepared("train", "r.yaml", words, "train.steps=12", "--out", "run").code == 0
+    own = [sample for _, samples in seen for sample in samples if sample.number == 0]
+    assert {sample.flipped for sample in own} == {True, False}
+    assert len({sample.caption for sample in own}) == orders
+    cache = seen[0][0].cache
+    plain, mirrored = (
+        next(cache.get(one.latents)["latents"] for one in own if one.flipped is flipped) for flipped in (False, True)
+    )
+    assert plain.shape == mirrored.shape
+    assert not torch.equal(plain, mirrored)
 
 
 def test_a_preview_shows_images_as_cropped_their_sizes_and_what_is_left_out(prepared: Cli, data: Path) -> None:

@@ -23,12 +23,13 @@ from superlora_cli.training.processes import Processes
 
 
 class Seen(NamedTuple):
-    """An image as training sees it: its number, its size, its caption, and the key of its latents."""
+    """An image as training sees it: its number, its size, its caption, the key of its latents, whether mirrored."""
 
     number: int
     size: Size
     caption: str
     latents: str
+    flipped: bool = False
 
 
 def seen(images: CaptionedImages, side: int, multiple: int, buckets: bool) -> list[Seen]:
@@ -100,6 +101,7 @@ def fill(
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
             pixels = cropped(split.picture(sample.number)[0], sample.size)[None]
+            pixels = pixels.flip(-1) if sample.flipped else pixels
             latents = family.latents(vae, pixels.to(device))
             if not latents.isfinite().all():
                 message, hint = "the autoencoder makes NaN or Inf of it", f"check {base.folder / VAE}"
