@@ -132,11 +132,14 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
 def list_folder(root: Path, *, training: bool = True) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
     """The classes by name, and the files for training, validation and test; None if there is no such folder.
 
+    Training images of which none is in a class folder are one class, called like `root`, and so are such images of the
+    other parts.
+
     Args:
         training: whether images to train on are needed; else a folder may have others only.
 
     Raises:
-        UsageError: there are no images, images outside class folders, or a class without training images.
+        UsageError: there are no images, some images outside class folders, or a class without training images.
     """
     train, validation, test = three_parts(lambda names: _existing(root, names))
     judges = train is None and test is not None
@@ -144,15 +147,17 @@ def list_folder(root: Path, *, training: bool = True) -> tuple[dict[str, int], t
         raise UsageError(
             f"holds {test.name} but no train", where=str(root), hint="add train, or use class folders without either"
         )
+    whole = root.resolve().name
     folders = (validation, test) if judges else (train or root,)
-    files = [file for folder in folders if folder for file in _by_class(folder)]
+    files = [file for folder in folders if folder for file in _by_class(folder, whole)]
     if not files:
         check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
         raise UsageError("holds no images", where=str(train or root), hint=WANTED)
     names = sorted({name for _, name in files}, key=lambda name: (natural_key(name), name))
     classes = {name: number for number, name in enumerate(names)}
     numbered = [] if judges else [(path, classes[name]) for path, name in files]
-    return classes, (numbered, _labelled(validation, classes), _labelled(test, classes))
+    outside = whole if list(classes) == [whole] else None
+    return classes, (numbered, _labelled(validation, classes, outside), _labelled(test, classes, outside))
 
 
 def image_names(folder: Path) -> list[str]:
@@ -161,8 +166,11 @@ def image_names(folder: Path) -> list[str]:
     return sorted(filter(is_own, files), key=natural_key)
 
 
-def _by_class(folder: Path) -> list[tuple[str, str]]:
+def _by_class(folder: Path, outside: str | None) -> list[tuple[str, str]]:
     """The images below a folder, in natural order, with the names of their classes.
+
+    Args:
+        outside: the class where no image is in a class folder; None refuses them.
 
     Raises:
         UsageError: there are images outside class folders.
@@ -170,6 +178,8 @@ def _by_class(folder: Path) -> list[tuple[str, str]]:
     files, _ = find_images_and_targets(str(folder), types=SUFFIXES)
     own = [(path, name) for path, _ in files if is_own(name := name_below(folder, path))]
     found = [(path, name.rpartition("/")[0].partition("/")[0]) for path, name in own]
+    if outside and not any(name for _, name in found):
+        return [(path, outside) for path, _ in found]
     if stray := sum(not name for _, name in found):
         raise UsageError(f"holds {stray} images outside class folders", where=str(folder), hint=WANTED)
     return found
@@ -179,11 +189,11 @@ def _existing(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | None:
+def _labelled(folder: Path | None, classes: dict[str, int], outside: str | None) -> list[Labelled] | None:
     """The files of a split, labelled by the classes of the training images."""
     if folder is None:
         return None
-    files = _by_class(folder)
+    files = _by_class(folder, outside)
     for _, name in files:
         if name not in classes:
             raise UsageError(

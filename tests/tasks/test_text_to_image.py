@@ -21,12 +21,14 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
+from superlora_cli.tasks.text_to_image.notes import not_repeated
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
 from superlora_cli.tasks.text_to_image.section import Prior, TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import buckets, nearest
+from superlora_cli.tasks.text_to_image.task import TextToImage
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
 from tests.conftest import Cli, contents, metrics
@@ -168,6 +170,48 @@ def test_captions_that_are_cut_and_tiny_images_are_named(prepared: Cli, data: Pa
     assert "2 of 4 images are enlarged at least twofold, and blurred: c.jpg, d.png" in notes
 
 
+@pytest.mark.parametrize(("kept", "orders"), [(0, 2), (1, 1), (None, 1)])
+def test_images_are_mirrored_and_captions_shuffled_at_random(
+    prepared: Cli, monkeypatch: pytest.MonkeyPatch, kept: int | None, orders: int
+) -> None:
+    batch, seen = TextToImage.batch, []
+    monkeypatch.setattr(
+        TextToImage, "batch", lambda task, own, *more: seen.append((task, own)) or batch(task, own, *more)
+    )
+    monkeypatch.setattr(TextToImage, "evaluate", lambda task, split: {"loss": 1.0})
+    shuffled = {} if kept is None else {"shuffle_captions": kept}
+    words = f"text-to-image={json.dumps({'flip': True, **shuffled})}"
+    assert prepared("train", "r.yaml", words, "train.steps=12", "--out", "run").code == 0
+    own = [sample for _, samples in seen for sample in samples if sample.number == 0]
+    assert {sample.flipped for sample in own} == {True, False}
+    assert len({sample.caption for sample in own}) == orders
+    cache = seen[0][0].cache
+    plain, mirrored = (
+        next(cache.get(one.latents)["latents"] for one in own if one.flipped is flipped) for flipped in (False, True)
+    )
+    assert plain.shape == mirrored.shape
+    assert not torch.equal(plain, mirrored)
+
+
+def test_a_preview_shows_images_as_cropped_their_sizes_and_what_is_left_out(prepared: Cli, data: Path) -> None:
+    words = ("preview", "r.yaml", "text-to-image.repeats={a.png: 3}")
+    found = prepared(*words, "--count", "3", "--json").json()
+    assert found["captions"] == [CAPTIONS[name] for name in ("a.png", "b.png", "c.jpg")]
+    sizes = [(size["width"], size["height"], size["images"], size["seen"]) for size in found["sizes"]]
+    assert sizes == [(8, 32, 1, 1), (16, 16, 3, 5)]
+    assert found["left_out"] == [{"path": str(data / "e.png"), "cause": "no caption"}]
+    sheet, wanted = np.asarray(Image.open("preview.png")), cropped(Image.open(data / "c.jpg"), (8, 32))
+    places = [
+        (y, x)
+        for y, x in product(range(sheet.shape[0] - 127), range(sheet.shape[1] - 31))
+        if np.array_equal(sheet[y : y + 128 : 4, x : x + 32 : 4], ((wanted + 1) * 127.5).round().permute(1, 2, 0))
+    ]
+    assert len(places) == 16  # four times as large
+    shown = prepared(*words, "--force").out
+    assert "3 images, 5 in an epoch" in shown
+    assert "left out 1 of 5 images (no caption)" in " ".join(shown.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
 def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
@@ -194,6 +238,7 @@ def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[
         (["model.kwargs.component=[unet, text_encoder]"], 2, "trains text encoders without an adapter only"),
         (["text-to-image.repeats={'*': 0}"], 2, "a whole number ≥ 1"),
         (["text-to-image.repeats={'dogs/*': 2}"], 2, "matches no training image"),
+        (["model.name=photos"], 2, "unknown model 'photos'"),
         (["task=diffusion", "data.name=digits"], 2, "is a base for text-to-image, not for diffusion"),
     ],
 )
@@ -243,6 +288,7 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
         (("--classes", "1"), "--classes: does not apply to the task text-to-image"),
         ((), "no prompt is given"),
         (("--prompt", "a", "--size", "17x16"), "not a multiple of 8"),
+        (("--prompt", "a", "--steps", "0"), "--steps: 0 is too few (1 or more)"),
         (("--prompt", "a", "--size", "16"), "is not a size"),
         (("--prompt", "a", "--scale", "0,x"), "not a list of numbers"),
         (("--prompts", "nowhere"), "cannot be read"),
@@ -254,7 +300,6 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
     assert "of classes" not in prepared("eval", "run", "--against", "digits:test").message
     assert prepared("merge", "run", "--out", "run").code == 2
     assert "--base: does not apply" in prepared("merge", "run", "--base", "r.yaml", "--out", "merged").message
-    assert "does not show the images" in prepared("preview", "r.yaml", "--out", "seen.png").message
     assert contents(Path("run")) == before
 
 

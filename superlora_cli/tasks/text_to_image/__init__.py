@@ -18,7 +18,7 @@ class TextToImageKind(TaskKind):
     free = ("offload", "validation_prompts")
     card = Card('generate {place} --prompt "..." --out images', "merged  # a pipeline, for diffusers")
     generates = "prompts"
-    previews = None
+    previews = "captioned"
     has_classes = False
     rate_of_any_scale = False  # with the small weights of large pipelines, a rate of 0.03 ruins an adapter of scale 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
-from superlora_cli.data.folder import some
 from superlora_cli.data.images import cropped
-from superlora_cli.errors import RunError
+from superlora_cli.errors import RunError, UsageError
 from superlora_cli.models.families.family import Conditions, Family
 from superlora_cli.models.pipelines import VAE, PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
@@ -24,16 +23,27 @@ from superlora_cli.training.processes import Processes
 
 
 class Seen(NamedTuple):
-    """An image as training sees it: its number, its size, its caption, and the key of its latents."""
+    """An image as training sees it: its number, its size, its caption, the key of its latents, whether mirrored."""
 
     number: int
     size: Size
     caption: str
     latents: str
+    flipped: bool = False
 
 
 def seen(images: CaptionedImages, side: int, multiple: int, buckets: bool) -> list[Seen]:
-    """All images of a split; with `buckets` in the size nearest to their own, else square."""
+    """All images of a split; with `buckets` in the size nearest to their own, else square.
+
+    Args:
+        side: root of the area of an image in pixels, a multiple of `multiple`, as width and height are.
+
+    Raises:
+        UsageError: it is no such multiple.
+    """
+    if side % multiple:
+        message = f"the model cannot halve images of {side} × {side} often enough"
+        raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
     sizes = (nearest(images.size(i), side, multiple) if buckets else (side, side) for i in range(len(images)))
     return [seen_in(images, index, size) for index, size in enumerate(sizes)]
 
@@ -91,6 +101,7 @@ def fill(
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
             pixels = cropped(split.picture(sample.number)[0], sample.size)[None]
+            pixels = pixels.flip(-1) if sample.flipped else pixels
             latents = family.latents(vae, pixels.to(device))
             if not latents.isfinite().all():
                 message, hint = "the autoencoder makes NaN or Inf of it", f"check {base.folder / VAE}"
@@ -105,28 +116,6 @@ def fill(
             cache.put(key, found)
         pipeline.remove_all_hooks()  # of offloading
     cache.make_room()
-
-
-def cut(base: PipelineBase, images: CaptionedImages) -> Iterator[str]:
-    """A note if captions are longer than what the pipeline's text encoders read of them."""
-    tokenizer, most = base.tokenizer
-    names = [
-        name for name, text in zip(images.names, images.texts, strict=True) if len(tokenizer(text).input_ids) > most
-    ]
-    if names:
-        count = f"{len(names):,} of {len(images):,} captions"
-        yield f"{count} are cut at {most:,} tokens, where reading ends: {some(names)}"
-
-
-def enlarged(images: CaptionedImages, samples: Sequence[Seen]) -> Iterator[str]:
-    """A note if images are so small that they are enlarged at least twofold."""
-    names = [
-        images.names[sample.number]
-        for sample in samples
-        if any(2 * own <= side for own, side in zip(images.size(sample.number), sample.size, strict=True))
-    ]
-    if names:
-        yield f"{len(names):,} of {len(images):,} images are enlarged at least twofold, and blurred: {some(names)}"
 
 
 class Stored:
