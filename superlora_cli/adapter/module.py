@@ -232,15 +232,18 @@ class SuperLora(nn.Module):
             yield
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, *, as_trained: bool = False) -> Iterator[None]:
         """Compute ΔW (for packed weights: the updates as in training) once for all gradient-free computations inside,
         where the factors must not change.
+
+        Args:
+            as_trained: the updates as in training for all weights, which take no more memory than there.
 
         Raises:
             RunError: an optimizer step inside.
         """
         with torch.inference_mode(False), torch.no_grad():
-            makes = self.packed or self.config.activates
+            makes = as_trained or self.packed or self.config.activates
             kept = Kept(self.trained(), plain=self.make() if makes else self._materialised())
         with self.sharing.opened(kept), self._no_optimizer("kept", "where the factors must not change"):
             yield

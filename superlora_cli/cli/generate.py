@@ -16,7 +16,10 @@ from superlora_cli.errors import UsageError
 def command(
     source: Annotated[
         str,
-        typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder, an adapter file, or the name of a shipped base."),
+        typer.Argument(
+            metavar="RUN_OR_ADAPTER",
+            help="A run folder, an adapter file, or a base: a shipped one, transformers:…, diffusers:…, or its folder.",
+        ),
     ],
     overrides: options.Overrides = None,
     out: Annotated[
@@ -70,10 +73,12 @@ def command(
     """Generate images, or continue prompts with a language model."""
     from superlora_cli.generation.folder import ImagesFolder
     from superlora_cli.opening.hub import PREFIX, local
-    from superlora_cli.opening.results import resolve_result
+    from superlora_cli.opening.results import base_named, resolve_result
 
     source = str(local(source)) if source.startswith(PREFIX) else source  # a Path would drop the ./ of a folder
-    if Path(source).exists() or Path(source).name != source:  # else the name of a shipped base
+    if base_named(source) is None and (
+        Path(source).exists() or Path(source).name != source
+    ):  # else the name of a shipped base
         resolve_result(Path(source))
     if out is not None and not out.is_file():
         ImagesFolder(out).check(force=force)  # before loading torch, which takes seconds

@@ -21,10 +21,11 @@ from superlora_cli.generation.grid import labelled_grid
 from superlora_cli.generation.sampling import GUIDANCE, NoiseSchedule, Sampler, check_amounts, sample_batches
 from superlora_cli.launch import launched
 from superlora_cli.models.embedded import ASSETS, EMBEDDED, LANGUAGE, PIPELINES
+from superlora_cli.models.pipelines import is_pipeline
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import Built, build_from_file
 from superlora_cli.opening.model_file import read_model
-from superlora_cli.opening.results import resolve_result
+from superlora_cli.opening.results import base_named, resolve_result
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
@@ -144,25 +145,27 @@ def check_start(**counts: int | None) -> None:
 
 
 def recipe_of_source(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run folder, an adapter or model file, or a shipped base that can generate images or text.
+    """The recipe of a run folder, an adapter or model file, or a base that can generate images or text.
 
     Raises:
         UsageError: there is no such source, or its task generates nothing.
     """
     path = Path(source)
+    if (base := base_named(source)) is not None:
+        return recipe_from_dict(recipe_of_base(base), source, overrides)
     if path.exists():
         file, kind = resolve_result(path), "run"
         model = read_model(file)
         data = dict(
             model.recipe if model else store.load(file).recipe
         )  # raises an error that says what else the file is
-    elif source in (*PIPELINES, *LANGUAGE):
-        return recipe_from_dict(shipped_recipe(source), source, overrides)
     elif source in EMBEDDED:
         data, kind = _provenance(source)["recipe"], "base"
     else:
         near = did_you_mean(source, [*EMBEDDED, *PIPELINES, *LANGUAGE])
-        hint = near or "a run folder, an adapter.safetensors, or a shipped base; others: with diffusers or transformers"
+        hint = (
+            near or "a run folder, an adapter.safetensors, or a base: a shipped one, transformers:NAME, diffusers:NAME"
+        )
         raise UsageError("no such run, adapter or base", where=source, hint=hint)
     task = data.get("task") if isinstance(data, dict) else None
     known = TASKS[task] if isinstance(task, str) and task in TASKS else None
@@ -175,9 +178,9 @@ def recipe_of_source(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_from_dict(data, source, overrides)
 
 
-def shipped_recipe(name: str) -> dict[str, Any]:
-    """The recipe that a shipped pipeline or language model stands for; it says nothing about training."""
-    pipeline = name in PIPELINES
+def recipe_of_base(name: str) -> dict[str, Any]:
+    """The recipe that a pipeline or language model stands for; it says nothing about training."""
+    pipeline = is_pipeline(name)
     return {
         "task": "text-to-image" if pipeline else "language",
         "model": {"name": name},
@@ -189,7 +192,7 @@ def shipped_recipe(name: str) -> dict[str, Any]:
 def open_source(source: str, overrides: Sequence[str], allow_mismatch: bool) -> tuple[Built, dict[str, Any]]:
     """The model with its adapter, and what the manifest says about both."""
     recipe, path = recipe_of_source(source, overrides), Path(source)
-    if not path.exists():  # a shipped base
+    if base_named(source) is not None or not path.exists():
         return Built(recipe, open_base(recipe), None, ("", "")), {"model": source, "adapter": None}
     file = resolve_result(path)
     built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)

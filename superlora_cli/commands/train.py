@@ -82,13 +82,14 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
 
 
 def _memory(built: Built) -> dict[str, int]:
-    """Memory of one training step in bytes, by purpose."""
+    """Memory of training in bytes, by purpose."""
     train = built.recipe.train
     optimizer = train.at_rate(0.0).optimizer  # no rate has been found yet where it is to be
-    batch, loss = task_of(built.recipe).rehearsal(built)
+    task = task_of(built.recipe)
+    batch, loss = task.rehearsal(built)
     return step_memory(
         built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, []),
-        local=Local.of(train, built.adapter),
+        local=Local.of(train, built.adapter), evaluates=task.rehearsed_evaluation(built),
     )  # fmt: skip
 
 

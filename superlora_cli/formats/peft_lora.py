@@ -24,11 +24,22 @@ from superlora_cli.weights.small import safetensors_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+NOT_OF_MAMBAS = ("out_proj", "conv1d")  # their kernels read the weights themselves
 SAVED_ANYWAY = ("classifier", "score")  # of a classifier of texts
 
 
 def write(adapter: Stored, out: Path, options: Options) -> dict[str, Any]:
-    """Write the folder; see `format.Format.write`."""
+    """Write the folder; see `format.Format.write`.
+
+    Raises:
+        UsageError: PEFT refuses LoRAs of a target.
+    """
+    kind = getattr(getattr(adapter.base.model, "config", None), "model_type", None)
+    for target in adapter.targets:
+        if kind in MAMBAS and target.module.rpartition(".")[2] in NOT_OF_MAMBAS:
+            hint = "an adapter of other targets, or superlora merge"
+            raise UsageError("PEFT has no LoRAs of this layer in models like Mamba", where=target.module, hint=hint)
     found = as_loras(adapter, options)
     files = peft_files(found.made, errors=found.errors, **about_base(adapter))
     return put(adapter, out, files, options) | found.about(adapter)

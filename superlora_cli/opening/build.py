@@ -87,9 +87,10 @@ class Built:
     def _parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
         return {name: self.model.get_parameter(name) for name in names}
 
-    def kept(self) -> AbstractContextManager[None]:
-        """Inside, ΔW is computed only once, for all computation without gradients."""
-        return self.adapter.kept() if self.adapter else nullcontext()
+    def kept(self, *, as_trained: bool = False) -> AbstractContextManager[None]:
+        """Inside, ΔW or, `as_trained`, what training has of it, is computed only once, for all computation without
+        gradients."""
+        return self.adapter.kept(as_trained=as_trained) if self.adapter else nullcontext()
 
 
 def adapter_config(recipe: Recipe) -> AdapterConfig:

@@ -10,15 +10,30 @@ from superlora_cli.data.known import is_embedded
 from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
 from superlora_cli.kinds import Kind, check_kind
+from superlora_cli.models.embedded import LANGUAGE, PIPELINES
 from superlora_cli.opening.hub import local
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.weights.foreign import IMPORT, recognise_folder
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
+LIBRARIES = ("diffusers:", "transformers:")
 WANTED = "a run or an adapter"
 TRAINED_IN = "folder"  # key of run.json: the working directory of the training
 PATHS = ("model.checkpoint", "model.name", "data.name", "data.root", "text-to-image.prior.images")
 FORMS = ("wds/", "hfds/", "local-dir:", "transformers:", "diffusers:")  # what may come before a path
+
+
+def base_named(source: str) -> str | None:
+    """The `model.name` of a language model or pipeline without an adapter: shipped, `transformers:` or `diffusers:` …,
+    or the folder of one, such as `superlora merge` writes; None if it is none of these.
+    """
+    if source in (*PIPELINES, *LANGUAGE) or source.startswith(LIBRARIES):
+        return source
+    folder, (of_pipelines, of_models) = Path(source), LIBRARIES
+    if (folder / "model_index.json").is_file():
+        return of_pipelines + source
+    alone = (folder / "config.json").is_file() and not (folder / "recipe.yaml").exists()
+    return of_models + source if alone else None
 
 
 def resolve_result(path: Path) -> Path:

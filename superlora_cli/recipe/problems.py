@@ -19,6 +19,8 @@ INSTEAD = {  # key → hint for a value that it cannot have
     "adapter": "{method: none} trains only the head; leave adapter out to train the whole base",
 }
 
+AUGMENTING = ("augment", "rand_augment", "random_erasing", "balance")
+
 Path = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,10 +62,12 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     if train.patience is not None and recipe.eval.every is None:
         hint = "set eval.every, the number of steps between evaluations"
         raise UsageError("needs more than one evaluation", where=places.where("train.patience"), hint=hint)
-    for key in ("mixup", "cutmix", "columns", "caption"):
-        if key not in TASKS[recipe.task].data_keys and getattr(recipe.data, key) is not None:
-            message = f"does not apply to the task {recipe.task}"
-            raise UsageError(message, where=places.where(f"data.{key}"), hint="leave it out")
+    task = TASKS[recipe.task]
+    unfit = {*({"mixup", "cutmix", "columns", "caption"} - {*task.data_keys}), *(() if task.augments else AUGMENTING)}
+    others = [f"data.{key}" for key, value in recipe.data if key in unfit and value is not None]
+    others += ["train.label_smoothing"] if train.label_smoothing and not task.smooths else []
+    for key in others:
+        raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(key), hint="leave it out")
     return recipe
 
 

@@ -148,8 +148,12 @@ class DataSection(Section):
     num_classes: int | None = Field(None, ge=1, description="Number of classes; default: that of the data.")
     train_images: int | None = Field(None, ge=1, description="Number of training images of a rendered set (`glyphs`).")
     eval_images: int | None = Field(None, ge=1, description="Number of test images of a rendered set (`glyphs`).")
-    train_texts: int | None = Field(None, ge=1, description="Number of training texts of a made set (`sums`).")
-    eval_texts: int | None = Field(None, ge=1, description="Number of test texts of a made set (`sums`).")
+    train_texts: int | None = Field(
+        None, ge=1, description="Number of training texts of a made set (`sums`), or at most of others."
+    )
+    eval_texts: int | None = Field(
+        None, ge=1, description="Number of test texts of a made set (`sums`), or at most of others."
+    )
     pixel_noise: float | None = Field(
         None, ge=0, le=1, description="Noise in a rendered set (`glyphs`), as a share of the full range; default 0.02."
     )

@@ -37,6 +37,8 @@ class TaskKind:
         elements: what its data consist of, in the plural.
         batched: what `train.batch_size` counts.
         data_keys: which of mixup, cutmix, caption and columns, keys of `data`, apply to it.
+        augments: whether augment, rand_augment, random_erasing and balance do.
+        smooths: whether `train.label_smoothing` applies to it.
         free: keys of its own section that a resumed run may change, because no trained number depends on them.
         card: of a run that is pushed to the hub.
         generates: how its models generate, by a name of `commands.generators.GENERATORS`; None: they do not.
@@ -51,6 +53,8 @@ class TaskKind:
     elements = "images"
     batched = "images"
     data_keys: Collection[str] = ("mixup", "cutmix")
+    augments = True
+    smooths = True
     free: Collection[str] = ()
     card = Card()
     generates: str | None = None

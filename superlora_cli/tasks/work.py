@@ -250,6 +250,11 @@ class Work:
         """To estimate memory: a function that makes a batch on torch's default device, and the loss of such a batch."""
         raise NotImplementedError
 
+    @classmethod
+    def rehearsed_evaluation(cls, built: Built) -> Callable[[], object] | None:
+        """To estimate memory: a function that does the largest batch of an evaluation; None if it is not estimated."""
+        return None
+
     def loss(self, batch: Any) -> Tensor:
         """The mean loss of a batch."""
         raise NotImplementedError

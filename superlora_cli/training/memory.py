@@ -43,6 +43,7 @@ def step_memory(
     optimizer: Callable[[list[nn.Parameter]], Optimizer],
     local: Local | None = None,
     step: int = 0,
+    evaluates: Callable[[], object] | None = None,
 ) -> dict[str, int]:
     """Memory in bytes of a training step of `model`, which has shapes only (meta device) and is unusable afterwards.
 
@@ -51,13 +52,14 @@ def step_memory(
         loss: the loss of `model` on a batch.
         optimizer: creates the optimizer of the trained parameters.
         local: the groups of layers that are trained one after another; it is the turn of the one of `step`.
+        evaluates: does the largest batch of an evaluation, whose memory may be the peak.
 
     Returns:
         base: weights and buffers of the base, including its head.
         adapter: the factors, and the gradients, optimizer state and moving average of everything trained.
         updates: ΔW and its gradient if it is materialised, and frozen tensors of a projection.
         activations: what one forward pass stores for its backward pass.
-        total: the peak, including the batch.
+        total: the peak, including the batch, also of an evaluation where that is estimated.
     """
     adapters = adapters_of(model)
     adapter = adapters.get() if adapters else None
@@ -80,7 +82,7 @@ def step_memory(
         with adapter.one_step() if adapter else nullcontext():
             for _ in range(min(train.accumulate, 2)):  # from the second pass on, gradients exist throughout
                 at = ledger.live
-                with torch.autocast("cpu", AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST):
+                with _precision(train):
                     result = loss(images)
                 activations = ledger.live - at
                 result.backward()
@@ -90,6 +92,12 @@ def step_memory(
         if local is not None:
             local.collect()
         learner.step()
+        if evaluates is not None:
+            learner.zero_grad(set_to_none=True)
+            del images
+            model.eval()
+            with torch.no_grad(), _precision(train):
+                evaluates()
     del average
     return {
         "base": base,
@@ -107,6 +115,10 @@ def give_storages(model: nn.Module) -> None:
     """
     for module in model.modules():
         module.to_empty(device="cpu", recurse=False)
+
+
+def _precision(train: TrainSection) -> torch.autocast:
+    return torch.autocast("cpu", AUTOCAST.get(train.precision), enabled=train.precision in AUTOCAST)
 
 
 def _of_this_turn(trained: list[nn.Parameter], local: Local, step: int) -> list[nn.Parameter]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MambaConfig
 
+from superlora_cli.models.embedded import ASSETS
 from tests import language_models
 from tests.conftest import Cli
 
@@ -72,6 +74,20 @@ def test_an_exported_classifier_finds_the_same_classes(family: str, cli: Cli, tm
     seen = torch.tensor([list(b"bbbb"), list(b"acba")])
     exported = PeftModel.from_pretrained(base, "peft").eval()
     torch.testing.assert_close(exported(input_ids=seen).logits, merged(seen).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_layers_that_peft_refuses_are_not_exported(cli: Cli, tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=258, hidden_size=32, num_hidden_layers=1, state_size=8, eos_token_id=256,
+                         pad_token_id=257)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained("base")
+    for file in (ASSETS / "sums_llama").glob("tokenizer*"):
+        shutil.copy(file, "base")
+    Path("sums.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
+    Path("r.yaml").write_text(RECIPE.replace("[q, v, mlp]", "[all-linear]"))
+    assert cli("train", "r.yaml", "language.pack=false", "--out", "run").code == 0
+    refused = cli("export", "run", "--to", "peft-lora", "--out", "peft")
+    assert (refused.code, "out_proj: PEFT has no LoRAs of this layer" in refused.err) == (2, True)
 
 
 @pytest.mark.slow

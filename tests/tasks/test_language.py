@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from superlora_cli.commands import merge_language
+from superlora_cli.data.splits import SPLITS
 from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.models.language import build_language
-from superlora_cli.recipe.schema import ModelSection
+from superlora_cli.recipe.schema import DataSection, ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
 from superlora_cli.tasks.language.encoding import encode
-from superlora_cli.tasks.language.task import keeps_apart, losses
+from superlora_cli.tasks.language.logits import Logits
+from superlora_cli.tasks.language.task import NUMBERS, keeps_apart, losses, read_texts
 from superlora_cli.training.run import RunFolder
 from tests import language_models
 from tests.conftest import Cli, metrics, run_cli
@@ -105,7 +108,10 @@ def test_packed_texts_have_the_losses_that_they_have_alone(family: str, tokenize
     model = language_models.made(family)
     assert keeps_apart(model)
     encoded = encode(ROWS[3:8], tokenizer, 64)
-    together = losses(model, next(stream(encoded, 1, seed=0, start=0, stop=1, share=Share(), room=64, pad=257)))
+    logits = Logits(model)
+    logits.try_out()
+    assert logits._hook
+    together = losses(logits, next(stream(encoded, 1, seed=0, start=0, stop=1, share=Share(), room=64, pad=257)))
     order = [int(number) for number in epoch(encoded, 1, 0, 0, 64)[0][0]]
     alone = []
     for number in order:
@@ -115,6 +121,44 @@ def test_packed_texts_have_the_losses_that_they_have_alone(family: str, tokenize
         labels = ids.masked_fill(torch.arange(ids.shape[1]) < len(prompt), -100)
         alone.append(model(ids, labels=labels).loss * (ids.shape[1] - len(prompt)))
     torch.testing.assert_close(together.sum(), torch.stack(alone).sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*language_models.FAMILIES, "Gemma2", "Granite", "Cohere"])
+def test_logits_of_some_positions_are_those_of_the_model(family: str) -> None:
+    """Soft-capped and scaled ones, too."""
+    arguments = language_models.SMALL | language_models.GROUPED | language_models.ENDS
+    own = {"Gemma2": {"final_logit_softcapping": 0.5}, "Granite": {"logits_scaling": 3.0}, "Cohere": {}}
+    if family in own:
+        config = getattr(transformers, f"{family}Config")(**arguments, **own[family])
+        model = AutoModelForCausalLM.from_config(config).eval()
+    else:
+        model = language_models.made(family)
+    ids, chosen = torch.arange(40).view(2, 20), torch.tensor([0, 3, 17, 22, 38])
+    logits = Logits(model)
+    logits.try_out()
+    assert logits._hook
+    made = []
+    model.get_output_embeddings().register_forward_hook(lambda layer, given, out: made.append(out.shape[:-1]))
+    found = logits.at(ids, torch.arange(20).expand(2, 20), chosen)
+    assert made == [(1, 5)]
+    torch.testing.assert_close(found, model(ids).logits.flatten(0, 1)[chosen], rtol=1e-6, atol=1e-6)
+
+
+def test_logits_are_chosen_afterwards_where_a_model_needs_all() -> None:
+    model = language_models.made("Llama")
+    plain = model.forward
+
+    def mixing(ids: Any, **given: Any) -> Any:
+        found = plain(ids, **given)
+        found.logits = found.logits + found.logits.mean(1, keepdim=True)
+        return found
+
+    model.forward = mixing
+    logits = Logits(model)
+    logits.try_out()
+    ids, chosen = torch.arange(40).view(2, 20), torch.tensor([0, 3, 17, 22, 38])
+    wanted = model(ids).logits.flatten(0, 1)[chosen]
+    torch.testing.assert_close(logits.at(ids, torch.arange(20).expand(2, 20), chosen), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -225,6 +269,18 @@ def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     assert "and no messages, but only the columns prompt): sums.jsonl:31" in log
 
 
+def test_a_dry_run_counts_evaluations_whose_batches_are_bounded(prepared: Cli) -> None:
+    config = LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                         vocab_size=151_936)  # fmt: skip
+    config.save_pretrained("wide")
+    change = ("model.name=transformers:wide", "language.length=128", "train.batch_size=1", "--dry-run", "--json")
+    total, small = (
+        prepared("train", "r.yaml", *change, f"eval.batch_size={size}").json()["memory"]["total"] for size in (256, 1)
+    )
+    logits = 4 * NUMBERS
+    assert small < logits < total < 4 * logits
+
+
 def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[str, Path]) -> None:
     shutil.copytree(folders["GPT-2"], "bare")
     Path("bare", "model.safetensors").unlink()
@@ -247,6 +303,8 @@ def test_a_dry_run_needs_neither_data_nor_weights(prepared: Cli, folders: dict[s
         ("data.columns={promt: x}", "data.columns.promt: there is no column 'promt'"),
         ("language.answer='('", "language.answer"),
         ("task=classification", "language: does not apply to the task classification"),
+        ("data.balance=true", "data.balance=true: does not apply to the task language"),
+        ("data.augment=shift", "data.augment=shift: does not apply to the task language"),
     ],
 )
 def test_what_is_wrong_is_one_line(change: str, said: str, prepared: Cli) -> None:
@@ -291,6 +349,18 @@ def test_prompts_are_completed(prepared: Cli, folders: dict[str, Path], tokenize
     assert json.loads(Path("found.json").read_text())["completions"] == found
     drawn = [prepared(*words, "--temperature", "2", "--seed", seed, "--json").json() for seed in ("1", "1", "2")]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_models_without_an_adapter_continue_prompts(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
+    words = ("--prompt", "3+2=", "--max-tokens", "5", "--json")
+    assert prepared("merge", adapted, "--out", "merged").code == 0
+    found = {source: prepared("generate", source, *words) for source in
+             (f"transformers:{folders['Llama']}", str(folders["Llama"]), "merged", str(adapted))}  # fmt: skip
+    assert [done.code for done in found.values()] == [0] * 4, [done.err for done in found.values()]
+    named, folder, merged, run = (done.json() for done in found.values())
+    assert (named, merged) == (folder, run)
+    refused = prepared("generate", "transformers:nowhere", *words)
+    assert refused.code == 2
 
 
 @pytest.mark.parametrize(
@@ -459,6 +529,14 @@ def test_a_new_head_classifies_texts(
     assert model(seen["input_ids"], attention_mask=seen["attention_mask"]).logits.argmax(-1).tolist() == [1, 0, 2]
     other = prepared("eval", "run", "seed=1", "--json").json()["metrics"]
     assert other["accuracy"] == done.json()["metrics"]["accuracy"]
+
+
+def test_some_of_the_texts_are_taken() -> None:
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    found = read_texts(DataSection(name="sums.jsonl", train_texts=5, eval_texts=2))
+    whole = read_texts(DataSection(name="sums.jsonl"))
+    assert [len(found.named(split)) for split in SPLITS] == [5, 2, 2]
+    assert all(row in whole.train.rows for row in found.train.rows)
 
 
 def test_texts_of_one_label_are_not_learned(prepared: Cli) -> None:

@@ -15,6 +15,8 @@ class AutoencoderKind(TaskKind):
     """An autoencoder reproduces images from few numbers."""
 
     data_keys = ("caption",)
+    augments = False
+    smooths = False
     card = Card(merged="merged  # a pipeline, for diffusers")
     previews = None
     has_classes = False

@@ -17,6 +17,7 @@ class DiffusionKind(TaskKind):
     """A model predicts the noise in an image."""
 
     data_keys = ()
+    smooths = False
     card = Card("generate {place} --out images")
     generates = "classes"
 

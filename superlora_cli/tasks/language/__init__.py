@@ -18,6 +18,7 @@ class LanguageKind(TaskKind):
     elements = "texts"
     batched = "sequences"
     data_keys = ("columns",)
+    augments = False
     card = Card('generate {place} --prompt "..."', "merged  # for transformers", "text-generation")
     generates = "texts"
     previews = "texts"

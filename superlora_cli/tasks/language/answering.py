@@ -97,7 +97,7 @@ class Answering(Language):
         if None in answers:
             message = f"does not match the completion {wanted[answers.index(None)][:80]!r}"
             raise UsageError(message, where="language.answer", hint="a pattern that every completion has")
-        with self.built.kept(), self.processes.autocast():
+        with self.built.kept(as_trained=True), self.processes.autocast():
             for index, completion in made:
                 right[index] = found_in(completion.text, pattern) == answers[index]
         return self.processes.gather(right, len(asked)).double().mean().item()

@@ -63,6 +63,23 @@ def packed(lengths: np.ndarray, order: np.ndarray, room: int) -> list[Packed]:
     return found
 
 
+def in_batches(lengths: Sequence[int] | np.ndarray, most: int, tokens: int) -> list[range]:
+    """Numbers of sequences, in this order, in batches of at most `most` sequences and `tokens` tokens with padding.
+
+    A sequence that is longer has a batch to itself.
+
+    >>> in_batches([5, 5, 2, 2, 2, 9], 3, 8)
+    [range(0, 1), range(1, 2), range(2, 5), range(5, 6)]
+    """
+    found, start, longest = [], 0, 0
+    for index, length in enumerate(lengths):
+        longest = max(longest, length)
+        if index - start == most or (index > start and longest * (index - start + 1) > tokens):
+            found.append(range(start, index))
+            start, longest = index, length
+    return [*found, range(start, len(lengths))]
+
+
 def epoch(encoded: Encoded, batch_size: int, seed: int, number: int, room: int | None) -> list[list[Packed]]:
     """All batches of an epoch, in random order; packed into sequences of `room` tokens, else of similar lengths."""
     random = generator(seed, number)

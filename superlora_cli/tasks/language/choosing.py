@@ -38,7 +38,7 @@ class Choosing(Language):
         own = [asked[index] for index in self.processes.share(len(asked))]
         size = max(1, self.recipe.eval.batch_size // max(len(row["choices"]) for row in own))
         right = []
-        with self.built.kept(), self.processes.autocast():
+        with self.built.kept(as_trained=True), self.processes.autocast():
             for start in range(0, len(own), size):
                 right.append(self._judged(own[start : start + size]))
         shares = self.processes.gather(torch.cat(right).to(self.processes.device), len(asked)).double().mean(0)
@@ -53,7 +53,7 @@ class Choosing(Language):
             message = f"a question has no room for its choices in {self.length:,} tokens"
             raise UsageError(message, where="language.length", hint="a greater length")
         batch = collated(encoded, list(np.arange(len(encoded))[:, None]), pad=self.pad).to(self.processes.device)
-        likelihoods = -batch.per_sequence(losses(self.model, batch)).cpu()
+        likelihoods = -batch.per_sequence(losses(self.logits, batch)).cpu()
         per_byte = likelihoods / torch.tensor([len(option["completion"].encode()) for option in options])
         found, start = [], 0
         for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.language.batches import epoch
 from superlora_cli.tasks.language.encoding import Encoded, encode_whole
 from superlora_cli.tasks.language.section import LanguageSection
-from superlora_cli.tasks.language.task import Language, base_of
+from superlora_cli.tasks.language.task import Language, base_of, length_of, most_tokens
 
 
 class Batch(NamedTuple):
@@ -77,14 +77,22 @@ class Labelling(Language):
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count = built.recipe.train.batch_size
-        length = built.recipe.section(LanguageSection).length or base_of(built).longest
+        length = length_of(built.recipe.section(LanguageSection), base_of(built))
+        return (
+            lambda: _full(built.recipe.train.batch_size, length),
+            lambda batch: functional.cross_entropy(_logits(built.model, batch), batch.labels),
+        )
 
-        def batch() -> Batch:
-            ids = torch.zeros(count, length, dtype=torch.long)
-            return Batch(ids, torch.ones_like(ids), torch.zeros(count, dtype=torch.long))
+    @classmethod
+    def rehearsed_evaluation(cls, built: Built) -> Callable[[], object]:
+        length = length_of(built.recipe.section(LanguageSection), base_of(built))
+        count = min(built.recipe.eval.batch_size, max(1, most_tokens(built.model) // length))
 
-        return batch, lambda batch: functional.cross_entropy(_logits(built.model, batch), batch.labels)
+        def evaluates() -> None:
+            with built.kept(as_trained=True):
+                _logits(built.model, _full(count, length))
+
+        return evaluates
 
     @property
     def guessing(self) -> float:
@@ -97,7 +105,7 @@ class Labelling(Language):
             for rows in own:
                 yield self._batch("train", np.concatenate(rows))
 
-    def _batch(self, split: str, numbers: np.ndarray) -> Batch:
+    def _batch(self, split: str, numbers: Sequence[int] | np.ndarray) -> Batch:
         encoded, texts = self.encoded[split], self.splits.named(split)
         assert isinstance(texts, Texts)
         own = [encoded.tokens[encoded.starts[index] : encoded.starts[index + 1]].tolist() for index in numbers]
@@ -117,14 +125,15 @@ class Labelling(Language):
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
         """Accuracy (a fraction) and mean cross-entropy on a whole split."""
-        count, size = len(self.encoded[split]), self.recipe.eval.batch_size
-        own = np.array(self.processes.share(count))
+        lengths = self.encoded[split].lengths
+        count = len(lengths)
+        own = self.processes.share(count)
         self.in_training = False
         self.model.eval()
         outputs, labels = [], []
-        with self.built.kept(), self.processes.autocast():
-            for start in range(0, len(own), size):
-                batch = self._batch(split, own[start : start + size])
+        with self.built.kept(as_trained=True), self.processes.autocast():
+            for part in self.parts(own, lengths):
+                batch = self._batch(split, part)
                 outputs.append(_logits(self.model, batch))
                 labels.append(batch.labels)
         logits, wanted = (self.processes.gather(torch.cat(parts), count) for parts in (outputs, labels))
@@ -133,6 +142,12 @@ class Labelling(Language):
             "accuracy": (logits.argmax(-1) == wanted).double().mean().item(),
             "loss": functional.cross_entropy(logits, wanted).item(),
         }
+
+
+def _full(count: int, length: int) -> Batch:
+    """A batch of texts that are as long as can be."""
+    ids = torch.zeros(count, length, dtype=torch.long)
+    return Batch(ids, torch.ones_like(ids), torch.zeros(count, dtype=torch.long))
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
@@ -22,15 +21,15 @@ from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.language.batches import Batch, collated, packed, steps_of_texts, stream
+from superlora_cli.tasks.language.batches import Batch, collated, in_batches, packed, steps_of_texts, stream
 from superlora_cli.tasks.language.encoding import Encoded, check_tokens, encode
+from superlora_cli.tasks.language.logits import ROUNDING, Logits, known_arguments
 from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
 CACHED = 4  # data sets
-ROUNDING = 0.01  # of the largest logit, in half precision too; another text changes much more
-CALLED_WITH = ("position_ids", "use_cache")  # arguments of some models only
+NUMBERS = 1 << 28  # of logits that an evaluation has at a time: 1 GiB
 
 
 def base_of(built: Built) -> LanguageBase:
@@ -66,10 +65,24 @@ def read_texts(section: DataSection) -> Splits:
     """
 
     def read() -> Splits:
-        found = kind_named(section.name).texts(section, seed=DATA_SEED)
-        return held_out(found, section.validation, section.split, DATA_SEED)
+        kind = kind_named(section.name)
+        found = held_out(kind.texts(section, seed=DATA_SEED), section.validation, section.split, DATA_SEED)
+        if kind.embedded:
+            return found  # made in these numbers
+        most = {"train": section.train_texts}
+        return replace(
+            found, **{split: _some(found.named(split), most.get(split, section.eval_texts)) for split in SPLITS}
+        )
 
     return once("texts", section, read, most=CACHED)
+
+
+def _some(texts: Any, most: int | None) -> Any:
+    """At most so many texts, drawn at random and in their order."""
+    assert isinstance(texts, Texts)
+    if most is None or most >= len(texts):
+        return texts
+    return texts.part(sorted(np.random.RandomState(DATA_SEED).permutation(len(texts))[:most].tolist()))
 
 
 class FirstUse(dict[str, Encoded]):
@@ -145,21 +158,30 @@ class Language(Work):
         return steps_of_texts(self.encoded["train"], self.recipe.train.batch_size, self.share, self.room)
 
     def prepare(self) -> None:
+        self.logits = Logits(self.model)
+        self.logits.try_out()
         if self.settings.pack and not keeps_apart(self.model):
             message = "the model does not keep the texts of a sequence apart"
             raise UsageError(message, where="language.pack", hint="language.pack=false")
 
     @classmethod
     def rehearsal(cls, built: Built) -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
-        count = built.recipe.train.batch_size
-        length = built.recipe.section(LanguageSection).length or base_of(built).longest
+        logits, length = Logits(built.model), length_of(built.recipe.section(LanguageSection), base_of(built))
+        return (
+            lambda: _full(built.recipe.train.batch_size, length),
+            lambda batch: losses(logits, batch, built.recipe.train.label_smoothing).sum(),
+        )
 
-        def batch() -> Batch:
-            ids, positions = torch.zeros(count, length, dtype=torch.long), torch.arange(length).expand(count, length)
-            at = torch.arange(count * length)
-            return Batch(ids, positions, at, torch.zeros_like(at), 1.0, count * length)
+    @classmethod
+    def rehearsed_evaluation(cls, built: Built) -> Callable[[], object]:
+        logits, length = Logits(built.model), length_of(built.recipe.section(LanguageSection), base_of(built))
+        count = min(built.recipe.eval.batch_size, max(1, most_tokens(built.model) // length))
 
-        return batch, lambda batch: summed_loss(built.model, batch)
+        def evaluates() -> None:
+            with built.kept(as_trained=True):
+                losses(logits, _full(count, length))
+
+        return evaluates
 
     @property
     def guessing(self) -> float:
@@ -176,24 +198,34 @@ class Language(Work):
         return batch.tokens
 
     def loss(self, batch: Any) -> Tensor:
-        return summed_loss(self.model, batch.to(self.processes.device)) * batch.weight
+        found = losses(self.logits, batch.to(self.processes.device), self.recipe.train.label_smoothing)
+        return found.sum() * batch.weight
+
+    def parts(self, own: Sequence[int], lengths: np.ndarray) -> list[Sequence[int]]:
+        """Numbers of sequences in batches of an evaluation, given the lengths of all sequences.
+
+        Where processes hold parts of the base, all of them have as many batches.
+        """
+        sizes = np.full(len(own), lengths.max()) if self.recipe.train.shard_base else lengths[np.asarray(own)]
+        batches = in_batches(sizes, self.recipe.eval.batch_size, most_tokens(self.model))
+        return [own[batch.start : batch.stop] for batch in batches]
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:
         """The mean loss of all learned tokens of a split, and their bits per byte of text."""
-        encoded, size = self.encoded[split], self.recipe.eval.batch_size
+        encoded = self.encoded[split]
         order = np.argsort(-encoded.lengths, kind="stable") if self.room is None else np.arange(len(encoded))
         rows = packed(encoded.lengths, order, self.room) if self.room else list(order[:, None])
         own = self.processes.share(len(rows))
         self.in_training = False
         self.model.eval()
-        parts = [own[start : start + size] for start in range(0, len(own), size)]
+        parts = self.parts(own, np.array([encoded.lengths[row].sum() for row in rows]))
         bar = with_bar(parts, f"{split} texts", total=len(own), size=len) if self.shows_progress else parts
         sums = []
-        with self.built.kept(), self.processes.autocast():
+        with self.built.kept(as_trained=True), self.processes.autocast():
             for part in bar:
                 batch = collated(encoded, [rows[index] for index in part], pad=self.pad).to(self.processes.device)
-                sums.append(batch.per_sequence(losses(self.model, batch)))
+                sums.append(batch.per_sequence(losses(self.logits, batch)))
         found = self.processes.gather(torch.cat(sums), len(rows))
         self.check_outputs(found[:, None])
         total = found.cpu().double().sum().item()
@@ -201,26 +233,27 @@ class Language(Work):
         return {"loss": total / int(encoded.learned.sum()), "bits_per_byte": bits / max(1, encoded.bytes)}
 
 
-def losses(model: nn.Module, batch: Batch) -> Tensor:
+def losses(logits: Logits, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of every learned token: (n,) float32."""
-    given: dict[str, Any] = {"position_ids": batch.positions, "use_cache": False}
-    known = _known_arguments(model)
-    logits = model(batch.ids, **{name: given[name] for name in CALLED_WITH if name in known}).logits
-    return functional.cross_entropy(logits.flatten(0, 1)[batch.at].float(), batch.wanted, reduction="none")
+    found = logits.at(batch.ids, batch.positions, batch.at).float()
+    return functional.cross_entropy(found, batch.wanted, reduction="none", label_smoothing=smoothing)
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The sum of the losses of all learned tokens."""
-    return losses(model, batch).sum()
+def most_tokens(model: Any) -> int:
+    """How many tokens a batch of an evaluation has at most."""
+    return max(1, NUMBERS // int(model.config.get_text_config().vocab_size))
+
+
+def _full(count: int, length: int) -> Batch:
+    """A batch of sequences, all of which is learned."""
+    ids, positions = torch.zeros(count, length, dtype=torch.long), torch.arange(length).expand(count, length)
+    at = torch.arange(count * length)
+    return Batch(ids, positions, at, torch.zeros_like(at), 1.0, count * length)
 
 
 def takes_positions(model: nn.Module) -> bool:
     """Whether a model can be told that positions start anew, without which texts cannot be packed."""
-    return "position_ids" in _known_arguments(model)
-
-
-def _known_arguments(model: nn.Module) -> set[str]:
-    return set(inspect.signature(model.forward).parameters)
+    return "position_ids" in known_arguments(model)
 
 
 @torch.no_grad()

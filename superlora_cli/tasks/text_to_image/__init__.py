@@ -15,6 +15,8 @@ class TextToImageKind(TaskKind):
     """A denoiser learns to see images in noise, given their captions."""
 
     data_keys = ("caption",)
+    augments = False
+    smooths = False
     free = ("offload", "validation_prompts")
     card = Card('generate {place} --prompt "..." --out images', "merged  # a pipeline, for diffusers")
     generates = "prompts"
