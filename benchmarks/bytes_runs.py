@@ -18,6 +18,7 @@ from superlora_cli.adapter.shapes import number_bytes
 RECORDS = Records("bytes.jsonl", itemgetter("run"))
 BI_LORA = {"method": "lora", "rank": 1, "scaling": "weights", "alpha": 2.0, "bits": 1}
 RATE, SEEDS, MANY = 0.26, (0, 1, 2), tuple(range(10))
+TWENTY = tuple(range(20))  # seeds of the claims; LoRA's first ten are in the records of head_to_head.py
 RATES = (RATE, 0.15, 0.1)  # that the setting of the claim has many seeds at
 REAL = [  # on the real base: numbers, alpha with `scaling: weights`, rate, seeds
     (4096, 0.5, 0.1, (0, 1)),
@@ -83,6 +84,8 @@ def wanted() -> list[Run]:
     runs += [Run(method, rate, seed) for method, rate in COMPARED[1:6] for seed in SEEDS]
     runs += [Run(CLAIM, rate, seed) for rate in RATES for seed in MANY]
     runs += [Run(LARGER, rate, seed) for rate in (RATE, 0.1) for seed in MANY]
+    runs += [Run(LORA, lora(MANY).rate, seed) for seed in TWENTY if seed not in MANY]
+    runs += [Run(method, RATE, seed) for method in (CLAIM, LARGER) for seed in TWENTY]
     changed = [setting for settings in ABLATED.values() for setting in settings]
     runs += [Run(method, rate, seed) for method, rate in [*COMPARED, *changed] for seed in SEEDS]
     for method, rates in LONGER:
@@ -110,6 +113,14 @@ def finished(method: Method, rate: float, seeds: Sequence[int] = SEEDS, steps: i
     have = RECORDS.known()
     rows = [have.get(Run(method, rate, seed, steps).key) for seed in seeds]
     return Rows(method, rate, [row for row in rows if row]) if all(rows) else None
+
+
+def lora(seeds: Sequence[int]) -> Rows:
+    """PEFT's LoRA of rank 1 after the usual steps."""
+    first = head_to_head.finished([LORA], [seed for seed in seeds if seed in MANY])[0]
+    more = finished(LORA, first.rate, [seed for seed in seeds if seed not in MANY])
+    assert more is not None
+    return Rows(LORA, first.rate, [*first.rows, *more.rows])
 
 
 def long_rate(method: Method, rates: Sequence[float]) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 import few_shot
 import head_to_head
@@ -17,9 +16,10 @@ from bytes_runs import (
     LONGER,
     MANY,
     RATE,
-    SEEDS,
+    TWENTY,
     finished,
     long_rate,
+    lora,
     on_the_real_base,
 )
 from bytes_tried import NORMAL, SPREAD, TRAINED
@@ -50,21 +50,16 @@ def peers() -> list[Rows]:
     return head_to_head.finished(asked)
 
 
-def lora(seeds: Sequence[int]) -> Rows:
-    """PEFT's LoRA of rank 1."""
-    return head_to_head.finished([head_to_head.LORA], seeds)[0]
-
-
 def claim() -> str:
-    """The claims' settings beside LoRA of rank 1, each with as many seeds as there are."""
-    lines = [f"PEFT's LoRA of rank 1 reaches {lora(MANY).accuracy:.3f} with {size(lora(MANY)):,} bytes of numbers."]
+    """The claims' settings beside LoRA of rank 1."""
+    other = lora(TWENTY)
+    lines = [f"PEFT's LoRA of rank 1 reaches {other.accuracy:.3f} with {size(other):,} bytes of numbers."]
     for method in (CLAIM, LARGER):
-        seeds = MANY if finished(method, RATE, MANY) else SEEDS
-        own, other = finished(method, RATE, seeds), lora(seeds)
+        own = finished(method, RATE, TWENTY)
         assert own is not None
         numbers = f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes"
         reach = f"1/{size(other) // size(own)} of that, reach {own.accuracy:.3f} ({own.spread})"
-        lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(seeds)} seeds.")
+        lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(TWENTY)} seeds.")
     return "\n".join(lines)
 
 

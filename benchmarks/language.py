@@ -64,7 +64,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-CLAIM, MANY = ("one-hot 2D, r 32, small start, DoRA, last 3 layers and head, 2956", "LoRA, r 1"), range(6)
+CLAIM, MANY = ("one-hot 2D, r 32, small start, DoRA, last 3 layers and head, 2956", "LoRA, r 1"), range(8)
 LONG = 4000  # steps that some are given, too
 LONGER = ("LoRA, r 1", "one-hot 2D, r 8, 2956")
 

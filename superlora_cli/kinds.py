@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
@@ -84,7 +85,7 @@ def check_kind(path: Path, wanted: str, allowed: Collection[Kind], hint: str | N
     """
     kind = kind_of(path)
     if kind is not None and kind not in allowed:
-        use = USES[kind].format(path=path) if kind in USES else hint
+        use = USES[kind].format(path=shlex.quote(str(path))) if kind in USES else hint
         raise UsageError(f"is {kind}, not {wanted}", where=str(path), hint=use)
 
 

@@ -12,7 +12,7 @@ from superlora_cli.adapter.cores import CORES
 from superlora_cli.adapter.initial import relative
 from superlora_cli.adapter.module import SuperLora
 from superlora_cli.adapter.shapes import Plan
-from superlora_cli.adapter.updates import Dense, Form, Hadamard, Linear, LowRank
+from superlora_cli.adapter.updates import Dense, Form, Hadamard, Linear, LowRank, scaled
 
 
 @torch.no_grad()
@@ -37,7 +37,8 @@ def _moved(adapter: SuperLora) -> list[Form]:
     """Where ΔW is relative to its start, the factors of both side by side; [] if that is not smaller than ΔW."""
     starts = factored.factored(adapter.plan, adapter.not_trained().start_factors(adapter.plan))
     found: list[Form] = []
-    for now, start in zip(adapter.compute_factored(), starts, strict=True):
+    for now, first in zip(adapter.compute_factored(), starts, strict=True):
+        start = scaled(first, adapter.strength)
         if not (isinstance(now, LowRank) and isinstance(start, LowRank)):
             return []
         left, right = torch.cat([now.left, -start.left], 1), torch.cat([now.right, start.right])
@@ -57,7 +58,7 @@ def _is_hadamard(plan: Plan) -> bool:
 
 def _hadamard(adapter: SuperLora) -> list[Form]:
     found: dict[int, Form] = {}
-    factors, scale = adapter.all_factors(), adapter.config.scale
+    factors, scale = adapter.all_factors(), adapter.config.scale * adapter.strength
     for bucket in adapter.plan.buckets:
         pairs = []
         for unit in bucket.units:

@@ -23,7 +23,7 @@ from superlora_cli.adapter.shapes import Plan
 from superlora_cli.adapter.sharing import Kept, Sharing
 from superlora_cli.adapter.shown import Warned
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Dense, Update, without_graph
+from superlora_cli.adapter.updates import Dense, Update, scaled, without_graph
 from superlora_cli.errors import RunError, UsageError
 
 UNCHOSEN = -1
@@ -50,7 +50,10 @@ class SuperLora(nn.Module):
             model, and the base's own are here.
         also: the same for the tensors that the knob `also` trains.
         tuned: the indices of the targets whose updates get gradients; None: of all.
+        strength: a number that ΔW is multiplied by, for merging and export; no file has it.
     """
+
+    strength: float = 1.0
 
     def __init__(
         self,
@@ -123,12 +126,15 @@ class SuperLora(nn.Module):
         frozen = self.not_trained()
         with torch.autocast(frozen.device.type, enabled=False):
             made = deltas(self.plan, dict(self.factors.items()), frozen)
+        if self.strength != 1:
+            made = [delta * self.strength for delta in made]
         return [delta.view(target.shape) for delta, target in zip(made, self.targets, strict=True)]
 
     def compute_factored(self) -> list[Update]:
         """The updates as products of factors, where `factored.why_not_factored` is None."""
         with torch.autocast(self.not_trained().device.type, enabled=False):
-            return factored.factored(self.plan, self.all_factors())
+            made = factored.factored(self.plan, self.all_factors())
+        return made if self.strength == 1 else [scaled(update, self.strength) for update in made]
 
     def all_factors(self) -> dict[str, Tensor]:
         """{C, A} by name, those that are not trained too."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -161,6 +161,16 @@ class Hadamard:
 Linear = Dense | LowRank | Kronecker
 Update = Linear | Activated
 Form = Linear | Hadamard  # what files hold
+AnyForm = TypeVar("AnyForm", bound=Update | Form)
+
+
+def scaled(form: AnyForm, factor: float) -> AnyForm:
+    """The update times a number."""
+    if isinstance(form, Dense):
+        return cast(AnyForm, Dense(form.delta * factor))
+    if isinstance(form, Hadamard):
+        return cast(AnyForm, Hadamard(scaled(form.left, factor), form.right))
+    return replace(form, left=form.left * factor)
 
 
 def on_other_tensors(update: Update, other: Callable[[Tensor], Tensor]) -> Update:

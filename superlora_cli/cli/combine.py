@@ -21,7 +21,10 @@ def command(
     results: Annotated[list[Path], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Run folders or adapter files.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="Factor for each adapter, e.g. 0.5,0.5; default: the mean.")
+        str | None,
+        typer.Option(
+            help="Factor for each adapter, e.g. 0.5,0.5 (default: the mean), and for some weights, PATTERN=0.5."
+        ),
     ] = None,
     to: Annotated[
         str, typer.Option(help="adapter (a LoRA for eval and merge), or a format of export, such as delta.")
@@ -37,11 +40,15 @@ def command(
 
     Of trained heads, the weighted mean is taken, or for formats without heads none; the output says which.
     """
-    numbers = None if weights is None else [_number(part) for part in weights.split(",")]
+    given = [] if weights is None else weights.split(",")
+    numbers = [_number(part) for part in given if "=" not in part] or None
+    parts = {name: _number(part) for name, _, part in (part.rpartition("=") for part in given if "=" in part)}
     with loading():
         from superlora_cli.commands.combine import combine
 
-    done = combine(results, out, weights=numbers, to=to, rank=rank, energy=energy, force=force, tell=writing(out))
+    done = combine(
+        results, out, weights=numbers, parts=parts, to=to, rank=rank, energy=energy, force=force, tell=writing(out)
+    )
     if as_json:
         print_json(done)
         return
@@ -50,7 +57,7 @@ def command(
         rows.append(("parameters", f"{done['params']:,}"))
     if done["head"]:
         rows.append(("head", HEADS[done["head"]]))
-    print_pairs(to, rows)
+    print_pairs(to, [*rows, *(("note", note) for note in done.get("notes", ()))])
     if "weights" in done:
         print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")
 

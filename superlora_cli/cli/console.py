@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,12 @@ def print_pairs(title: str, rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(Text(printable(name)), Text(printable(value), overflow="fold"))
     print_table(table)
+
+
+def loaded_by(done: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows on how a written file is used: the line that loads it, and that for its images if it has one."""
+    names = {"load": "load it with", "preprocess": "see images by"}
+    return [(name, done[key]) for key, name in names.items() if key in done]
 
 
 def print_errors(weights: Sequence[dict[str, Any]], whole: float, hint: str, *, shown: int = 12) -> None:

@@ -32,7 +32,8 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Plot the confusion matrix to a file (.svg, .png, .pdf).")
     ] = None,
     predict: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Instead, predict the classes of the images in this folder.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Instead, predict the classes of the images in this folder, or of an image."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -49,7 +50,10 @@ def command(
         ),
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="Network whose features --against compares: inception (default) or digits.")
+        str | None,
+        typer.Option(
+            help="Network of --against's features: inception (default) or digits; none, with --dino or --clip."
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of Inception; default: those in torch hub's cache.")
@@ -120,7 +124,7 @@ def command(
     given.refuse((*MEASURES, *SAMPLING), "needs --against", "--against digits:test")
     if predict is not None:
         given.refuse(("plot",), "--predict has no true classes to plot", "leave out one of the two")
-        file = out or Path(f"{predict.resolve().name}.csv")
+        file = out or Path(f"{predict.resolve().stem if predict.is_file() else predict.resolve().name}.csv")
         _predict(path, predict, file, words, force=force, allow_mismatch=allow, as_json=as_json)
         return
     given.refuse(("out",), "needs --predict or --against", "--plot FILE writes the confusion matrix")

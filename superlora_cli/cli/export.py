@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from superlora_cli.cli.console import ENOUGH_ENERGY, loading, print_errors, print_json, print_pairs, writing
+from superlora_cli.cli.console import ENOUGH_ENERGY, loaded_by, loading, print_errors, print_json, print_pairs, writing
 from superlora_cli.formats.known import FORMATS
 
 KNOWN = ", ".join(f"{name} ({form.description})" for name, form in FORMATS.items())
@@ -28,6 +28,7 @@ def command(
             help="Write LoRA that keeps this share of ‖ΔW‖²; default: all where the format has room, else 0.99."
         ),
     ] = None,
+    scale: Annotated[float, typer.Option(metavar="S", help="Write S times the update; not the head.")] = 1.0,
     images: Annotated[
         int | None,
         typer.Option(metavar="N", help="For text to image: compare N images by the file with those by the adapter."),
@@ -50,19 +51,20 @@ def command(
         from superlora_cli.commands.export import export
 
     done = export(
-        result, out, to=to, rank=rank, energy=energy, force=force, images=images, prompt=prompt, tell=writing(out)
-    )
+        result, out, to=to, rank=rank, energy=energy, scale=scale, force=force, images=images, prompt=prompt,
+        tell=writing(out),
+    )  # fmt: skip
     if as_json:
         print_json(done)
         return
     size = f"  {done['bytes']:,} bytes" if "bytes" in done else ""
-    rows = [("output", done["output"] + size), ("load it with", done["load"])]
+    rows = [("output", done["output"] + size), *loaded_by(done)]
     if "weights" in done:
         rows[1:1] = [("the adapter", f"{done['adapter_bytes']:,} bytes"), *_forms(done)]
     if "images" in done:
         told = done["images"]
         rows.append((f"{told['num']} images", f"differ by {told['difference']:.2%} of the range, “{told['prompt']}”"))
-    print_pairs(to, rows)
+    print_pairs(to, [*rows, *(("note", note) for note in done.get("notes", ()))])
     if "weights" in done:
         others = " or ".join(name for name, form in FORMATS.items() if not (form.lora or form.products))
         exact = "without a limit it" if FORMATS[to].forms else f"--to {others}"

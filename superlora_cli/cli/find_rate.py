@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,9 @@ def command(
     if as_json:
         print_json(found)
         return
-    command = ["superlora train", recipe, *(overrides or ()), f"train.optimizer.lr={found['rate']:g}"]
-    rows = [("learning rate", f"{found['rate']:g}"), ("train with it", " ".join(command))]
+    command = ["superlora", "train", recipe, *(overrides or ()), f"train.optimizer.lr={found['rate']:g}"]
+    rows = [("learning rate", f"{found['rate']:g}"), ("train with it", shlex.join(command))]
+    rows += [("note", note) for note in found.get("notes", [])]
     if plot:
         rows.append(("picture", found["plot"]))
     print_pairs(recipe, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,10 +66,8 @@ def command(
             from superlora_cli.commands.init_texts import starting_text_recipe
 
         texts = starting_text_recipe(model, data, file, pretrained=pretrained)
-        for note in texts.notes:
-            stderr_console().print(note, markup=False, soft_wrap=True)
         about = ("training texts", f"{texts.texts:,}, in sequences of {texts.length:,} tokens")
-        check = ("look at it", f"superlora preview {file}")
+        check = ("look at it", f"superlora preview {shlex.quote(str(file))}")
         _write(file, texts, {"texts": texts.texts, "length": texts.length}, about, check, force=force, as_json=as_json)
         return
     if data.is_file():
@@ -79,7 +78,7 @@ def command(
 
     start = starting_recipe(model or IMAGES, data, file, pretrained=pretrained, image_size=image_size)
     about = ("classes, training images", f"{start.classes:,}, {start.images:,}")
-    check = ("check it", f"superlora train {file} --dry-run")
+    check = ("check it", f"superlora train {shlex.quote(str(file))} --dry-run")
     _write(file, start, {"classes": start.classes, "images": start.images}, about, check, force=force, as_json=as_json)
 
 
@@ -96,8 +95,10 @@ def _write(
     from superlora_cli.files import write_atomic
 
     write_atomic(file, start.text, force=force)
+    for note in start.notes:
+        stderr_console().print(note, markup=False, soft_wrap=True)
     if as_json:
         print_json({"recipe": str(file), **counts, "params": {"adapter": start.adapter, "head": start.head}})
         return
     parameters = ("parameters", f"{start.adapter:,} adapter, {start.head:,} head")
-    print_pairs(f"wrote {file}", [about, parameters, check, ("train it", f"superlora train {file}")])
+    print_pairs(f"wrote {file}", [about, parameters, check, ("train it", f"superlora train {shlex.quote(str(file))}")])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
+from superlora_cli.cli.console import loaded_by, loading, print_json, print_pairs, stderr_console
 
 
 def command(
@@ -21,6 +21,7 @@ def command(
         typer.Option(help="Weights to merge into: a file or a folder of shards; default: the recipe's model."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's.")] = None,
+    scale: Annotated[float, typer.Option(metavar="S", help="Merge S times the update; not the head.")] = 1.0,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check that merged and adapted model agree.")
     ] = True,
@@ -48,6 +49,7 @@ def command(
         console,
         base=base,
         dtype=dtype,
+        scale=scale,
         verify=verify,
         unmerge=unmerge,
         force=force,
@@ -65,5 +67,5 @@ def command(
     if done["verified"]:
         what = f"largest difference {done['compared']}"
         rows.append((what, f"{done['max_abs_error']:.2e} on {done['verified_on']}"))
-    rows.append(("load it with", done["load"]))
+    rows += loaded_by(done)
     print_pairs("unmerged" if unmerge else "merged", rows)

@@ -26,8 +26,8 @@ def command(
 ) -> None:
     """Show the images or texts that a recipe trains on.
 
-    These are the first of training, as the model sees them: images cropped, augmented and mixed, with labels; texts as
-    they are cut into tokens, with what is learned of them. No weights are read.
+    These are the first of training, as the model sees them: images cropped, augmented and mixed, with labels or
+    captions; texts as they are cut into tokens, with what is learned of them. No weights are read.
     """
     from superlora_cli.commands.previews import PREVIEWS
     from superlora_cli.errors import UsageError

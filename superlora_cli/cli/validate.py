@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -39,4 +40,5 @@ def command(
     else:
         for line in warnings:
             typer.echo(f"warning: {line}")
-        typer.echo(f"{find_recipe(recipe)}: valid. superlora train {recipe} --dry-run counts what it would train.")
+        counts = f"superlora train {shlex.quote(recipe)} --dry-run counts what it would train"
+        typer.echo(f"{find_recipe(recipe)}: valid. {counts}.")

@@ -122,15 +122,19 @@ def _recipe(stored: dict[str, StoredAdapter], files: dict[str, Path], overrides:
     if not TASKS[recipe.task].tells_classes:
         raise UsageError(f"{recipe.task} predicts no classes", where=str(files[first]), hint="task: classification")
     for name, other in recipes.items():
-        for what, ours, theirs in (
-            ("task", recipe.task, other.task),
-            ("base", recipe.model, other.model),
-            ("image size", recipe.data.image_size, other.data.image_size),
-        ):
+        for what, ours, theirs in (("task", recipe.task, other.task), ("base", recipe.model, other.model)):
             if ours != theirs:
                 message = f"has another {what} than {first}"
                 raise MismatchError(message, where=str(files[name]), hint="one table for each base")
+        if other.data.image_size != recipe.data.image_size:
+            sizes = " and ".join(_size(one) for one in (other, recipe))
+            message = f"is for another image size than {first}: {sizes}"
+            raise MismatchError(message, where=str(files[name]), hint="one table for each image size")
     return recipe
+
+
+def _size(recipe: Recipe) -> str:
+    return f"{recipe.data.image_size or 'the own size of its base'}"
 
 
 def _batches(names: Sequence[str], size: int) -> Iterator[tuple[str, list[int]]]:

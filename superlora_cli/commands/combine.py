@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from superlora_cli.adapter import store
 from superlora_cli.adapter.combine import Term, as_lora, total, union
 from superlora_cli.adapter.lowrank import Approximation, approximate, check_limits, nearest, whole_error
 from superlora_cli.adapter.store import StoredAdapter
 from superlora_cli.adapter.targets import Target
-from superlora_cli.adapter.updates import Form, Linear
+from superlora_cli.adapter.updates import Form, Linear, scaled
 from superlora_cli.commands.export import check_options, check_parts, check_place
 from superlora_cli.errors import MismatchError, UsageError, did_you_mean
 from superlora_cli.files import check_output, write_atomic
@@ -54,6 +54,7 @@ def combine(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
+    parts: Mapping[str, float] | None = None,
     to: str = ADAPTER,
     rank: int | None = None,
     energy: float | None = None,
@@ -65,6 +66,8 @@ def combine(
     Args:
         paths: run folders or adapter files, of any method.
         weights: one per adapter; default: their mean. A weight of 0 leaves an adapter out.
+        parts: target pattern → a number that all ΔW of the weights that it matches are multiplied by, too; of several
+            patterns that match a weight, the last counts.
         to: `adapter`, of method lora: exact if every adapter has factors for each weight, else limited by rank or
             energy (see `adapter.lowrank.approximate`); or a format of `export`, but for merged weights.
         force: overwrite `out`.
@@ -73,8 +76,8 @@ def combine(
     Returns:
         output, to, bytes, params (of an adapter, or of ΔW), head (`mean`, `kept`, `left out`; None: no adapter has a
         trained one); where rank can be limited also weights (name, rank and
-        error of each) and error (of all together). A single adapter with weight 1 and no limits is copied byte for
-        byte.
+        error of each) and error (of all together); notes, if any, as of `export`. A single adapter with weight 1 and no
+        limits is copied byte for byte.
 
     Raises:
         UsageError: the weights do not fit the adapters, or the output exists. MismatchError: the adapters have
@@ -97,25 +100,26 @@ def combine(
     read = [read_adapter(file) for file in files]
     for adapter in read:
         check_update(adapter, hint="only ΔW and heads can be added up")
-    parts = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
-    terms = [Term(weight, adapter.targets, adapter.updates()) for weight, adapter in parts]
-    first = parts[0][1]
+    added = [(weight, adapter) for weight, adapter in zip(factors, read, strict=True) if weight]
+    first = added[0][1]
     recipe = _recipe_of_all(read, first)
+    shapes = first.base if recipe is first.recipe else open_base(recipe, first.stored, weights=False)
+    factor = _factors(shapes.model, parts or {}, [target for _, adapter in added for target in adapter.targets])
+    terms = [Term(weight, adapter.targets, _times(adapter, factor)) for weight, adapter in added]
     targets, patterns, base = _common_base(read, terms, first, recipe)
-    if len(parts) == 1 and parts[0][0] == 1 and to == ADAPTER and rank is None and energy is None:
+    if len(added) == 1 and added[0][0] == 1 and not parts and to == ADAPTER and rank is None and energy is None:
         write_atomic(out, first.path.read_bytes(), force=force)
-        return _about(out, to, first.adapter.plan.params, _exact(first.targets) | {"head": _fate(parts, kept=True)})
+        return _about(out, to, first.adapter.plan.params, _exact(first.targets) | {"head": _fate(added, kept=True)})
     sums = [total(target, terms) for target in targets]
     if to != ADAPTER:
         form = FORMATS[to]
-        stored = replace(first.stored, base=base, head=_head(parts) if form.head else {})
-        shapes = first.base if recipe is first.recipe else open_base(recipe, first.stored, weights=False)
+        stored = replace(first.stored, base=base, head=_head(added) if form.head else {})
         whole = Sum(first.path, stored, first.recipe, shapes, first.adapter, tuple(targets), sums)
         check_parts(to, whole)
         done = form.write(whole, out, Options(rank, energy, force, tell))
         params = {} if form.lora else {"params": sum(target.flat.elements for target in targets)}
-        told: dict[str, Any] = {key: done[key] for key in ("weights", "error") if key in done}
-        told["head"] = _fate(parts, kept=form.head)
+        told: dict[str, Any] = {key: done[key] for key in ("weights", "error", "notes") if key in done}
+        told["head"] = _fate(added, kept=form.head)
         return {"output": str(out), "to": to, "bytes": done["bytes"], **params, **told}
     found = _limited(sums, targets, rank, energy)
     config, tensors = as_lora([one.update for one in found], targets, rank=max(one.rank for one in found))
@@ -125,6 +129,7 @@ def combine(
         ],
         "error": whole_error((one.norm, one.error) for one in found),
     }
+    scaled_parts = {"parts": dict(parts)} if parts else {}
     section = AdapterSection(method="lora", targets=list(patterns), rank=config.scale_rank)
     made = StoredAdapter.of(
         replace(config, seed=first.stored.config.seed),
@@ -133,12 +138,12 @@ def combine(
         patterns=patterns,
         base=(base["name"], base["sha256"], base["dtype"]),
         recipe=first.recipe.model_copy(update={"adapter": section}).to_dict(),
-        head=_head(parts),
+        head=_head(added),
         classes=first.stored.classes,
-        origin={"combined": [_source(weight, adapter) for weight, adapter in parts], **errors},
+        origin={"combined": [_source(weight, adapter) for weight, adapter in added], **scaled_parts, **errors},
     )
     made.save(out, force=force)
-    errors["head"] = _fate(parts, kept=True)
+    errors["head"] = _fate(added, kept=True)
     return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 
@@ -179,6 +184,43 @@ def _recipe_of_all(read: Sequence[Stored], first: Stored) -> Recipe:
     if patterns == first.stored.patterns:
         return first.recipe
     return first.recipe.model_copy(update={"adapter": AdapterSection(targets=list(patterns))})
+
+
+def _factors(
+    model: nn.Module, parts: Mapping[str, float], targets: Sequence[Target]
+) -> dict[tuple[str, int, int], float]:
+    """Module and rows of the targets that patterns match → the number of the last pattern.
+
+    Raises:
+        UsageError: a number is not finite, or a pattern matches no target, or a part of one.
+    """
+    found = {}
+    for pattern, number in parts.items():
+        if not math.isfinite(number):
+            raise UsageError(f"the weight of {pattern} is not finite", where="--weights", hint="a number, e.g. 0.5")
+        try:
+            rows = expand(model, [pattern])
+        except UsageError as error:
+            raise UsageError(error.message, where="--weights", hint=error.hint) from None
+        own = [(t, row) for t in targets for row in rows if t.module == row.module and _overlap(t, row)]
+        if not own:
+            raise UsageError(f"'{pattern}' matches no weight that is adapted", where="--weights", hint="other weights")
+        for target, row in own:
+            if not row.start <= target.start < target.stop <= row.stop:
+                what = f"'{pattern}' matches a part of {target.name} only"
+                raise UsageError(what, where="--weights", hint="all its rows")
+            found[target[:3]] = number
+    return found
+
+
+def _overlap(one: Target, other: Target) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
+def _times(adapter: Stored, factors: Mapping[tuple[str, int, int], float]) -> list[Linear]:
+    """The updates of an adapter, those of some targets times a number."""
+    updates = zip(adapter.targets, adapter.updates(), strict=True)
+    return [scaled(update, factors[target[:3]]) if target[:3] in factors else update for target, update in updates]
 
 
 def _common_base(

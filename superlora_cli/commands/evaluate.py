@@ -12,9 +12,10 @@ from superlora_cli.errors import UsageError
 from superlora_cli.files import read_json
 from superlora_cli.opening.build import build_from_file, stored_recipe
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.reading import OTHER_DATA
+from superlora_cli.tasks.reading import other_data
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import join
 
@@ -36,7 +37,10 @@ def evaluate(
     if plot is not None and not plot.parent.is_dir():
         raise UsageError("no such folder", where=str(plot.parent), hint="create it first")
     file = resolve_result(path)
-    built = build_from_file(file, overrides, allow_mismatch=allow_mismatch)
+    built, trained = build_from_file(file, overrides, allow_mismatch=allow_mismatch), stored_recipe(file)
+    known = read_json(file.parent / "run.json").get("data", "")
+    if _source(built.recipe) != _source(trained):
+        built.trained_on = known
     kind = task_of(built.recipe)
     if plot is not None and not kind.confuses:
         labelled = TASKS[built.recipe.task].tells_classes
@@ -57,19 +61,29 @@ def evaluate(
             "data": built.recipe.data.name,
             "model": built.recipe.model.name,
             "params": built.params["adapter"],
-            "notes": [*filter(None, (built.base.note, *task.splits.notes)), *_doubts(file, task)],
+            "notes": [*filter(None, (built.base.note, *task.splits.notes)), *_doubts(task, trained, known)],
         }
     finally:
         processes.end()
 
 
-def _doubts(file: Path, task: Work) -> Iterator[str]:
-    """Warn if the data are not those of training or if test images were trained on, as far as that can be known."""
-    trained, splits = stored_recipe(file), task.splits
-    known = read_json(file.parent / "run.json").get("data", splits.fingerprint)
-    if known != splits.fingerprint:
-        yield f"the data changed since training ({known[:12]}…, now {splits.fingerprint[:12]}…): {OTHER_DATA}"
-    elif trained.data == task.recipe.data:
+def _source(recipe: Recipe) -> tuple[str, str, str | None]:
+    """What says which data a recipe means."""
+    return recipe.data.name, recipe.data.root, recipe.data.config
+
+
+def _doubts(task: Work, trained: Recipe, known: str) -> Iterator[str]:
+    """Warn if the data changed since training or if test images were trained on, as far as that can be known.
+
+    Args:
+        known: the fingerprint of the data of training, "" if unknown.
+    """
+    splits = task.splits
+    changed = bool(known) and known != splits.fingerprint
+    if changed and task.built.trained_on is None:
+        what = f"the data changed since training ({known[:12]}…, now {splits.fingerprint[:12]}…)"
+        yield f"{what}: {other_data(TASKS[task.recipe.task].elements)}"
+    elif not changed and trained.data == task.recipe.data:
         return
     with suppress(UsageError):  # the training data are gone
         seen = seen_in_training(splits.test, task.read(trained).train)

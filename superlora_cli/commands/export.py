@@ -8,7 +8,7 @@ from typing import Any
 
 from superlora_cli.adapter.lowrank import check_limits
 from superlora_cli.commands.image_difference import check_images, image_difference
-from superlora_cli.commands.merge import merge
+from superlora_cli.commands.merge import check_scale, merge
 from superlora_cli.errors import UsageError
 from superlora_cli.files import check_output
 from superlora_cli.formats.format import Options, nothing
@@ -25,6 +25,7 @@ def export(
     to: str,
     rank: int | None = None,
     energy: float | None = None,
+    scale: float = 1.0,
     force: bool = False,
     images: int | None = None,
     prompt: str | None = None,
@@ -35,6 +36,7 @@ def export(
     Args:
         to: a name in `FORMATS`, e.g. a merged file for timm, a folder for PEFT, a file for ComfyUI, or ΔW itself.
         rank, energy: limits of the LoRA formats, see `adapter.lowrank.approximate`.
+        scale: a number that ΔW is multiplied by; not the head.
         force: overwrite `out`.
         images: this many images are generated with the adapter and with the file, and compared.
         prompt: of these images, see `image_difference`.
@@ -42,7 +44,8 @@ def export(
 
     Returns:
         output, to and load; bytes, except for timm; for the LoRA formats also adapter_bytes, weights (name, rank and
-        error of each, and its form where there are several) and error (of all together); `images` as asked for.
+        error of each, and its form where there are several) and error (of all together); notes on what could not be
+        checked, if any; `images` as asked for.
 
     Raises:
         UsageError: the format is unknown, the output exists, the format is exact but limits are given, the other
@@ -50,13 +53,15 @@ def export(
     """
     form = FORMATS.named(to, where="--to")
     check_options(to, rank, energy)
+    check_scale(scale)
     path = resolve_result(path)
     if form.merged:
-        return {"to": to, **merge(path, out, force=force)}
+        return {"to": to, **merge(path, out, scale=scale, force=force)}
     check_place(to, out, force=force)
     adapter = read_adapter(path)
     check_update(adapter, hint="--to timm writes all of it")
     check_parts(to, adapter)
+    adapter.adapter.strength = scale
     if images is not None:
         check_images(adapter.base, images, to, exact=not form.lora)
     done = {"to": to, "output": str(out), **form.write(adapter, out, Options(rank, energy, force, tell))}

@@ -10,6 +10,7 @@ from rich.console import Console
 from superlora_cli.analysis.pictures import picture_kind
 from superlora_cli.analysis.rate_curve import draw
 from superlora_cli.opening.build import build_for_training
+from superlora_cli.recipe.defaults import default_rate
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import task_of
 from superlora_cli.training.display import Display
@@ -21,7 +22,7 @@ def find_rate(recipe: Recipe, console: Console, *, plot: Path | None = None) -> 
     """Suggest a value for `train.optimizer.lr`, ignoring the recipe's own; writes nothing except the plot.
 
     Returns:
-        rate, curve ([rate, smoothed loss] for every step) and plot.
+        rate, curve ([rate, smoothed loss] for every step) and plot; notes, where the rate is doubtful.
 
     Raises:
         UsageError: the recipe is wrong, or the plot cannot be written. RunError: no rate is found.
@@ -40,4 +41,6 @@ def find_rate(recipe: Recipe, console: Console, *, plot: Path | None = None) -> 
             processes.on_main(lambda: draw(plot, found.curve, found.proposed))
     finally:
         processes.end()
-    return {"rate": found.proposed, "curve": found.curve, "plot": None if plot is None else str(plot)}
+    doubt = found.doubt(default_rate(recipe))
+    done = {"rate": found.proposed, "curve": found.curve, "plot": None if plot is None else str(plot)}
+    return {**done, "notes": [doubt]} if doubt else done

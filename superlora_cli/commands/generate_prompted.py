@@ -113,7 +113,7 @@ def generate_prompted(
     """
     folder = ImagesFolder(out)
     folder.check(force=force)
-    check_start(num=num, batch_size=batch_size)
+    check_start(num=num, batch_size=batch_size, steps=steps)
     recipe, scales = recipe_of_source(source, overrides), read_scales(scale)
     captions = captions_of(recipe, "test") if in_turn and not (prompts or prompts_file) else prompts
     chosen = read_prompts(captions, prompts_file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from superlora_cli.commands.starting import build_start, first_targets, inline
 from superlora_cli.data.folder import list_folder
 from superlora_cli.data.known import is_embedded
 from superlora_cli.data.labelled import find_tables, list_table
+from superlora_cli.data.sizes import folder_sizes
 from superlora_cli.errors import UsageError
 from superlora_cli.models.base import Base
 from superlora_cli.models.heads import classifiers
@@ -24,8 +26,10 @@ from superlora_cli.models.patterns import CONVOLUTIONS
 from superlora_cli.models.targets import weights_of
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.defaults import HEAD_RATE
+from superlora_cli.recipe.schema import DataSection
 from superlora_cli.recipe.yaml import parse_yaml
 from superlora_cli.tasks.images import refusal
+from superlora_cli.tasks.reading import SPARES
 
 EPOCHS, FEWEST, MOST = 20, 300, 5000  # epochs; fewest and most steps
 BATCH, EVALUATIONS = 64, 10
@@ -64,7 +68,9 @@ class Start:
 
     Attributes:
         text: the YAML.
+        images: number of training images, without those held out.
         adapter, head: numbers of trained parameters.
+        notes: on the data, one line each.
     """
 
     text: str
@@ -72,6 +78,7 @@ class Start:
     images: int
     adapter: int
     head: int
+    notes: tuple[str, ...]
 
 
 def starting_recipe(
@@ -90,20 +97,18 @@ def starting_recipe(
     if not data.is_dir():
         hint = "give a folder with one sub-folder of images per class, or with train and test folders of such"
         raise UsageError("no such folder", where=str(data), hint=hint)
-    classes, (train, validation, test) = list_table(data) if find_tables(data) else list_folder(data)
-    images = len(train or [])
-    held_out = (validation is None) + (test is None)
-    left = images - held_out * round(0.1 * images)
-    batch = min(BATCH, max(1, left))
-    steps = min(MOST, max(FEWEST, round(EPOCHS * left / batch)))
+    classes, (_, _, test) = list_table(data) if find_tables(data) else list_folder(data)
+    sizes = folder_sizes(data, DataSection(name=str(data), validation=0.1, split="content"))
+    images, judged = sizes["train"], sizes["validation"]
+    batch = min(BATCH, max(1, images))
+    steps = min(MOST, max(FEWEST, round(EPOCHS * images / batch)))
     every = max(1, steps // EVALUATIONS)
-    judged = round(0.1 * images) if validation is None else len(validation)
     folder = f"./{data}" if is_embedded(str(data)) else str(data)  # not the embedded data of the same name
     settings: dict[str, Any] = {
-        "model": model, "data": data, "file": file, "classes": len(classes), "images": images,
+        "model": model, "data": data, "file": shlex.quote(str(file)), "classes": len(classes), "images": images,
         "model_yaml": inline(model), "data_yaml": inline(folder), "pretrained": inline(pretrained),
         "workers": min(8, (os.cpu_count() or 1) - 1), "test": ", a tenth to test it" if test is None else "",
-        "steps": steps, "epochs": steps * batch / max(1, left), "batch": batch, "every": every,
+        "steps": steps, "epochs": steps / max(1, images // batch), "batch": batch, "every": every,
         "evaluation": f"{{every: {every}}}   # the best of these steps is kept" if judged >= ENOUGH else
         f"{{}}   # at the end, whose step is kept: {judged} validation images are too few to choose one by",
         "precision": "bf16" if torch.cuda.is_available() else "fp32", "rate": RATE, "head_rate": HEAD_RATE,
@@ -122,7 +127,8 @@ def starting_recipe(
     built = first_targets(TEMPLATE, settings, (*TARGETS, _body(own)), lambda built: _share(built) >= LEAST)
     adapter, head = built.params["adapter"], built.params["head"]
     text = TEMPLATE.format(**settings | {"adapter": adapter, "head": head})
-    return Start(text, len(classes), images, adapter, head)
+    notes = tuple(f"the {split} split will be empty: {SPARES}" for split, size in sizes.items() if not size)
+    return Start(text, len(classes), images, adapter, head, notes)
 
 
 def _sized(own: Base, size: int, *, asked: bool) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretraine
     more = "" if packs or labelled else "\n  pack: false   # the model cannot keep texts in one sequence apart"
     place = f"./{data}" if is_embedded(str(data)) else str(data)  # not the embedded data of the same name
     settings: dict[str, Any] = {
-        "model": model, "data": data, "file": file, "texts": len(rows), "model_yaml": inline(model),
+        "model": model, "data": data, "file": shlex.quote(str(file)), "texts": len(rows), "model_yaml": inline(model),
         "data_yaml": inline(place), "learned": " and ".join(LEARNED[kind] for kind in LEARNED if kind in kinds),
         "head": (", head: new" if labelled else "") + ("" if pretrained else ", pretrained: false"),
         "held": HELD[(source.validation is None) + (source.test is None)],

@@ -16,7 +16,7 @@ from superlora_cli.commands.generate import recipe_of_source
 from superlora_cli.commands.generators import generator_of
 from superlora_cli.errors import UsageError
 from superlora_cli.files import write_json
-from superlora_cli.generation.extractors import load_extractor
+from superlora_cli.generation.extractors import Extractor, load_extractor
 from superlora_cli.generation.features import extract
 from superlora_cli.generation.image_sets import ImageSet, in_words, parse_reference, read_images, read_split
 from superlora_cli.generation.metrics import Knobs, class_accuracy, notes
@@ -26,6 +26,7 @@ from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection, Recipe
 
 STANDARD = Knobs()
+NONE = "none"  # in place of an extractor: only similarities are measured
 SAMPLES = "samples"  # in a run folder: the images that were measured
 KEYS = ("data.", "eval.batch_size", "train.device")  # recipe keys that apply without a model
 
@@ -109,7 +110,7 @@ def measure_run(
         raise UsageError(
             f"the task {recipe.task} generates no images", where=source, hint="superlora eval without --against"
         )
-    load_extractor(extractor, weights)  # fails before images are generated if anything is missing
+    _network(extractor, weights, dino, clip)  # fails before images are generated if anything is missing
     for name, where in ((dino, "--dino"), (clip, "--clip")):
         if name:
             load_judge(name, where)
@@ -167,7 +168,7 @@ def measure(
     Args:
         images: the folder; file names or its manifest give the intended class of each image.
         against: data set and split, or a folder of real images of the same size.
-        extractor: `inception` or `digits`.
+        extractor: `inception`, `digits`, or `none` where only `dino` and `clip` are measured.
         weights: file of Inception's weights.
         dino, clip: models of `generation.similarity`; None: without that metric.
 
@@ -179,28 +180,39 @@ def measure(
         UsageError: images, data or weights are missing or do not fit.
     """
     made = read_images(images)
-    network = load_extractor(extractor, weights)
+    network = _network(extractor, weights, dino, clip)
     real = _reference(against, made)
-    generated = extract(made, network, batch_size=batch_size, device=device)
-    reference = extract(real, network, batch_size=batch_size, device=device)
-
-    metrics, used = measure_features(generated, reference, STANDARD)
-    for name, features, shown in (("class_accuracy", generated, made), ("class_accuracy_reference", reference, real)):
-        asked = network.asked(shown.prompts) if shown.prompts else shown.classes
-        if asked is not None and network.classes:
-            metrics[name] = class_accuracy(features.logits, asked, network.classes)
+    metrics: dict[str, float | None] = {}
+    by: dict[str, Any] = {"extractor": NONE}
+    used: dict[str, Any] = {}
+    said: list[str] = []
+    if network is None:
+        digests = made.digest(), real.digest()
+    else:
+        generated = extract(made, network, batch_size=batch_size, device=device)
+        reference = extract(real, network, batch_size=batch_size, device=device)
+        metrics, used = measure_features(generated, reference, STANDARD)
+        for name, features, shown in (
+            ("class_accuracy", generated, made),
+            ("class_accuracy_reference", reference, real),
+        ):
+            asked = network.asked(shown.prompts) if shown.prompts else shown.classes
+            if asked is not None and network.classes:
+                metrics[name] = class_accuracy(features.logits, asked, network.classes)
+        layers = [network.logits, network.features]
+        by = {"extractor": network.name, "weights": network.weights, "layers": layers}
+        digests = generated.digest, reference.digest
+        said = notes(generated, reference, used, STANDARD)
     place = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if dino:
         metrics["dino_similarity"] = dino_similarity(dino, made, real, place)
     if clip:
         metrics["clip_similarity"] = clip_similarity(clip, made, place)
     settings = {
-        "extractor": network.name,
-        "weights": network.weights,
-        "layers": [network.logits, network.features],
+        **by,
         **{name: model for name, model in (("dino", dino), ("clip", clip)) if model},
-        "images_sha256": generated.digest,
-        "reference_sha256": reference.digest,
+        "images_sha256": digests[0],
+        "reference_sha256": digests[1],
         **used,
     }
     return {
@@ -210,8 +222,23 @@ def measure(
         "images": str(images),
         "reference": {"name": real.name, "n": len(real)},
         "settings": settings,
-        "notes": notes(generated, reference, used, STANDARD),
+        "notes": said,
     }
+
+
+def _network(extractor: str, weights: Path | None, dino: str | None, clip: str | None) -> Extractor | None:
+    """The extractor, if there is to be one.
+
+    Raises:
+        UsageError: it is unknown, its weights are missing, or there is nothing to measure without it.
+    """
+    if extractor != NONE:
+        return load_extractor(extractor, weights)
+    if weights is not None:
+        raise UsageError("there is no extractor", where="--weights", hint="leave it out, or --extractor inception")
+    if not (dino or clip):
+        raise UsageError("measures nothing", where="--extractor none", hint="add --dino MODEL or --clip MODEL")
+    return None
 
 
 def _reference(against: tuple[DataSection, str] | Path, made: ImageSet) -> ImageSet:

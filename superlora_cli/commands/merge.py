@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,18 +20,22 @@ from superlora_cli.commands.merge_job import MergeJob, open_job
 from superlora_cli.commands.merge_language import merge_language
 from superlora_cli.commands.merge_pipeline import merge_pipeline
 from superlora_cli.commands.verify import Found, compare_outputs, compare_tensors, unmerging_bound
+from superlora_cli.data.source import Look
 from superlora_cli.errors import MismatchError, UsageError
 from superlora_cli.files import check_output, replacing, replacing_folder
+from superlora_cli.models.base import Base
 from superlora_cli.models.language import is_language
 from superlora_cli.models.pipelines import is_pipeline
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.opening.model_file import read_model
 from superlora_cli.opening.results import resolve_result
+from superlora_cli.tasks import TASKS
 from superlora_cli.weights.copying import BESIDE, FromFiles, Source
 from superlora_cli.weights.display import WritingDisplay
 from superlora_cli.weights.reading import open_weights
 from superlora_cli.weights.writing import Draft
 
+SUFFIX = ".safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,6 +46,7 @@ def merge(
     *,
     base: Path | None = None,
     dtype: str | None = None,
+    scale: float = 1.0,
     verify: bool = True,
     unmerge: bool = False,
     force: bool = False,
@@ -54,6 +60,7 @@ def merge(
         console: where to show progress; None: nowhere.
         base: the weights to merge into: a file, an index of shards, or a folder; default: the recipe's base.
         dtype: of the floating-point tensors written; default: as stored.
+        scale: a number that ΔW is multiplied by; not the head.
         verify: compare the outputs of the merged and the adapted model, or the tensors if no model can be built.
         unmerge: subtract ΔW from `base`, a merged file; its head is not restored.
         force: overwrite `out`.
@@ -62,7 +69,8 @@ def merge(
     Returns:
         output, tensors_changed, verified, max_abs_error, compared (what was) and verified_on (which data), both None
         if not verified, rounding_bound (with `unmerge`), dequantised (with `dequantise`: from what, to which dtype),
-        and load, a line of Python that loads the file.
+        load, a line of Python that loads the file, and, for a classifier of images, preprocess, one that makes the
+        transform of its images.
 
     Raises:
         UsageError: the output exists, the dtype is unknown, a file cannot be read, or the base is quantised (without
@@ -71,10 +79,11 @@ def merge(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'", where="--dtype", hint="one of " + ", ".join(DTYPES))
+    check_scale(scale)
     adapter, cast = resolve_result(path), DTYPES[dtype] if dtype else None
     if unmerge and base is None:
         raise UsageError("--unmerge needs the merged file", where="--base", hint="--base MERGED.safetensors")
-    section = _model_of(adapter)
+    section = _model_of(adapter, scale)
     name, quantize = str(section.get("name", "")), section.get("quantize")
     if quantize and not dequantise:
         hint = "--dequantise writes all weights in the precision of the others, or --dtype"
@@ -89,9 +98,11 @@ def merge(
             if base is not None:
                 hint = "leave it out: it is merged into the one of its recipe"
                 raise UsageError(f"does not apply to a {what}", where="--base", hint=hint)
-            return into(adapter, out, dtype=cast, verify=verify, force=force, allow_mismatch=allow_mismatch)
+            return into(
+                adapter, out, dtype=cast, scale=scale, verify=verify, force=force, allow_mismatch=allow_mismatch
+            )
     _check_output(out, base, force)
-    with open_job(adapter, base, cast, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
+    with open_job(adapter, base, cast, scale=scale, unmerge=unmerge, allow_mismatch=allow_mismatch) as job:
         if unmerge and (job.stored.also or not job.targets):
             what = f"{len(job.stored.also)} tensors" if job.stored.also else "the head"
             raise UsageError(f"the adapter replaces {what} of the base, which cannot be restored from a merged file",
@@ -112,16 +123,30 @@ def merge(
             "verified_on": found.over if found else None,
             **({"rounding_bound": bound} if unmerge else {}),
             "load": _loading(job, out),
+            **({"preprocess": _preprocessing(job.shapes[1])} if job.shapes and _is_classifier(job.shapes[1]) else {}),
         }
 
 
-def _model_of(file: Path) -> Mapping[str, Any]:
+def check_scale(scale: float) -> None:
+    """Refuse a number that ΔW cannot be multiplied by.
+
+    Raises:
+        UsageError: it is not finite.
+    """
+    if not math.isfinite(scale):
+        raise UsageError(f"{scale} is not finite", where="--scale", hint="a number, e.g. 0.7")
+
+
+def _model_of(file: Path, scale: float) -> Mapping[str, Any]:
     """The model in the recipe of an adapter, or of a model that was trained itself.
 
     Raises:
-        UsageError: it is neither, or an adapter without a ΔW.
+        UsageError: it is neither, an adapter without a ΔW, or to be scaled and more than a ΔW and a head.
     """
     found = read_model(file) or store.load(file)
+    if scale != 1 and (not isinstance(found, store.StoredAdapter) or found.also):
+        what = "it has tensors that were trained directly, not by a ΔW"
+        raise UsageError(what, where="--scale", hint="leave it out")
     if isinstance(found, store.StoredAdapter) and found.config.activates:
         raise no_delta(found.config.activation, str(file))
     return found.recipe.get("model") or {}
@@ -141,17 +166,18 @@ def _check_output(out: Path, base: Path | None, force: bool) -> None:
 def _place(out: Path, source: Source, force: bool) -> Iterator[Path]:
     """The temporary file or folder that becomes the output."""
     if not source.folder:
+        hint = f"--out {out}{SUFFIX}, or {out / 'model'}{SUFFIX}"
         if out.is_dir():
-            raise UsageError(
-                "is a folder, but the base is a single file", where=str(out), hint="--out FILE.safetensors"
-            )
+            raise UsageError("is a folder, but the base is a single file", where=str(out), hint=hint)
+        if out.suffix != SUFFIX:
+            raise UsageError(f"does not end in {SUFFIX}, by which timm knows what it is", where=str(out), hint=hint)
         with replacing(out, force=force) as place:
             yield place
         return
-    if out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+    if out.suffix == SUFFIX or (out.exists() and not out.is_dir()):
         raise UsageError("is a file, but the base is in shards", where=str(out), hint="--out FOLDER")
     for other in out.iterdir() if out.exists() else []:
-        if not (other.is_file() and other.suffix in (*BESIDE, ".safetensors")):
+        if not (other.is_file() and other.suffix in (*BESIDE, SUFFIX)):
             hint = "--force only replaces folders that hold nothing but weights"
             raise UsageError(f"also holds {other.name}", where=str(out), hint=hint)
     with replacing_folder(out, force=force) as place:
@@ -254,6 +280,8 @@ def _verify(job: MergeJob, place: Path, base: Path | None) -> Found:
     """The largest error, as `commands.verify` finds it."""
     if job.shapes is not None:
         built = job.built or build_from_file(job.file, base=base, allow_mismatch=True)
+        if built.adapter is not None:
+            built.adapter.strength = job.scale
         return compare_outputs(built, place)
     assert isinstance(job.source, FromFiles)
     with open_weights(place) as merged:
@@ -269,3 +297,14 @@ def _loading(job: MergeJob, out: Path) -> str:
     if job.shapes is not None:
         return job.shapes[1].loading(out)
     return f"model.load_state_dict(safetensors.torch.load_file({str(out)!r}))"
+
+
+def _is_classifier(base: Base) -> bool:
+    """Whether it is one of images."""
+    return TASKS[base.task].tells_classes and base.image_size > 0
+
+
+def _preprocessing(base: Base) -> str:
+    """A line of Python that makes the transform from an RGB image to the input of a classifier, as in evaluation."""
+    words = [f"{key}={value!r}" for key, value in Look(base.image_size, base.mean, base.std).keywords.items()]
+    return f"timm.data.create_transform({', '.join(words)})"

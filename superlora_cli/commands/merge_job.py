@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class MergeJob:
         shapes: the recipe and its base without weights, if that can be built.
         merged: whether the source holds merged weights.
         known_by: weights that identify the base if there are no targets.
+        scale: a number that ΔW is multiplied by.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class MergeJob:
     shapes: tuple[Recipe, Base] | None = None
     merged: bool = False
     known_by: Sequence[Target] = ()
+    scale: float = 1.0
 
     def take(self) -> Take:
         """A function that returns the next elements of the concatenated ΔW, from the first on."""
@@ -66,7 +68,8 @@ class MergeJob:
         store.check_factors(layout, self.stored, where=str(self.file))
         positions = store.as_placed(layout, self.stored, where=str(self.file))
         taken = with_positions(self._from_base, layout, positions)
-        return in_turn(layout, as_trained(layout, self.stored.factors), taken)
+        made = in_turn(layout, as_trained(layout, self.stored.factors), taken)
+        return made if self.scale == 1 else lambda count: made(count) * self.scale
 
     @cached_property
     def _from_base(self) -> FromBase | None:
@@ -103,13 +106,14 @@ class MergeJob:
 
 @contextmanager
 def open_job(
-    file: Path, base: Path | None, cast: torch.dtype | None, *, unmerge: bool, allow_mismatch: bool
+    file: Path, base: Path | None, cast: torch.dtype | None, *, scale: float, unmerge: bool, allow_mismatch: bool
 ) -> Iterator[MergeJob]:
     """The adapter of a file, with the weights to merge it into.
 
     Args:
         base: weights to use instead of the recipe's.
         cast: the dtype to write, if not the stored one.
+        scale: a number that ΔW is multiplied by.
         unmerge: the base holds merged weights; its head is left alone.
         allow_mismatch: accept a model in memory whose target weights differ; weights in files are not checked here.
 
@@ -123,13 +127,14 @@ def open_job(
         check_kind(base, "weights", BASES, "a .safetensors file, an index of shards, or a folder of shards")
     with ExitStack() as opened:
         if base is not None and is_safetensors(base):
-            yield _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)
+            job = _files(file, stored, opened.enter_context(open_weights(base)), cast, keep_head=unmerge)
+            yield replace(job, scale=scale)
             return
         built = build_from_file(file, base=base, allow_mismatch=allow_mismatch or unmerge)
         assert built.adapter is not None
         about = {"format": "pt", "superlora.merged_from": built.recipe.model.name}
         source = FromState(plain_state(built.model), dtype=cast, metadata=about)
-        yield MergeJob(file, stored, built.adapter.targets, source, built, (built.recipe, built.base))
+        yield MergeJob(file, stored, built.adapter.targets, source, built, (built.recipe, built.base), scale=scale)
 
 
 def _files(
@@ -139,7 +144,7 @@ def _files(
     where = str(weights.index or weights.shards[0].path)
     shapes = {name: weights.shape(name) for name in weights.names}
     replaced = {} if keep_head else dict(stored.beside)
-    known, heads = shapes_from_file(stored), {*stored.beside}
+    known, heads = shapes_from_file(stored, file), {*stored.beside}
     if known is None:
         targets = targets_in(shapes, stored, where)
     else:

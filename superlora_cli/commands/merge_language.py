@@ -25,12 +25,20 @@ SEQUENCES, LENGTH = 4, 16  # of random tokens, on which the merged and the adapt
 
 
 def merge_language(
-    file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
+    file: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    scale: float,
+    verify: bool,
+    force: bool,
+    allow_mismatch: bool,
 ) -> dict[str, Any]:
     """Write the language model of an adapter, with ΔW added, and its tokenizer to the folder `out`.
 
     Args:
         dtype: of the weights; default: as they are.
+        scale: a number that ΔW is multiplied by.
         verify: compare the outputs of the model that was written with those of the adapted one.
         force: replace another model's folder.
 
@@ -43,6 +51,8 @@ def merge_language(
     """
     check_folder(out, CONFIG, force=force, what="model")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
+    if built.adapter is not None:
+        built.adapter.strength = scale
     base, tensors = built.base, changed(built)
     assert isinstance(base, LanguageBase)
     model: Any = base.model

@@ -21,12 +21,20 @@ IMAGES = 4  # whose noise the merged and the adapted denoiser predict, to compar
 
 
 def merge_pipeline(
-    file: Path, out: Path, *, dtype: torch.dtype | None, verify: bool, force: bool, allow_mismatch: bool
+    file: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    scale: float,
+    verify: bool,
+    force: bool,
+    allow_mismatch: bool,
 ) -> dict[str, Any]:
     """Write the pipeline of an adapter, with ΔW added to one of its components, to the folder `out`.
 
     Args:
         dtype: of the whole pipeline; default: as it is.
+        scale: a number that ΔW is multiplied by.
         verify: compare the outputs of the component that was written with those of the adapted one.
         force: replace another pipeline's folder.
 
@@ -39,6 +47,8 @@ def merge_pipeline(
     """
     check_folder(out, INDEX, force=force, what="pipeline")
     built = build_from_file(file, allow_mismatch=allow_mismatch)
+    if built.adapter is not None:
+        built.adapter.strength = scale
     base, tensors = built.base, changed(built)
     assert isinstance(base, PipelineBase)
     own = precision(base.model)

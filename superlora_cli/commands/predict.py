@@ -33,7 +33,8 @@ def predict(
     allow_mismatch: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Write the two likeliest classes of every image below `folder` to the CSV file `out`, in natural order.
+    """Write the two likeliest classes of every image below `folder`, or of an image, to the CSV file `out`, in natural
+    order.
 
     If images have several labels, write all labels with a probability above one half.
 
@@ -46,16 +47,18 @@ def predict(
     Raises:
         UsageError: no image can be read, or `out` exists or cannot be written. RunError: the model gives NaN or Inf.
     """
-    if not folder.is_dir():
+    alone = [folder.name] if folder.is_file() and folder.suffix.lower() in SUFFIXES else []
+    if not (folder.is_dir() or alone):
         check_kind(folder, "a folder of images", ())
-        raise UsageError("no such folder", where=str(folder), hint="give a folder of images, at any depth")
+        raise UsageError("no such folder", where=str(folder), hint="a folder of images, or an image")
     if not out.parent.is_dir():
         raise UsageError("no such folder", where=str(out.parent), hint="create it first")
-    names = image_names(folder)
+    names = alone or image_names(folder)
     if not names:
         check_kind(folder, "a folder of images", (Kind.FOLDER,))
         raise UsageError("holds no images", where=str(folder), hint=f"files such as {', '.join(SUFFIXES[:6])}")
-    places, unreadable = readable(folder, names, folder)
+    root = folder.parent if alone else folder
+    places, unreadable = readable(root, names, folder)
     names = [names[place] for place in places]
 
     file = resolve_result(path)
@@ -68,7 +71,7 @@ def predict(
     processes = join(recipe.train)
     try:
         model = built.model.to(processes.device).eval()
-        images = seen_by(base, (folder / name for name in names))
+        images = seen_by(base, (root / name for name in names))
         classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
         rows: list[Prediction] = []
         batches = evaluation_batches(images, recipe.eval.batch_size, workers=recipe.data.workers, pin=False)

@@ -9,6 +9,7 @@ from typing import Any
 from superlora_cli.table import Table
 
 Shown = tuple[str, list[tuple[str, str]]]
+SOME = 4  # captions that a person is shown
 
 
 class Preview:
@@ -46,6 +47,25 @@ class Images(Preview):
         yield f"wrote {found['grid']}", [("images", f"{found['num']}, of {size} × {size} pixels")]
 
 
+class Captioned(Preview):
+    """Training images as they are cropped, with their captions, and how many there are of each size."""
+
+    count, file = 32, Path("preview.png")
+
+    def load(self) -> Callable[..., dict[str, Any]]:
+        from superlora_cli.commands.preview_captioned import preview_captioned
+
+        return preview_captioned
+
+    def tables(self, found: Mapping[str, Any]) -> Iterator[Shown]:
+        sizes = [
+            (f"{size['width']} × {size['height']}", f"{size['images']:,} images, {size['seen']:,} in an epoch")
+            for size in found["sizes"]
+        ]
+        captions = [("caption", caption) for caption in found["captions"][:SOME]]
+        yield f"wrote {found['grid']}", [*sizes, *captions, *(("note", note) for note in found["notes"])]
+
+
 class Texts(Preview):
     """Training texts as they are cut into tokens, with what is learned of them."""
 
@@ -65,4 +85,4 @@ class Texts(Preview):
         yield "all texts", [longest, *(("note", note) for note in found["notes"])]
 
 
-PREVIEWS: Table[Preview] = Table("preview", {"images": Images(), "texts": Texts()})
+PREVIEWS: Table[Preview] = Table("preview", {"images": Images(), "captioned": Captioned(), "texts": Texts()})

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from superlora_cli.errors import CannotResumeError, UsageError
 from superlora_cli.opening.build import adapter_config
+from superlora_cli.opening.results import from_here
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
-from superlora_cli.tasks.reading import OTHER_DATA, settled
+from superlora_cli.tasks.reading import other_data, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.loop import Progress
 from superlora_cli.training.processes import Processes
@@ -51,12 +52,13 @@ def checkpoint_to_resume(run: RunFolder, console: Console) -> Path:
 
 
 def as_started(recipe: Recipe, run: RunFolder) -> Recipe:
-    """The recipe of a resumed run with what was settled when it started: how images are split, and a rate found.
+    """The recipe of a resumed run with what was settled when it started: how images are split, a rate found, and where
+    relative paths start.
 
     Raises:
         CannotResumeError: a rate was to be found, and the run folder does not say which one was.
     """
-    before = _recorded(run)
+    before, recipe = _recorded(run), from_here(recipe, run.path)
     if recipe.train.optimizer.finds:
         found = (before or recipe).train.optimizer
         if found.finds:
@@ -77,11 +79,11 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     changed = _changes(_keys(before), _keys(recipe)) if before else {}
     now, kept = processes.describe(), run.about().get("environment", {})
     moved = _changes({key: kept.get(key, value) for key, value in now.items()}, now)
-    other_data = run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint
+    changed_data = run.about().get("data", task.splits.fingerprint) != task.splits.fingerprint
 
     free = FREE | {f"{recipe.task}.{key}" for key in TASKS[recipe.task].free}
     trained = [line for key, line in changed.items() if key not in free]
-    trained += ["other data"] if other_data else []
+    trained += ["other data"] if changed_data else []
     adapted = [line for key, line in changed.items() if key.startswith("adapter.") and key not in free]
     where = str(run.path)
     if at.is_over(recipe.train) and trained:
@@ -92,7 +94,7 @@ def differences(run: RunFolder, task: Work, processes: Processes, at: Progress) 
     if adapted:
         raise CannotResumeError(f"was trained with another adapter: {', '.join(adapted)}", where=where, hint=OWN)
     lines = [f"resuming with a changed recipe: {line}" for line in (*changed.values(), *moved.values())]
-    return lines + ([f"resuming on changed data: {OTHER_DATA}"] if other_data else [])
+    return lines + ([f"resuming on changed data: {other_data(TASKS[recipe.task].elements)}"] if changed_data else [])
 
 
 def _file(run: RunFolder) -> Path:
@@ -101,7 +103,9 @@ def _file(run: RunFolder) -> Path:
 
 def _recorded(run: RunFolder) -> Recipe | None:
     """The recipe that the run records, None if there is none; runs from before `data.split` were shuffled."""
-    return settled(load_recipe(_file(run)), "shuffle") if _file(run).is_file() else None
+    if not _file(run).is_file():
+        return None
+    return settled(from_here(load_recipe(_file(run)), run.path), "shuffle")
 
 
 def _keys(recipe: Recipe) -> dict[str, Any]:

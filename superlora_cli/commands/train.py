@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -12,16 +14,19 @@ from rich.console import Console
 
 from superlora_cli.adapter.activations import MEANING
 from superlora_cli.commands.resuming import as_started, differences
+from superlora_cli.data.known import kind_of
 from superlora_cli.data.splits import SPLITS
 from superlora_cli.errors import InterruptedRunError
 from superlora_cli.files import json_text
 from superlora_cli.opening.build import Built, build_for_training
+from superlora_cli.opening.results import TRAINED_IN
 from superlora_cli.progress import doing, hushed
+from superlora_cli.recipe.defaults import default_rate
 from superlora_cli.recipe.overrides import flat
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of
-from superlora_cli.tasks.reading import settled
+from superlora_cli.tasks.reading import check_held_out, settled
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
 from superlora_cli.training.local import Local
@@ -41,6 +46,9 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         UsageError: model, targets, knobs, image size or optimizer are wrong or do not go together.
     """
     built = build_for_training(recipe, weights=False)
+    data = kind_of(recipe.data.name) if TASKS[recipe.task].has_classes else None  # others judge by training data, too
+    if data and (sizes := data.sizes(settled(recipe).data)):
+        check_held_out(sizes, recipe)
     train = recipe.train
     summary: dict[str, Any] = {
         "status": "dry-run",
@@ -119,7 +127,8 @@ def train_run(
             result = _train(recipe, run, console, processes, about, resume, until, quiet, told)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and about:
-            hint = f"continue with --resume {run.path}" if run.latest_checkpoint() else "no checkpoint was written yet"
+            again = f"continue with --resume {shlex.quote(str(run.path))}"
+            hint = again if run.latest_checkpoint() else "no checkpoint was written yet"
             error = InterruptedRunError("interrupted", where=str(run.path), hint=hint)
         if about:  # else the folder is untouched
             run.log(str(error))
@@ -149,13 +158,15 @@ def _train(
     trackers = check_trackers(recipe.output.trackers)
     quiet = quiet or not processes.is_main
     task, params = _opened(recipe, console, processes, quiet=quiet)
+    counts = {name: len(task.splits.named(name)) for name in SPLITS}
+    check_held_out(counts, task.recipe)
     # With a new head, the unadapted model guesses: there is no accuracy "before" to report.
-    before = None
+    unadapted: dict[str, float] = {}
     if task.built.adapter and not task.built.head:
         with doing(console, "testing the unadapted model", quiet=quiet):
-            before = task.evaluate("test")[task.measure]
+            unadapted = task.evaluate("test")
 
-    found = _found_before(task, run) if resume else _started(task, console, quiet=quiet)
+    found, doubt = (_found_before(task, run), None) if resume else _started(task, console, quiet=quiet)
     rate = {} if found is None else {"found_rate": found}
     recipe = task.recipe
     learner, at = ready(task, recipe.train, processes, resume)
@@ -164,9 +175,12 @@ def _train(
     run_id = run.about().get("id", "") if resume else ""
     run.sweep() if resume else run.clear()
     noted = {"notes": [*task.splits.notes]} if task.splits.notes else {}
+    if doubt:
+        run.warn(doubt)
+        display.say(f"warning: {doubt}")
     about.update(status="running", id=run_id or uuid.uuid4().hex, recipe=recipe.to_dict(), params=params,
                  environment=environment() | processes.describe(), data=task.splits.fingerprint,
-                 **rate, **noted)  # fmt: skip
+                 **{TRAINED_IN: os.getcwd()}, **rate, **noted)  # fmt: skip
     run.write("recipe.yaml", dump_yaml(recipe.to_dict()))
     run.describe(about)
     if trackers and run.writes:
@@ -179,11 +193,19 @@ def _train(
     with doing(console, "testing the best step", quiet=quiet):
         test, beside = task.judged("test")
     metrics: dict[str, Any] = dict(test)
-    metrics |= {f"{task.measure}_before": before} if before is not None else {}
+    if unadapted:
+        metrics[f"{task.measure}_before"] = before = unadapted[task.measure]
+        if before != test[task.measure] and task.better(unadapted, test):
+            found_by = f"superlora find-rate {run.path / 'recipe.yaml'}"
+            line = (
+                f"step {at.best_step}, the best, is worse than the unadapted model: {task.measure} "
+                f"{test[task.measure]:.4g}, {before:.4g} before; lower train.optimizer.lr ({found_by})"
+            )
+            run.warn(line)
+            display.say(f"warning: {line}")
     metrics |= {f"val_{task.measure}": at.best[task.measure], "best_step": at.best_step}
     ((name, content),) = task.exported(metrics).items()
     run.write(name, content)
-    counts = {name: len(task.splits.named(name)) for name in SPLITS}
     evaluated = {"task": recipe.task, "metrics": test, "n": counts["test"]}
     run.write("eval.json", json_text(evaluated))
     for other, text in beside.items():
@@ -217,17 +239,17 @@ def _opened(recipe: Recipe, console: Console, processes: Processes, *, quiet: bo
         return task_of(recipe)(built, processes), params
 
 
-def _started(task: Work, console: Console, *, quiet: bool) -> float | None:
+def _started(task: Work, console: Console, *, quiet: bool) -> tuple[float | None, str | None]:
     """Start a new run: what the first batches say of its adapter, and the rate that it trains at, if it is to find
-    one; None if not."""
+    one, and why that is doubtful; None if not."""
     task.begin()
     train = task.recipe.train
     if not train.optimizer.finds:
-        return None
+        return None, None
     display = Display(console, steps=STEPS, start=0, quiet=quiet)
-    found = range_test(task, train, task.processes, display).proposed
-    task.recipe = task.recipe.model_copy(update={"train": train.at_rate(found)})
-    return found
+    test = range_test(task, train, task.processes, display)
+    task.recipe = task.recipe.model_copy(update={"train": train.at_rate(test.proposed)})
+    return test.proposed, test.doubt(default_rate(task.recipe))
 
 
 def _found_before(task: Work, run: RunFolder) -> float | None:

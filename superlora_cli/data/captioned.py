@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -162,7 +162,9 @@ def held_out(found: Captioned, share: float, rule: str | None, seed: int) -> Spl
     for images in (found.train, found.validation, found.test):
         for name, content, text in zip(images.names, images.contents, images.texts, strict=True) if images else ():
             digest.update(f"{name}\0{content}\0{text}\0".encode(errors="surrogateescape"))
-    return Splits(*parts, (), digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))
+    splits = Splits(*parts, (), digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))
+    whole = replace(splits, test=found.train, notes=found.notes)
+    return replace(splits, whole=whole if found.test is None else None)
 
 
 def _read(

@@ -69,17 +69,17 @@ def read_folder(root: Path) -> Source:
     Raises:
         UsageError: as `list_folder`, or no image of a class or split can be read.
     """
-    classes, parts = list_folder(root)
+    classes, parts = list_folder(root, training=False)
     names, train = tuple(classes), parts[0]
     found = decoded(root, parts, names.__getitem__)
     images, validation, test = found.parts
     assert train is not None
     assert images is not None
-    for label in set(range(len(names))) - {label for _, label in images.files}:
+    for label in {label for _, label in train} - {label for _, label in images.files}:
         count = sum(label == other for _, other in train)
         hint = "replace them, or remove the folder"
         raise UsageError(f"class '{names[label]}': none of {count} images can be read", where=str(root), hint=hint)
-    notes = (*_empty(root, [path for path, _ in train]), *found.notes)
+    notes = (*(_empty(root, [path for path, _ in train]) if train else ()), *found.notes)
     return Source(images, validation, test, names, found.fingerprint, found.unreadable, notes)
 
 
@@ -107,13 +107,13 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
     Raises:
         UsageError: no image of a part can be read.
     """
-    checked = scan(root, [_name(root, path) for files in parts if files for path, _ in files])
+    checked = scan(root, [name_below(root, path) for files in parts if files for path, _ in files])
     digest, bad = hashlib.sha256(), []
     kept: list[FolderImages | None] = []
     for files in parts:
         good, contents = [], []
         for path, label in files or []:
-            name = _name(root, path)
+            name = name_below(root, path)
             size, cause = checked[name].size, checked[name].cause
             if cause is None:
                 good.append((path, label))
@@ -129,25 +129,35 @@ def decoded(root: Path, parts: Sequence[Sequence[tuple[str, L]] | None], said: C
     return Decoded(kept, digest.hexdigest(), tuple(bad), notes)
 
 
-def list_folder(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
+def list_folder(root: Path, *, training: bool = True) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
     """The classes by name, and the files for training, validation and test; None if there is no such folder.
 
+    Training images of which none is in a class folder are one class, called like `root`, and so are such images of the
+    other parts.
+
+    Args:
+        training: whether images to train on are needed; else a folder may have others only.
+
     Raises:
-        UsageError: there are no images, images outside class folders, or a class without training images.
+        UsageError: there are no images, some images outside class folders, or a class without training images.
     """
     train, validation, test = three_parts(lambda names: _existing(root, names))
-    if train is None and test is not None:
+    judges = train is None and test is not None
+    if train is None and test is not None and training:
         raise UsageError(
             f"holds {test.name} but no train", where=str(root), hint="add train, or use class folders without either"
         )
-    files = _by_class(train or root)
+    whole = root.resolve().name
+    folders = (validation, test) if judges else (train or root,)
+    files = [file for folder in folders if folder for file in _by_class(folder, whole)]
     if not files:
         check_kind(root, "a folder of images", (Kind.IMAGES, Kind.FOLDER))
         raise UsageError("holds no images", where=str(train or root), hint=WANTED)
     names = sorted({name for _, name in files}, key=lambda name: (natural_key(name), name))
     classes = {name: number for number, name in enumerate(names)}
-    numbered = [(path, classes[name]) for path, name in files]
-    return classes, (numbered, _labelled(validation, classes), _labelled(test, classes))
+    numbered = [] if judges else [(path, classes[name]) for path, name in files]
+    outside = whole if list(classes) == [whole] else None
+    return classes, (numbered, _labelled(validation, classes, outside), _labelled(test, classes, outside))
 
 
 def image_names(folder: Path) -> list[str]:
@@ -156,15 +166,20 @@ def image_names(folder: Path) -> list[str]:
     return sorted(filter(is_own, files), key=natural_key)
 
 
-def _by_class(folder: Path) -> list[tuple[str, str]]:
+def _by_class(folder: Path, outside: str | None) -> list[tuple[str, str]]:
     """The images below a folder, in natural order, with the names of their classes.
+
+    Args:
+        outside: the class where no image is in a class folder; None refuses them.
 
     Raises:
         UsageError: there are images outside class folders.
     """
     files, _ = find_images_and_targets(str(folder), types=SUFFIXES)
-    own = [(path, name) for path, _ in files if is_own(name := _name(folder, path))]
+    own = [(path, name) for path, _ in files if is_own(name := name_below(folder, path))]
     found = [(path, name.rpartition("/")[0].partition("/")[0]) for path, name in own]
+    if outside and not any(name for _, name in found):
+        return [(path, outside) for path, _ in found]
     if stray := sum(not name for _, name in found):
         raise UsageError(f"holds {stray} images outside class folders", where=str(folder), hint=WANTED)
     return found
@@ -174,11 +189,11 @@ def _existing(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | None:
+def _labelled(folder: Path | None, classes: dict[str, int], outside: str | None) -> list[Labelled] | None:
     """The files of a split, labelled by the classes of the training images."""
     if folder is None:
         return None
-    files = _by_class(folder)
+    files = _by_class(folder, outside)
     for _, name in files:
         if name not in classes:
             raise UsageError(
@@ -189,7 +204,7 @@ def _labelled(folder: Path | None, classes: dict[str, int]) -> list[Labelled] | 
     return [(path, classes[name]) for path, name in files]
 
 
-def _name(root: Path, path: str) -> str:
+def name_below(root: Path, path: str) -> str:
     """A path below `root`, relative to it."""
     return path.removeprefix(os.path.join(root, "")).replace(os.sep, "/")
 
@@ -197,7 +212,7 @@ def _name(root: Path, path: str) -> str:
 def _empty(root: Path, train: Sequence[str]) -> Iterator[str]:
     """A note about class folders without images."""
     folder = _existing(root, TRAIN) or root
-    used = {_name(folder, path).partition("/")[0] for path in train}
+    used = {name_below(folder, path).partition("/")[0] for path in train}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and is_own(path.name))
     if empty := [str(path) for path in folders if path.name not in used]:
         yield f"class folders without images get no class number: {some(empty)}"

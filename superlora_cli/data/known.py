@@ -74,6 +74,14 @@ class DataKind(ABC):
         """
         return None
 
+    def sizes(self, section: DataSection) -> dict[str, int] | None:
+        """The number of images of each split, if it can be found without decoding one; else None.
+
+        Raises:
+            UsageError: the data are missing.
+        """
+        return None
+
     def has_several_labels(self, section: DataSection) -> bool:
         """Whether images have any number of labels, if the recipe does not say so."""
         return False
@@ -162,6 +170,11 @@ class Folder(DataKind):
         from superlora_cli.data.labelled import table_classes
 
         return (table_classes if self._has_table(section) else folder_classes)(self.place(section))
+
+    def sizes(self, section: DataSection) -> dict[str, int] | None:
+        from superlora_cli.data.sizes import folder_sizes
+
+        return folder_sizes(self.place(section), section)
 
     def read(self, section: DataSection, look: Look, *, seed: int) -> Source | Splits:
         from superlora_cli.data.folder import read_folder

@@ -1,7 +1,7 @@
 """Images and their labels from a table `labels.csv` in or next to their folder, or in `train`, `val`, `test`.
 
-The table has the columns `file` and `labels`, or `file` and `label`. Of `labels`, an image has any number, separated by
-spaces; its one `label` is its class, and may have spaces in it.
+The table has the columns `file` (or `filename`, `path`, `image`) and `labels`, or `file` and `label`. Of `labels`, an
+image has any number, separated by spaces; its one `label` is its class, and may have spaces in it.
 
 Files are looked for in the folder of images, then next to the table. Images that are not in the table are left out.
 """
@@ -24,7 +24,8 @@ from superlora_cli.errors import UsageError
 
 TABLE = "labels.csv"
 FILE, LABELS, LABEL = "file", "labels", "label"  # columns
-EXAMPLE = "a first line file,labels, then lines such as photos/1.jpg,cat outdoors"
+FILES = (FILE, "filename", "path", "image")  # what the first column may be called
+EXAMPLE = "a first line file,label for one class each (photos/1.jpg,cat), or file,labels (photos/1.jpg,cat outdoors)"
 
 Labelled = tuple[str, tuple[int, ...]]  # a file and its labels
 Row = tuple[str, str, list[str]]  # its place in the table, a file, its labels by name
@@ -66,8 +67,11 @@ def has_several(root: Path) -> bool:
     return any(LABEL not in _header(_lines(table)) for table, _ in find_tables(root))
 
 
-def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
+def list_table(root: Path, *, training: bool = True) -> tuple[dict[str, int], tuple[list[Labelled] | None, ...]]:
     """The labels by name, in natural order, and the files for training, validation and test; None if there are none.
+
+    Args:
+        training: whether images to train on are needed; else a table may have others only.
 
     Raises:
         UsageError: there is no table, it cannot be parsed, an image is missing, or a label has no training image.
@@ -89,12 +93,15 @@ def list_table(root: Path) -> tuple[dict[str, int], tuple[list[Labelled] | None,
         return [row for row, top in zip(rows, tops, strict=True) if top in names] or None
 
     parts = three_parts(part)
-    names = sorted({label for _, _, labels in parts[0] or () for label in labels}, key=natural_key)
+    judges = not training and parts[0] is None
+    known = [row for rows in (parts if judges else parts[:1]) for row in rows or ()]
+    names = sorted({label for _, _, labels in known for label in labels}, key=natural_key)
     if not names:
         message = "no training image has a label" if parts[0] else "lists no training images"
         raise UsageError(message, where=str(tables[0][0]), hint=EXAMPLE)
     classes = {name: number for number, name in enumerate(names)}
-    return classes, tuple(None if found is None else [_numbered(row, classes) for row in found] for found in parts)
+    numbered = [None if found is None else [_numbered(row, classes) for row in found] for found in parts]
+    return classes, ([] if judges else numbered[0], *numbered[1:])
 
 
 def table_classes(root: Path) -> tuple[str, ...]:
@@ -111,7 +118,7 @@ def read_table(root: Path, *, several: bool) -> Source:
     Raises:
         UsageError: as `list_table`, or no image of a split can be read.
     """
-    classes, parts = list_table(root)
+    classes, parts = list_table(root, training=False)
     names = tuple(classes)
     found = decoded(root, parts, lambda labels: " ".join(names[label] for label in labels))
     train, validation, test = (
@@ -121,7 +128,7 @@ def read_table(root: Path, *, several: bool) -> Source:
     assert train is not None
     assert found.parts[0] is not None
     readable = {label for _, labels in found.parts[0].files for label in labels}
-    for label in range(len(names)):
+    for label in range(len(names)) if parts[0] else ():
         if label not in readable:
             message = f"label '{names[label]}': none of its training images can be read"
             raise UsageError(message, where=str(root), hint="replace them, or remove the label")
@@ -142,7 +149,10 @@ def _lines(table: Path) -> list[list[str]]:
 
 
 def _header(lines: Sequence[Sequence[str]]) -> list[str]:
-    return [name.strip() for name in lines[0]] if lines else []
+    """The names of the columns; that of the files has one name."""
+    names = [name.strip() for name in lines[0]] if lines else []
+    called = next((name for name in FILES if name in names), FILE)
+    return [FILE if name == called else name for name in names]
 
 
 def _rows(table: Path, folder: Path) -> Iterator[Row]:

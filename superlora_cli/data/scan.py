@@ -69,6 +69,13 @@ def scan(root: Path, names: Sequence[str]) -> dict[str, Checked]:
     return found
 
 
+def known_broken(root: Path) -> set[str]:
+    """The files in a folder, relative to it, that an earlier `scan` could not read and that have not changed since."""
+    was = {name: file for name, file in _recall(_memory(root)).items() if file.cause is not None}
+    now = {name: _changed(os.path.join(root, name)) for name in was}
+    return {name for name, file in was.items() if (now[name].size, now[name].mtime_ns) == (file.size, file.mtime_ns)}
+
+
 UNKNOWN = "not checked"
 
 

@@ -26,6 +26,12 @@ class Look:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of timm's `create_transform` for evaluation: the whole image, squashed to a square."""
+        size = (3, self.size, self.size)
+        return {"input_size": size, "mean": self.mean, "std": self.std, "crop_pct": 1.0, "crop_mode": "squash"}
+
 
 class Pictures(Dataset[Sample]):
     """Images of any size, decoded when they are read and turned into a model's input by `transform`.
@@ -122,6 +128,7 @@ class Splits:
         augmented: whether reading a training image is random.
         unreadable: image files that are left out.
         notes: what the user should know about the data, one line each.
+        whole: the same data with all of them in the test split, if that was held out; None if they have a test part.
     """
 
     train: Indexed
@@ -132,6 +139,7 @@ class Splits:
     augmented: bool = False
     unreadable: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
+    whole: Splits | None = None
 
     @property
     def classes(self) -> int:

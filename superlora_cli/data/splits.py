@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch.utils.data import Subset
@@ -10,7 +11,7 @@ from torchvision.transforms import Compose
 
 from superlora_cli.cache import once
 from superlora_cli.data.augment import training_transform
-from superlora_cli.data.holding_out import hold_out, seen
+from superlora_cli.data.holding_out import BY_CONTENT, few, hold_out, seen
 from superlora_cli.data.known import has_several_labels, kind_named, kind_of, known_class_count
 from superlora_cli.data.source import Indexed, Look, Pictures, Source, Splits
 from superlora_cli.data.texts import Texts
@@ -74,8 +75,7 @@ def evaluation_transform(look: Look) -> Compose:
     """The transform from an RGB image of any size to the model's input in evaluation, squashed: (3, S, S) float32."""
     from timm.data import create_transform
 
-    size = (3, look.size, look.size)
-    made: Compose = create_transform(input_size=size, mean=look.mean, std=look.std, crop_pct=1.0, crop_mode="squash")
+    made: Compose = create_transform(**look.keywords)
     return made
 
 
@@ -83,17 +83,14 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
     """Three splits: missing parts are held out of the training images; only training images are augmented."""
     plain = evaluation_transform(look)
     training = training_transform(section, look, plain)
-    indices, notes = hold_out(
-        source, section.validation, section.split, seed,
-        classes=dict(enumerate(source.class_names)), shuffled=("validation", "test"),
-    )  # fmt: skip
+    indices, notes = hold_out_of(source, section, seed)
 
     def part(name: str, given: Pictures | None) -> Indexed:
         return (
             given.seen_through(plain) if given is not None else Subset(source.train.seen_through(plain), indices[name])
         )
 
-    return Splits(
+    splits = Splits(
         Subset(source.train.seen_through(training), indices["train"]),
         validation=part("validation", source.validation),
         test=part("test", source.test),
@@ -103,6 +100,19 @@ def _held_out(source: Source, section: DataSection, look: Look, seed: int) -> Sp
         unreadable=source.unreadable,
         notes=(*source.notes, *notes),
     )
+    if source.test is not None:
+        return splits
+    doubt = few(source.train.labels, dict(enumerate(source.class_names))) if section.split in BY_CONTENT else None
+    notes = (*source.notes, *filter(None, [doubt]))
+    return replace(splits, whole=replace(splits, test=source.train.seen_through(plain), notes=notes))
+
+
+def hold_out_of(source: Source, section: DataSection, seed: int) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Which training images become the parts that a data set lacks, by its recipe; returns as `hold_out`."""
+    return hold_out(
+        source, section.validation, section.split, seed,
+        classes=dict(enumerate(source.class_names)), shuffled=("validation", "test"),
+    )  # fmt: skip
 
 
 def labels_of(images: Indexed) -> list[int]:

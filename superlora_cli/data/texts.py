@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from string import Formatter
 from typing import Any
@@ -307,4 +307,6 @@ def held_out(found: TextSource, share: float, rule: str | None, seed: int) -> Sp
     names = tuple(sorted(labels, key=in_order))
     classes = dict(zip(names, names, strict=True)) if rule == "label" else {}
     parts, notes = three_parts_of(found, share, rule, seed, classes=classes, called="texts")
-    return Splits(*parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))
+    splits = Splits(*parts, names, digest.hexdigest(), unreadable=found.unreadable, notes=(*found.notes, *notes))
+    whole = replace(splits, test=found.train, notes=found.notes)
+    return replace(splits, whole=whole if found.test is None else None)

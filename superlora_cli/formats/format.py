@@ -71,7 +71,8 @@ class Format:
 
         Returns:
             bytes, and `load`, how it is loaded, in Python if possible; where `lora`, also adapter_bytes, weights (name,
-            rank and error of each; where `forms`, its form) and error (of all together).
+            rank and error of each; where `forms`, its form) and error (of all together). `notes`, if anything about it
+            could not be checked.
 
         Raises:
             UsageError: the format cannot hold it. RunError: ΔW is not finite.

@@ -16,7 +16,7 @@ from superlora_cli.adapter.updates import Form, LowRank
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.about import about
 from superlora_cli.formats.format import Options
-from superlora_cli.formats.lora import as_loras
+from superlora_cli.formats.lora import as_loras, noted
 from superlora_cli.formats.lycoris import DIFF, LORA, Written, written
 from superlora_cli.formats.whole import weight_shape, whole_form, why_not_plain
 from superlora_cli.models.families.naming import spelt
@@ -76,11 +76,12 @@ def write_lycoris(adapter: Stored, out: Path, options: Options) -> dict[str, Any
 
 def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str]) -> dict[str, Any]:
     errors: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
     if options.rank is None and options.energy is None:
         forms, error = _own(adapter), 0.0
     else:
         found = as_loras(adapter, options)
-        errors, error = found.errors, found.error
+        errors, error, notes = found.errors, found.error, found.notes
         forms = {name: LowRank(lora.b.flatten(1), lora.a.flatten(1)) for name, lora in found.made.items()}
     shapes = {name: weight_shape(adapter.modules[name]) for name in forms}
     parts = {name: written(form, shapes[name], keys[name]) for name, form in forms.items()}
@@ -95,7 +96,7 @@ def _write(adapter: Stored, out: Path, options: Options, keys: Mapping[str, str]
         rank = {} if part.rank is None else {"rank": part.rank}
         rows.append({"name": name, "form": part.kind, **rank, "error": errors.get(name, 0.0)})
     sizes = {"bytes": len(content), "adapter_bytes": adapter.path.stat().st_size}
-    return {**sizes, "weights": rows, "error": error}
+    return {**sizes, "weights": rows, "error": error, **noted(notes)}
 
 
 def _own(adapter: Stored) -> dict[str, Form]:

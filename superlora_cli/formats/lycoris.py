@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from superlora_cli.adapter.updates import Dense, Form, Hadamard, Kronecker, LowRank, smaller
+from superlora_cli.adapter.updates import Dense, Form, Hadamard, Kronecker, LowRank, scaled, smaller
 from superlora_cli.models.families.naming import factors
 
 Tensors = dict[str, Tensor]
@@ -182,15 +182,6 @@ READERS: dict[str, Callable[[Mapping[str, Tensor], Sequence[int]], Read]] = {
 def _kernel(middle: Tensor, right: Tensor) -> Tensor:
     """(r, s, kh, kw) and (s, in) → (r, in·kh·kw)."""
     return torch.einsum("rs...,si->ri...", middle, right).flatten(1)
-
-
-def scaled(form: Form, factor: float) -> Form:
-    """The update times a number."""
-    if isinstance(form, Dense):
-        return Dense(form.delta * factor)
-    if isinstance(form, Hadamard):
-        return Hadamard(LowRank(form.left.left * factor, form.left.right), form.right)
-    return replace(form, left=form.left * factor)
 
 
 def sliced(form: Form, start: int, stop: int) -> Form:

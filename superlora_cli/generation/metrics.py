@@ -17,7 +17,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.errors import MismatchError
 from superlora_cli.generation import msid
 from superlora_cli.generation.features import Features
 
@@ -29,6 +29,9 @@ SHARED = {
     "k": "the neighbours of precision and recall",
     "reference_sha256": "the reference images",
 }
+
+NAMES = ("fid", "is", "is_std", "is_reference", "is_l1", "is_l1_pooled", "kid", "kid_std", "msid", "msid_std",
+         "msid_floor", "msid_floor_std", "precision", "recall")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,33 +62,34 @@ def measure(generated: Features, reference: Features, knobs: Knobs) -> tuple[dic
     Returns:
         fid; is, is_std, is_reference, is_l1 (|IS − IS of the reference|), is_l1_pooled (the same on the pooled
         features); kid, kid_std; msid, msid_std, msid_floor, msid_floor_std; precision, recall. A metric without a
-        finite value is None.
-
-    Raises:
-        UsageError: there are too few images; the hint says how many are needed.
+        finite value, or that needs more images (`lacking`), is None.
     """
-    _check_counts(generated, reference, knobs)
+    few = lacking(len(generated), len(reference), knobs)
     size = min(knobs.kid_subset_size, len(generated), len(reference))
     seeds = range(knobs.seed, knobs.seed + knobs.msid_seeds)
-    found: dict[str, float] = {"fid": fid(generated.pooled, reference.pooled)}
-    score, real = (inception_score(side.logits, knobs) for side in (generated, reference))
-    pooled, real_pooled = (inception_score(side.pooled, knobs) for side in (generated, reference))
-    found |= {"is": score[0], "is_std": score[1], "is_reference": real[0]}
-    found |= {"is_l1": abs(score[0] - real[0]), "is_l1_pooled": abs(pooled[0] - real_pooled[0])}
-    kid = kid_features_to_metric(
-        generated.pooled, reference.pooled, kid_subsets=knobs.kid_subsets, kid_subset_size=size, rng_seed=knobs.seed,
-        verbose=False,
-    )  # fmt: skip
-    found |= {"kid": kid["kernel_inception_distance_mean"], "kid_std": kid["kernel_inception_distance_std"]}
+    found = dict.fromkeys(NAMES, math.nan)
+    if "FID" not in few:
+        found["fid"] = fid(generated.pooled, reference.pooled)
+    if "IS" not in few:
+        score, real = (inception_score(side.logits, knobs) for side in (generated, reference))
+        pooled, real_pooled = (inception_score(side.pooled, knobs) for side in (generated, reference))
+        found |= {"is": score[0], "is_std": score[1], "is_reference": real[0]}
+        found |= {"is_l1": abs(score[0] - real[0]), "is_l1_pooled": abs(pooled[0] - real_pooled[0])}
+    if "KID" not in few:
+        kid = kid_features_to_metric(
+            generated.pooled, reference.pooled, kid_subsets=knobs.kid_subsets, kid_subset_size=size,
+            rng_seed=knobs.seed, verbose=False,
+        )  # fmt: skip
+        found |= {"kid": kid["kernel_inception_distance_mean"], "kid_std": kid["kernel_inception_distance_std"]}
     points = min(knobs.msid_images, len(generated), len(reference))
-    found |= dict.fromkeys(("msid", "msid_std", "msid_floor", "msid_floor_std"), math.nan)
-    if msid.is_installed():
+    if msid.is_installed() and "MSID" not in few:
         found["msid"], found["msid_std"] = msid.msid(generated.pooled, reference.pooled, seeds, points)
         found["msid_floor"], found["msid_floor_std"] = msid.noise_floor(reference.pooled, seeds, points)
-    prc = prc_features_to_metric(
-        generated.pooled, reference.pooled, prc_neighborhood=knobs.k, save_cpu_ram=True, verbose=False
-    )
-    found |= {"precision": prc["precision"], "recall": prc["recall"]}
+    if "precision and recall" not in few:
+        prc = prc_features_to_metric(
+            generated.pooled, reference.pooled, prc_neighborhood=knobs.k, save_cpu_ram=True, verbose=False
+        )
+        found |= {"precision": prc["precision"], "recall": prc["recall"]}
     used = {**asdict(knobs), "kid_subset_size": size, "msid_images": points, "msid_k": msid.K}
     return {name: value if math.isfinite(value) else None for name, value in found.items()}, used
 
@@ -112,13 +116,14 @@ def class_accuracy(logits: Tensor, asked: Sequence[str], known: Sequence[str]) -
 
 def notes(generated: Features, reference: Features, used: Mapping[str, Any], asked: Knobs) -> list[str]:
     """What a reader of the numbers should know, one line each."""
-    said = []
+    few = lacking(len(generated), len(reference), asked)
+    said = [f"{metric}: needs at least {least} images of each" for metric, least in few.items()]
     fewest, dimensions = min(len(generated), len(reference)), generated.pooled.shape[1]
-    if fewest <= dimensions:
+    if "FID" not in few and fewest <= dimensions:
         said.append(f"FID of {fewest:,} images with {dimensions:,} features is biased upwards: use more images")
-    if used["kid_subset_size"] < asked.kid_subset_size:
+    if "KID" not in few and used["kid_subset_size"] < asked.kid_subset_size:
         said.append(f"KID uses subsets of all {used['kid_subset_size']:,} images, so its spread means little")
-    if len(generated) != len(reference):
+    if "IS" not in few and len(generated) != len(reference):
         said.append(f"IS compares {len(generated):,} with {len(reference):,} images, but it grows with their number")
     if not msid.is_installed():
         said.append("MSID needs piq: pip install 'superlora-cli[msid]'")
@@ -145,16 +150,7 @@ def _brief(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:8]}…"
 
 
-def _check_counts(generated: Features, reference: Features, knobs: Knobs) -> None:
-    """Check the number of images for the metric that needs the most."""
-    least = {
-        f"precision and recall with k = {knobs.k}": knobs.k + 1,
-        f"an inception score over {knobs.splits} splits": knobs.splits,
-        "KID": 2,
-        "MSID": msid.LEAST,
-    }
-    metric, needed = max(least.items(), key=lambda item: item[1])
-    for side, count in (("generated", len(generated)), ("reference", len(reference))):
-        if count < needed:
-            hint = f"at least {needed}, for {metric}"
-            raise UsageError(f"{count} {side} images are too few", hint=hint)
+def lacking(generated: int, reference: int, knobs: Knobs) -> dict[str, int]:
+    """The metrics that so many images are too few for, with the least number that they need of each."""
+    least = {"FID": 2, "IS": knobs.splits, "KID": 2, "MSID": msid.LEAST, "precision and recall": knobs.k + 1}
+    return {metric: needed for metric, needed in least.items() if min(generated, reference) < needed}

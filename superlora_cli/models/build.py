@@ -54,6 +54,9 @@ def build(section: ModelSection, *, classes: int | None, image_size: int | None 
 
         return build_unet(section, image_size=image_size, weights=weights)
     architecture = embedded.architecture if embedded else section.name
+    if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
+        hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
+        raise UsageError(f"unknown model '{section.name}'", where="model.name", hint=hint)
     arguments = {**(embedded.arguments if embedded else {}), **section.kwargs}
     if section.head == "new":
         if classes is None:
@@ -86,9 +89,6 @@ def _create(
     name: str, architecture: str, arguments: Mapping[str, Any], *, pretrained: bool, fetch: bool, meta: bool
 ) -> nn.Module:
     """Create the model; `fetch`: whether its pretrained weights are downloaded."""
-    if ":" not in architecture and architecture.partition(".")[0] not in timm.list_models():
-        hint = did_you_mean(architecture, [*EMBEDDED, *timm.list_models()]) or "superlora ls models"
-        raise UsageError(f"unknown model '{name}'", where="model.name", hint=hint)
     remote = fetch or architecture.startswith("hf-hub:")
     reachable = True
     try:

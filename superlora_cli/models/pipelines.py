@@ -8,6 +8,7 @@ adapter. The other parts are loaded when they are needed.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import math
@@ -141,6 +142,18 @@ class PipelineBase(Base):
         kind = _class_of(self.folder, "scheduler")
         with in_one_line("cannot be loaded", self.folder / "scheduler"):
             return kind.from_pretrained(self.folder, subfolder="scheduler")
+
+    @property
+    def tokenizer(self) -> tuple[Any, int]:
+        """The tokenizer of the text encoder that reads most of a text, the last one, and how many tokens that is."""
+        import diffusers
+
+        encoders = [name for name in self.family.encoders if _index(self.folder)[name] != ABSENT]
+        name = encoders[-1].replace("text_encoder", "tokenizer")
+        with in_one_line("cannot be loaded", self.folder / name):
+            found = _class_of(self.folder, name).from_pretrained(self.folder, subfolder=name)
+        asked = inspect.signature(getattr(diffusers, self.kind).__call__).parameters.get("max_sequence_length")
+        return found, found.model_max_length if asked is None else asked.default
 
     def pipeline(self) -> Any:
         """The whole pipeline, on the CPU, around this component.

@@ -26,6 +26,7 @@ from superlora_cli.models.targets import expand, frozen_experts
 from superlora_cli.opening.attached import attach_stored
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.model_file import StoredModel, read_model
+from superlora_cli.opening.results import from_here
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import Recipe
 
@@ -48,6 +49,7 @@ class Built:
         base_digest: (SHA-256 of the target slices, dtype) of the base the adapter belongs to; see `digest_base`.
         stored: whether it was read from the file of a result, else it is new.
         class_names: of the outputs, as stored in the file; () if they are their numbers, or the file has none.
+        trained_on: the fingerprint of the data of training ("" if unknown) where the recipe names others; else None.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class Built:
     base_digest: tuple[str, str]
     stored: bool = False
     class_names: tuple[str, ...] = ()
+    trained_on: str | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -151,13 +154,13 @@ def build_from_file(
     return Built(recipe, made, adapter, (stored.base["sha256"], stored.base["dtype"]), True, stored.classes)
 
 
-def shapes_from_file(stored: store.StoredAdapter) -> tuple[Recipe, Base] | None:
-    """The recipe of an adapter, and its base with shapes only, on the meta device: no weights, no memory.
+def shapes_from_file(stored: store.StoredAdapter, path: Path) -> tuple[Recipe, Base] | None:
+    """The recipe in an adapter file, and its base with shapes only, on the meta device: no weights, no memory.
 
     None if the file has no recipe, or its base cannot be built here.
     """
     try:
-        recipe = _for_use(recipe_from_dict(dict(stored.recipe), "the adapter's recipe"))
+        recipe = _for_use(recipe_of(stored, path))
         return recipe, open_base(recipe, stored, weights=False)
     except SuperLoraError:
         return None
@@ -172,13 +175,15 @@ def recipe_of(stored: store.StoredAdapter, path: Path, overrides: Sequence[str] 
     if not stored.recipe:
         hint = "superlora merge --base FILE, or from Python: superlora_cli.load(model, FILE)"
         raise UsageError("has no recipe, so its base cannot be built", where=str(path), hint=hint)
-    return recipe_from_dict(dict(stored.recipe), str(path), overrides)
+    return from_here(recipe_from_dict(dict(stored.recipe), str(path), overrides), path.parent)
 
 
 def stored_recipe(path: Path) -> Recipe:
     """The recipe stored in an adapter or model file, without overrides; raises as `recipe_of`."""
     model = read_model(path)
-    return recipe_of(store.load(path), path) if model is None else recipe_from_dict(dict(model.recipe), str(path))
+    if model is None:
+        return recipe_of(store.load(path), path)
+    return from_here(recipe_from_dict(dict(model.recipe), str(path)), path.parent)
 
 
 def _for_use(recipe: Recipe) -> Recipe:
@@ -190,7 +195,7 @@ def _for_use(recipe: Recipe) -> Recipe:
 
 
 def _build_model(path: Path, model: StoredModel, overrides: Sequence[str]) -> Built:
-    recipe = _for_use(recipe_from_dict(dict(model.recipe), str(path), overrides))
+    recipe = _for_use(from_here(recipe_from_dict(dict(model.recipe), str(path), overrides), path.parent))
     section = recipe.model.model_copy(update={"pretrained": False, "checkpoint": None})
     base = open_base(recipe.model_copy(update={"model": section}), classes=len(model.classes) or None)
     load_weights(base.model, path)

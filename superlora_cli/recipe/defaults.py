@@ -56,13 +56,23 @@ def _scaled(adapter: AdapterSection, version: int) -> AdapterSection:
     return adapter.model_copy(update=scale) if config.scaling == "weights" else adapter
 
 
+def default_rate(recipe: Recipe) -> float | None:
+    """The learning rate of a recipe that sets none; None if it must set one."""
+    if recipe.adapter is None or recipe.train.optimizer.name != OptimizerSection().name:
+        return None
+    fits = TASKS[recipe.task].rate_of_any_scale or not recipe.adapter.scales_itself
+    return usual_rate(recipe.adapter.bits) if fits else None
+
+
 def _rate(recipe: Recipe, version: int, places: Places) -> float:
-    own = recipe.train.optimizer.name
-    what = "training the whole base" if recipe.adapter is None else own
-    if version > 1 and recipe.adapter and own == OptimizerSection().name:
-        return usual_rate(recipe.adapter.bits)
-    where, message = places.where("train.optimizer.lr"), "missing, expected a number ≥ 0"
-    raise UsageError(message, where=where, hint=f"{what} has no default learning rate")
+    if version > 1 and (rate := default_rate(recipe)) is not None:
+        return rate
+    what = "training the whole base" if recipe.adapter is None else recipe.train.optimizer.name
+    hint = f"{what} has no default learning rate"
+    if version > 1 and recipe.adapter and recipe.train.optimizer.name == OptimizerSection().name:
+        usual = usual_rate(recipe.adapter.bits)
+        hint = f"leave out adapter.alpha and scaling, with which {usual:g} fits any base; or lr: find, or your own"
+    raise UsageError("missing, expected a number ≥ 0", where=places.where("train.optimizer.lr"), hint=hint)
 
 
 def version_of(file: Path) -> int:

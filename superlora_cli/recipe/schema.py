@@ -320,6 +320,11 @@ class AdapterSection(Section):
         """The knobs that are set, without `method` and `targets`."""
         return self.model_dump(exclude={"method", "targets"})
 
+    @property
+    def scales_itself(self) -> bool:
+        """Whether the recipe sets the scale of ΔW, whatever the size of the base's weights."""
+        return self.scaling != "weights" if self.scaling else self.alpha is not None
+
     def config(self, *, defaults: int = 1) -> AdapterConfig:
         """The preset with the knobs that are set on top, with a version of the `defaults` that `from_knobs` knows.
 
@@ -339,7 +344,8 @@ class OptimizerSection(Section):
         None,
         description="Learning rate of the adapter (of the base if there is no adapter); `find`: that of `superlora "
         "find-rate`, which the run then records in its recipe. Default: 0.03 for an adapter with AdamW, 0.1 with "
-        "`bits` of 1 to 8; required otherwise.",
+        "`bits` of 1 to 8; required otherwise, and in text-to-image where `adapter.alpha` or another `scaling` than "
+        "`weights` is set.",
     )
     head_lr: float | None = Field(None, ge=0, description="Learning rate of a trained head; default: `lr`.")
 
@@ -413,7 +419,11 @@ class TrainSection(Section):
         None, description="Train groups of layers one after another, from the first to the last (docs/training.md)."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
-    keep: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
+    keep: int = Field(
+        2,
+        ge=1,
+        description="Number of newest checkpoints to keep; of others, the adapter stays if its step has pictures.",
+    )
     checkpoint_at: list[int] = Field([], description="Steps whose checkpoints are never deleted.")
     log_every: int = Field(10, ge=1, description="Steps between logged metrics.")
     threads: int | None = Field(

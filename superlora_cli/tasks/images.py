@@ -16,7 +16,7 @@ from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.progress import with_bar
 from superlora_cli.recipe.schema import DataSection, Recipe
-from superlora_cli.tasks.reading import read_training
+from superlora_cli.tasks.reading import empty, read_training
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
@@ -156,7 +156,7 @@ class ImageTask(Work):
         """
         images: Any = self.splits.named(split)
         if not len(images):
-            raise UsageError(f"the {split} split is empty", where="data.validation", hint="hold out some images")
+            raise empty(split, self.recipe)
         self.in_training = False
         self.model.eval()
         pin, size = self.processes.device.type == "cuda", self.recipe.eval.batch_size

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from superlora_cli.data.augment import mixing
 from superlora_cli.data.batches import Batch, training_batches
+from superlora_cli.data.holding_out import FEWEST
 from superlora_cli.data.known import has_several_labels, is_embedded
 from superlora_cli.data.splits import Splits, labels_of
 from superlora_cli.data.stream import Share
+from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 
-OTHER_DATA = "held-out images may have been trained on"
+SPARES = f"a class needs {FEWEST} images to spare some; or add folders train, val and test"
+
+
+def other_data(called: str) -> str:
+    """What is doubtful about other data than those of training; `called` is what they are: images or texts."""
+    return f"held-out {called} may have been trained on"
 
 
 def settled(recipe: Recipe, rule: str | None = None) -> Recipe:
@@ -27,6 +34,31 @@ def settled(recipe: Recipe, rule: str | None = None) -> Recipe:
     if data.split is None and not is_embedded(data.name):
         found["split"] = rule or TASKS[recipe.task].split(recipe)
     return recipe.model_copy(update={"data": data.model_copy(update=found)})
+
+
+def check_held_out(sizes: Mapping[str, int], recipe: Recipe) -> None:
+    """Refuse to train without images to learn from, to choose the best step by, or to test it.
+
+    Args:
+        sizes: number of images by split.
+
+    Raises:
+        UsageError: such a split is empty.
+    """
+    for split in ("train", "test", recipe.eval.select):
+        if not sizes[split]:
+            raise empty(split, recipe)
+
+
+def empty(split: str, recipe: Recipe) -> UsageError:
+    """The error about an empty split."""
+    if recipe.data.validation:
+        hint = SPARES
+    elif split == "validation":
+        hint = "eval.select=test, a folder val, or data.validation=0.1"
+    else:
+        hint = "data.validation=0.1 holds images out; or add folders train, val and test"
+    return UsageError(f"the {split} split is empty", where=f"data.validation={recipe.data.validation:g}", hint=hint)
 
 
 def read_training(

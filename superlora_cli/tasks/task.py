@@ -45,6 +45,7 @@ class TaskKind:
         previews: how its training data are shown, by a name of `commands.previews.PREVIEWS`; None: they are not.
         tells_classes: whether its models predict classes: for `eval --predict` and a new head.
         has_classes: whether its data have classes that its models tell apart or are conditioned on.
+        rate_of_any_scale: whether an adapter whose recipe sets its scale has a default learning rate, too.
         bases: the task that its bases are made for, by name; None: this one.
         head: `model.head` of a recipe that does not set it.
     """
@@ -60,6 +61,7 @@ class TaskKind:
     previews: str | None = "images"
     tells_classes = False
     has_classes = True
+    rate_of_any_scale = True
     bases: str | None = None
     head = "new"
 

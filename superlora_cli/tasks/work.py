@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -68,7 +68,7 @@ class Work:
     def __init__(self, built: Built, processes: Processes) -> None:
         self.built, self.processes = built, processes
         self.recipe, self.model = built.recipe, built.model
-        self.splits = self.read(built.recipe)
+        self.splits = self._judging(self.read(built.recipe))
         self.arrange()
         self.recipe = self._in_steps()
         self.check_classes()
@@ -101,6 +101,22 @@ class Work:
             return self.recipe
         length = {"steps": train.epochs * self.steps_of_epoch(), "epochs": None}
         return self.recipe.model_copy(update={"train": train.model_copy(update=length)})
+
+    def _judging(self, splits: Splits) -> Splits:
+        """The splits of data to be trained on; of data other than those of training, all are for testing if they have
+        no test part of their own.
+
+        Raises:
+            UsageError: there is nothing to train on.
+        """
+        called, name = TASKS[self.recipe.task].elements, self.recipe.data.name
+        if not self.built.stored and not len(splits.train):
+            hint = "add train, or use superlora eval, which needs a test part only"
+            raise UsageError(f"no {called} to train on", where=name, hint=hint)
+        if splits.whole is None or self.built.trained_on in (None, splits.fingerprint):
+            return splits
+        note = f"judged by all {len(splits.whole.test):,} {called} of {name}, which has no test part"
+        return replace(splits.whole, notes=(*splits.whole.notes, note))
 
     def check_classes(self) -> None:
         """Refuse data with more classes than the model has.

@@ -5,6 +5,7 @@
 A folder is filled under a temporary name, marked COMPLETE, and renamed. A folder without COMPLETE does not count.
 COMPLETE has the step and, in the form of `sha256sum`, checksums of the other files: a checkpoint that has changed since
 is skipped.
+Of an older step whose pictures are in the run folder, only the adapter is left.
 `state.pt` holds tensors and primitives only and is read with `weights_only=True`.
 """
 
@@ -24,6 +25,7 @@ from superlora_cli.files import system_errors, write_atomic
 
 COMPLETE = "COMPLETE"
 STATE = "state.pt"
+ADAPTER = "adapter.safetensors"
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], files: Mapping[str, bytes]) -> Path:
@@ -87,12 +89,16 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def prune(folder: Path, *, keep: int, protected: Collection[int]) -> None:
-    """Delete all checkpoints except the newest `keep` and those at `protected` steps."""
+def prune(folder: Path, *, keep: int, protected: Collection[int], shown: Collection[int]) -> None:
+    """Delete all checkpoints except the newest `keep` and those at `protected` steps, but for the adapters of the steps
+    that were `shown`."""
     disposable = [(step, path) for step, path in complete_checkpoints(folder) if step not in protected]
-    for _, path in disposable[:-keep]:
+    for step, path in disposable[:-keep]:
         (path / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        if step in shown and (path / ADAPTER).is_file():
+            (path / STATE).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -161,7 +162,8 @@ def fit(
     def warn() -> None:
         if found := relapse(run.losses(), task.guessing):
             rate = f"the learning rate {train.optimizer.rate:g} is too high"
-            line = f"{found}: {rate}; lower train.optimizer.lr (superlora find-rate {run.path / 'recipe.yaml'})"
+            file = shlex.quote(str(run.path / "recipe.yaml"))
+            line = f"{found}: {rate}; lower train.optimizer.lr (superlora find-rate {file})"
             run.warn(line)
             display.say(f"warning: {line}")
 
@@ -205,7 +207,7 @@ def fit(
                 save()
             if (stop or pauses) and not ends:
                 warn()
-                hint = f"continue with --resume {run.path}"
+                hint = f"continue with --resume {shlex.quote(str(run.path))}"
                 error = InterruptedRunError if stop else PausedRunError
                 raise error(f"stopped at step {at.step}, saved", where=str(run.path), hint=hint)
             meter.restart()

@@ -66,7 +66,8 @@ def step_memory(
     if train.gradient_checkpointing:
         recompute(model)
     with _without_values() as ledger:
-        model.to_empty(device="cpu").train()
+        give_storages(model)
+        model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         base = ledger.live - (_bytes(adapter.parameters()) if adapter else 0)
         average = [parameter.clone() for parameter in trained if train.ema is not None]
@@ -105,6 +106,15 @@ def step_memory(
         "activations": activations,
         "total": ledger.peak,
     }
+
+
+def give_storages(model: nn.Module) -> None:
+    """Move a model from the meta device to the CPU, inside `FakeTensorMode`: its tensors still have no values.
+
+    One module at a time, since torch cannot move one twice that is in two places.
+    """
+    for module in model.modules():
+        module.to_empty(device="cpu", recurse=False)
 
 
 def _precision(train: TrainSection) -> torch.autocast:

@@ -21,6 +21,11 @@ UNUSABLE = {
     "SparseAdam": "sparse gradients, which adapters do not have",
     "ReduceLROnPlateau": "a metric at every step, which this loop does not have",
 }
+ELSEWHERE = {  # parts of names of other libraries' optimizers, and what does their work
+    "8bit": "AdamW: the moments of an adapter take little memory",
+    "prodigy": "AdamW, with lr: find, which looks for a rate",
+    "dadapt": "AdamW, with lr: find, which looks for a rate",
+}
 
 
 def make_optimizer(
@@ -34,7 +39,8 @@ def make_optimizer(
     known = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     kind = known.get(section.name)
     if kind is None or not issubclass(kind, Optimizer) or kind is Optimizer:
-        hint = did_you_mean(section.name, known) or "a class of torch.optim"
+        theirs = (hint for part, hint in ELSEWHERE.items() if part in section.name.lower())
+        hint = next(theirs, None) or did_you_mean(section.name, known) or "a class of torch.optim"
         raise UsageError(f"unknown optimizer '{section.name}'", where="train.optimizer.name", hint=hint)
     if section.name in UNUSABLE:
         message = f"{section.name} needs {UNUSABLE[section.name]}"

@@ -99,6 +99,18 @@ class RangeTest:
         assert self.too_high is not None
         return proposal(self.too_high)
 
+    def doubt(self, usual: float | None) -> str | None:
+        """Why the proposal is doubtful, if the loss rose so early that it is lower than any rate that was tried.
+
+        Args:
+            usual: the default rate; None if there is none.
+        """
+        if self.proposed >= FIRST:
+            return None
+        instead = "try some higher ones" if usual is None else f"try the default, {usual:g}, too"
+        rose = f"the loss rose after {len(self.rates)} of {STEPS} steps"
+        return f"the rate found, {self.proposed:g}, is doubtful, lower than any that was tried: {rose}; {instead}"
+
 
 def range_test(task: Task, train: TrainSection, processes: Processes, display: Display) -> RangeTest:
     """Train with a rate that grows from `FIRST`, tenfold every `PER_DECADE` steps, until the loss blows up.

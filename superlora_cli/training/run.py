@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from superlora_cli.files import locked, read_json, system_errors, write_atomic, write_json
-from superlora_cli.training.checkpoints import complete_checkpoints, damage, prune, save_checkpoint
+from superlora_cli.training.checkpoints import complete_checkpoints, damage, prune, save_checkpoint, step_of
 
 if TYPE_CHECKING:
     from superlora_cli.training.meter import Figures
@@ -190,9 +190,13 @@ class RunFolder:
     def save(
         self, step: int, state: Mapping[str, Any], files: Mapping[str, bytes], *, keep: int, protected: Collection[int]
     ) -> None:
-        """Write the checkpoint of `step`, and delete all except the newest `keep` and those at `protected` steps."""
+        """Write the checkpoint of `step`, and delete all except the newest `keep` and those at `protected` steps.
+
+        Adapters of steps with pictures stay.
+        """
         save_checkpoint(self.checkpoints, step, state, files)
-        prune(self.checkpoints, keep=keep, protected=protected)
+        shown = {step_of(picture.with_suffix("")) for picture in self.pictures.glob("step-*.png")}
+        prune(self.checkpoints, keep=keep, protected=protected, shown=shown)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; None if there is none."""

@@ -77,6 +77,7 @@ def test_counted_bytes_are_the_file_s_but_for_the_metrics(name: str, runs: dict[
     assert abs(counted + len(json.dumps(metrics)) - len('"{}"') - file.stat().st_size) < 8  # the header is padded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_evaluated_merged_and_loaded_it_is_the_trained_model(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     metrics = json.loads((runs[name] / "eval.json").read_text())["metrics"]
@@ -143,6 +144,7 @@ def test_what_has_no_place_for_it_says_so(
     assert said in superlora(*asked, "--out", tmp_path / "out.safetensors", code=2)["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_probe_is_exported_for_timm_and_reported(runs: dict[str, Path], tmp_path: Path) -> None:
     assert superlora("export", runs["probe"], "--to", "timm", "--out", tmp_path / "timm.safetensors")["verified"]
     page = tmp_path / "report.html"
@@ -155,6 +157,7 @@ def test_a_run_of_a_probe_is_exported_for_timm_and_reported(runs: dict[str, Path
     assert {best["order"] for best in section["budgets"]} == {None, 2}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     words = ("quickstart", "adapter={method: lora, rank: 1, also: [bias]}", *FEW, "train.checkpoint_every=2", "--quiet")
     superlora("train", *words, "--out", tmp_path / "run")

@@ -257,6 +257,7 @@ def test_a_mismatched_base_is_accepted_where_asked_for(work: Path, cli: Cli) -> 
     assert cli(*words).json()["n"] == 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_the_run_with_its_last_checkpoint_whole(
     number: int, work: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

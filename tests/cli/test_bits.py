@@ -21,6 +21,7 @@ SMALL = ("quickstart", "train.steps=4", "train.checkpoint_every=2", "eval.every=
 BITS = ("adapter={rank: 8, inner: {dim: 64}, bits: 4}",)
 
 
+@pytest.mark.slow
 def test_sixty_four_numbers_of_four_bits_are_a_file_of_a_kilobyte_that_is_enough(cli: Cli) -> None:
     done = cli("train", *SMALL, *BITS, "--out", "run", "--json").json()
     assert done["bytes"] == Path("run/adapter.safetensors").stat().st_size <= 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,31 @@ def test_targets_may_differ_and_overlap(cli: Cli) -> None:
     assert cli("eval", "sum.safetensors").code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "numbers", "halved"),
+    [
+        (["blocks.[01].*=0.5"], [1], lambda name: 0.5 if name[7] in "01" else 1),
+        (
+            ["0.5,2,q=-1,blocks.3.attn.qkv=0"],
+            [0.5, 2],
+            lambda name: 0 if name[7] == "3" else -1 if "[0:" in name else 1,
+        ),
+    ],
+)
+def test_some_weights_may_have_another_strength(
+    words: list[str], numbers: list[float], halved: Callable[[str], float], three: list[Path], cli: Cli
+) -> None:
+    paths = three[: len(numbers)]
+    done = cli("combine", *paths, "--weights", *words, "--energy", "1", "--out", "sum.safetensors", "--json").json()
+    assert done["error"] < 1e-5
+    wanted = {name: halved(name) * delta for name, delta in mean(numbers, paths).items()}
+    assert relative(deltas_of("sum.safetensors"), wanted) < 1e-5
+    parts = cli("inspect", "sum.safetensors", "--json").json()["origin"]["parts"]
+    assert parts == {
+        name: float(number) for name, _, number in (w.rpartition("=") for w in words[0].split(",")) if name
+    }
+
+
 TEXT = "text_encoder.*.q_proj"
 
 
@@ -108,6 +134,7 @@ def pipeline(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pipeline")
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_text_encoder_may_be_adapted_by_some_only(first: int, cli: Cli) -> None:
@@ -124,6 +151,7 @@ def test_a_text_encoder_may_be_adapted_by_some_only(first: int, cli: Cli) -> Non
         assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_heads_are_averaged(cli: Cli) -> None:
     words = ("digits_lora", "model.head=new")
     paths = [write_adapter(f"{seed}.safetensors", *words, f"seed={seed}", seed=seed) for seed in (1, 2)]
@@ -156,6 +184,11 @@ REFUSED = [
     (["--weights", "1"], "1 weights for 2 adapters"),
     (["--weights", "1,x"], "'x' is not a number"),
     (["--weights", "nan,1"], "not finite"),
+    (["--weights", "q=inf"], "not finite"),
+    (["--weights", "q=x"], "'x' is not a number"),
+    (["--weights", "qq=1"], "'qq' matches no weight"),
+    (["--weights", "o=1"], "'o' matches no weight that is adapted"),
+    (["--weights", "blocks.0.attn.qkv[0:10]=1"], "matches a part of blocks.0.attn.qkv[0:64] only"),
     (["--weights", "0,0"], "all weights are 0"),
     (["--rank", "0"], "rank is 0"),
     (["--energy", "2"], "energy is 2.0"),

@@ -83,6 +83,7 @@ def test_without_its_base_an_adapter_on_singular_vectors_is_nothing(cli: Cli) ->
         assert "half.safetensors" in result.err
 
 
+@pytest.mark.slow
 @ALL
 def test_found_again_in_the_difference_of_two_checkpoints(recipe: str, cli: Cli) -> None:
     file = write_adapter("a.safetensors", recipe)

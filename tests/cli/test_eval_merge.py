@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from superlora_cli.data.digits import load_digits_split
+from superlora_cli.data.splits import Look, evaluation_transform
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.load import shipped_recipes
@@ -88,8 +90,22 @@ def test_merge_tells_what_it_did_and_how_to_load_it(alone: Path, cli: Cli) -> No
     assert all(
         torch.equal(loaded.state_dict()[name], tensor) for name, tensor in load_file("merged.safetensors").items()
     )
+    transform: Any = eval(done["preprocess"], {"timm": timm})
+    image = load_digits_split("test", 20)[0][0]
+    seen = evaluation_transform(Look(16, (0.5,) * 3, (0.5,) * 3))(to_pil_image(image))
+    assert torch.equal(transform(to_pil_image(image)), seen)
     shown = cli("merge", alone, "--out", "merged.safetensors", "--force")
     assert "largest difference of outputs" in shown.out
+    assert "create_transform" in shown.out
+
+
+@pytest.mark.parametrize("command", [("merge",), ("export", "--to", "timm")])
+def test_a_name_by_which_timm_would_not_load_it_is_refused(command: tuple[str, ...], alone: Path, cli: Cli) -> None:
+    for out in ("expo", "expo/", "model.pt"):
+        refused = cli(*command, alone, "--out", out)
+        assert refused.code == 2
+        assert f"{out.rstrip('/')}/model.safetensors" in refused.message
+        assert not Path(out).exists()
 
 
 def test_merged_weights_in_timm_predict_what_the_adapted_model_predicts(alone: Path, merged: Path) -> None:
@@ -142,6 +158,7 @@ def test_unmerging_restores_the_base_within_rounding(alone: Path, merged: Path, 
         assert ((restored[name] - tensor).abs() <= rounding).all()
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> None:
     save_file({name: tensor.bfloat16() for name, tensor in load_file(BASE).items()}, "bf16.safetensors")
     assert cli("train", *QUICK, "model.checkpoint=bf16.safetensors", "train.precision=bf16", "--out", "run").code == 0
@@ -153,6 +170,7 @@ def test_a_base_in_bfloat16_is_adapted_merged_and_kept_in_bfloat16(cli: Cli) -> 
         assert torch.equal(plain[name][64:128], after[name][64:128])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "recipe", "asset"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from superlora_cli.errors import UsageError
 from superlora_cli.formats.whole import check_plain
+from tests import reader
 from tests.conftest import Cli, contents
 from tests.makers import BASE, deltas_of, relative, write_adapter, write_base, write_overflowing
 
@@ -46,6 +48,59 @@ def test_timm_is_merging(lora: Path, cli: Cli) -> None:
     assert Path("exported.safetensors").read_bytes() == Path("merged.safetensors").read_bytes()
     assert done["verified"] is True
     assert cli("export", lora, "--to", "timm", "--out", "again.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [("adapter.method=loha",), ("adapter.method=unilora",), ("adapter.method=hira",),
+     ("adapter.method=null", "adapter.groups=2", "adapter.projection=nonlinear_v2")],
+    ids=lambda knobs: knobs[-1],
+)  # fmt: skip
+def test_a_scale_multiplies_the_update(knobs: tuple[str, ...], cli: Cli) -> None:
+    file = write_adapter("a.safetensors", "digits_lora", *knobs)
+    for to in ("delta", "lycoris"):
+        assert cli("export", file, "--to", to, "--scale", "-0.3", "--out", to).code == 0
+    found, whole = load_file("delta"), deltas_of(file)
+    wanted = {name: torch.zeros(192, 64) for name in found}
+    for name, tensor in whole.items():
+        start = 0 if "[0:" in name else 128
+        wanted[f"{name.partition('[')[0]}.weight"][start : start + 64] = -0.3 * tensor
+    assert relative(found, wanted) < 1e-6
+    own = {name: reader.delta(parts, (192, 64)) for name, parts in by_module(load_file("lycoris")).items()}
+    assert (
+        relative(own, {f"lycoris_{n.removesuffix('.weight').replace('.', '_')}": d for n, d in wanted.items()}) < 1e-5
+    )
+
+
+def by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A module's key → its tensors, by what follows the key."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, own = name.partition(".")
+        found.setdefault(key, {})[own] = tensor
+    return found
+
+
+def test_merging_and_unmerging_have_a_scale_too(lora: Path, cli: Cli) -> None:
+    words = ("merge", lora, "--scale", "0.5")
+    assert cli(*words, "--out", "merged.safetensors", "--json").json()["verified"] is True
+    base, merged, whole = load_file(BASE), load_file("merged.safetensors"), deltas_of(lora)
+    q = merged["blocks.0.attn.qkv.weight"] - base["blocks.0.attn.qkv.weight"]
+    torch.testing.assert_close(q[:64], 0.5 * whole["blocks.0.attn.qkv[0:64]"], atol=1e-6, rtol=1e-4)
+    assert cli(*words, "--base", "merged.safetensors", "--unmerge", "--out", "restored.safetensors").code == 0
+    assert all(
+        torch.allclose(tensor, base[name], atol=1e-6) for name, tensor in load_file("restored.safetensors").items()
+    )
+    whole_merge = ("merge", lora, "--base", "merged.safetensors", "--unmerge", "--out", "new.safetensors")
+    assert cli(*whole_merge).code == 3
+    rotation = write_adapter(
+        "oft.safetensors", "digits_lora", "adapter.method=oft", "adapter.rank=null", "adapter.targets=[o]"
+    )
+    for refused, said in (
+        (cli("merge", lora, "--scale", "nan", "--out", "new.safetensors"), "nan is not finite"),
+        (cli("export", rotation, "--to", "peft-oft", "--scale", "0.5", "--out", "new"), "a rotation times a number"),
+    ):
+        assert (refused.code, said in refused.message) == (2, True)
 
 
 def peft_deltas(folder: str) -> dict[str, Tensor]:
@@ -168,10 +223,10 @@ def test_force_replaces_the_files_and_leaves_the_others(lora: Path, cli: Cli) ->
 @pytest.mark.parametrize("to", ["peft-lora", "delta", "timm"])
 def test_an_update_that_is_not_finite_is_refused(to: str, cli: Cli) -> None:
     file = write_overflowing("a.safetensors", "digits_lora")
-    result = cli("export", file, "--to", to, "--out", "new")
+    result = cli("export", file, "--to", to, "--out", "new.safetensors")
     assert result.code == 1
     assert "not finite" in result.message
-    assert not Path("new").exists()
+    assert not Path("new.safetensors").exists()
 
 
 def test_what_is_no_adapter_is_refused(cli: Cli) -> None:
@@ -204,6 +259,27 @@ def test_a_model_that_never_calls_its_layer_is_refused(cli: Cli) -> None:
     assert not Path("peft").exists()
     other = write_adapter("proj.safetensors", "digits_lora", model, "adapter.rank=2", "adapter.targets=[o]")
     assert cli("export", other, "--to", "peft-lora", "--out", "peft").code == 0
+
+
+def test_a_language_model_that_never_calls_its_layer_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    def by_weights(layer: Any, x: Tensor) -> Tensor:
+        gate, up, down = (part.weight for part in (layer.gate_proj, layer.up_proj, layer.down_proj))
+        return (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def by_values(layer: Any, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else by_weights(layer, x)
+
+    words = ("export", write_adapter("a.safetensors", "sums_roman_lora", "adapter.targets=[mlp]"), "--to", "peft-lora")
+    assert "notes" not in cli(*words, "--out", "peft", "--json").json()
+    monkeypatch.setattr(LlamaMLP, "forward", by_values)
+    assert "could not be checked" in cli(*words, "--out", "unchecked").out
+    monkeypatch.setattr(LlamaMLP, "forward", by_weights)
+    result = cli(*words, "--out", "other")
+    assert result.code == 2
+    assert "mlp.gate_proj: the model reads its weight" in result.message
+    assert not Path("other").exists()
 
 
 def test_an_export_does_not_depend_on_anything_but_the_adapter(lora: Path, cli: Cli) -> None:

@@ -113,6 +113,7 @@ def test_half_precision_checkpoints_are_found_to_their_rounding(dtype: torch.dty
     assert cli("inspect", "found.safetensors", "--json").json()["base"]["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.slow
 def test_a_tuned_head_is_stored_and_other_changes_are_named(cli: Cli) -> None:
     write_adapter("lora.safetensors", "digits_lora", "model.head=new", scale=0.5)
     assert cli("merge", "lora.safetensors", "--out", "tuned.safetensors", "--no-verify").code == 0
@@ -172,6 +173,9 @@ def test_a_pipelines_adapter_is_found_again_in_all_forms(pipelines: Path, cli: C
         parts = {name.partition(".")[0] for name in done.json()["elsewhere"]}
         assert parts == ({"text_encoder"} if wanted is unet and "tuned" in words else set()), words
         assert cli("inspect", "found.safetensors", "--json").json()["base"]["sha256"]
+    assert cli("merge", "lora.safetensors", "--scale", "0.5", "--out", "half").code == 0  # it is verified
+    assert cli("extract", "r.yaml", "--tuned", "half", "--out", "half.safetensors").code == 0
+    assert relative(deltas_of("half.safetensors"), {name: 0.5 * delta for name, delta in whole.items()}) < 1e-4
     generate = ("generate", "found.safetensors", "--prompt", "a red seven", "--steps", "1", "--out", "images")
     assert cli(*generate).code == 0
     for words, code, said in (

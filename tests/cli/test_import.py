@@ -248,6 +248,7 @@ def test_the_same_file_becomes_the_same_adapter(cli: Cli, drawn: Path) -> None:
 TEXT = "adapter.targets=[q, 'text_encoder.*.q_proj', 'text_encoder.*.fc1']"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", [(), ("adapter.method=loha",)])
 def test_text_encoders_leave_and_come_back(knobs: tuple[str, ...], cli: Cli, drawn: Path) -> None:
     file = write_adapter("text.safetensors", "r.yaml", TEXT, *knobs)
@@ -281,6 +282,7 @@ def test_kohyas_text_encoders_are_read_with_their_alpha(cli: Cli) -> None:
         assert relative({"": found}, {"": wanted}) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["kohya", "peft-lora", "diffusers-lora"])
 def test_a_sum_is_written_in_these_formats_too(to: str, cli: Cli, drawn: Path) -> None:
     other = write_adapter("other.safetensors", "r.yaml", "adapter.rank=3", seed=1)

@@ -22,6 +22,7 @@ def test_epochs_become_the_steps_that_the_images_are_enough_for(cli: Cli) -> Non
     assert (train.steps, train.epochs) == (result["steps"], None)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_epochs_equals_an_uninterrupted_one(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def test_the_recipe_that_init_writes_trains_as_it_stands(own: Path, cli: Cli) ->
     assert recipe.eval.every is None  # 24 validation images choose no step
     assert about["metrics"]["best_step"] == about["steps"]
     header = (own / "numbers.yaml").read_text().splitlines()[:2]
-    assert header[0] == "# glyphs_vit on the images in numbers: 4 classes, 240 training images."
+    assert header[0] == "# glyphs_vit on the images in numbers: 4 classes, 216 training images."
     assert f"{about['params']['adapter']:,} parameters + head {about['params']['head']:,}" in header[1]
     assert about["metrics"]["accuracy"] > 0.8
 
@@ -79,7 +79,7 @@ def test_init_says_what_it_wrote_and_overwrites_nothing(own: Path, cli: Cli) -> 
     shutil.copytree(own / "numbers", "numbers")
     made = cli("init", "--model", "glyphs_vit", "--data", "numbers", "--out", "mine.yaml", "--json").json()
     assert made["recipe"] == "mine.yaml"
-    assert (made["classes"], made["images"]) == (4, 240)
+    assert (made["classes"], made["images"]) == (4, 216)
     assert made["params"]["head"] == 4 * 64 + 4
     before = Path("mine.yaml").read_bytes()
     again = cli("init", "--model", "glyphs_vit", "--data", "numbers", "--out", "mine.yaml")

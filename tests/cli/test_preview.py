@@ -54,4 +54,5 @@ def test_a_preview_overwrites_nothing_unasked(cli: Cli) -> None:
     Path("grid.png").write_text("mine")
     result = cli("preview", "quickstart", "--out", "grid.png")
     assert (result.code, Path("grid.png").read_text()) == (2, "mine")
+    assert "does not show the images of the task autoencoder" in cli("preview", "pretrain_glyphs_text_vae").message
     assert "grid.jpg: not a .png file" in cli("preview", "quickstart", "--out", "grid.jpg").message

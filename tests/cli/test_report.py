@@ -57,6 +57,7 @@ def only(done: dict[str, Any]) -> dict[str, Any]:
     return section
 
 
+@pytest.mark.slow
 def test_a_report_is_a_page_and_its_pictures(runs: Path, cli: Cli) -> None:
     done = cli("report", runs, "--json").json()
     assert done["report"] == "runs/report.html"

@@ -132,6 +132,7 @@ def test_every_shipped_recipe_dry_runs_without_network_or_data(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bf16_trains_on_a_cpu(cli: Cli) -> None:
     result = cli("train", *QUICK, "train.precision=bf16", "--json").json()
     metrics = result["metrics"]
@@ -146,6 +147,7 @@ def test_bf16_learns_as_float32_does(cli: Cli) -> None:
     assert half["accuracy"] > full["accuracy"] - 0.05
 
 
+@pytest.mark.slow
 def test_a_base_without_adapter_is_trained_whole_and_loads_in_timm(cli: Cli) -> None:
     words = ("pretrain_glyphs_vit", "train.steps=4", "data.train_images=200", "data.eval_images=50", "eval.every=2")
     result = cli("train", *words, "--json").json()
@@ -195,6 +197,7 @@ def test_auto_resume_starts_afresh_where_there_is_nothing(adapter: Path, cli: Cl
     assert Path("runs/quickstart/adapter.safetensors").read_bytes() == adapter.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_run_that_died_and_was_resumed_equals_an_uninterrupted_one(
     step: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,6 +292,7 @@ def test_what_is_trained_is_asked_for(cli: Cli) -> None:
         assert what in result.err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_mark_does_not_exist(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from superlora_cli.adapter import store
+from superlora_cli.commands.assign import _recipe
+from superlora_cli.errors import MismatchError
 from superlora_cli.opening.base import open_base
 from superlora_cli.opening.build import recipe_of
 from superlora_cli.opening.switching import MOST, Switching
@@ -107,6 +109,15 @@ def test_a_wrong_table_is_one_clear_line(text: str, place: Path, cli: Cli) -> No
     found = cli("eval", "--assign", "t.csv", "--adapters", place / "adapters")
     assert (found.code, WRONG[text] in found.err) == (2, True), found.err
     assert not Path("t-predictions.csv").exists()
+
+
+def test_both_image_sizes_are_named_where_adapters_differ(tmp_path: Path) -> None:
+    stored = store.load(Path(__file__).parents[1] / "project" / "written_before" / "classifier.safetensors")
+    data = {**stored.recipe["data"], "image_size": 32}
+    others = {"one": stored, "two": replace(stored, recipe={**stored.recipe, "data": data})}
+    with pytest.raises(MismatchError, match="another image size than one: 32 and the own size of its base") as caught:
+        _recipe(others, {name: tmp_path / name for name in others}, ())
+    assert caught.value.hint == "one table for each image size"
 
 
 REFUSED = {

@@ -114,7 +114,7 @@ def test_unmerging_restores_the_base_within_the_reported_rounding(
             assert (off <= rounding * 1.01 + 1e-7).all()
             largest = max(largest, off.max().item())
     assert 0 < largest <= done["rounding_bound"] < 100 * torch.finfo(dtype).eps
-    assert "at most" in cli("merge", "adapter.safetensors", "--base", merged, "--unmerge", "--out", "again").out
+    assert "at most" in cli("merge", "adapter.safetensors", "--base", merged, "--unmerge", "--out", f"again-{out}").out
 
 
 def test_unmerging_is_compared_with_the_base_if_available(adapter: Path, cli: Cli) -> None:

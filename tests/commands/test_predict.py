@@ -74,3 +74,13 @@ def test_lines_end_as_in_all_tables(module: Any, trained: Path) -> None:
     assert call_of(module, trained, ("eval.batch_size=1",))()["n"] == 1
     assert Path(OUT).read_bytes().count(b"\n") == 2
     assert b"\r" not in Path(OUT).read_bytes()
+
+
+def test_an_image_alone_is_predicted_as_in_its_folder(trained: Path) -> None:
+    Path("more").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16), "red").save(Path("more", name))
+    predict.predict(trained, Path("more"), Path("all.csv"))
+    assert predict.predict(trained, Path("more/b.png"), Path(OUT))["n"] == 1
+    header, _, last = Path("all.csv").read_text().splitlines()
+    assert Path(OUT).read_text().splitlines() == [header, last]

@@ -157,6 +157,18 @@ def test_a_class_is_the_first_folder_and_those_in_it_only_hold_its_images(tmp_pa
     assert labels(splits.train) == labels(splits.test) == [0] * 5 + [1] * 5
 
 
+@pytest.mark.parametrize("parts", [("",), ("train", "val", "test")])
+def test_images_of_which_none_is_in_a_class_folder_are_one_class(parts: tuple[str, ...], tmp_path: Path) -> None:
+    root = tmp_path / "birds"
+    for part in parts:
+        (root / part).mkdir(parents=True)
+        for number in range(12):
+            picture(number).save(root / part / f"{number}.png")
+    splits = splits_of(root, validation=0.2)
+    assert splits.class_names == class_names(DataSection(name=str(root))) == ("birds",)
+    assert {*labels(splits.train), *labels(splits.validation), *labels(splits.test)} == {0}
+
+
 def test_images_outside_class_folders_are_refused_in_every_part(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         write_folder(tmp_path / part)

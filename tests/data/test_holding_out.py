@@ -13,6 +13,7 @@ import pytest
 from superlora_cli.commands.resuming import as_started
 from superlora_cli.data.holding_out import by_content
 from superlora_cli.data.splits import SPLITS, Splits, contents_of, load_splits
+from superlora_cli.models.embedded import ASSETS
 from superlora_cli.recipe.load import recipe_from_dict
 from superlora_cli.recipe.schema import DataSection
 from superlora_cli.recipe.yaml import read_yaml
@@ -167,6 +168,48 @@ def test_scoring_training_images_gives_a_warning(cli: Cli) -> None:
     shutil.copytree("pets", "copies/test")
     notes = cli("eval", "run", "data.name=copies", "--json").json()["notes"]
     assert "48 of 60 test images are also training images" in notes
+
+
+@pytest.mark.usefixtures("run")
+def test_other_data_without_a_test_part_are_judged_whole(cli: Cli) -> None:
+    write_folder(Path("others"), classes="bc", count=7)
+    found = cli("eval", "run", "data.name=others", "--json").json()
+    assert found["n"] == 14
+    assert "judged by all 14 images of others, which has no test part" in found["notes"]
+    assert not any("changed" in note for note in found["notes"])
+    shutil.copytree("others", "more/train")
+    shutil.copytree("others", "more/test")
+    assert not any("judged" in note for note in cli("eval", "run", "data.name=more", "--json").json()["notes"])
+
+
+@pytest.mark.usefixtures("run")
+def test_test_images_alone_are_judged(cli: Cli) -> None:
+    for part in ("test", "val"):
+        write_folder(Path(f"only-{part}", part), classes="bc", count=7)
+        assert cli("eval", "run", f"data.name=only-{part}", "--json").json()["n"] == 14
+    Path("only-test/labels.csv").write_text("file,label\ntest/b/0.png,b\ntest/c/0.png,c\n")
+    assert cli("eval", "run", "data.name=only-test", "--json").json()["n"] == 2
+
+
+def test_moved_data_are_judged_as_before(run: dict[str, Any], cli: Cli) -> None:
+    shutil.move("pets", "moved")
+    found = cli("eval", "run", "data.name=moved", "--json").json()
+    assert (found["n"], found["metrics"]["accuracy"]) == (6, run["metrics"]["accuracy"])
+    assert not any("judged" in note or "changed" in note for note in found["notes"])
+
+
+def test_a_run_finds_its_base_and_data_from_another_folder(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(Path("here/pets"), count=20)
+    shutil.copy(ASSETS / "glyphs_vit.safetensors", "here/base.safetensors")
+    monkeypatch.chdir("here")
+    words = ("data.name=pets", "model.checkpoint=base.safetensors", "train.checkpoint_every=1", *QUICK)
+    assert cli("train", "quickstart", *words, "--out", "run").code == 0
+    before = cli("eval", "run", "--json").json()
+    monkeypatch.chdir("..")
+    found = cli("eval", "here/run", "--json").json()
+    assert (found["data"], found["metrics"], found["n"]) == ("here/pets", before["metrics"], before["n"])
+    assert cli("merge", "here/run", "--out", "m.safetensors", "--json").json()["verified"]
+    assert cli("train", "--resume", "here/run", "train.steps=3", "--json").json()["steps"] == 3
 
 
 def test_an_old_run_continues_with_its_own_split(run: dict[str, Any], cli: Cli) -> None:

@@ -92,7 +92,7 @@ def test_a_column_label_has_the_class_of_each_image(parts: bool, tmp_path: Path)
     lines = ["1.png,tabby cat", "2.png,10", "3.png,9", "4.png,tabby cat"]
     photos = write(tmp_path / "photos", [*(f"train/{line}" for line in lines), "test/5.png,9"] if parts else lines)
     table = photos / "labels.csv"
-    table.write_text(table.read_text().replace("labels", "label"))
+    table.write_text(table.read_text().replace("file,labels", "filename,label"))
     Image.new("RGB", (9, 9)).save(photos / "other.png")
     assert not has_several_labels(DataSection(name=str(photos)))
     splits = load(photos, validation=0)
@@ -117,6 +117,7 @@ def test_a_column_label_has_the_class_of_each_image(parts: bool, tmp_path: Path)
         ("file,label\n1.png,cat\n2.png, ", ":3", "'2.png' has no label"),
         ("file,label,labels\n1.png,cat,cat", ":1", "unknown column 'labels'"),
         ("file,labels\n", "", "lists no training images"),
+        ("file,path,label\n1.png,1.png,cat", ":1", "unknown column 'path'"),
         ("file,labels\n1.png,cat\ntest/8.png,cow", ":3", "label 'cow' has no training images"),
     ],
 )

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, TensorDataset
 from superlora_cli.data.batches import StepSampler, evaluation_batches, training_batches
 from superlora_cli.data.digits import SPLIT_SIZES, load_digits_split, split_indices
 from superlora_cli.data.glyphs import render_glyphs
+from superlora_cli.data.known import kind_named
 from superlora_cli.data.splits import Look, load_splits
 from superlora_cli.data.stream import Share, of_epochs
 from superlora_cli.errors import UsageError
@@ -278,7 +279,6 @@ def test_a_class_keeps_its_number_where_another_is_missing_from_the_test_images(
 @pytest.mark.parametrize(
     ("write", "says"),
     [
-        (lambda root: write_images(root / "test"), "holds test but no train"),
         (lambda root: None, "holds no images"),
         (
             lambda root: (write_images(root), (root / "a" / "0.png").rename(root / "x.png")),
@@ -310,6 +310,75 @@ def test_two_lines_of_recipe_adapt_to_a_folder_of_images(cli: Cli) -> None:
     assert evaluated["n"] == 12
     assert evaluated["metrics"]["accuracy"] == result["metrics"]["accuracy"]
     assert contents(Path("pets")) == before
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("count", "keys", "says", "hint"),
+    [
+        (1, (), "test split is empty", "needs 3 images"),
+        (4, ("data.validation=0",), "test split is empty", "add folders train, val and test"),
+        (1, ("data.validation=0.5", "eval.select=test"), "test split is empty", "needs 3 images"),
+    ],
+)
+def test_data_without_images_to_judge_by_are_refused_before_training(
+    count: int, keys: tuple[str, ...], says: str, hint: str, dry: tuple[str, ...], cli: Cli
+) -> None:
+    write_images(Path("pets"), classes="ab", count=count)
+    result = cli("train", "quickstart", "data.name=pets", *FOLDER, *keys, *dry, "--out", "run")
+    assert result.code == 2
+    assert says in result.message
+    assert hint in result.message
+    assert not Path("run").exists()
+
+
+def test_without_validation_images_the_best_step_is_chosen_by_the_test_images_or_not_at_all(cli: Cli) -> None:
+    write_images(Path("pets/train"))
+    write_images(Path("pets/test"), start=10)
+    words = ("train", "quickstart", "data.name=pets", *FOLDER, "data.validation=0", "--json")
+    refused = cli(*words).json()["error"]
+    assert "validation split is empty" in refused["message"]
+    assert "eval.select=test" in refused["hint"]
+    assert cli(*words, "eval.select=test").json()["images"] == {"train": 12, "validation": 0, "test": 12}
+
+
+@pytest.mark.parametrize("folders", [("",), ("train", "test")])
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("keys", [{}, {"split": "content", "validation": 0.3}])
+def test_the_sizes_of_splits_are_known_before_an_image_is_decoded(
+    folders: tuple[str, ...], count: int, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    for number, name in enumerate(folders):
+        write_images(tmp_path / name, classes="ab", count=count, start=100 * number)
+    section = DataSection(name=str(tmp_path), **keys)
+    before = kind_named(section.name).sizes(section)
+    assert before == sizes(tmp_path, **keys)
+    next(tmp_path.rglob("a/*.png")).write_bytes(b"broken")
+    found = sizes(tmp_path, **keys)  # which is remembered
+    assert kind_named(section.name).sizes(section) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [((), "holds test but no train"), (("data.num_classes=3",), "no images to train on")]
+)
+def test_a_folder_of_test_images_trains_nothing(words: tuple[str, ...], says: str, cli: Cli) -> None:
+    write_images(Path("pets/test"))
+    result = cli("train", "quickstart", "data.name=pets", *FOLDER, *words)
+    assert result.code == 2
+    assert says in result.message
+
+
+@pytest.mark.parametrize(("count", "images", "epochs"), [(1, 2, 300), (40, 64, 300)])
+def test_a_first_recipe_counts_what_is_left_for_training(count: int, images: int, epochs: int, cli: Cli) -> None:
+    write_images(Path("my pets"), classes="ab", count=count)
+    made = cli("init", "--model", "glyphs_vit", "--data", "my pets")
+    assert ("the test split will be empty: a class needs 3 images" in made.err) == (count < 3)
+    assert f"2, {images}" in made.out
+    assert "superlora train 'my pets.yaml' --dry-run" in made.out
+    text = Path("my pets.yaml").read_text()
+    assert f"2 classes, {images} training images." in text
+    assert f"# {epochs} epochs" in text
+    assert "# superlora train 'my pets.yaml'  " in text
 
 
 def test_augmented_training_is_the_same_with_workers(cli: Cli) -> None:

@@ -14,7 +14,7 @@ import torch_fidelity
 from scipy import linalg
 
 from superlora_cli.commands.measure import measure as measure_images
-from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.errors import MismatchError
 from superlora_cli.generation import msid
 from superlora_cli.generation.extractors import OURS
 from superlora_cli.generation.features import Features
@@ -113,19 +113,25 @@ def test_the_knobs_used_are_reported() -> None:
     }
 
 
-def test_too_few_images_are_refused_with_the_minimum() -> None:
-    few, real = random_features(20, 1), random_features(60, 2)
-    with pytest.raises(UsageError, match=r"20 generated images are too few \(at least 24, for MSID\)"):
-        measure(few, real, QUICK)
-    with pytest.raises(UsageError, match=r"60 reference images .*at least 101, for precision and recall with k = 100"):
-        measure(random_features(200, 1), real, Knobs(k=100))
+@pytest.mark.parametrize(
+    ("count", "missing"), [(23, "MSID"), (9, "MSID IS"), (3, "MSID IS precision"), (1, "MSID IS precision FID KID")]
+)
+def test_metrics_that_need_more_images_are_left_out_with_a_note(count: int, missing: str) -> None:
+    few, real = random_features(count, 1), random_features(60, 2)
+    for one, other in ((few, real), (real, few)):
+        found, used = measure(one, other, QUICK)
+        unknown = {name for name, value in found.items() if value is None}
+        assert unknown == {name for name in found for metric in missing.lower().split()
+                           if name.startswith(metric) or (name, metric) == ("recall", "precision")}  # fmt: skip
+        said = " ".join(notes(one, other, used, QUICK))
+        assert all(f"{metric}{' and recall' * (metric == 'precision')}: needs" in said for metric in missing.split())
+        assert said.count("needs at least") == len(missing.split())
 
 
 def test_a_sweep_takes_the_least_number_that_can_be_measured() -> None:
     least = (random_features(FEWEST, 1), random_features(60, 2))
     assert math.isfinite(measure(*least, Knobs(msid_seeds=1))[0]["msid"])
-    with pytest.raises(UsageError, match=f"at least {FEWEST}"):
-        measure(random_features(FEWEST - 1, 1), least[1], QUICK)
+    assert measure(random_features(FEWEST - 1, 1), least[1], QUICK)[0]["msid"] is None
 
 
 def test_few_images_for_the_features_are_noted() -> None:

@@ -98,6 +98,18 @@ def test_what_is_missing_is_one_line(dino: Path, tmp_path: Path) -> None:
         clip_similarity(str(tmp_path), ImageSet("made", made, None, ("a",)), CPU)
 
 
+def test_similarities_need_no_extractor(cli: Cli, dino: Path, tmp_path: Path) -> None:
+    for name, count in (("made", 3), ("photos", 1)):
+        (tmp_path / name).mkdir()
+        drawn(tmp_path / name, count, count)
+    words = ("eval", "made", "--against", "./photos", "--extractor", "none")
+    found = cli(*words, "--dino", str(dino), "--json").json()
+    assert found["metrics"].keys() == {"dino_similarity"}
+    assert "DINO, to the real images" in cli(*words, "--dino", str(dino)).out
+    refused = cli(*words)
+    assert (refused.code, "add --dino MODEL or --clip MODEL" in refused.message) == (2, True)
+
+
 @pytest.mark.slow
 def test_prompts_are_measured_from_the_command_line(cli: Cli, dino: Path, clip: Path) -> None:
     digits = ("--against", "digits:test", "--extractor", "digits", "--dino", str(dino), "--json")

@@ -16,7 +16,7 @@ from tests.project.written_before import writing
 
 BEFORE = writing.HERE
 NAMES = [*writing.FROM_PYTHON, *writing.FROM_A_RECIPE]
-ADDED = {"metrics.top5", "numbers", "bytes"}  # keys that have been added to answers since
+ADDED = {"metrics.top5", "numbers", "bytes", "preprocess"}  # keys that have been added to answers since
 
 
 def same(found: Any, wanted: Any, where: str = "") -> Iterator[str]:

@@ -70,6 +70,19 @@ def test_under_a_projection_alpha_grows_as_rho_falls() -> None:
     assert [section and section.alpha for section in (few, own, bits, spectral)] == [6.3, 1, None, None]
 
 
+@pytest.mark.parametrize("knobs", ["alpha: 4", "scaling: rslora", "scaling: alpha, alpha: 1"])
+def test_text_to_image_has_no_default_rate_for_an_adapter_that_sets_its_scale(knobs: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        ADAPTED.replace("method: lorta", f"method: lora, {knobs}").replace("glyphs_vit", "glyphs_text")
+        + "task: text-to-image\n"
+    )
+    with pytest.raises(UsageError, match=r"leave out adapter\.alpha and scaling, with which 0\.03 fits"):
+        load_recipe(recipe)
+    for words in ("train.optimizer.lr=find", "adapter.scaling=weights", "task=classification"):
+        load_recipe(recipe, [words])
+
+
 @pytest.mark.parametrize("file", ["recipe.yaml", "run/recipe.yaml"])
 def test_a_file_has_the_newest_defaults_and_a_runs_own_recipe_its_own(file: str) -> None:
     recipe = load_recipe(OLD / file)

@@ -108,6 +108,7 @@ def test_the_confusion_matrix(section: Section, drawn: Drawn) -> None:
         assert is_coloured(inside)
 
 
+@pytest.mark.slow
 def test_the_geometry(section: Section, drawn: Drawn) -> None:
     found = {row.number: [{"q": Similarity(0.5, 0.5, 1.0, 5)}] for row in section.rows}
     nearness = Nearness("dense", {"q": ("q",)}, None, found)

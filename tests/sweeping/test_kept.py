@@ -94,6 +94,7 @@ BASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("keeping")
 @pytest.mark.parametrize("classes", [4, 7])
 @pytest.mark.parametrize("kind", BASES)

@@ -244,6 +244,20 @@ def test_the_loss_is_that_of_transformers(prepared: Cli, folders: dict[str, Path
     assert done["tokens_per_second"] > 0
 
 
+def test_other_texts_are_judged_whole_and_changed_ones_are_called_texts(prepared: Cli) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run", "--json").code == 0
+    shutil.copy("sums.jsonl", "more.jsonl")
+    for name in ("more.jsonl", "sums.jsonl"):
+        with Path(name).open("a") as file:
+            file.write('{"prompt": "7+7=", "completion": "14"}\n')
+    more = prepared("eval", "run", "data.name=more.jsonl", "--json").json()
+    assert more["n"] == 31
+    assert more["notes"][0] == "judged by all 31 texts of more.jsonl, which has no test part"
+    same = prepared("eval", "run", "--json").json()
+    assert same["n"] == 3
+    assert same["notes"][0].endswith("held-out texts may have been trained on")
+
+
 def test_bad_rows_are_counted_and_named(prepared: Cli) -> None:
     with Path("sums.jsonl").open("a") as file:
         file.write('{"prompt": "1+1="}\nno JSON\n{"prompt": true, "completion": "x"}\n')

@@ -56,6 +56,7 @@ def added(request: pytest.FixtureRequest) -> Iterator[None]:
         TASKS.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [{"data": Bare, "train": Bare, "seed": Bare}], indirect=True)
 @pytest.mark.usefixtures("added")
 def test_a_task_named_like_a_key_is_in_nobodys_way(cli: Cli) -> None:

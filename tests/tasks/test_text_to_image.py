@@ -21,12 +21,14 @@ from superlora_cli.models.families import FAMILIES
 from superlora_cli.models.pipelines import PipelineBase, build_pipeline, placed
 from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import ModelSection
-from superlora_cli.tasks.text_to_image.batches import dealt, epoch, not_repeated, repeated
+from superlora_cli.tasks.text_to_image.batches import dealt, epoch, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Seen
+from superlora_cli.tasks.text_to_image.notes import not_repeated
 from superlora_cli.tasks.text_to_image.objective import Batch, Objective
 from superlora_cli.tasks.text_to_image.section import Prior, TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import buckets, nearest
+from superlora_cli.tasks.text_to_image.task import TextToImage
 from superlora_cli.training.run import RunFolder
 from tests import pipelines
 from tests.conftest import Cli, contents, metrics
@@ -129,6 +131,87 @@ def test_a_dry_run_needs_neither_data_nor_weights(
     assert found["memory"]["total"] > 0
 
 
+def test_a_run_that_made_the_model_worse_says_so(prepared: Cli) -> None:
+    words = (
+        "train",
+        "r.yaml",
+        "train.steps=1",
+        "train.scheduler={name: constant}",
+        "adapter.targets=[conv_out]",
+        "--json",
+    )
+    same, ruined = (prepared(*words, f"train.optimizer.lr={rate}", "--out", f"at{rate}").json() for rate in (0, 1000))
+    assert "warnings" not in same
+    assert "is worse than the unadapted model: loss" in ruined["warnings"][-1]
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_works_in_float32(
+    prepared: Cli, folders: dict[str, Path]
+) -> None:
+    shutil.copytree(folders[FAMILY], "big")
+    (file,) = Path("big", "vae").glob("*.safetensors")
+    words = ("train", "r.yaml", "model={name: diffusers:big, kwargs: {torch_dtype: float16}}", "train.steps=1")
+    for factor, code in ((1e5, 0), (float("nan"), 1)):
+        tensors = load_file(file)
+        tensors["encoder.conv_in.weight"] *= factor
+        save_file(tensors, file, metadata={"format": "pt"})
+        done = prepared(*words, "--out", f"run{code}", "--json")
+        assert done.code == code, done.err
+    assert done.json()["error"]["message"] == "the autoencoder makes NaN or Inf of it"
+    assert done.json()["error"]["where"] == "a.png"
+
+
+def test_captions_that_are_cut_and_tiny_images_are_named(prepared: Cli, data: Path) -> None:
+    shutil.copytree(data, "photos")
+    Path("photos", "b.txt").write_text("a word " * 50)
+    words = ("data={name: photos, image_size: 64, validation: 0}", "train.steps=1", "--out", "run", "--json")
+    notes = "\n".join(prepared("train", "r.yaml", *words).json()["notes"])
+    assert "1 of 4 captions are cut at 77 tokens, where reading ends: b.png" in notes
+    assert "2 of 4 images are enlarged at least twofold, and blurred: c.jpg, d.png" in notes
+
+
+@pytest.mark.parametrize(("kept", "orders"), [(0, 2), (1, 1), (None, 1)])
+def test_images_are_mirrored_and_captions_shuffled_at_random(
+    prepared: Cli, monkeypatch: pytest.MonkeyPatch, kept: int | None, orders: int
+) -> None:
+    batch, seen = TextToImage.batch, []
+    monkeypatch.setattr(
+        TextToImage, "batch", lambda task, own, *more: seen.append((task, own)) or batch(task, own, *more)
+    )
+    monkeypatch.setattr(TextToImage, "evaluate", lambda task, split: {"loss": 1.0})
+    shuffled = {} if kept is None else {"shuffle_captions": kept}
+    words = f"text-to-image={json.dumps({'flip': True, **shuffled})}"
+    assert prepared("train", "r.yaml", words, "train.steps=12", "--out", "run").code == 0
+    own = [sample for _, samples in seen for sample in samples if sample.number == 0]
+    assert {sample.flipped for sample in own} == {True, False}
+    assert len({sample.caption for sample in own}) == orders
+    cache = seen[0][0].cache
+    plain, mirrored = (
+        next(cache.get(one.latents)["latents"] for one in own if one.flipped is flipped) for flipped in (False, True)
+    )
+    assert plain.shape == mirrored.shape
+    assert not torch.equal(plain, mirrored)
+
+
+def test_a_preview_shows_images_as_cropped_their_sizes_and_what_is_left_out(prepared: Cli, data: Path) -> None:
+    words = ("preview", "r.yaml", "text-to-image.repeats={a.png: 3}")
+    found = prepared(*words, "--count", "3", "--json").json()
+    assert found["captions"] == [CAPTIONS[name] for name in ("a.png", "b.png", "c.jpg")]
+    sizes = [(size["width"], size["height"], size["images"], size["seen"]) for size in found["sizes"]]
+    assert sizes == [(8, 32, 1, 1), (16, 16, 3, 5)]
+    assert found["left_out"] == [{"path": str(data / "e.png"), "cause": "no caption"}]
+    sheet, wanted = np.asarray(Image.open("preview.png")), cropped(Image.open(data / "c.jpg"), (8, 32))
+    places = [
+        (y, x)
+        for y, x in product(range(sheet.shape[0] - 127), range(sheet.shape[1] - 31))
+        if np.array_equal(sheet[y : y + 128 : 4, x : x + 32 : 4], ((wanted + 1) * 127.5).round().permute(1, 2, 0))
+    ]
+    assert len(places) == 16  # four times as large
+    shown = prepared(*words, "--force").out
+    assert "3 images, 5 in an epoch" in shown
+    assert "left out 1 of 5 images (no caption)" in " ".join(shown.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["StableDiffusionXL", "ZImage"])
 def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[str, Path], family: str) -> None:
@@ -155,6 +238,7 @@ def test_a_dry_run_counts_a_base_in_half_precision(prepared: Cli, folders: dict[
         (["model.kwargs.component=[unet, text_encoder]"], 2, "trains text encoders without an adapter only"),
         (["text-to-image.repeats={'*': 0}"], 2, "a whole number ≥ 1"),
         (["text-to-image.repeats={'dogs/*': 2}"], 2, "matches no training image"),
+        (["model.name=photos"], 2, "unknown model 'photos'"),
         (["task=diffusion", "data.name=digits"], 2, "is a base for text-to-image, not for diffusion"),
     ],
 )
@@ -204,6 +288,7 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
         (("--classes", "1"), "--classes: does not apply to the task text-to-image"),
         ((), "no prompt is given"),
         (("--prompt", "a", "--size", "17x16"), "not a multiple of 8"),
+        (("--prompt", "a", "--steps", "0"), "--steps: 0 is too few (1 or more)"),
         (("--prompt", "a", "--size", "16"), "is not a size"),
         (("--prompt", "a", "--scale", "0,x"), "not a list of numbers"),
         (("--prompts", "nowhere"), "cannot be read"),
@@ -215,7 +300,6 @@ def test_options_of_the_other_way_to_generate_are_refused(prepared: Cli) -> None
     assert "of classes" not in prepared("eval", "run", "--against", "digits:test").message
     assert prepared("merge", "run", "--out", "run").code == 2
     assert "--base: does not apply" in prepared("merge", "run", "--base", "r.yaml", "--out", "merged").message
-    assert "does not show the images" in prepared("preview", "r.yaml", "--out", "seen.png").message
     assert contents(Path("run")) == before
 
 
@@ -316,7 +400,7 @@ def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli, monke
     assert prepared("train", "r.yaml", *asked, "--out", "plain").code == 0
     load, loaded = PipelineBase.pipeline, []
     monkeypatch.setattr(PipelineBase, "pipeline", lambda base: loaded.append(base) or load(base))
-    done = prepared("train", "r.yaml", *asked, prompts, "--out", "run")
+    done = prepared("train", "r.yaml", *asked, prompts, "train.keep=1", "--out", "run")
     assert done.code == 0, done.err
     assert len(loaded) == 1  # for both evaluations
     plain, run = (load_file(Path(name, "adapter.safetensors")) for name in ("plain", "run"))
@@ -326,6 +410,9 @@ def test_validation_prompts_are_painted_at_every_evaluation(prepared: Cli, monke
     events = EventAccumulator(str(next(Path("run", "tensorboard").rglob("events*")).parent), {"images": 0})
     assert [event.step for event in events.Reload().Images("eval/pictures")] == [2, 4]
     assert is_on(Path("run/pictures/step-000004.png"), generated(prepared, "run", "a dog"))
+    shutil.rmtree("images", ignore_errors=True)
+    older = generated(prepared, "run/checkpoints/step-000002", "a dog")
+    assert is_on(Path("run/pictures/step-000002.png"), older)
     assert prepared("report", "run", "--out", "report.html").code == 0
     assert "the validation prompts at step-000004" in Path("report.html").read_text()
 
@@ -421,6 +508,7 @@ def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monke
     assert loss.item() == 2 + 0.5 * 20
 
 
+@pytest.mark.slow
 def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
     class Moved:
         def enable_model_cpu_offload(self, device: torch.device) -> None:
@@ -618,6 +706,15 @@ def test_the_repeats_that_a_note_names_are_those_of_the_folders() -> None:
     assert [repeated(samples, names, repeats).count(sample) for sample in samples] == [1, 1, 12, 3, 1]
     assert not list(not_repeated(names, {"*": 2}))
     assert not list(not_repeated(names, repeats))
+
+
+def test_other_images_are_judged_whole(prepared: Cli, data: Path) -> None:
+    assert prepared("train", "r.yaml", "train.steps=1", "--out", "run", "--json").code == 0
+    shutil.copytree(data, "more")
+    Path("more", "e.txt").write_text("a fifth")
+    found = prepared("eval", "run", "data.name=more", "data.validation=0.5", "--json").json()
+    assert found["n"] == 5
+    assert "judged by all 5 images of more, which has no test part" in found["notes"]
 
 
 def test_repeats_and_epochs_give_the_steps(prepared: Cli) -> None:

@@ -177,6 +177,8 @@ def test_a_linear_warm_up_reaches_lr_after_its_steps() -> None:
         ({"optimizer": {"name": "SparseAdam", "lr": 0.1}}, "SparseAdam needs sparse gradients"),
         ({"scheduler": {"name": "ReduceLROnPlateau"}}, "ReduceLROnPlateau needs a metric"),
         ({"optimizer": {"name": "AdmW", "lr": 0.1}}, "unknown optimizer 'AdmW'"),
+        ({"optimizer": {"name": "Prodigy", "lr": 1}}, "unknown optimizer 'Prodigy' \\(AdamW, with lr: find"),
+        ({"optimizer": {"name": "AdamW8bit", "lr": 0.1}}, "unknown optimizer 'AdamW8bit' \\(AdamW: the moments"),
         ({"optimizer": {"name": "SGD", "lr": 0.1, "betas": [0.9, 0.9]}}, "SGD refuses its arguments"),
         ({"scheduler": {"name": "StepLR"}}, "StepLR refuses its arguments"),
         ({"scheduler": {"name": "OneCycleLR", "warmup": 2}}, "OneCycleLR has its own warm-up"),

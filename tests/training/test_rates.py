@@ -137,6 +137,19 @@ def test_a_nan_loss_ends_the_test_and_is_left_out_of_the_curve() -> None:
     assert test.proposed == 0.02
 
 
+@pytest.mark.parametrize(("steps", "doubtful"), [(9, True), (20, False)])
+def test_a_rate_below_all_that_were_tried_is_doubtful(steps: int, doubtful: bool) -> None:
+    test = RangeTest()
+    for step in range(steps):
+        test.add(1e-5 * 10 ** (step / 8), 1.0 if step < steps - 1 else 9.0, 1.0)
+    note = test.doubt(0.03)
+    assert (note is not None) == doubtful
+    if note:
+        assert "the rate found, 5e-06, is doubtful" in note
+        assert "rose after 9 of 60 steps; try the default, 0.03, too" in note
+        assert "try some higher ones" in (test.doubt(None) or "")
+
+
 def test_a_loss_that_never_exceeds_the_untrained_one_is_too_high_when_it_has_risen_again() -> None:
     """As of a base that knows nothing of its task."""
     test = RangeTest()

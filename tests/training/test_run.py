@@ -56,3 +56,14 @@ def test_two_cannot_hold_a_folder_that_a_third_leaves_meanwhile(
         RunFolder(tmp_path / "run").opened(),
     ):
         pass
+
+
+def test_adapters_of_steps_with_pictures_outlive_their_checkpoints(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        if step == 1:
+            run.show(step, b"a picture")
+        run.save(step, {}, {"adapter.safetensors": b"an adapter"}, keep=1, protected=())
+    left = sorted(path.relative_to(run.checkpoints).as_posix() for path in run.checkpoints.rglob("*.*"))
+    assert left == ["step-000001/adapter.safetensors", "step-000003/adapter.safetensors", "step-000003/state.pt"]
+    assert run.latest_checkpoint() == run.checkpoints / "step-000003"

@@ -37,6 +37,7 @@ def test_a_rate_to_be_found_is_searched_for_around_the_usual_one_if_there_is_one
         usual(Budget(500), "train.optimizer={name: SGD, lr: find}")
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(64, 20_000), st.booleans(), st.data())
 def test_every_setting_is_within_the_budget(most: int, in_bytes: bool, data: st.DataObject) -> None:

@@ -74,13 +74,13 @@ def complete(
     stops = {"stop_strings": list(how.stop), "tokenizer": tokenizer} if how.stop else {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     groups = [order] if together else [list(own) for _, own in groupby(order, key=limits.__getitem__)]
-    for own in (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
-        ids, mask = padded([prompts[index] for index in own], pad, device)
+    for batch in (group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)):
+        begun, mask = padded([prompts[index] for index in batch], pad, device)
         made = model.generate(
-            ids, attention_mask=mask, max_new_tokens=min(limits[index] for index in own), pad_token_id=pad,
+            begun, attention_mask=mask, max_new_tokens=min(limits[index] for index in batch), pad_token_id=pad,
             eos_token_id=ends or None, synced_gpus=together, streamer=streamer, **PLAIN, **(drawn | stops),
         )  # fmt: skip
-        for index, tokens in zip(own, made[:, ids.shape[1] :].tolist(), strict=True):
+        for index, tokens in zip(batch, made[:, begun.shape[1] :].tolist(), strict=True):
             yield index, _read(tokens, ends, tokenizer, how.stop)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from superlora_cli.data.texts import TOOLS, Row, UnfitError, conversation
 from superlora_cli.errors import UsageError
@@ -14,7 +14,7 @@ from superlora_cli.errors import UsageError
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # around the answers, in templates that mark them
 STAND_IN = re.compile("\ue000(\\d+)\ue001")  # for the content of a message
 ASSISTANT = "assistant"
-FRAMES = 64  # that are remembered
+FRAMES = 64  # that are remembered of a tokenizer
 Span = tuple[int, int]
 
 
@@ -75,9 +75,7 @@ def _of_conversation(row: Row, tokenizer: Any) -> Iterator[Piece]:
 
 def _written(tokenizer: Any, talk: Sequence[Any], tools: Any, *, asks: bool = False) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(talk), tools=tools, tokenize=False, add_generation_prompt=asks
-        )  # fmt: skip
+        text: str = tokenizer.apply_chat_template(list(talk), tools=tools, tokenize=False, add_generation_prompt=asks)
     except Exception as error:  # a template raises whatever it likes
         raise UnfitError(f"the chat template refuses it: {error}") from None
     return text
@@ -93,9 +91,10 @@ def _marked(tokenizer: Any, talk: Sequence[Any], tools: Any) -> tuple[str, list[
         (text,), (spans,) = render([list(talk)], return_assistant_tokens_mask=True, **given)
     except Exception as error:
         raise UnfitError(f"the chat template refuses it: {error}") from None
-    if not spans:
+    found = [(start, stop) for start, stop in spans if start < stop]
+    if not found:
         raise UnfitError("the chat template marks no answer in it")
-    return text, spans
+    return text, found
 
 
 def _last(tokenizer: Any, talk: Sequence[Any], tools: Any) -> tuple[str, list[Span]]:
@@ -109,7 +108,6 @@ def _last(tokenizer: Any, talk: Sequence[Any], tools: Any) -> tuple[str, list[Sp
     return text, [(len(before), found.end() if found else len(text.rstrip()))]
 
 
-@lru_cache(maxsize=FRAMES)
 def _special(tokenizer: Any) -> re.Pattern[str]:
     """Matches special tokens."""
     named = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -129,11 +127,19 @@ class Frame(NamedTuple):
     spans: Mapping[int, Span]
 
 
+_KNOWN: WeakKeyDictionary[Any, dict[str, Frame | None]] = WeakKeyDictionary()
+
+
 def _found(text: str, talk: Sequence[Any], tools: Any, tokenizer: Any) -> dict[int, Span] | None:
     """Where the answers are in a conversation as a template has written it, by the numbers of their messages; None if
     it changes contents."""
     bare = [{**message, "content": bool(message["content"])} for message in talk]
-    frame = _frame(tokenizer, tokenizer.get_chat_template(tools=tools), json.dumps([bare, tools]))
+    known, key = _KNOWN.setdefault(tokenizer, {}), json.dumps([tokenizer.get_chat_template(tools=tools), bare, tools])
+    if key not in known:
+        if len(known) >= FRAMES:
+            known.clear()
+        known[key] = _frame(bare, tools, tokenizer)
+    frame = known[key]
     if frame is None:
         return None
     moved, done = [], 0  # how much further right what follows a stand-in is in the text
@@ -157,17 +163,10 @@ def _found(text: str, talk: Sequence[Any], tools: Any, tokenizer: Any) -> dict[i
     return {number: (place(start), place(stop)) for number, (start, stop) in frame.spans.items()}
 
 
-@lru_cache(maxsize=FRAMES)
-def _frame(tokenizer: Any, template: Any, bare: str) -> Frame | None:
-    """The frame of a conversation, of whose messages only whether they have content is known; None if it has none.
-
-    Args:
-        template: the tokenizer's, which may be set anew.
-        bare: messages and tools, in JSON.
-    """
-    talk, tools = json.loads(bare)
-    for number, message in enumerate(talk):
-        message["content"] = f"\ue000{number}\ue001" if message["content"] else ""
+def _frame(bare: Sequence[Mapping[str, Any]], tools: Any, tokenizer: Any) -> Frame | None:
+    """The frame of a conversation, of whose contents only is known whether there are any; None if it has none."""
+    talk = [{**message, "content": f"\ue000{number}\ue001" if message["content"] else ""}
+            for number, message in enumerate(bare)]  # fmt: skip
 
     def written(count: int, *, asks: bool) -> str:
         try:
@@ -175,19 +174,20 @@ def _frame(tokenizer: Any, template: Any, bare: str) -> Frame | None:
         except UnfitError:
             return ""
 
-    text = written(len(talk), asks=False)
-    spans = {number: _answer(text, number, message["content"], written, tokenizer)
+    text, special = written(len(talk), asks=False), _special(tokenizer)
+    spans = {number: _answer(text, number, message["content"], written, special)
              for number, message in enumerate(talk) if message["role"] == ASSISTANT}  # fmt: skip
     known = {number: span for number, span in spans.items() if span}
     return Frame(text, known) if len(known) == len(spans) else None
 
 
-def _answer(text: str, number: int, content: str, written: Callable[..., str], tokenizer: Any) -> Span | None:
+def _answer(text: str, number: int, content: str, written: Callable[..., str], special: re.Pattern[str]) -> Span | None:
     """Where an answer is in a conversation, if the template says so by what it writes up to there.
 
     Args:
         content: a stand-in; empty in an answer of tool calls only.
         written: gives the text of the first messages.
+        special: matches special tokens.
     """
     own = text.find(content) if content else 0
     asked, same = _common(text, written(number, asks=True))
@@ -199,7 +199,7 @@ def _answer(text: str, number: int, content: str, written: Callable[..., str], t
     after, same = _common(text, written(number + 1, asks=False))
     known = same or (bool(content) and after > body)
     limit = after if known else following.start() if following else len(text)
-    ends = [match.end() for match in _special(tokenizer).finditer(text, body, limit)]
+    ends = [match.end() for match in special.finditer(text, body, limit)]
     if ends:
         end = ends[0] if content or not known else ends[-1]
     else:  # what the template writes in place of one, without the line break behind it

@@ -20,8 +20,9 @@ class TextToImageKind(TaskKind):
     free = ("offload", "validation_prompts")
     card = Card('generate {place} --prompt "..." --out images', "merged  # a pipeline, for diffusers")
     generates = "prompts"
-    previews = None
+    previews = "captioned"
     has_classes = False
+    rate_of_any_scale = False  # with the small weights of large pipelines, a rate of 0.03 ruins an adapter of scale 1
 
     def section(self) -> type[Section]:
         from superlora_cli.tasks.text_to_image.section import TextToImageSection

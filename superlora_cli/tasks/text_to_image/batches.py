@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from glob import escape
 
 import torch
 
@@ -15,30 +12,11 @@ from superlora_cli.data.stream import generator
 from superlora_cli.tasks.text_to_image.encoding import Seen
 from superlora_cli.tasks.text_to_image.sizes import Size
 
-KOHYA = re.compile(r"([0-9]+)_.+")  # a folder for kohya's scripts: 10_dogs, whose images are seen 10 times in an epoch
-
 
 def repeated(samples: Sequence[Seen], names: Sequence[str], repeats: Mapping[str, int]) -> list[Seen]:
     """The images of an epoch: each as often as the first pattern says that its name matches, else once."""
     times = [next((count for pattern, count in repeats.items() if fnmatchcase(name, pattern)), 1) for name in names]
     return [sample for sample in samples for _ in range(times[sample.number])]
-
-
-def not_repeated(names: Sequence[str], repeats: Mapping[str, int]) -> Iterator[str]:
-    """A note if folders are called as for kohya's scripts, which repeat images by that, and no pattern repeats theirs.
-
-    >>> print(*not_repeated(["10_dogs/1.png", "cats/1.png"], {"cats/*": 2}))
-    kohya's repeats are not taken from folder names; set text-to-image.repeats: {"cats/*": 2, "10_dogs/*": 10}
-    """
-    left = (name for name in names if not any(fnmatchcase(name, pattern) for pattern in repeats))
-    found = {
-        f"{escape(folder)}/*": int(named[1])
-        for folder in dict.fromkeys(name.rpartition("/")[0] for name in left)
-        if (named := KOHYA.fullmatch(folder.rpartition("/")[2])) and int(named[1]) > 1
-    }
-    if found:
-        setting = json.dumps({**repeats, **found}, ensure_ascii=False)
-        yield f"kohya's repeats are not taken from folder names; set text-to-image.repeats: {setting}"
 
 
 def epoch(samples: Sequence[Seen], batch_size: int, seed: int, number: int) -> list[list[Seen]]:

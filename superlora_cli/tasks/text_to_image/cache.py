@@ -21,7 +21,7 @@ from superlora_cli.user_cache import make_room, mark_used, user_cache
 from superlora_cli.weights import checksum
 from superlora_cli.weights.small import read_safetensors, safetensors_bytes
 
-VERSION = "2"  # of what is stored
+VERSION = "3"  # of what is stored
 PLAIN, NAME = "plain", "name"  # keys of the metadata: of values that are not tensors, and of the file's own name
 DEFAULT_OPTIONS: Mapping[str, Any] = {}
 HELD = 2**30  # bytes of tensors that are held in memory

@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from superlora_cli.data.augment import set_aside
 from superlora_cli.data.captioned import CaptionedImages
 from superlora_cli.data.images import cropped
+from superlora_cli.errors import RunError, UsageError
 from superlora_cli.models.families.family import Conditions, Family
-from superlora_cli.models.pipelines import PipelineBase, in_one_line, placed
+from superlora_cli.models.pipelines import VAE, PipelineBase, in_one_line, placed
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.objective import EMPTY
@@ -21,16 +23,27 @@ from superlora_cli.training.processes import Processes
 
 
 class Seen(NamedTuple):
-    """An image as training sees it: its number, its size, its caption, and the key of its latents."""
+    """An image as training sees it: its number, its size, its caption, the key of its latents, whether mirrored."""
 
     number: int
     size: Size
     caption: str
     latents: str
+    flipped: bool = False
 
 
 def seen(images: CaptionedImages, side: int, multiple: int, buckets: bool) -> list[Seen]:
-    """All images of a split; with `buckets` in the size nearest to their own, else square."""
+    """All images of a split; with `buckets` in the size nearest to their own, else square.
+
+    Args:
+        side: root of the area of an image in pixels, a multiple of `multiple`, as width and height are.
+
+    Raises:
+        UsageError: it is no such multiple.
+    """
+    if side % multiple:
+        message = f"the model cannot halve images of {side} × {side} often enough"
+        raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
     sizes = (nearest(images.size(i), side, multiple) if buckets else (side, side) for i in range(len(images)))
     return [seen_in(images, index, size) for index, size in enumerate(sizes)]
 
@@ -63,6 +76,9 @@ def fill(
     something is, and leave memory afterwards. The global random numbers stay as they are.
 
     Captions are left out if text encoders are adapted: what becomes of them changes with every step.
+
+    Raises:
+        RunError: NaN, or Inf in latents, which are computed in float32; it is not stored.
     """
     images: dict[str, tuple[CaptionedImages, Seen]] = {}
     texts: dict[str, tuple[str, Size]] = {}
@@ -81,14 +97,23 @@ def fill(
     with set_aside(), torch.no_grad(), in_one_line("cannot be run", base.folder):
         family = base.family
         pipeline = placed(base.pipeline(), device, offload=offload)  # all of it: it works where its first part is
-        vae: Any = pipeline.vae
+        vae: Any = pipeline.vae.float()  # in half precision, some overflow
         for key in with_bar(new_images, "encoding the images", total=len(new_images), size=lambda key: 1):
             split, sample = images[key]
             pixels = cropped(split.picture(sample.number)[0], sample.size)[None]
-            cache.put(key, {"latents": family.latents(vae, pixels.to(device, vae.dtype))})
+            pixels = pixels.flip(-1) if sample.flipped else pixels
+            latents = family.latents(vae, pixels.to(device))
+            if not latents.isfinite().all():
+                message, hint = "the autoencoder makes NaN or Inf of it", f"check {base.folder / VAE}"
+                raise RunError(message, where=split.names[sample.number], hint=hint)
+            cache.put(key, {"latents": latents})
         for key in with_bar(new_texts, "encoding the captions", total=len(new_texts), size=lambda key: 1):
             text, size = texts[key]
-            cache.put(key, conditions_of(family, pipeline, text, size, guidance))
+            found = conditions_of(family, pipeline, text, size, guidance)
+            if any(isinstance(part, torch.Tensor) and part.isnan().any() for part in tree_leaves(found)):
+                message, hint = "the text encoders make NaN of this caption", "model.kwargs.torch_dtype: bfloat16"
+                raise RunError(message, where=repr(text), hint=hint)
+            cache.put(key, found)
         pipeline.remove_all_hooks()  # of offloading
     cache.make_room()
 

@@ -33,6 +33,13 @@ class TextToImageSection(Section):
         None,
         description="As many other images in every batch, with a loss of their own (DreamBooth; Ruiz et al., 2023).",
     )
+    flip: bool | None = Field(None, description="Show an image mirrored half of the times.")
+    shuffle_captions: int | None = Field(
+        None,
+        ge=0,
+        description="Show the parts of a caption between commas in another order each time, one of eight, but for so "
+        "many at its start.",
+    )
     caption_dropout: float = Field(
         0.0, ge=0, le=1, description="Fraction of images trained with an empty caption, for classifier-free guidance."
     )

@@ -25,14 +25,16 @@ from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.draws import drawn, draws_per_image
 from superlora_cli.tasks.images import ImageTask
-from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, not_repeated, repeated
+from superlora_cli.tasks.text_to_image.batches import dealt, drawn_beside, epoch, repeated
 from superlora_cli.tasks.text_to_image.cache import Cache
 from superlora_cli.tasks.text_to_image.encoding import Encoded, Seen, Stored, fill, seen, seen_in
+from superlora_cli.tasks.text_to_image.notes import notes_on
 from superlora_cli.tasks.text_to_image.objective import EMPTY, Batch, Objective
 from superlora_cli.tasks.text_to_image.painting import painted
 from superlora_cli.tasks.text_to_image.reading import read_captioned, read_prior
 from superlora_cli.tasks.text_to_image.section import TextToImageSection
 from superlora_cli.tasks.text_to_image.sizes import Size
+from superlora_cli.tasks.text_to_image.versions import drawn_versions, versions
 from superlora_cli.training.processes import Processes
 
 DRAWS = 256  # of noise and time, at least, on a split: for a stable mean
@@ -49,6 +51,7 @@ class TextToImage(ImageTask):
 
     Attributes:
         seen: the images of every split, with their sizes and what is stored of them.
+        versions: of every training image, one of which is drawn each time.
         epoch: those of an epoch, some of them several times.
         prior: further images for every batch, and `beside` those for batches of each size; {} without a prior.
     """
@@ -86,8 +89,12 @@ class TextToImage(ImageTask):
             if not any(fnmatchcase(name, pattern) for name in names):
                 where, hint = f"text-to-image.repeats.{pattern}", f"names are as {names[0]}"
                 raise UsageError("matches no training image", where=where, hint=hint)
-        unused = tuple(not_repeated(names, self.settings.repeats))
-        self.splits = replace(self.splits, notes=self.splits.notes + unused)
+        more = notes_on(base_of(self.built), self.images("train"), self.seen["train"], self.settings.repeats)
+        self.splits = replace(self.splits, notes=(*self.splits.notes, *more))
+        self.versions = [
+            versions(sample, flip=bool(self.settings.flip), shuffle=self.settings.shuffle_captions)
+            for sample in self.seen["train"]
+        ]
         self.epoch = repeated(self.seen["train"], names, self.settings.repeats)
         prior, sizes = self.prior, [sample.size for sample in self.epoch]
         shares = dealt(len(prior), sizes).items() if prior else ()
@@ -97,16 +104,12 @@ class TextToImage(ImageTask):
         return steps_of_epoch(len(epoch(self.epoch, self.recipe.train.batch_size, 0, 0)), self.share)
 
     def _seen(self, split: str) -> list[Seen]:
-        base, settings = base_of(self.built), self.settings
-        multiple = base.multiple
-        if self.look.size % multiple:
-            message = f"the model cannot halve images of {self.look.size} × {self.look.size} often enough"
-            raise UsageError(message, where="data.image_size", hint=f"use a multiple of {multiple}")
-        return seen(self.images(split), self.look.size, multiple, settings.buckets)
+        return seen(self.images(split), self.look.size, base_of(self.built).multiple, self.settings.buckets)
 
     def prepare(self) -> None:
         """What is missing in the cache is computed before training takes up memory."""
         parts = [(self.images(split), self.seen[split]) for split in SPLITS]
+        parts += [(self.images("train"), own) for own in self.versions]
         parts += [(self.prior, samples) for samples in self.beside.values() if self.prior]
         guidance, offload = self.settings.guidance, self.settings.offload
         with self.processes.alone():
@@ -155,9 +158,10 @@ class TextToImage(ImageTask):
         batches = partial(epoch, self.epoch, self.recipe.train.batch_size, seed)
         steps = of_epochs(batches, self.steps_of_epoch(), share, start, stop)
         for place, samples in enumerate((samples for _, own in steps for samples in own), start * share.passes):
-            known = self.beside.get(samples[0].size, [])
-            drawn = drawn_beside(len(samples), len(known), seed=seed, place=place * share.processes + share.process)
-            yield self.batch([*samples, *(known[number] for number in drawn)], len(drawn))
+            known, place = self.beside.get(samples[0].size, []), place * share.processes + share.process
+            drawn = drawn_beside(len(samples), len(known), seed=seed, place=place)
+            own = drawn_versions([self.versions[sample.number] for sample in samples], seed=seed, place=place)
+            yield self.batch([*own, *(known[number] for number in drawn)], len(drawn))
 
     def batch(self, samples: Sequence[Seen], beside: int = 0) -> Batch:
         """Images of one size, the last ones `beside` the others, with their stored latents."""
