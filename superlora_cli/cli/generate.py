@@ -56,6 +56,12 @@ def command(
             "Text-to-image: 1 + w, as pipelines count it."
         ),
     ] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat", help="Language: prompts are messages, in the model's chat template.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Language: the system's message before each; implies --chat.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Language: most tokens of a completion; default: that of the recipe.")
     ] = None,
@@ -88,7 +94,8 @@ def command(
 
     given: dict[str, Any] = {"num": num, "classes": classes, "prompts": prompt, "prompts_file": prompts,
                              "negative": negative, "size": size, "scale": scale, "sampler": sampler, "steps": steps,
-                             "guidance": guidance, "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+                             "guidance": guidance, "chat": chat, "system": system,
+                             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
                              "batch_size": batch_size, "force": force,
                              "allow_mismatch": allow_base_mismatch}  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}

@@ -17,6 +17,7 @@ from superlora_cli.files import check_output, json_text, write_atomic
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.tasks.language.completing import Completion, How, complete
 from superlora_cli.tasks.language.encoding import check_tokens, prompt_ids
+from superlora_cli.tasks.language.pieces import requested
 from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import tokenizer_of
 from superlora_cli.training.processes import join
@@ -29,6 +30,8 @@ def generate_text(
     out: Path | None = None,
     prompts: Sequence[str] = (),
     prompts_file: Path | None = None,
+    chat: bool = False,
+    system: str | None = None,
     max_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
@@ -42,6 +45,7 @@ def generate_text(
     Args:
         source: a run folder, an adapter or model file, or the name of a shipped language model.
         out: a JSON file for the result.
+        chat: prompts are a user's messages, in the model's chat template; so they are with a message of the `system`.
         max_tokens: of a completion; default: the recipe's `language.max_tokens`.
         temperature: 0 takes the likeliest token; otherwise tokens are drawn with `seed`.
         force: overwrite `out`.
@@ -66,7 +70,9 @@ def generate_text(
         raise UsageError("a classifier of texts writes none", where=source, hint="superlora eval")
     settings = built.recipe.section(LanguageSection)
     tokenizer = tokenizer_of(settings, base)
-    ids = [prompt_ids(prompt, tokenizer) for prompt in asked]
+    talk = chat or system is not None
+    texts = [requested(prompt, system, tokenizer) if talk else prompt for prompt in asked]
+    ids = [prompt_ids(text, tokenizer, talk=talk) for text in texts]
     if not all(ids):
         raise UsageError("a prompt is empty", where="--prompt", hint="the model needs something to continue")
     check_tokens(np.concatenate(ids), tokenizer, base.model)

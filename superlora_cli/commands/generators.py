@@ -86,7 +86,7 @@ class FromPrompts(Generator):
 class Texts(Generator):
     """Completions of prompts."""
 
-    options = ("prompts", "prompts_file", "max_tokens", "temperature")
+    options = ("prompts", "prompts_file", "chat", "system", "max_tokens", "temperature")
     to_folder = False
 
     def generate(

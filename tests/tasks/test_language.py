@@ -481,6 +481,17 @@ def test_conversations_are_judged_and_a_chat_template_is_kept(prepared: Cli) -> 
     assert (refused.code, "language.chat_template" in refused.err) == (2, True)
 
 
+def test_prompts_are_messages_with_chat(prepared: Cli, adapted: Path) -> None:
+    Path("chat.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
+    words, template = ("--max-tokens", "3", "--json"), "language.chat_template=chat.jinja"
+    asked = prepared("generate", adapted, template, "--prompt", "1", "--system", "s", *words)
+    assert asked.code == 0, asked.err
+    plain = prepared("generate", adapted, "--prompt", "<system>s<user>1<assistant>", *words).json()
+    assert asked.json()["completions"] == [{**plain["completions"][0], "prompt": "1"}]
+    refused = prepared("generate", adapted, "--prompt", "1", "--chat")
+    assert (refused.code, "has no chat template" in refused.err) == (2, True)
+
+
 def test_tokens_without_an_embedding_are_named(prepared: Cli, folders: dict[str, Path], adapted: Path) -> None:
     shutil.copytree(folders["Llama"], "more")
     tokenizer = AutoTokenizer.from_pretrained("more")

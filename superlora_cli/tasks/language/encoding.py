@@ -155,9 +155,9 @@ def question(row: Row, tokenizer: Any) -> Question:
     return Question(list(chain.from_iterable(ids[:-1])), tokenizer.decode(ids[-1], skip_special_tokens=True))
 
 
-def prompt_ids(text: str, tokenizer: Any) -> list[int]:
-    """The tokens of a prompt, as in training: with those that the tokenizer puts before every text."""
-    (ids,) = _ids([[Piece(text, False)]], [False], tokenizer)
+def prompt_ids(text: str, tokenizer: Any, *, talk: bool = False) -> list[int]:
+    """The tokens of a prompt, as in training: with those before every text, unless it is one of conversations."""
+    (ids,) = _ids([[Piece(text, False)]], [talk], tokenizer)
     return ids[0]
 
 

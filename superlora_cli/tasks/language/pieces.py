@@ -73,6 +73,22 @@ def _of_conversation(row: Row, tokenizer: Any) -> Iterator[Piece]:
         done = stop
 
 
+def requested(prompt: str, system: str | None, tokenizer: Any) -> str:
+    """A request for an answer, as the template of conversations writes it.
+
+    Raises:
+        UsageError: the tokenizer has no template, or it refuses the request.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        hint = "language.chat_template, or leave it out"
+        raise UsageError("the model's tokenizer has no chat template", where="--chat", hint=hint)
+    before = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        return _written(tokenizer, [*before, {"role": "user", "content": prompt}], None, asks=True)
+    except UnfitError as error:
+        raise UsageError(str(error), where="--chat", hint="leave out --system, or --chat") from None
+
+
 def _written(tokenizer: Any, talk: Sequence[Any], tools: Any, *, asks: bool = False) -> str:
     try:
         text: str = tokenizer.apply_chat_template(list(talk), tools=tools, tokenize=False, add_generation_prompt=asks)
