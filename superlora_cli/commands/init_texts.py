@@ -16,7 +16,7 @@ from superlora_cli.adapter.config import NEWEST, RATE
 from superlora_cli.commands.starting import first_targets, inline
 from superlora_cli.data.known import is_embedded
 from superlora_cli.data.text_files import read_text_files
-from superlora_cli.data.texts import LABEL, Row
+from superlora_cli.data.text_rows import LABEL, Row
 from superlora_cli.errors import UsageError
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base

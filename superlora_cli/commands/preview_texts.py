@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from superlora_cli.data.texts import LABEL, Texts
+from superlora_cli.data.text_rows import LABEL
+from superlora_cli.data.texts import Texts
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe

@@ -23,7 +23,8 @@ from PIL import Image
 from superlora_cli.data.images import open_rgb
 from superlora_cli.data.listed import SEEN, WHOLE
 from superlora_cli.data.source import TRAIN, Pictures, Source, Unreadable, three_parts
-from superlora_cli.data.texts import Texts, TextSource, check_columns, read_rows, told
+from superlora_cli.data.text_rows import check_columns
+from superlora_cli.data.texts import Texts, TextSource, read_rows, told
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import shows_bars
 

@@ -17,7 +17,8 @@ from superlora_cli.data.folder import image_names, some
 from superlora_cli.data.hub import read_hub_texts
 from superlora_cli.data.images import is_own
 from superlora_cli.data.source import Unreadable, three_parts
-from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, read_rows, told
+from superlora_cli.data.text_rows import UnfitError, check_columns
+from superlora_cli.data.texts import Texts, TextSource, read_rows, told
 from superlora_cli.errors import UsageError
 
 TABLES, PLAIN, PACKED = (".jsonl", ".json", ".csv", ".tsv", ".parquet"), (".txt", ".md"), ".gz"

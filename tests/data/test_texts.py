@@ -18,7 +18,8 @@ from superlora_cli.data.known import MadeTexts, TextFile, kind_named
 from superlora_cli.data.splits import SPLITS, class_names, contents_of, seen_in_training
 from superlora_cli.data.sums import NOTATIONS, Problem, problems
 from superlora_cli.data.text_files import SUFFIXES, read_text_files
-from superlora_cli.data.texts import Texts, TextSource, UnfitError, check_columns, held_out, read_rows, shaped
+from superlora_cli.data.text_rows import UnfitError, check_columns, shaped
+from superlora_cli.data.texts import Texts, TextSource, held_out, read_rows
 from superlora_cli.errors import UsageError
 from superlora_cli.recipe.schema import DataSection
 

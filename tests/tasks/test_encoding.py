@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from superlora_cli.data.texts import Row, UnfitError
+from superlora_cli.data.text_rows import Row, UnfitError
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.tasks.language import encoding

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 
 from superlora_cli.data.source import Unreadable
-from superlora_cli.data.texts import Texts, UnfitError, told
+from superlora_cli.data.text_rows import UnfitError
+from superlora_cli.data.texts import Texts, told
 from superlora_cli.errors import UsageError
 from superlora_cli.tasks.language.completing import How, complete, stopped
 from superlora_cli.tasks.language.encoding import Encoded, Question, question

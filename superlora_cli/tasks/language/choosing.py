@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from superlora_cli.data.texts import Row, Texts
+from superlora_cli.data.text_rows import Row
+from superlora_cli.data.texts import Texts
 from superlora_cli.errors import UsageError
 from superlora_cli.tasks.language.batches import collated
 from superlora_cli.tasks.language.encoding import encode

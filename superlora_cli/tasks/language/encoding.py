@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from superlora_cli.data.source import Unreadable
-from superlora_cli.data.texts import Row, UnfitError, conversation, told
+from superlora_cli.data.text_rows import Row, UnfitError, conversation
+from superlora_cli.data.texts import told
 from superlora_cli.errors import UsageError
 from superlora_cli.progress import with_bar
 from superlora_cli.tasks.language.pieces import Piece, answers, pieces

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from superlora_cli.data.splits import SPLITS, Splits
 from superlora_cli.data.stream import of_epochs
-from superlora_cli.data.texts import LABEL, Texts
+from superlora_cli.data.text_rows import LABEL
+from superlora_cli.data.texts import Texts
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe

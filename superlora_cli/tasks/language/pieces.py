@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from superlora_cli.data.texts import TOOLS, Row, UnfitError, conversation
+from superlora_cli.data.text_rows import TOOLS, Row, UnfitError, conversation
 from superlora_cli.errors import UsageError
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # around the answers, in templates that mark them
