@@ -42,6 +42,7 @@ def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
 def classes_told_apart(head: Mapping[str, Tensor]) -> int | None:
     """The number of classes by a head's parameters, None without any; layers before the last give what others take.
 
+    >>> import torch
     >>> layers = {"dense.weight": torch.ones(8, 8), "out.weight": torch.ones(3, 8), "out.bias": torch.ones(3)}
     >>> classes_told_apart(layers), classes_told_apart({"bias": torch.ones(5)})
     (3, 5)

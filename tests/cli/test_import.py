@@ -186,7 +186,8 @@ def drawn(cli: Cli) -> Path:
     """A LoRA on the shipped pipeline, with a trigger word, in the current folder."""
     Path("r.yaml").write_text(
         "task: text-to-image\nmodel: {name: glyphs_text}\ndata: {name: digits, image_size: 16}\n"
-        "adapter: {method: lora, rank: 2, targets: [q, v], alpha: 3, scaling: alpha}\ntrain: {steps: 1}\n"
+        "adapter: {method: lora, rank: 2, targets: [q, v], alpha: 3, scaling: alpha}\n"
+        "train: {steps: 1, optimizer: {lr: 0.001}}\n"
     )
     return write_adapter("lora.safetensors", "r.yaml", CAPTION)
 

@@ -74,6 +74,6 @@ def test_an_adapter_of_one_class_predicts_nothing() -> None:
 @pytest.mark.slow
 def test_one_label_or_images_to_generate_are_enough(cli: Cli) -> None:
     write_alike(Path("grey"), classes="a")
-    Path("grey/train/labels.csv").write_text("file,labels\na/0.png,a\na/1.png,\n")
+    Path("grey/train/labels.csv").write_text("file,labels\na/0.png,a\n" + "".join(f"a/{n}.png,\n" for n in range(1, 9)))
     assert cli("train", "quickstart", "data.name=grey/train", *TRAIN, "--dry-run").code == 0
     assert cli("train", "digits_unet_2d", "data.name=grey", "data.multi_label=false", "--dry-run").code == 0

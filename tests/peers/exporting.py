@@ -52,7 +52,7 @@ def adapter_of(variant: str, family: str, folder: Path, *more: str) -> Path:
         (folder / f"{family}.yaml").write_text(
             f'task: text-to-image\nmodel: {{name: "diffusers:{saved}"}}\ndata: {{name: nowhere, image_size: 16}}\n'
             "adapter: {method: lora, rank: 2, targets: [q, v], alpha: 3, scaling: alpha}\n"
-            "train: {steps: 1, batch_size: 1}\n"
+            "train: {steps: 1, batch_size: 1, optimizer: {lr: 0.001}}\n"
         )
     knobs = [f"adapter.{knob}" for knob in (*VARIANTS[variant], *more)]
     return write_adapter(folder / "adapter.safetensors", str(folder / f"{family}.yaml"), *knobs)

@@ -62,10 +62,11 @@ def test_single_batches_are_averaged_over_ten_steps_and_a_twentieth_of_the_run()
 @pytest.mark.slow
 def test_a_divergence_without_nan_gives_a_warning_everywhere(cli: Cli) -> None:
     result = cli("train", *DIVERGING, "--out", "run", "--json")
-    (warning,) = result.json()["warnings"]
+    warning, worse = result.json()["warnings"]
+    assert "worse than the unadapted model" in worse
     assert "learning rate 0.3 is too high" in warning
     assert "superlora find-rate run/recipe.yaml" in warning
-    assert json.loads(Path("run/run.json").read_text())["warnings"] == [warning]
+    assert json.loads(Path("run/run.json").read_text())["warnings"] == [warning, worse]
     assert f"warning: {warning}" in Path("run/log.txt").read_text()
     assert f"warning: {warning}" in result.err
     again = cli("train", *DIVERGING, "--resume", "run", "--quiet")
