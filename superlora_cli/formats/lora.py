@@ -89,7 +89,7 @@ def check_called(adapter: Stored) -> tuple[str, ...]:
             give_storages(model)
             model.eval()
             loss(batch())
-    except (RuntimeError, TypeError):  # it asks for the value of a number
+    except (RuntimeError, TypeError, UsageError):  # it asks for the value of a number, or takes no such images
         return (UNCHECKED,)
     for name in names:
         if name not in called:
