@@ -19,10 +19,9 @@ from typing import Any
 
 from superlora_cli.cache import STORE
 from superlora_cli.errors import UsageError
-from superlora_cli.sweeping.work import Event, Job, Outcome
+from superlora_cli.sweeping.work import WAIT, Event, Job, Outcome
 
 RETRIES = 5  # for a run whose node or process is lost
-WAIT = 60.0  # seconds that a restarted run waits for its lost predecessor to release the folder
 LOOK = 5.0  # seconds between checks of the size of the cluster
 KNOCK = 10.0  # seconds to wait for a cluster's answer
 PATIENCE = 120.0  # seconds that runs have to save when they are stopped

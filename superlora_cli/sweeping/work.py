@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 WORK = "superlora_cli.sweeping.job:carry_out"  # Job → Outcome; by name, because importing it takes seconds
+WAIT = 60.0  # seconds for which a run waits for its predecessor, whose process was lost, to release the folder
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from superlora_cli.recipe.overrides import Override
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.sweeping.folder import Row, SweepFolder
 from superlora_cli.sweeping.plan import Run, Settings, SweepPlan, run_of
-from superlora_cli.sweeping.work import Job
+from superlora_cli.sweeping.work import WAIT, Job
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class TuneFolder:
         return self.path / "runs" / run.id
 
     def job(self, run: Run, until: int | None = None) -> Job:
-        """A run as a job for a worker."""
-        return replace(self._results([run]).job(run), until=until)
+        """A run as a job for a worker, which waits for one of a search that was killed just now, and still saves."""
+        return replace(self._results([run]).job(run), until=until, wait=WAIT)
 
     def row(self, run: Run) -> Row | None:
         """The result of a finished run; None if it is not finished."""

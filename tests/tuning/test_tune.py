@@ -16,6 +16,7 @@ import pytest
 
 from superlora_cli.files import read_json
 from superlora_cli.recipe.load import load_recipe
+from superlora_cli.training.run import RunFolder
 from tests.conftest import Cli, contents
 from tests.forking.commands import FORKED, Commands
 
@@ -98,6 +99,20 @@ def test_killed_at_random_moments_it_loses_no_trial_and_does_none_twice(
     last = commands.start(*words, cwd=tmp_path, setup=FORKED).done
     assert last.code == 0, last.err
     assert bytes_of(tmp_path / "out") == bytes_of(undisturbed.place / "out")
+
+
+@pytest.mark.slow
+def test_a_trial_that_a_killed_search_still_saves_is_waited_for(commands: Commands, tmp_path: Path) -> None:
+    words = [*(word if word != "9" else "1" for word in WORDS), "--workers", "1", "--json"]
+    begun = commands.start(*words, cwd=tmp_path, setup=FORKED)
+    while not (tmp_path / "out/tune.yaml").exists():
+        time.sleep(0.1)
+    begun.kill(signal.SIGKILL)
+    assert begun.done.code
+    with RunFolder(tmp_path / "out/runs/trial000").opened():
+        running = commands.start(*words, cwd=tmp_path, setup=FORKED)
+        time.sleep(6)
+    assert running.done.json()["trials"] == {"failed": 0, "finished": 1, "stopped": 0}
 
 
 @pytest.mark.slow
