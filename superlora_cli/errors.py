@@ -87,6 +87,16 @@ class PausedRunError(InterruptedRunError):
     """Stopped after saving at the step up to which it was to train."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none.
+
+    >>> first_line(ValueError("broken\nin many words")), first_line(EOFError())
+    ('broken', 'EOFError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The hint for a misspelt name; None if no known name is similar.
 

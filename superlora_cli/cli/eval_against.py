@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def eval_against(
     measures = given.among(MEASURES)
     if _is_run(result):
         made = {CALLED.get(name, name): value for name, value in given.among(SAMPLING).items()}
-        settings = {"num": NUM, **made, **measures, **given.among(("out", "force"))}
-        found = _measure_run(str(result), against, overrides, allow_mismatch=allow_mismatch, **settings)
+        settings = {**made, **measures, **given.among(("out", "force"))}
+        found = _measure_run(str(result), against, overrides, made, allow_mismatch=allow_mismatch, **settings)
     else:
         hint = "leave it out, or give a run"
         given.refuse((*SAMPLING, "out", "force"), "does not apply to a folder of images", hint)
@@ -42,13 +43,15 @@ def _is_run(result: Path) -> bool:
     return result.exists() or result.name == str(result)
 
 
-def _measure_run(source: str, against: str, overrides: list[str], **settings: Any) -> dict[str, Any]:
+def _measure_run(
+    source: str, against: str, overrides: list[str], asked: Mapping[str, Any], *, num: int = NUM, **settings: Any
+) -> dict[str, Any]:
     with loading("torch and diffusers"):
         from superlora_cli.commands.generate import recipe_of_source
         from superlora_cli.commands.measure import measure_run
 
-    options.refuse_others(settings, recipe_of_source(source, overrides).task)
-    return measure_run(source, against, stderr_console(), overrides, **settings)
+    options.refuse_others(asked, recipe_of_source(source, overrides).task)
+    return measure_run(source, against, stderr_console(), overrides, num=num, **settings)
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from superlora_cli.data.captioned_glyphs import NUMBERS
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.errors import UsageError, did_you_mean, first_line
 from superlora_cli.models import hub
 from superlora_cli.models.build import build
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
@@ -159,7 +159,7 @@ def _inception(weights: Path | None) -> Extractor:
             feature_extractor_weights_path=str(path),
         )
     except (RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-        cause = str(error).strip().splitlines()[0]
+        cause = first_line(error)
         raise UsageError(f"not the weights of Inception: {cause}", where=str(path)) from None
     return Extractor("inception", module, sha256, logits, features)
 

@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from timm.models import _builder
 from torch import nn
 
-from superlora_cli.errors import UsageError, did_you_mean
+from superlora_cli.errors import UsageError, did_you_mean, first_line
 from superlora_cli.models.base import Base
 from superlora_cli.models.embedded import ASSETS, EMBEDDED
 from superlora_cli.models.heads import new_head, select_rows
@@ -100,7 +100,7 @@ def _create(
     except TypeError as error:
         raise UsageError(f"timm refuses the arguments of {architecture}: {error}", where="model.kwargs") from None
     except Exception as error:  # timm's models check few of their arguments and may raise anything
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = first_line(error)
         if architecture.startswith("local-dir:"):
             hint = "give a folder with config.json and model.safetensors, as timm saves them"
             raise UsageError(cause, where=f"model.name={name}", hint=hint) from None

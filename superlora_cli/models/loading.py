@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superlora_cli.errors import MismatchError, UsageError
+from superlora_cli.errors import MismatchError, UsageError, first_line
 from superlora_cli.models.foreign_names import original_names
 from superlora_cli.models.heads import classifier_tensors, classifiers
 from superlora_cli.weights.reading import open_weights
@@ -101,7 +101,7 @@ def _read(path: Path, said: list[str]) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UsageError("no such file", where=str(path), hint="give the weights of the base") from None
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise UsageError(f"not a readable torch file: {cause}", where=str(path), hint="use safetensors") from None
     taken = []
     while isinstance(found, Mapping) and (key := next((k for k in AROUND if isinstance(found.get(k), Mapping)), None)):

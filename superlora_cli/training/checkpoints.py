@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from superlora_cli.errors import CannotResumeError, UsageError
+from superlora_cli.errors import CannotResumeError, UsageError, first_line
 from superlora_cli.files import system_errors, write_atomic
 
 COMPLETE = "COMPLETE"
@@ -112,7 +112,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a broken or unsafe file
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise UsageError(f"unreadable: {cause}", where=str(path / STATE), hint=f"remove {path}") from None
     kinds = {"progress": dict, "random": list, "tensors": dict, "optimizer": dict}
     for name, kind in kinds.items():

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from superlora_cli.errors import RunError, SuperLoraError, UsageError
+from superlora_cli.errors import RunError, SuperLoraError, UsageError, first_line
 from superlora_cli.launch import launched
 
 if TYPE_CHECKING:
@@ -210,5 +210,5 @@ def _someone_may_be_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise RunError(f"another process of this run has ended ({cause})", hint="its own message says why") from None

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
-from superlora_cli.errors import RunError, UsageError
+from superlora_cli.errors import RunError, UsageError, first_line
 from superlora_cli.training.run import RunFolder
 
 PROJECT = "superlora"
@@ -59,7 +59,7 @@ def start_trackers(
         accelerator.log_with = [LOGGER_TYPE_TO_CLASS[name](PROJECT, **arguments[name]) for name in names]
         accelerator.init_trackers(PROJECT, config=plain)
     except Exception as error:  # each service has its own errors
-        cause = str(error).strip().splitlines()[0]
+        cause = first_line(error)
         hint = "log in, or set WANDB_MODE=offline" if "wandb" in names else None
         raise RunError(f"a tracker does not start: {cause}", where="output.trackers", hint=hint) from None
     run.listeners.append(lambda step, figures: accelerator.log(_named(figures), step=step))

@@ -379,6 +379,10 @@ def test_wrong_options_of_generate_are_one_line(words: tuple[str, ...], said: st
     assert said in found.err
 
 
+def test_texts_are_not_measured_as_images(cli: Cli) -> None:
+    assert "generates no images" in cli("eval", "sums_llama", "--against", "digits:test").message
+
+
 @pytest.fixture(scope="module")
 def adapted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step; read only."""
