@@ -90,7 +90,7 @@ class PausedRunError(InterruptedRunError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if it has none.
 
-    >>> first_line(ValueError("broken\nin many words")), first_line(EOFError())
+    >>> first_line(ValueError("broken\\nin many words")), first_line(EOFError())
     ('broken', 'EOFError')
     """
     lines = str(error).strip().splitlines()
