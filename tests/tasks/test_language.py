@@ -546,10 +546,11 @@ def test_a_new_head_classifies_texts(
     assert other["accuracy"] == done.json()["metrics"]["accuracy"]
 
 
-def test_some_of_the_texts_are_taken() -> None:
-    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    found = read_texts(DataSection(name="sums.jsonl", train_texts=5, eval_texts=2))
-    whole = read_texts(DataSection(name="sums.jsonl"))
+def test_some_of_the_texts_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    found = read_texts(DataSection(name=str(file), train_texts=5, eval_texts=2))
+    whole = read_texts(DataSection(name=str(file)))
     assert [len(found.named(split)) for split in SPLITS] == [5, 2, 2]
     assert all(row in whole.train.rows for row in found.train.rows)
 
