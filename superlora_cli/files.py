@@ -166,15 +166,19 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, force: bool) -> None
             write_atomic(folder / name, content, force=True)
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Refuse early an output that exists, or whose folder does not; an empty folder may be filled.
+def check_output(path: Path, *, force: bool, fills: bool = True) -> None:
+    """Refuse early an output that exists, or whose folder does not.
+
+    Args:
+        fills: whether it may be an empty folder.
 
     Raises:
         UsageError: as described.
     """
     if not path.parent.is_dir():
         raise UsageError("no such folder", where=str(path.parent), hint="create it first")
-    if (path.exists() or path.is_symlink()) and not force and not (path.is_dir() and not any(path.iterdir())):
+    fillable = fills and path.is_dir() and not any(path.iterdir())
+    if (path.exists() or path.is_symlink()) and not force and not fillable:
         raise _exists(path)
 
 

@@ -14,6 +14,7 @@ from superlora_cli.cli.eval_assign import eval_assign
 from superlora_cli.cli.eval_harness import eval_harness
 from superlora_cli.cli.given import Given
 from superlora_cli.errors import UsageError
+from superlora_cli.files import check_output
 
 SHOWN = 12  # classes in the table, the worst first
 
@@ -174,8 +175,7 @@ def _predict(
     from superlora_cli.opening.results import resolve_result
 
     resolve_result(result)
-    if out.exists() and not force:
-        raise UsageError("the file exists", where=str(out), hint="--force overwrites it; or choose another --out")
+    check_output(out, force=force, fills=False)
     with loading():
         from superlora_cli.commands.predict import predict
 

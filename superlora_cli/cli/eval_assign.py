@@ -7,6 +7,7 @@ from pathlib import Path
 from superlora_cli.cli.console import loading, print_json, print_pairs
 from superlora_cli.cli.given import Given
 from superlora_cli.errors import UsageError
+from superlora_cli.files import check_output
 
 OWN = ("table", "adapters", "overrides", "out", "force", "as_json")
 
@@ -21,8 +22,7 @@ def eval_assign(table: Path, adapters: Path | None, out: Path | None, given: Giv
         raise UsageError("needs --adapters", where="--assign", hint="--adapters FOLDER, with NAME.safetensors or runs")
     file = out or table.with_name(f"{table.stem}-predictions.csv")
     force = "force" in given.values
-    if file.exists() and not force:
-        raise UsageError("the file exists", where=str(file), hint="--force overwrites it; or choose another --out")
+    check_output(file, force=force, fills=False)
     with loading():
         from superlora_cli.commands.assign import assign
 

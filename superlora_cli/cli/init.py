@@ -11,6 +11,7 @@ import typer
 from superlora_cli.cli.console import loading, print_json, print_pairs, stderr_console
 from superlora_cli.data.known import TextFile
 from superlora_cli.errors import UsageError
+from superlora_cli.files import check_output
 from superlora_cli.kinds import Kind, check_kind
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def command(
         hint = "give a folder with one sub-folder of images per class, or a file of texts"
         raise UsageError("no such folder or file", where=str(data), hint=hint)
     file = out or Path(f"{data.resolve().stem if data.is_file() else data.resolve().name}.yaml")
-    if file.exists() and not force:
-        raise UsageError("the file exists", where=str(file), hint="--force overwrites it; or choose another --out")
-    if not file.parent.is_dir():
-        raise UsageError("no such folder", where=str(file.parent), hint="create it first")
+    check_output(file, force=force, fills=False)
 
     with loading():
         from superlora_cli.data.text_files import SUFFIXES, holds_texts

@@ -31,6 +31,7 @@ def command(
     """
     from superlora_cli.commands.previews import PREVIEWS
     from superlora_cli.errors import UsageError
+    from superlora_cli.files import check_output
     from superlora_cli.recipe.load import load_recipe
     from superlora_cli.tasks import TASKS
 
@@ -48,8 +49,7 @@ def command(
         place = {"out": file, "force": force}
         if file.suffix.lower() != ".png":
             raise UsageError("not a .png file", where=str(file), hint="--out preview.png")
-        if file.exists() and not force:
-            raise UsageError("the file exists", where=str(file), hint="--force overwrites it; or choose another --out")
+        check_output(file, force=force, fills=False)
     with loading():
         preview = by.load()
     found = preview(loaded, count=count or by.count, **place)

@@ -246,6 +246,7 @@ def test_predictions_are_a_table_of_files_and_classes(own: Path, cli: Cli) -> No
         (("--predict", "empty"), "empty: holds no images"),
         (("--predict", "broken"), "broken: none of 1 images can be read"),
         (("--predict", "broken", "--out", "taken.csv"), "taken.csv: the file exists"),
+        (("--predict", "broken", "--out", "nowhere/x.csv"), "nowhere: no such folder"),
         (("--predict", "broken", "--out", "no/where.csv"), "no: no such folder"),
         (("--predict", "broken", "--plot", "x.svg"), "--predict has no true classes"),
         (("--out", "x.csv"), "--out: needs --predict or --against"),
