@@ -64,6 +64,18 @@ def weight_of(module: nn.Module) -> Tensor:
     return whole
 
 
+def move(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, with what bitsandbytes' 8-bit layers hold beside their parameters (CB, the weight
+    again, and SCB, its scales), which `nn.Module.to` leaves behind."""
+    model.to(device)
+    for module in model.modules():
+        if is_packed(module):
+            weight = cast(Tensor, module._parameters["weight"])
+            for holder in (weight, getattr(module, "state", None)):
+                if getattr(holder, "SCB", None) is not None:
+                    holder.CB, holder.SCB = weight.data, holder.SCB.to(device)  # type: ignore[union-attr]
+
+
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What a packed layer's weight is made of, as plain tensors by name, sorted."""
     state = {name: tensor for name, tensor in module.state_dict().items() if name != "bias"}

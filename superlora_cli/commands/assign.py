@@ -57,7 +57,7 @@ def assign(
     base = open_base(recipe, next(iter(stored.values())))
     processes = join(recipe.train)
     try:
-        model = base.model.to(processes.device).eval()
+        model = processes.place(base.model).eval()
         switching, kind = Switching(model), image_task_of(recipe)
         images = seen_by(base, (table.parent / file for file, _ in rows))
         batches = list(_batches([name for _, name in rows], recipe.eval.batch_size))

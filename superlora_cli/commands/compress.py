@@ -62,7 +62,8 @@ def compress(
     check_output(out, force=force)
     built = build_from_file(file, overrides)
     assert built.adapter is not None
-    wanted, before = [delta.detach() for delta in built.adapter.compute()], _judged(built)
+    before = _judged(built)
+    wanted = [delta.detach() for delta in built.adapter.compute()]  # on the device, as those after quantising
     config = quantised_after(built.adapter.plan, stored.factors, bits)
     small = _small(replace(stored, config=config), built.adapter)
     if tune:
@@ -136,6 +137,7 @@ def _tuned(
             raise RunError(f"{bad} is NaN or Inf", where="--tune", hint="lower train.optimizer.lr")
         beside = {name: tensor.detach().cpu() for name, tensor in {**built.head, **built.also}.items()}
         head, also = ({name: beside.get(name, own[name]) for name in own} for own in (small.head, small.also))
-        return _small(replace(small, head=head, also=also), adapter, dict(adapter.factors.items()))
+        tuned = {name: tensor.detach().cpu() for name, tensor in adapter.factors.items()}
+        return _small(replace(small, head=head, also=also), adapter, tuned)
     finally:
         processes.end()

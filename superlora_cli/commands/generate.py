@@ -95,7 +95,7 @@ def generate(
     def make(processes: Processes) -> Generator[Tensor, None, None]:
         display = SamplingDisplay(console, images=num, steps=taken)
         batches = sample_batches(
-            model.to(processes.device).eval(),
+            processes.place(model).eval(),
             shown,
             image_size=built.base.image_size,
             sampler=cast(Sampler, sampler),

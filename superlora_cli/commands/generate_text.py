@@ -79,7 +79,7 @@ def generate_text(
     settle(base.model)
     processes = join(built.recipe.train)
     try:
-        model = base.model.to(processes.device).eval()
+        model = processes.place(base.model).eval()
         torch.manual_seed(seed)
         how = How(max_tokens or settings.max_tokens, tuple(settings.stop), temperature)
         streams = as_it_comes is not None and len(asked) == 1 and not settings.stop  # a stop is cut off afterwards

@@ -49,7 +49,7 @@ def lm_eval(
     processes = join(built.recipe.train)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        model = base.model.to(processes.device).eval()
+        model = processes.place(base.model).eval()
         judged = HFLM(pretrained=model, tokenizer=base.tokenizer, batch_size=built.recipe.eval.batch_size)
         files = [Path(name) for name in tasks if name.endswith(YAML)]
         for file in files:

@@ -70,7 +70,7 @@ def predict(
         )
     processes = join(recipe.train)
     try:
-        model = built.model.to(processes.device).eval()
+        model = processes.place(built.model).eval()
         images = seen_by(base, (root / name for name in names))
         classes, kind = names_of(built.class_names, outputs_of(model)), image_task_of(recipe)
         rows: list[Prediction] = []

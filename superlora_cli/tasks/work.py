@@ -166,7 +166,7 @@ class Work:
                 raise UsageError(message, where="train.shard_base", hint="adapter.multiply: none")
             self.processes.shard(self.model, {*self.trained().values(), *self.head().values()})
         else:
-            self.model.to(self.processes.device)
+            self.processes.place(self.model)
         if train.compile:
             keywords = train.compile if isinstance(train.compile, dict) else {}
             known = torch._dynamo.list_backends(exclude_tags=None)

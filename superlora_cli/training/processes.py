@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from superlora_cli.adapter.packed import move
 from superlora_cli.errors import RunError, SuperLoraError, UsageError, first_line
 from superlora_cli.launch import launched
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from superlora_cli.recipe.schema import TrainSection
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 RngState = dict[str, Tensor]
 
 
@@ -141,6 +143,11 @@ class Processes:
         if not self.is_main:
             torch.manual_seed(seed * 1_000_003 + self.index)
 
+    def place(self, model: M) -> M:
+        """Move a model to this process's device, and return it."""
+        move(model, self.device)
+        return model
+
     def shard(self, model: nn.Module, whole: Collection[nn.Parameter]) -> None:
         """Shard all parameters except those in `whole` over the processes (FSDP); each block is gathered to run it.
 
@@ -179,6 +186,8 @@ def join(train: TrainSection) -> Processes:
     available = {"cpu": True, "auto": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[train.device]:
         raise UsageError(f"no {train.device} device available", where="train.device", hint="auto or cpu")
+    if available["cuda"]:  # cuDNN's attention has given NaN gradients in bf16, for FLUX's blocks with 512 tokens
+        torch.backends.cuda.enable_cudnn_sdp(False)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process may train twice
     cpu = train.device == "cpu" or (train.device == "auto" and not (available["cuda"] or available["mps"]))
     if train.precision == "fp16" and cpu:

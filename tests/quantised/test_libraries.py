@@ -14,7 +14,7 @@ from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, Per
 
 import superlora_cli
 from superlora_cli.adapter.layers import stored_parameter
-from superlora_cli.adapter.packed import is_packed, weight_of
+from superlora_cli.adapter.packed import is_packed, move, weight_of
 from superlora_cli.errors import MismatchError
 
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
@@ -138,3 +138,16 @@ def test_a_model_is_moved_and_copied_with_its_adapter(library: str) -> None:
     expected = model.eval()(X)
     torch.testing.assert_close(copy.deepcopy(model).to("cpu")(X), expected)
     assert stored_parameter(model, "q.weight") is model.q._parameters["weight"]
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_moved_layer_leaves_nothing_behind(used: bool) -> None:
+    layer = eight(nn.Linear(64, 8))
+    wanted = copy.deepcopy(layer)(X)
+    if used:  # bitsandbytes keeps the weight elsewhere from then on
+        layer(X)
+    holder = layer.state if used else layer.weight
+    holder.CB = holder.CB.clone()  # as on another device
+    move(nn.Sequential(layer), torch.device("cpu"))
+    assert holder.CB.data_ptr() == layer.weight.data_ptr()
+    assert torch.equal(layer(X), wanted)

@@ -99,7 +99,7 @@ def test_the_average_and_not_the_last_weights_are_scored_and_kept(cli: Cli, monk
     plain = Classification.score
 
     def score(self: Classification) -> dict[str, float]:
-        seen.append({name: value.detach().clone() for name, value in self.trained().items()})
+        seen.append({name: value.detach().cpu().clone() for name, value in self.trained().items()})
         return plain(self)
 
     monkeypatch.setattr(Classification, "score", score)
