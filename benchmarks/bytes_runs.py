@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import few_shot
 import head_to_head
+import torch
 from bytes_tried import NORMAL, SPREAD, TRAINED, patched
 from evidence import LORA, Rows
 from methods import OURS, Method
@@ -60,6 +62,8 @@ ABLATED: dict[str, list[tuple[Method, float]]] = {
     "start": [(onehot(408, 3, **{NORMAL: 1.0}), RATE), (onehot(408, 3, init="lora"), RATE)],
     "alpha": [(onehot(408, 3, alpha=0.15), RATE)],
 }  # fmt: skip
+TEACHER = (Method("PEFT", "LoRA", {"r": 4}), 0.01)
+TAUGHT = [(CLAIM, RATE), (LORA, 0.01)]  # with many seeds, too, by a teacher of the same seed
 LONG = 900  # steps that LoRA and the claim's setting are given, too, each at the best of these rates by validation
 LONGER = [(LORA, (0.0025, 0.01, 0.04)), (CLAIM, RATES)]
 
@@ -71,11 +75,13 @@ class Run(NamedTuple):
     rate: float
     seed: int
     steps: int = head_to_head.STEPS
+    taught: bool = False  # by `TEACHER`
 
     @property
     def key(self) -> str:
-        longer = [self.steps] if self.steps != head_to_head.STEPS else []
-        return key_of(self.method.name, self.method.settings, self.rate, self.seed, *longer)
+        more: list[Any] = [self.steps] if self.steps != head_to_head.STEPS else []
+        more += ["taught"] if self.taught else []
+        return key_of(self.method.name, self.method.settings, self.rate, self.seed, *more)
 
 
 def wanted() -> list[Run]:
@@ -86,6 +92,7 @@ def wanted() -> list[Run]:
     runs += [Run(LARGER, rate, seed) for rate in (RATE, 0.1) for seed in MANY]
     runs += [Run(LORA, lora(MANY).rate, seed) for seed in TWENTY if seed not in MANY]
     runs += [Run(method, RATE, seed) for method in (CLAIM, LARGER) for seed in TWENTY]
+    runs += [Run(*setting, seed, taught=True) for seed in TWENTY for setting in TAUGHT]
     changed = [setting for settings in ABLATED.values() for setting in settings]
     runs += [Run(method, rate, seed) for method, rate in [*COMPARED, *changed] for seed in SEEDS]
     for method, rates in LONGER:
@@ -103,15 +110,33 @@ def missing() -> list[Run]:
 
 def train(run: Run) -> Row:
     """One run, with what is tried of it put in the place of what the package does."""
+    told = logits_of_teacher(run.seed) if run.taught else None
     with patched(run.method.settings) as knobs:
-        row = head_to_head.train(run.method._replace(settings=knobs), run.rate, run.seed, run.steps)
+        row = head_to_head.train(run.method._replace(settings=knobs), run.rate, run.seed, run.steps, told)
     return {**row, "run": run.key, "numbers": number_bytes((row["parameters"],), knobs.get("bits"))}
 
 
-def finished(method: Method, rate: float, seeds: Sequence[int] = SEEDS, steps: int = head_to_head.STEPS) -> Rows | None:
+@cache
+@torch.no_grad()
+def logits_of_teacher(seed: int) -> torch.Tensor:
+    """What the teacher, trained with this seed, says of all training images."""
+    with torch.enable_grad():
+        model = head_to_head.fit(*TEACHER, seed).model
+    found: torch.Tensor = model(head_to_head.task()[1]["train"][0])
+    return found
+
+
+def finished(
+    method: Method,
+    rate: float,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = head_to_head.STEPS,
+    *,
+    taught: bool = False,
+) -> Rows | None:
     """A setting with all these seeds; None where one is missing."""
     have = RECORDS.known()
-    rows = [have.get(Run(method, rate, seed, steps).key) for seed in seeds]
+    rows = [have.get(Run(method, rate, seed, steps, taught).key) for seed in seeds]
     return Rows(method, rate, [row for row in rows if row]) if all(rows) else None
 
 

@@ -16,6 +16,7 @@ from bytes_runs import (
     LONGER,
     MANY,
     RATE,
+    TAUGHT,
     TWENTY,
     finished,
     long_rate,
@@ -60,6 +61,12 @@ def claim() -> str:
         numbers = f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes"
         reach = f"1/{size(other) // size(own)} of that, reach {own.accuracy:.3f} ({own.spread})"
         lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(TWENTY)} seeds.")
+    for method, rate in TAUGHT:
+        taught = finished(method, rate, TWENTY, taught=True)
+        assert taught is not None
+        name = f"these {size(taught)} bytes" if method is CLAIM else "LoRA of rank 1"
+        reach = f"{taught.accuracy:.3f} ({taught.spread}): {Difference.of(taught, other)} beside LoRA on the labels"
+        lines.append(f"Taught by LoRA of rank 4, {name} reach {reach}.")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import evidence
 import pages
@@ -39,6 +39,9 @@ from methods import Method, ablations, comparison, further, newer
 from recorded import Records, Row, key_of, processes
 from torch.nn import functional
 
+from superlora_cli.recipe.schema import TeacherSection
+from superlora_cli.tasks.teaching import divergence
+
 RECORDS = Records("head_to_head.jsonl", itemgetter("run"))
 STEPS, BATCH = 300, 64
 AT_ONCE = 5  # methods
@@ -46,6 +49,7 @@ RATES, SEEDS = (0.01, 0.04, 0.15, 0.4), (0, 1, 2)
 MANY = tuple(range(10))  # seeds of what the claims are about
 BEYOND = {0.01: 0.0025, 0.4: 1.0}  # tried too where that end of the grid is the best of it
 Run = tuple[Method, float, int]  # learning rate, seed
+TEMPERATURE = TeacherSection(run="").temperature
 
 _task: list[Any] = []  # of this process: base and data
 
@@ -63,16 +67,31 @@ def compared() -> list[Method]:
     return PARTS["comparison"] + PARTS["further"]
 
 
-def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> Row:
-    """One run: parameters, bytes, CPU ms per step, validation accuracy, and which test images are right at the end.
+class Fitted(NamedTuple):
+    """A trained model, its trained parameters, the bytes of its file, and CPU ms per step."""
 
-    `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
-    """
+    model: torch.nn.Module
+    trained: dict[str, torch.nn.Parameter]
+    size: int
+    taken: float
+
+
+def task() -> tuple[torch.nn.Module, Any]:
+    """The base, and its data by split."""
     if not _task:
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         _task.extend(base_and_data())
     base, data = _task
+    return base, data
+
+
+def fit(method: Method, rate: float, seed: int, steps: int = STEPS, told: torch.Tensor | None = None) -> Fitted:
+    """Train a method, on the labels or on what a teacher `told`: its logits for all training images.
+
+    `rates` among a method's settings is no knob: what the rate is multiplied by, by the end of a parameter's name.
+    """
+    base, data = task()
     knobs = dict(method.settings)
     times: dict[str, float] = knobs.pop("rates", {})
     model, trained, size = adapted(base, method._replace(settings=knobs), seed)
@@ -84,7 +103,10 @@ def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> Row:
 
     def loss() -> torch.Tensor:
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
-        return functional.cross_entropy(model(images[chosen]), labels[chosen])
+        outputs = model(images[chosen])
+        if told is None:
+            return functional.cross_entropy(outputs, labels[chosen])
+        return TEMPERATURE**2 * divergence(outputs / TEMPERATURE, told[chosen] / TEMPERATURE).mean()
 
     start_from(model, lambda: iter(loss, None))
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)
@@ -100,7 +122,13 @@ def train(method: Method, rate: float, seed: int, steps: int = STEPS) -> Row:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    taken = (time.process_time() - start) / step * 1000
+    return Fitted(model, trained, size, (time.process_time() - start) / step * 1000)
+
+
+def train(method: Method, rate: float, seed: int, steps: int = STEPS, told: torch.Tensor | None = None) -> Row:
+    """One run: parameters, bytes, CPU ms per step, validation accuracy, and which test images are right at the end."""
+    model, trained, size, taken = fit(method, rate, seed, steps, told)
+    data = task()[1]
     with torch.no_grad():
         right = {split: model(data[split][0]).argmax(-1) == data[split][1] for split in ("validation", "test")}
     return {

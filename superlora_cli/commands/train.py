@@ -27,6 +27,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.recipe.yaml import dump_yaml
 from superlora_cli.tasks import TASKS, task_of
 from superlora_cli.tasks.reading import check_held_out, settled
+from superlora_cli.tasks.teaching import bytes_of
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.display import Display
 from superlora_cli.training.local import Local
@@ -87,10 +88,12 @@ def _memory(built: Built) -> dict[str, int]:
     optimizer = train.at_rate(0.0).optimizer  # no rate has been found yet where it is to be
     task = task_of(built.recipe)
     batch, loss = task.rehearsal(built)
-    return step_memory(
+    beside = bytes_of(train.teacher) if train.teacher else 0
+    found = step_memory(
         built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, []),
         local=Local.of(train, built.adapter), evaluates=task.rehearsed_evaluation(built),
     )  # fmt: skip
+    return {**found, "base": found["base"] + beside, "total": found["total"] + beside}
 
 
 def train_run(

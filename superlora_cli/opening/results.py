@@ -19,7 +19,7 @@ ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 LIBRARIES = ("diffusers:", "transformers:")
 WANTED = "a run or an adapter"
 TRAINED_IN = "folder"  # key of run.json: the working directory of the training
-PATHS = ("model.checkpoint", "model.name", "data.name", "data.root", "text-to-image.prior.images")
+PATHS = ("model.checkpoint", "model.name", "data.name", "data.root", "text-to-image.prior.images", "train.teacher.run")
 FORMS = ("wds/", "hfds/", "local-dir:", "transformers:", "diffusers:")  # what may come before a path
 
 

@@ -66,6 +66,7 @@ def check_recipe(data: Any, places: Places) -> Recipe:
     unfit = {*({"mixup", "cutmix", "columns", "caption"} - {*task.data_keys}), *(() if task.augments else AUGMENTING)}
     others = [f"data.{key}" for key, value in recipe.data if key in unfit and value is not None]
     others += ["train.label_smoothing"] if train.label_smoothing and not task.smooths else []
+    others += ["train.teacher"] if train.teacher and not task.taught else []
     for key in others:
         raise UsageError(f"does not apply to the task {recipe.task}", where=places.where(key), hint="leave it out")
     return recipe

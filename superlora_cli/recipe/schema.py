@@ -376,6 +376,14 @@ class LocalSection(Section):
     groups: int = Field(ge=2, description="Number of groups; each has an equal share of the steps.")
 
 
+class TeacherSection(Section):
+    """A finished run whose outputs are learned."""
+
+    run: str = Field(description="A run, or an adapter or model file, with the same classes or tokens.")
+    temperature: float = Field(2.0, gt=0, description="What the outputs of both are divided by.")
+    weight: float = Field(1.0, gt=0, le=1, description="Share of this loss; the rest is the loss of the labels.")
+
+
 class TrainSection(Section):
     """The training loop."""
 
@@ -417,6 +425,9 @@ class TrainSection(Section):
     )
     local: LocalSection | None = Field(
         None, description="Train groups of layers one after another, from the first to the last (docs/training.md)."
+    )
+    teacher: TeacherSection | None = Field(
+        None, description="Learn what another run answers, not the labels alone (docs/training.md)."
     )
     checkpoint_every: int | None = Field(None, ge=1, description="Steps between checkpoints.")
     keep: int = Field(

@@ -39,6 +39,7 @@ class TaskKind:
         data_keys: which of mixup, cutmix, caption and columns, keys of `data`, apply to it.
         augments: whether augment, rand_augment, random_erasing and balance do.
         smooths: whether `train.label_smoothing` applies to it.
+        taught: whether `train.teacher` does.
         free: keys of its own section that a resumed run may change, because no trained number depends on them.
         card: of a run that is pushed to the hub.
         generates: how its models generate, by a name of `commands.generators.GENERATORS`; None: they do not.
@@ -55,6 +56,7 @@ class TaskKind:
     data_keys: Collection[str] = ("mixup", "cutmix")
     augments = True
     smooths = True
+    taught = False
     free: Collection[str] = ()
     card = Card()
     generates: str | None = None

@@ -22,6 +22,8 @@ from superlora_cli.opening.results import ADAPTER_FILE, MODEL_FILE
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks import TASKS
 from superlora_cli.tasks.outputs import check_outputs
+from superlora_cli.tasks.teaching import KEY as TEACHER
+from superlora_cli.tasks.teaching import Teacher
 from superlora_cli.training.local import Local
 from superlora_cli.training.processes import Processes
 
@@ -57,6 +59,7 @@ class Work:
         confuses: whether an image has exactly one class, so that there is a confusion matrix.
         splits: the data.
         class_names: of the model's outputs, or of the labels it is conditioned on.
+        teacher: whose answers are learned; None where the labels are.
         shows_progress: whether every evaluation shows a progress bar.
     """
 
@@ -74,9 +77,12 @@ class Work:
         self.check_classes()
         self.class_names = built.class_names or self._unnamed() or self.splits.class_names
         self.match_classes()
+        self.teacher = self._taught_by()
         self.in_training = False
         self.prepare()
         self._place()
+        if self.teacher:
+            self.teacher.place(self.processes)
 
     def read(self, recipe: Recipe) -> Splits:
         """The data of a recipe."""
@@ -149,6 +155,19 @@ class Work:
                 hint = did_you_mean(name, self.class_names) or f"it has {', '.join(self.class_names[:8])}, …"
                 raise UsageError(f"the model has no class '{name}'", where=self.recipe.data.name, hint=hint)
         return [own[name] for name in names]
+
+    def _taught_by(self) -> Teacher | None:
+        section = self.recipe.train.teacher
+        if section is None or self.built.stored:
+            return None
+        found = Teacher(section, self.recipe.task)
+        if differs := self.unlike(found.built):
+            raise UsageError(f"{section.run} has other {differs}", where=TEACHER, hint="give a run with the same")
+        return found
+
+    def unlike(self, other: Built) -> str | None:
+        """What must be the same for a model to learn from another one's outputs, but is not."""
+        return None
 
     def prepare(self) -> None:
         """Work that is done once, before the model is on its device."""

@@ -21,6 +21,7 @@ class ClassificationKind(TaskKind):
         "image-classification",
     )
     tells_classes = True
+    taught = True
 
     def check_classes(self, recipe: Recipe, count: int | None) -> None:
         from superlora_cli.data.known import has_several_labels

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
-from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.ranking import average_precisions
 from superlora_cli.tasks.classification.task import Classification
 from superlora_cli.tasks.images import Prediction
+from superlora_cli.tasks.teaching import binary_divergence
 from superlora_cli.tasks.work import Judgement
 
 
@@ -26,18 +26,15 @@ class MultiLabel(Classification):
     confuses = False
     predicted = ("labels", "probabilities")  # each a list separated by spaces
 
-    @staticmethod
-    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
-        """Mean binary cross-entropy over images and outputs, with the recipe's label smoothing.
+    distance = staticmethod(binary_divergence)
 
-        Args:
-            batch: images, and labels (B, classes) in [0, 1]; the target of outputs beyond the classes is 0.
-        """
-        images, labels = batch
-        logits = model(images).float()
-        targets = functional.pad(labels, (0, logits.shape[1] - labels.shape[1]))
-        smoothing = recipe.train.label_smoothing
-        return functional.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2)
+    @staticmethod
+    def error(outputs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
+        """The binary cross-entropy of logits (B, C), a mean over C, for labels (B, classes) in [0, 1]; the target of
+        outputs beyond the classes is 0."""
+        targets = functional.pad(labels, (0, outputs.shape[1] - labels.shape[1])) * (1 - smoothing) + smoothing / 2
+        found = functional.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction)
+        return found.mean(-1) if reduction == "none" else found
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:

@@ -12,10 +12,12 @@ from torch.nn import functional
 
 from superlora_cli.data.batches import Batch
 from superlora_cli.errors import UsageError
+from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
-from superlora_cli.tasks.images import ImageTask, Prediction, names_of, size_refused
+from superlora_cli.tasks.images import ImageTask, Prediction, names_of, outputs_of, size_refused
+from superlora_cli.tasks.teaching import Teacher, divergence
 from superlora_cli.tasks.work import Judgement
 from superlora_cli.training.run import CONFUSION_FILE
 
@@ -29,11 +31,33 @@ class Classification(ImageTask):
     confuses = True
     predicted: ClassVar[tuple[str, ...]] = ("class", "probability", "second", "second_probability")
 
-    @staticmethod
-    def objective(model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
-        """Mean cross-entropy, with the recipe's label smoothing."""
+    distance = staticmethod(divergence)
+
+    @classmethod
+    def objective(cls, model: nn.Module, recipe: Recipe, batch: Batch, teacher: Teacher | None = None) -> Tensor:
+        """The mean loss of the labels, with the recipe's label smoothing, or what a teacher makes of it."""
         images, labels = batch
-        return functional.cross_entropy(model(images).float(), labels, label_smoothing=recipe.train.label_smoothing)
+        outputs, smoothing = model(images).float(), recipe.train.label_smoothing
+        if teacher is None:
+            return cls.error(outputs, labels, smoothing)
+        told = teacher.answers(teacher.built.model, images)
+        return teacher.loss(cls.error(outputs, labels, smoothing, "none"), outputs, told, cls.distance).mean()
+
+    @staticmethod
+    def error(outputs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
+        """The cross-entropy of logits (B, C), or with the reduction `none` that of every image."""
+        return functional.cross_entropy(outputs, labels, label_smoothing=smoothing, reduction=reduction)
+
+    def loss(self, batch: Batch) -> Tensor:
+        with size_refused(self.built.base.image_size):
+            return self.objective(self.model, self.recipe, self.to_device(batch), self.teacher)
+
+    def unlike(self, other: Built) -> str | None:
+        one, two = self.built.base, other.base
+        if (one.image_size, one.mean, one.std) != (two.image_size, two.mean, two.std):
+            return "images (model.kwargs, or data.image_size)"
+        same = outputs_of(other.model) == self.outputs and other.class_names in ((), tuple(self.class_names))
+        return None if same else "classes"
 
     @staticmethod
     def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:

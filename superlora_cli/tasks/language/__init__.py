@@ -19,6 +19,7 @@ class LanguageKind(TaskKind):
     batched = "sequences"
     data_keys = ("columns",)
     augments = False
+    taught = True
     card = Card('generate {place} --prompt "..."', "merged  # for transformers", "text-generation")
     generates = "texts"
     previews = "texts"

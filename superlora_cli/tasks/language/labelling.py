@@ -23,6 +23,7 @@ from superlora_cli.tasks.language.batches import epoch
 from superlora_cli.tasks.language.encoding import Encoded, encode_whole
 from superlora_cli.tasks.language.section import LanguageSection
 from superlora_cli.tasks.language.task import Language, base_of, length_of, most_tokens
+from superlora_cli.tasks.teaching import divergence
 
 
 class Batch(NamedTuple):
@@ -120,8 +121,18 @@ class Labelling(Language):
         return int(batch.ids.numel())
 
     def loss(self, batch: Batch) -> Tensor:
-        smoothing = self.recipe.train.label_smoothing
-        return functional.cross_entropy(_logits(self.model, batch), batch.labels, label_smoothing=smoothing)
+        outputs, smoothing = _logits(self.model, batch), self.recipe.train.label_smoothing
+        error = partial(functional.cross_entropy, outputs, batch.labels, label_smoothing=smoothing)
+        if self.teacher is None:
+            return error()
+        told = self.teacher.answers(_logits, self.teacher.built.model, batch)
+        return self.teacher.loss(error(reduction="none"), outputs, told, divergence).mean()
+
+    def unlike(self, other: Built) -> str | None:
+        same = base_of(other).tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        if not same:
+            return "tokens"
+        return None if other.class_names == tuple(self.class_names) else "classes"
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

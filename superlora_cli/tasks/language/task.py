@@ -25,6 +25,7 @@ from superlora_cli.tasks.language.batches import Batch, collated, in_batches, pa
 from superlora_cli.tasks.language.encoding import Encoded, check_tokens, encode
 from superlora_cli.tasks.language.logits import ROUNDING, Logits, known_arguments
 from superlora_cli.tasks.language.section import LanguageSection
+from superlora_cli.tasks.teaching import divergence
 from superlora_cli.tasks.work import Work
 from superlora_cli.training.processes import Processes
 
@@ -160,6 +161,9 @@ class Language(Work):
     def prepare(self) -> None:
         self.logits = Logits(self.model)
         self.logits.try_out()
+        if self.teacher:
+            self.told = Logits(self.teacher.built.model)
+            self.told.try_out()
         if self.settings.pack and not keeps_apart(self.model):
             message = "the model does not keep the texts of a sequence apart"
             raise UsageError(message, where="language.pack", hint="language.pack=false")
@@ -198,8 +202,17 @@ class Language(Work):
         return batch.tokens
 
     def loss(self, batch: Any) -> Tensor:
-        found = losses(self.logits, batch.to(self.processes.device), self.recipe.train.label_smoothing)
+        batch = batch.to(self.processes.device)
+        outputs = outputs_of(self.logits, batch)
+        found = cross_entropies(outputs, batch, self.recipe.train.label_smoothing)
+        if self.teacher:
+            told = self.teacher.answers(outputs_of, self.told, batch)
+            found = self.teacher.loss(found, outputs, told, divergence)
         return found.sum() * batch.weight
+
+    def unlike(self, other: Built) -> str | None:
+        same = base_of(other).tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        return None if same and vocabulary(self.model) == vocabulary(other.model) else "tokens"
 
     def parts(self, own: Sequence[int], lengths: np.ndarray) -> list[Sequence[int]]:
         """Numbers of sequences in batches of an evaluation, given the lengths of all sequences.
@@ -233,15 +246,29 @@ class Language(Work):
         return {"loss": total / int(encoded.learned.sum()), "bits_per_byte": bits / max(1, encoded.bytes)}
 
 
-def losses(logits: Logits, batch: Batch, smoothing: float = 0.0) -> Tensor:
+def outputs_of(logits: Logits, batch: Batch) -> Tensor:
+    """The logits for every learned token: (n, V) float32."""
+    return logits.at(batch.ids, batch.positions, batch.at).float()
+
+
+def cross_entropies(outputs: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """The cross-entropy of every learned token: (n,) float32."""
-    found = logits.at(batch.ids, batch.positions, batch.at).float()
-    return functional.cross_entropy(found, batch.wanted, reduction="none", label_smoothing=smoothing)
+    return functional.cross_entropy(outputs, batch.wanted, reduction="none", label_smoothing=smoothing)
+
+
+def losses(logits: Logits, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """The same, from the model."""
+    return cross_entropies(outputs_of(logits, batch), batch, smoothing)
 
 
 def most_tokens(model: Any) -> int:
     """How many tokens a batch of an evaluation has at most."""
-    return max(1, NUMBERS // int(model.config.get_text_config().vocab_size))
+    return max(1, NUMBERS // vocabulary(model))
+
+
+def vocabulary(model: Any) -> int:
+    """How many logits a model has for a token."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _full(count: int, length: int) -> Batch:
