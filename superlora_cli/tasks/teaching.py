@@ -50,7 +50,8 @@ class Teacher:
         return ask(*inputs).float()
 
     def loss(self, labelled: Tensor, outputs: Tensor, told: Tensor, distance: Distance) -> Tensor:
-        """(n,) w T² times the distance of the logits, both divided by T, plus 1 − w times the losses of the labels."""
+        """(n,) w T² times the distance of the logits (n, C), both divided by T, plus 1 − w times the loss of the
+        labels, each (n,) or their mean."""
         temperature, weight = self.section.temperature, self.section.weight
         found = distance(outputs / temperature, told / temperature)
         return weight * temperature**2 * found + (1 - weight) * labelled

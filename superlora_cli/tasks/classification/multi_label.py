@@ -29,12 +29,11 @@ class MultiLabel(Classification):
     distance = staticmethod(binary_divergence)
 
     @staticmethod
-    def error(outputs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
-        """The binary cross-entropy of logits (B, C), a mean over C, for labels (B, classes) in [0, 1]; the target of
-        outputs beyond the classes is 0."""
+    def error(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """The mean binary cross-entropy of logits (B, C), for labels (B, classes) in [0, 1]; the target of outputs
+        beyond the classes is 0."""
         targets = functional.pad(labels, (0, outputs.shape[1] - labels.shape[1])) * (1 - smoothing) + smoothing / 2
-        found = functional.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction)
-        return found.mean(-1) if reduction == "none" else found
+        return functional.binary_cross_entropy_with_logits(outputs, targets)
 
     @staticmethod
     def labels(count: int, outputs: int) -> Tensor:

@@ -17,7 +17,7 @@ from superlora_cli.recipe.schema import Recipe
 from superlora_cli.tasks.classification.confusion import confusion_matrix, per_class
 from superlora_cli.tasks.classification.confusion_table import ConfusionTable
 from superlora_cli.tasks.images import ImageTask, Prediction, names_of, outputs_of, size_refused
-from superlora_cli.tasks.teaching import Teacher, divergence
+from superlora_cli.tasks.teaching import divergence
 from superlora_cli.tasks.work import Judgement
 from superlora_cli.training.run import CONFUSION_FILE
 
@@ -34,23 +34,26 @@ class Classification(ImageTask):
     distance = staticmethod(divergence)
 
     @classmethod
-    def objective(cls, model: nn.Module, recipe: Recipe, batch: Batch, teacher: Teacher | None = None) -> Tensor:
-        """The mean loss of the labels, with the recipe's label smoothing, or what a teacher makes of it."""
+    def objective(cls, model: nn.Module, recipe: Recipe, batch: Batch) -> Tensor:
+        """The mean loss of the labels, with the recipe's label smoothing."""
         images, labels = batch
-        outputs, smoothing = model(images).float(), recipe.train.label_smoothing
-        if teacher is None:
-            return cls.error(outputs, labels, smoothing)
-        told = teacher.answers(teacher.built.model, images)
-        return teacher.loss(cls.error(outputs, labels, smoothing, "none"), outputs, told, cls.distance).mean()
+        return cls.error(model(images).float(), labels, recipe.train.label_smoothing)
 
     @staticmethod
-    def error(outputs: Tensor, labels: Tensor, smoothing: float, reduction: str = "mean") -> Tensor:
-        """The cross-entropy of logits (B, C), or with the reduction `none` that of every image."""
-        return functional.cross_entropy(outputs, labels, label_smoothing=smoothing, reduction=reduction)
+    def error(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """The mean cross-entropy of logits (B, C)."""
+        return functional.cross_entropy(outputs, labels, label_smoothing=smoothing)
 
     def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of the labels, or what a teacher makes of it."""
+        if self.teacher is None:
+            return super().loss(batch)
+        images, labels = self.to_device(batch)
         with size_refused(self.built.base.image_size):
-            return self.objective(self.model, self.recipe, self.to_device(batch), self.teacher)
+            outputs = self.model(images).float()
+        told = self.teacher.answers(self.teacher.built.model, images)
+        labelled = self.error(outputs, labels, self.recipe.train.label_smoothing)
+        return self.teacher.loss(labelled, outputs, told, self.distance).mean()
 
     def unlike(self, other: Built) -> str | None:
         one, two = self.built.base, other.base

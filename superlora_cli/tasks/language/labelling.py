@@ -122,11 +122,11 @@ class Labelling(Language):
 
     def loss(self, batch: Batch) -> Tensor:
         outputs, smoothing = _logits(self.model, batch), self.recipe.train.label_smoothing
-        error = partial(functional.cross_entropy, outputs, batch.labels, label_smoothing=smoothing)
+        labelled = functional.cross_entropy(outputs, batch.labels, label_smoothing=smoothing)
         if self.teacher is None:
-            return error()
+            return labelled
         told = self.teacher.answers(_logits, self.teacher.built.model, batch)
-        return self.teacher.loss(error(reduction="none"), outputs, told, divergence).mean()
+        return self.teacher.loss(labelled, outputs, told, divergence).mean()
 
     def unlike(self, other: Built) -> str | None:
         same = base_of(other).tokenizer.get_vocab() == self.tokenizer.get_vocab()
