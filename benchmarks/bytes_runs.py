@@ -62,10 +62,14 @@ ABLATED: dict[str, list[tuple[Method, float]]] = {
     "start": [(onehot(408, 3, **{NORMAL: 1.0}), RATE), (onehot(408, 3, init="lora"), RATE)],
     "alpha": [(onehot(408, 3, alpha=0.15), RATE)],
 }  # fmt: skip
-TEACHER = (Method("PEFT", "LoRA", {"r": 4}), 0.01)
-TAUGHT = [(CLAIM, RATE), (LORA, 0.01)]  # with many seeds, too, by a teacher of the same seed
 LONG = 900  # steps that LoRA and the claim's setting are given, too, each at the best of these rates by validation
 LONGER = [(LORA, (0.0025, 0.01, 0.04)), (CLAIM, RATES)]
+TEACHER = (Method("PEFT", "LoRA", {"r": 4}), 0.01)
+TAUGHT = [  # with many seeds, too, by a teacher of the same seed
+    (CLAIM, RATE, head_to_head.STEPS),
+    (LORA, 0.01, head_to_head.STEPS),
+    (CLAIM, 0.15, LONG),
+]
 
 
 class Run(NamedTuple):
@@ -92,7 +96,7 @@ def wanted() -> list[Run]:
     runs += [Run(LARGER, rate, seed) for rate in (RATE, 0.1) for seed in MANY]
     runs += [Run(LORA, lora(MANY).rate, seed) for seed in TWENTY if seed not in MANY]
     runs += [Run(method, RATE, seed) for method in (CLAIM, LARGER) for seed in TWENTY]
-    runs += [Run(*setting, seed, taught=True) for seed in TWENTY for setting in TAUGHT]
+    runs += [Run(method, rate, seed, steps, taught=True) for seed in TWENTY for method, rate, steps in TAUGHT]
     changed = [setting for settings in ABLATED.values() for setting in settings]
     runs += [Run(method, rate, seed) for method, rate in [*COMPARED, *changed] for seed in SEEDS]
     for method, rates in LONGER:

@@ -61,12 +61,12 @@ def claim() -> str:
         numbers = f"{own.parameters:,} numbers of {method.settings['bits']} bits, {size(own):,} bytes"
         reach = f"1/{size(other) // size(own)} of that, reach {own.accuracy:.3f} ({own.spread})"
         lines.append(f"{numbers}, {reach}: {Difference.of(own, other)} beside it, over {len(TWENTY)} seeds.")
-    for method, rate in TAUGHT:
-        taught = finished(method, rate, TWENTY, taught=True)
+    for method, rate, steps in TAUGHT:
+        taught = finished(method, rate, TWENTY, steps, taught=True)
         assert taught is not None
-        name = f"these {size(taught)} bytes" if method is CLAIM else "LoRA of rank 1"
+        name = f"these {size(taught)} bytes reach" if method is CLAIM else "LoRA of rank 1 reaches"
         reach = f"{taught.accuracy:.3f} ({taught.spread}): {Difference.of(taught, other)} beside LoRA on the labels"
-        lines.append(f"Taught by LoRA of rank 4, {name} reach {reach}.")
+        lines.append(f"Taught by LoRA of rank 4 for {steps} steps, {name} {reach}.")
     return "\n".join(lines)
 
 

@@ -136,5 +136,10 @@ def test_texts_are_taught(head: str, cli: Cli) -> None:
     words = ("train", "r.yaml", "train.steps=30", "train.optimizer.lr=0.05")
     done = cli(*words, "train.teacher={run: teacher, temperature: 1}", "--out", "run", "--json")
     assert done.code == 0, done.err
+    other = cli(
+        *words, "train.teacher.run=teacher", f"model.head={'frozen' if head == 'new' else 'new'}", "--out", "no"
+    )
+    assert other.code == 2
+    assert other.message.startswith("superlora: train.teacher.run: teacher has other ")
     losses = [row["loss"] for row in metrics(Path("run")) if "loss" in row]
     assert 0 <= losses[-1] < 0.5 * losses[0]  # the teacher itself has 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from superlora_cli.data.batches import Batch
+from superlora_cli.data.known import has_several_labels
 from superlora_cli.errors import UsageError
 from superlora_cli.opening.build import Built
 from superlora_cli.recipe.schema import Recipe
@@ -60,7 +61,9 @@ class Classification(ImageTask):
         if (one.image_size, one.mean, one.std) != (two.image_size, two.mean, two.std):
             return "images (model.kwargs, or data.image_size)"
         same = outputs_of(other.model) == self.outputs and other.class_names in ((), tuple(self.class_names))
-        return None if same else "classes"
+        if not same:
+            return "classes"
+        return None if has_several_labels(other.recipe.data) == has_several_labels(self.recipe.data) else "labels"
 
     @staticmethod
     def predictions(outputs: Tensor, names: Sequence[str]) -> Iterator[Prediction]:

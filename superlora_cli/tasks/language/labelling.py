@@ -129,10 +129,7 @@ class Labelling(Language):
         return self.teacher.loss(labelled, outputs, told, divergence).mean()
 
     def unlike(self, other: Built) -> str | None:
-        same = base_of(other).tokenizer.get_vocab() == self.tokenizer.get_vocab()
-        if not same:
-            return "tokens"
-        return None if other.class_names == tuple(self.class_names) else "classes"
+        return super().unlike(other) or (None if other.class_names == tuple(self.class_names) else "classes")
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict[str, float]:

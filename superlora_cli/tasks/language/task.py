@@ -211,6 +211,8 @@ class Language(Work):
         return found.sum() * batch.weight
 
     def unlike(self, other: Built) -> str | None:
+        if other.recipe.model.head != self.recipe.model.head:
+            return "outputs (model.head)"
         same = base_of(other).tokenizer.get_vocab() == self.tokenizer.get_vocab()
         return None if same and vocabulary(self.model) == vocabulary(other.model) else "tokens"
 
