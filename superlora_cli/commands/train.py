@@ -271,4 +271,6 @@ def _told(task: Work, params: dict[str, int], found: float | None) -> Iterator[s
         yield f"learning rate {found:g}, found by a range test"
     if local := task.local():
         yield local.told
+    if task.teacher:
+        yield task.teacher.told
     yield from filter(None, (built.base.note, *task.splits.notes))

@@ -40,6 +40,11 @@ class Teacher:
         if (other := self.built.recipe.task) != task:
             raise UsageError(f"{section.run} is a run of the task {other}", where=KEY, hint=f"give one of {task}")
 
+    @property
+    def told(self) -> str:
+        """What to know of it as training starts."""
+        return f"learns what {self.section.run} answers ({self.built.recipe.model.name})"
+
     def place(self, processes: Processes) -> None:
         """Move the model to the device of training."""
         processes.place(self.built.model).eval().requires_grad_(False)

@@ -74,6 +74,7 @@ def test_a_model_comes_near_its_teacher_and_needs_it_no_more(place: Path, cli: C
     assert done["metrics"]["accuracy"] > done["metrics"]["accuracy_before"] + 0.5 * (
         before - done["metrics"]["accuracy_before"]
     )
+    assert "learns what teacher answers (glyphs_vit)" in Path("run", "log.txt").read_text()
     shutil.rmtree("teacher")
     assert cli("eval", "run", "--json").json()["metrics"]["accuracy"] == done["metrics"]["accuracy"]
     assert cli("merge", "run", "--out", "merged.safetensors").code == 0
