@@ -69,6 +69,7 @@ TAUGHT = [  # with many seeds, too, by a teacher of the same seed
     (CLAIM, RATE, head_to_head.STEPS),
     (LORA, 0.01, head_to_head.STEPS),
     (CLAIM, 0.15, LONG),
+    (LORA, 0.01, LONG),
 ]
 
 
