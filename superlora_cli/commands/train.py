@@ -88,12 +88,11 @@ def _memory(built: Built) -> dict[str, int]:
     optimizer = train.at_rate(0.0).optimizer  # no rate has been found yet where it is to be
     task = task_of(built.recipe)
     batch, loss = task.rehearsal(built)
-    beside = bytes_of(train.teacher) if train.teacher else 0
-    found = step_memory(
+    return step_memory(
         built.model, train, batch=batch, loss=loss, optimizer=lambda body: make_optimizer(optimizer, body, []),
         local=Local.of(train, built.adapter), evaluates=task.rehearsed_evaluation(built),
+        beside=bytes_of(train.teacher) if train.teacher else 0,
     )  # fmt: skip
-    return {**found, "base": found["base"] + beside, "total": found["total"] + beside}
 
 
 def train_run(

@@ -44,6 +44,7 @@ def step_memory(
     local: Local | None = None,
     step: int = 0,
     evaluates: Callable[[], object] | None = None,
+    beside: int = 0,
 ) -> dict[str, int]:
     """Memory in bytes of a training step of `model`, which has shapes only (meta device) and is unusable afterwards.
 
@@ -53,6 +54,7 @@ def step_memory(
         optimizer: creates the optimizer of the trained parameters.
         local: the groups of layers that are trained one after another; it is the turn of the one of `step`.
         evaluates: does the largest batch of an evaluation, whose memory may be the peak.
+        beside: bytes of frozen weights beside the model, such as a teacher's; they count as the base's.
 
     Returns:
         base: weights and buffers of the base, including its head.
@@ -100,11 +102,11 @@ def step_memory(
                 evaluates()
     del average
     return {
-        "base": base,
+        "base": base + beside,
         "adapter": adapted + _bytes(trained),
         "updates": updates,
         "activations": activations,
-        "total": ledger.peak,
+        "total": ledger.peak + beside,
     }
 
 
