@@ -194,7 +194,8 @@ def test_a_signal_stops_the_workers_which_save(
 ) -> None:
     setup = () if number == signal.SIGINT else FORKED  # an interrupt reaches workers, who begin in a way of their own
     process = commands.start("sweep", write(LONG), "--out", "out", "--workers", "2", cwd=tmp_path, setup=setup)
-    wait_for(lambda: list(Path("out/runs").glob("*/checkpoints/step-*/COMPLETE")), process)
+    saved = "*/checkpoints/step-*/COMPLETE"  # a run that has not begun to train has nothing to save
+    wait_for(lambda: len({path.parts[2] for path in Path("out/runs").glob(saved)}) == 2, process)
     process.kill(number, group=number == signal.SIGINT)
     result = process.done
     assert result.code == 130, result.err
