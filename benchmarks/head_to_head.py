@@ -40,7 +40,7 @@ from recorded import Records, Row, key_of, processes
 from torch.nn import functional
 
 from superlora_cli.recipe.schema import TeacherSection
-from superlora_cli.tasks.teaching import divergence
+from superlora_cli.tasks.teaching import divergence, softened
 
 RECORDS = Records("head_to_head.jsonl", itemgetter("run"))
 STEPS, BATCH = 300, 64
@@ -106,7 +106,7 @@ def fit(method: Method, rate: float, seed: int, steps: int = STEPS, told: torch.
         outputs = model(images[chosen])
         if told is None:
             return functional.cross_entropy(outputs, labels[chosen])
-        return TEMPERATURE**2 * divergence(outputs / TEMPERATURE, told[chosen] / TEMPERATURE).mean()
+        return softened(outputs, told[chosen], TEMPERATURE, divergence).mean()
 
     start_from(model, lambda: iter(loss, None))
     optimizer = torch.optim.AdamW([{"params": own} for own in groups.values()], lr=rate, weight_decay=0.0)

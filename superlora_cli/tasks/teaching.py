@@ -55,11 +55,10 @@ class Teacher:
         return ask(*inputs).float()
 
     def loss(self, labelled: Tensor, outputs: Tensor, told: Tensor, distance: Distance) -> Tensor:
-        """(n,) w T² times the distance of the logits (n, C), both divided by T, plus 1 − w times the loss of the
-        labels, each (n,) or their mean."""
-        temperature, weight = self.section.temperature, self.section.weight
-        found = distance(outputs / temperature, told / temperature)
-        return weight * temperature**2 * found + (1 - weight) * labelled
+        """(n,) w times the softened distance of the logits (n, C), plus 1 − w times the loss of the labels, each (n,)
+        or their mean."""
+        weight = self.section.weight
+        return weight * softened(outputs, told, self.section.temperature, distance) + (1 - weight) * labelled
 
 
 def bytes_of(section: TeacherSection) -> int:
@@ -73,6 +72,11 @@ def bytes_of(section: TeacherSection) -> int:
         return file.stat().st_size
     known = shapes_from_file(store.load(file), file)
     return sum(tensor.nbytes for tensor in known[1].model.state_dict().values()) if known else 0
+
+
+def softened(outputs: Tensor, told: Tensor, temperature: float, distance: Distance) -> Tensor:
+    """(n,) T² times the distance of logits (n, C), both divided by T."""
+    return temperature**2 * distance(outputs / temperature, told / temperature)
 
 
 def divergence(outputs: Tensor, told: Tensor) -> Tensor:

@@ -162,8 +162,8 @@ class Language(Work):
         self.logits = Logits(self.model)
         self.logits.try_out()
         if self.teacher:
-            self.told = Logits(self.teacher.built.model)
-            self.told.try_out()
+            self.teacher_logits = Logits(self.teacher.built.model)
+            self.teacher_logits.try_out()
         if self.settings.pack and not keeps_apart(self.model):
             message = "the model does not keep the texts of a sequence apart"
             raise UsageError(message, where="language.pack", hint="language.pack=false")
@@ -206,7 +206,7 @@ class Language(Work):
         outputs = outputs_of(self.logits, batch)
         found = cross_entropies(outputs, batch, self.recipe.train.label_smoothing)
         if self.teacher:
-            told = self.teacher.answers(outputs_of, self.told, batch)
+            told = self.teacher.answers(outputs_of, self.teacher_logits, batch)
             found = self.teacher.loss(found, outputs, told, divergence)
         return found.sum() * batch.weight
 
