@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import AuthenticationError
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -250,15 +252,23 @@ def _read(images: Any, collate: Callable[[Any], Batch] = default_collate, **how:
 
 
 def _end_with(parent: int, _worker: int) -> None:
-    """Make this process end when its parent does.
+    """Make this process end when its parent does, and without a word.
 
     torch's workers check whether their parent changed since they started, which misses a parent that was killed before
-    that.
+    that. A parent that ends while it takes a batch from here breaks off a connection of multiprocessing's, which would
+    print a traceback beside the parent's own message.
     """
+    sys.excepthook = _but_for_broken_connections
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _but_for_broken_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook` of a worker, which multiprocessing's thread for handing over tensors calls."""
+    if not issubclass(kind, ConnectionError | EOFError | AuthenticationError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -88,6 +88,30 @@ def test_a_worker_death_noticed_while_stopping_the_others_is_the_same_error(
         read(Images(deadly=True))
 
 
+@dataclass
+class Reported(Images):
+    """Images whose reading reports an error as multiprocessing does in a worker when it hands over a tensor."""
+
+    error: Exception
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        sys.excepthook(type(self.error), self.error, None)
+        return torch.zeros(3, 2, 2), index
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken")])
+def test_a_worker_says_nothing_when_the_training_process_breaks_off_a_connection(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert read(Reported(error)) == [0, 1, 2, 3]
+    assert capfd.readouterr().err == ""
+
+
+def test_other_errors_in_the_threads_of_a_worker_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert read(Reported(ValueError("a bug"))) == [0, 1, 2, 3]
+    assert "a bug" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_worker_whose_process_is_killed_before_it_has_begun_ends_too() -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED], env=environment(), start_new_session=True)
