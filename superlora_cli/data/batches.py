@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import AuthenticationError
 from types import TracebackType
 from typing import Any
 
@@ -226,9 +225,9 @@ def _read(images: Any, collate: Callable[[Any], Batch] = default_collate, **how:
     # A loader draws a number whenever it is iterated, and a resumed run iterates once more: so it gets its own
     # generator.
     generator = torch.Generator().manual_seed(0)
-    together = partial(_end_with, os.getpid())
+    begin = partial(_begin_worker, os.getpid())
     whole = _Whole(images, collate)
-    loader = DataLoader(whole, generator=generator, worker_init_fn=together, collate_fn=_as_it_is, **how)
+    loader = DataLoader(whole, generator=generator, worker_init_fn=begin, collate_fn=_as_it_is, **how)
     with _deaf_children():
         iterator: Any = iter(loader)
     try:
@@ -251,14 +250,18 @@ def _read(images: Any, collate: Callable[[Any], Batch] = default_collate, **how:
             getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
-def _end_with(parent: int, _worker: int) -> None:
-    """Make this process end when its parent does, and without a word.
+def _begin_worker(parent: int, _worker: int) -> None:
+    """What a worker process does first."""
+    sys.excepthook = _but_for_broken_connections
+    _end_with(parent)
+
+
+def _end_with(parent: int) -> None:
+    """Make this process end when its parent does.
 
     torch's workers check whether their parent changed since they started, which misses a parent that was killed before
-    that. A parent that ends while it takes a batch from here breaks off a connection of multiprocessing's, which would
-    print a traceback beside the parent's own message.
+    that.
     """
-    sys.excepthook = _but_for_broken_connections
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -266,8 +269,11 @@ def _end_with(parent: int, _worker: int) -> None:
 
 
 def _but_for_broken_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` of a worker, which multiprocessing's thread for handing over tensors calls."""
-    if not issubclass(kind, ConnectionError | EOFError | AuthenticationError):
+    """A worker's `sys.excepthook`, which multiprocessing's thread calls that hands tensors to the training process.
+
+    When another worker dies, the training process may be interrupted while it takes a tensor. It reports that itself.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 

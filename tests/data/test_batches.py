@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,27 +89,34 @@ def test_a_worker_death_noticed_while_stopping_the_others_is_the_same_error(
         read(Images(deadly=True))
 
 
-@dataclass
-class Reported(Images):
-    """Images whose reading reports an error as multiprocessing does in a worker when it hands over a tensor."""
-
-    error: Exception
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        sys.excepthook(type(self.error), self.error, None)
-        return torch.zeros(3, 2, 2), index
-
-
-@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken")])
-def test_a_worker_says_nothing_when_the_training_process_breaks_off_a_connection(
-    error: Exception, capfd: pytest.CaptureFixture[str]
+def test_a_worker_says_nothing_when_another_ones_death_interrupts_the_taking_of_its_tensor(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert read(Reported(error)) == [0, 1, 2, 3]
+    own, answer = os.getpid(), connection.answer_challenge
+
+    def interrupted(taken: connection.Connection, key: bytes) -> None:
+        if os.getpid() != own:
+            return answer(taken, key)
+        taken.close()
+        time.sleep(0.3)  # in which the worker notices
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(connection, "answer_challenge", interrupted)
+    with pytest.raises(RunError, match="a loader worker ended unexpectedly"):
+        read(Images(deadly=False))
     assert capfd.readouterr().err == ""
 
 
+class Reporting(Images):
+    """Images whose reading reports an error as the threads of multiprocessing do."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        sys.excepthook(ValueError, ValueError("a bug"), None)
+        return super().__getitem__(index)
+
+
 def test_other_errors_in_the_threads_of_a_worker_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    assert read(Reported(ValueError("a bug"))) == [0, 1, 2, 3]
+    assert read(Reporting(deadly=False)) == [0, 1, 2, 3]
     assert "a bug" in capfd.readouterr().err
 
 
