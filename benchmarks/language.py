@@ -168,10 +168,10 @@ def by_peft(job: Job) -> dict[str, Any]:
 def jobs() -> list[Job]:
     named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS]
     base = [Job(name, None, SEEDS[0]) for name in OWN]
+    usual = [Job(name, rate, seed) for seed in SEEDS for name, rate in named]
     more = [Job(name, None, seed, steps) for steps, seeds in MANY.items() for seed in seeds for name in CLAIM]
     longer = [Job(name, None, seed, LONG) for seed in SEEDS for name in LONGER]
-    all_of_them = base + [Job(name, rate, seed) for seed in SEEDS for name, rate in named] + more + longer
-    return list(dict.fromkeys(all_of_them))
+    return list(dict.fromkeys([*base, *usual, *more, *longer]))  # some of more are usual
 
 
 def results(known: Mapping[str, Row], jobs: Sequence[Job]) -> list[Row]:
