@@ -65,7 +65,7 @@ def test_a_recipe_for_texts_can_be_looked_at_and_trains(
     assert (made["recipe"], made["texts"], made["length"]) == (f"{Path(place).stem}.yaml", 60, 128)
     assert (made["params"]["head"] > 0) == (rows is LABELLED)
     recipe = load_recipe(made["recipe"])
-    assert (recipe.task, recipe.data.name) == ("language", place)
+    assert (recipe.task, recipe.data.name, recipe.train.clip_norm) == ("language", place, 1.0)
     head = Path(made["recipe"]).read_text().splitlines()
     assert learned in head[0]
     assert f"# {made['params']['adapter']:,} parameters" in head[2]
