@@ -3,8 +3,8 @@
     python benchmarks/language.py --workers 2         # runs what is missing, and fills the page
     python benchmarks/language.py --fill              # only fills it
 
-Every run has the data and the batches of `recipes/sums_roman_lora.yaml`, its steps, or more, and keeps its best step
-on the validation problems. PEFT's LoRA is trained by a plain loop at several learning rates, of which the best is taken
+Every run has the data and the batches of `recipes/sums_roman_lora.yaml`, or more problems and clipped gradients, its
+steps, or more, and keeps its best step on the validation problems. PEFT's LoRA is trained by a plain loop at several learning rates, of which the best is taken
 on validation; ours have the default rate. Results are in records/language.jsonl, one run a line.
 """
 
@@ -43,7 +43,9 @@ def onehot(dim: int, rank: int = 4, **more: Any) -> dict[str, Any]:
 
 
 LATE = ["re:.*layers\\.[345]\\..*_proj", "re:.*lm_head"]  # the last three of six layers, and what writes the letters
+EVERY = ["q", "k", "v", "o", "mlp", "re:.*lm_head"]
 SMALL = {"multiply": "magnitude", "init": "lora", "scaling": "alpha", "alpha": 1.5}
+WIDE = "one-hot 2D, r 32, small start, DoRA, all layers and head, 2956"
 OURS: dict[str, dict[str, Any]] = {
     "LoRA, r 1": {"method": "lora", "rank": 1},
     **{f"one-hot 2D, {dim}": onehot(dim) for dim in (300, 739, 1478, 2956)},
@@ -56,6 +58,7 @@ OURS: dict[str, dict[str, Any]] = {
         f"one-hot 2D, r 32, small start, DoRA, last 3 layers and head, {dim}": onehot(dim, 32, **SMALL, targets=LATE)
         for dim in (1478, 2956)
     },
+    WIDE: onehot(2956, 32, **{**SMALL, "alpha": 1.0}, targets=EVERY),
     "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
     "LoRTA 3D, r 4": {"method": "lorta", "order": 3, "rank": 4},
     "LoRTA 3D, r 7": {"method": "lorta", "order": 3, "rank": 7},
@@ -65,18 +68,27 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 CLAIM = ("one-hot 2D, r 32, small start, DoRA, last 3 layers and head, 2956", "LoRA, r 1")
-MANY = {None: range(8), 2400: range(6)}  # seeds, after the recipe's steps and after four times as many
+CLAIM_ON_ALL = (WIDE, "LoRA, r 1")
+MANY = {  # seeds, by steps other than the recipe's, and whether trained as `ALL` says
+    (None, False): range(8),
+    (2400, False): range(6),
+    (None, True): range(6),
+    (2400, True): range(6),
+}
+USUAL = ("train.clip_norm=null",)
+ALL = ("data.train_texts=18000", "data.eval_texts=1000", "train.clip_norm=1.0")
 LONG = 4000  # steps that some are given, too
 LONGER = ("LoRA, r 1", "one-hot 2D, r 8, 2956")
 
 
 class Job(NamedTuple):
-    """A setting, with PEFT's rate, a seed, and steps other than the recipe's."""
+    """A setting, with PEFT's rate, a seed, steps other than the recipe's, and whether it is trained as `ALL` says."""
 
     name: str
     lr: float | None
     seed: int
     steps: int | None = None
+    on_all: bool = False
 
     @property
     def key(self) -> str:
@@ -88,7 +100,7 @@ RECORDS = Records("language.jsonl", lambda row: key_of(row["setting"], row["seed
 
 
 def recipe_of(job: Job) -> Any:
-    overrides = [f"seed={job.seed}", "train.threads=1"]
+    overrides = [f"seed={job.seed}", "train.threads=1", *(ALL if job.on_all else USUAL)]
     if job.steps:
         overrides += [f"train.steps={job.steps}", f"eval.every={job.steps // 4}", "train.checkpoint_every=500"]
     if job.name in OWN:
@@ -125,7 +137,7 @@ def unadapted(job: Job) -> dict[str, Any]:
 
 def by_us(job: Job) -> dict[str, Any]:
     recipe = recipe_of(job)
-    folder = RUNS / f"{job.name.replace(' ', '_')}-{job.seed}-{recipe.train.steps}"
+    folder = RUNS / f"{job.name.replace(' ', '_')}-{job.seed}-{recipe.train.steps}{'-all' if job.on_all else ''}"
     with RunFolder(folder).opened() as run:
         run.clear()
         train_run(recipe, run, Console(file=io.StringIO()), join(recipe.train), quiet=True)
@@ -165,13 +177,22 @@ def by_peft(job: Job) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in own), "lr": job.lr, **best}
 
 
+def claimed(on_all: bool) -> tuple[str, str]:
+    """Ours, and what it is beside."""
+    return CLAIM_ON_ALL if on_all else CLAIM
+
+
+def usual() -> list[Job]:
+    """Those of the table."""
+    named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS if name != WIDE]
+    return [Job(name, rate, seed) for seed in SEEDS for name, rate in named]
+
+
 def jobs() -> list[Job]:
-    named = [(PEFT, rate) for rate in RATES] + [(name, None) for name in OURS]
     base = [Job(name, None, SEEDS[0]) for name in OWN]
-    usual = [Job(name, rate, seed) for seed in SEEDS for name, rate in named]
-    more = [Job(name, None, seed, steps) for steps, seeds in MANY.items() for seed in seeds for name in CLAIM]
+    more = [Job(name, None, seed, *way) for way, seeds in MANY.items() for seed in seeds for name in claimed(way[1])]
     longer = [Job(name, None, seed, LONG) for seed in SEEDS for name in LONGER]
-    return list(dict.fromkeys([*base, *usual, *more, *longer]))  # some of more are usual
+    return list(dict.fromkeys([*base, *usual(), *more, *longer]))  # some of more are usual
 
 
 def results(known: Mapping[str, Row], jobs: Sequence[Job]) -> list[Row]:
@@ -201,15 +222,17 @@ def table(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def claim(known: Mapping[str, Row], steps: int | None) -> str:
+def claim(known: Mapping[str, Row], steps: int | None, on_all: bool) -> str:
     """Our best setting beside LoRA, in a line of a list; the standard error is over seeds."""
-    found = [[known.get(Job(name, None, seed, steps).key) for seed in MANY[steps]] for name in CLAIM]
+    seeds = MANY[steps, on_all]
+    found = [[known.get(Job(name, None, seed, steps, on_all).key) for seed in seeds] for name in claimed(on_all)]
     own, lora = ([row["test"] for row in group if row] for group in found)
     differences = [one - other for one, other in zip(own, lora, strict=True)]
     error = statistics.stdev(differences) / len(differences) ** 0.5
     trained = steps or recipe_of(Job(CLAIM[0], None, 0)).train.steps
+    well = ", 18,000 problems, gradients clipped" if on_all else ""
     return (
-        f"- {trained:,} steps, {len(own)} seeds: LoRA of rank 1 {statistics.mean(lora):.3f} "
+        f"- {trained:,} steps{well}, {len(own)} seeds: LoRA of rank 1 {statistics.mean(lora):.3f} "
         f"({min(lora):.3f} – {max(lora):.3f}), a fifth of its numbers {statistics.mean(own):.3f} "
         f"({min(own):.3f} – {max(own):.3f}): {statistics.mean(differences):+.3f} ± {error:.3f}"
     )
@@ -222,8 +245,8 @@ def places() -> pages.Places:
     base = f"Of held-out problems it answers {' and '.join(words)} exactly right."
     return {
         (PAGE, "base"): base,
-        (PAGE, "roman"): table(results(known, [job for job in jobs() if job.seed in SEEDS and not job.steps])),
-        (PAGE, "claim"): "\n".join(claim(known, steps) for steps in MANY),
+        (PAGE, "roman"): table(results(known, [job for job in jobs() if job in usual()])),
+        (PAGE, "claim"): "\n".join(claim(known, *way) for way in MANY),
         (PAGE, "longer"): table(results(known, [job for job in jobs() if job.steps == LONG])),
     }
 
