@@ -4,8 +4,9 @@
     python benchmarks/language.py --fill              # only fills it
 
 Every run has the data and the batches of `recipes/sums_roman_lora.yaml`, or more problems and clipped gradients, its
-steps, or more, and keeps its best step on the validation problems. PEFT's LoRA is trained by a plain loop at several learning rates, of which the best is taken
-on validation; ours have the default rate. Results are in records/language.jsonl, one run a line.
+steps, or more, and keeps its best step on the validation problems. PEFT's LoRA is trained by a plain loop at several
+learning rates, of which the best is taken on validation; ours have the default rate. Results are in
+records/language.jsonl, one run a line.
 """
 
 from __future__ import annotations
