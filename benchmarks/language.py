@@ -46,7 +46,8 @@ def onehot(dim: int, rank: int = 4, **more: Any) -> dict[str, Any]:
 LATE = ["re:.*layers\\.[345]\\..*_proj", "re:.*lm_head"]  # the last three of six layers, and what writes the letters
 EVERY = ["q", "k", "v", "o", "mlp", "re:.*lm_head"]
 SMALL = {"multiply": "magnitude", "init": "lora", "scaling": "alpha", "alpha": 1.5}
-WIDE = "one-hot 2D, r 32, small start, DoRA, all layers and head, 2956"
+SMALL_START = "one-hot 2D, r 32, small start, DoRA"
+NARROW, WIDE = f"{SMALL_START}, last 3 layers and head, 2956", f"{SMALL_START}, all layers and head, 2956"
 OURS: dict[str, dict[str, Any]] = {
     "LoRA, r 1": {"method": "lora", "rank": 1},
     **{f"one-hot 2D, {dim}": onehot(dim) for dim in (300, 739, 1478, 2956)},
@@ -55,10 +56,7 @@ OURS: dict[str, dict[str, Any]] = {
         f"one-hot 2D, DoRA, last 3 layers and head, {dim}": onehot(dim, multiply="magnitude", targets=LATE)
         for dim in (1478, 2956)
     },
-    **{
-        f"one-hot 2D, r 32, small start, DoRA, last 3 layers and head, {dim}": onehot(dim, 32, **SMALL, targets=LATE)
-        for dim in (1478, 2956)
-    },
+    **{f"{SMALL_START}, last 3 layers and head, {dim}": onehot(dim, 32, **SMALL, targets=LATE) for dim in (1478, 2956)},
     WIDE: onehot(2956, 32, **{**SMALL, "alpha": 1.0}, targets=EVERY),
     "one-hot 3D, r 8, 1478": {**onehot(1478, 8), "order": 3, "method": "lorta"},
     "LoRTA 3D, r 4": {"method": "lorta", "order": 3, "rank": 4},
@@ -68,14 +66,7 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-CLAIM = ("one-hot 2D, r 32, small start, DoRA, last 3 layers and head, 2956", "LoRA, r 1")
-CLAIM_ON_ALL = (WIDE, "LoRA, r 1")
-MANY = {  # seeds, by steps other than the recipe's, and whether trained as `ALL` says
-    (None, False): range(8),
-    (2400, False): range(6),
-    (None, True): range(6),
-    (2400, True): range(6),
-}
+BESIDE = "LoRA, r 1"
 USUAL = ("train.clip_norm=null",)
 ALL = ("data.train_texts=18000", "data.eval_texts=1000", "train.clip_norm=1.0")
 LONG = 4000  # steps that some are given, too
@@ -178,9 +169,25 @@ def by_peft(job: Job) -> dict[str, Any]:
     return {"parameters": sum(parameter.numel() for parameter in own), "lr": job.lr, **best}
 
 
-def claimed(on_all: bool) -> tuple[str, str]:
-    """Ours, and what it is beside."""
-    return CLAIM_ON_ALL if on_all else CLAIM
+class Claim(NamedTuple):
+    """Our setting beside LoRA with so many seeds, both trained in the same way."""
+
+    name: str
+    seeds: int
+    steps: int | None = None
+    on_all: bool = False
+
+    def jobs(self, name: str) -> list[Job]:
+        """Those of ours, or of LoRA."""
+        return [Job(name, None, seed, self.steps, self.on_all) for seed in range(self.seeds)]
+
+
+CLAIMS = [
+    Claim(NARROW, 8),
+    Claim(NARROW, 6, 2400),
+    Claim(WIDE, 6, on_all=True),
+    Claim(WIDE, 6, 2400, on_all=True),
+]
 
 
 def usual() -> list[Job]:
@@ -191,9 +198,13 @@ def usual() -> list[Job]:
 
 def jobs() -> list[Job]:
     base = [Job(name, None, SEEDS[0]) for name in OWN]
-    more = [Job(name, None, seed, *way) for way, seeds in MANY.items() for seed in seeds for name in claimed(way[1])]
-    longer = [Job(name, None, seed, LONG) for seed in SEEDS for name in LONGER]
-    return list(dict.fromkeys([*base, *usual(), *more, *longer]))  # some of more are usual
+    more = [job for claim in CLAIMS for name in (claim.name, BESIDE) for job in claim.jobs(name)]
+    return list(dict.fromkeys([*base, *usual(), *more, *longer()]))  # some of more are usual
+
+
+def longer() -> list[Job]:
+    """Those with the usual start in `LONG` steps."""
+    return [Job(name, None, seed, LONG) for seed in SEEDS for name in LONGER]
 
 
 def results(known: Mapping[str, Row], jobs: Sequence[Job]) -> list[Row]:
@@ -223,17 +234,17 @@ def table(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def claim(known: Mapping[str, Row], steps: int | None, on_all: bool) -> str:
-    """Our best setting beside LoRA, in a line of a list; the standard error is over seeds."""
-    seeds = MANY[steps, on_all]
-    found = [[known.get(Job(name, None, seed, steps, on_all).key) for seed in seeds] for name in claimed(on_all)]
+def line(known: Mapping[str, Row], claim: Claim) -> str:
+    """A claim, in a line of a list; the standard error is over seeds."""
+    ours = claim.jobs(claim.name)
+    found = [[known.get(job.key) for job in jobs] for jobs in (ours, claim.jobs(BESIDE))]
     own, lora = ([row["test"] for row in group if row] for group in found)
     differences = [one - other for one, other in zip(own, lora, strict=True)]
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    trained = steps or recipe_of(Job(CLAIM[0], None, 0)).train.steps
-    well = ", 18,000 problems, gradients clipped" if on_all else ""
+    recipe = recipe_of(ours[0])
+    well = f", {recipe.data.train_texts:,} problems, gradients clipped" if claim.on_all else ""
     return (
-        f"- {trained:,} steps{well}, {len(own)} seeds: LoRA of rank 1 {statistics.mean(lora):.3f} "
+        f"- {recipe.train.steps:,} steps{well}, {len(own)} seeds: LoRA of rank 1 {statistics.mean(lora):.3f} "
         f"({min(lora):.3f} – {max(lora):.3f}), a fifth of its numbers {statistics.mean(own):.3f} "
         f"({min(own):.3f} – {max(own):.3f}): {statistics.mean(differences):+.3f} ± {error:.3f}"
     )
@@ -246,9 +257,9 @@ def places() -> pages.Places:
     base = f"Of held-out problems it answers {' and '.join(words)} exactly right."
     return {
         (PAGE, "base"): base,
-        (PAGE, "roman"): table(results(known, [job for job in jobs() if job in usual()])),
-        (PAGE, "claim"): "\n".join(claim(known, *way) for way in MANY),
-        (PAGE, "longer"): table(results(known, [job for job in jobs() if job.steps == LONG])),
+        (PAGE, "roman"): table(results(known, usual())),
+        (PAGE, "claim"): "\n".join(line(known, claim) for claim in CLAIMS),
+        (PAGE, "longer"): table(results(known, longer())),
     }
 
 
