@@ -55,13 +55,13 @@ data:
   name: {data_yaml}
 {held}language:
   length: {length}   # tokens; {fitting:.0%} of the texts fit{more}
-# what the model has never seen takes more: {{method: lora, targets: [all-linear], rank: 8}}
+# if this learns too little: {{method: lora, targets: [all-linear], rank: 8}}, at a rate from find-rate (below)
 adapter: {{method: lorta, targets: {targets}, order: 3, rank: 4}}   # a higher rank has more parameters
 train:
   steps: {steps}   # {epochs:.0f} epochs
   batch_size: {batch}
   precision: {precision}
-  clip_norm: 1.0   # no step follows a few texts with large gradients
+  clip_norm: 1.0   # limits steps on unusually large gradients
   # superlora find-rate {file} tries rates on these texts
   optimizer: {{name: AdamW, lr: {rate}{head_rate}, weight_decay: 0.0}}
   scheduler: {{name: OneCycleLR, pct_start: 0.1}}
