@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from superlora_cli.adapter.packed import is_packed, move
 from superlora_cli.errors import SuperLoraError, UsageError, did_you_mean
 from superlora_cli.models.arguments import refuse_others, with_dtype
 from superlora_cli.models.base import Base
@@ -182,11 +183,20 @@ class PipelineBase(Base):
 
 
 def placed(pipeline: Any, device: torch.device, *, offload: bool) -> Any:
-    """A pipeline on a device; with `offload`, on a GPU, each part is there only while it works, and else in memory."""
-    if offload and device.type == "cuda":
-        pipeline.enable_model_cpu_offload(device=device)
-        return pipeline
-    return pipeline.to(device)
+    """A pipeline on a device; with `offload`, on a GPU, each part is there only while it works, and else in memory.
+    Parts with quantised layers stay: they are small, and their adapter is in one of them."""
+    offload = offload and device.type == "cuda"
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    staying = [name for name, part in parts.items() if not offload or any(map(is_packed, part.modules()))]
+    for name in staying:
+        move(parts[name], device)
+    if not offload:
+        return pipeline.to(device)
+    in_turn = pipeline.model_cpu_offload_seq.split("->")
+    pipeline.model_cpu_offload_seq = "->".join(name for name in in_turn if name not in staying)
+    pipeline._exclude_from_cpu_offload = [*pipeline._exclude_from_cpu_offload, *staying]
+    pipeline.enable_model_cpu_offload(device=device)
+    return pipeline
 
 
 @contextmanager
@@ -227,6 +237,7 @@ def loaded(kind: Any, folder: Path, part: str, options: Mapping[str, Any], quant
         if missing := sorted(about["missing_keys"]):
             raise ValueError(f"its files lack {len(missing):,} tensors, such as {missing[0]}")
     if quantize:
+        move(found, torch.device("cpu"))  # diffusers may have quantised it on a GPU
         settled(found, quantize)
     return cast(nn.Module, found)
 

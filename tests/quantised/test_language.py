@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from superlora_cli.adapter.packed import is_packed, tensors_of
+from superlora_cli.adapter.packed import is_packed
 from superlora_cli.models.language import build_language
 from superlora_cli.models.quantising import SCHEMES
 from superlora_cli.recipe.schema import ModelSection
@@ -19,6 +19,7 @@ from superlora_cli.training.run import RunFolder
 from tests import language_models
 from tests.conftest import Cli
 from tests.quantised.nearness import nearly
+from tests.quantised.sizes import sizes
 
 ROWS = [{"prompt": f"{a}+{b}=", "completion": str(a + b)} for a in range(6) for b in range(5)]
 EACH = pytest.mark.parametrize("scheme", SCHEMES)
@@ -84,27 +85,16 @@ def test_a_run_from_training_to_a_merged_model(scheme: str, prepared: Cli) -> No
 def test_a_dry_run_has_the_layers_the_count_and_the_bytes_of_the_real_base(
     scheme: str, prepared: Cli, llama: Path
 ) -> None:
-    sizes = []
-    for weights in (True, False):
-        section = ModelSection(name=f"transformers:{llama}", quantize=scheme, head="frozen")
-        model = build_language(section, classes=None, weights=weights).model
-        parts = {
-            name: {own: NOTES.get(own, part.nbytes) for own, part in tensors_of(layer)}
-            for name, layer in model.named_modules()
-            if is_packed(layer)
-        }
-        sizes.append({name: sum(own.values()) for name, own in parts.items()})
-    assert sizes[0] == sizes[1]
-    assert len(sizes[0]) == 14  # the output layer is not quantised
+    section = ModelSection(name=f"transformers:{llama}", quantize=scheme, head="frozen")
+    real, shapes = (sizes(build_language(section, classes=None, weights=weights).model) for weights in (True, False))
+    assert real == shapes
+    assert len(real) == 14  # the output layer is not quantised
     plain, small = (
         prepared("train", "r.yaml", *more, "--dry-run", "--json").json() for more in ((), (f"model.quantize={scheme}",))
     )
     assert plain["params"] == small["params"]
     elements = sum(parameter.numel() for parameter in linear_weights(llama))
-    assert plain["memory"]["base"] - small["memory"]["base"] == 4 * elements - sum(sizes[0].values())
-
-
-NOTES = {"weight_format": 0, "weight.quant_state.bitsandbytes__nf4": 4}  # in memory; as bytes they are more
+    assert plain["memory"]["base"] - small["memory"]["base"] == 4 * elements - sum(real.values())
 
 
 def linear_weights(folder: Path) -> list[torch.Tensor]:
