@@ -5,8 +5,8 @@
 - transforms: the Walsh–Hadamard transform by length and by block, and the whole fastfood projection (`fwht.py`);
 - memory: what `superlora train --dry-run` estimates for a step, beside the most that the allocator held in training.
 
-Each is printed as a table under the card's name, and added to records/gpu.jsonl, a line each. ViT-base has random
-weights and needs no network; the images of the memory's runs are the embedded digits.
+Each is printed as a table under the card's name, added to records/gpu.jsonl, a line each, and put on the page. ViT-base
+has random weights and needs no network; the images of the memory's runs are the embedded digits.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def main() -> None:
         found = BENCHMARKS[name].run() if name in BENCHMARKS else memory()
         print(f"{name}: {card}\n\n{shown(name, found)}\n", flush=True)
         RECORDS.add({"benchmark": name, "setting": card, "found": found})
+    pages.fill(places())
 
 
 if __name__ == "__main__":
