@@ -117,7 +117,7 @@ def _tuned(
     train = built.recipe.train
     train = train.at_rate(share * train.optimizer.rate)
     train = train.model_copy(update={"steps": steps, "epochs": None, "ema": None})
-    built = replace(built, recipe=built.recipe.model_copy(update={"train": train}))
+    built = replace(built, recipe=built.recipe.model_copy(update={"train": train}), stored=False)  # it learns again
     adapter = built.adapter
     assert adapter is not None
     for name, tensor in factors.items():

@@ -31,12 +31,12 @@ class Teacher:
         built: the run's base with its adapter.
 
     Raises:
-        UsageError: as `resolve_result` and `build_from_file`, or the run is of another task.
+        UsageError: there is no such run, as `build_from_file`, or the run is of another task.
     """
 
     def __init__(self, section: TeacherSection, task: str) -> None:
         self.section = section
-        self.built: Built = build_from_file(resolve_result(Path(section.run)))
+        self.built: Built = build_from_file(_file(section))
         if (other := self.built.recipe.task) != task:
             raise UsageError(f"{section.run} is a run of the task {other}", where=KEY, hint=f"give one of {task}")
 
@@ -67,11 +67,19 @@ def bytes_of(section: TeacherSection) -> int:
     Raises:
         UsageError: as `resolve_result` and `store.load`.
     """
-    file = resolve_result(Path(section.run))
+    file = _file(section)
     if read_model(file) is not None:
         return file.stat().st_size
     known = shapes_from_file(store.load(file), file)
     return sum(tensor.nbytes for tensor in known[1].model.state_dict().values()) if known else 0
+
+
+def _file(section: TeacherSection) -> Path:
+    try:
+        return resolve_result(Path(section.run))
+    except UsageError as error:
+        where, hint = f"{KEY}={section.run}", f"{error.hint}, or learn from the labels: train.teacher=null"
+        raise UsageError(error.message, where=where, hint=hint) from None
 
 
 def softened(outputs: Tensor, told: Tensor, temperature: float, distance: Distance) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, rel_entr, softmax
 
+from superlora_cli.adapter.store import load
 from superlora_cli.opening.build import build_for_training, build_from_file
 from superlora_cli.recipe.load import load_recipe
 from superlora_cli.tasks import task_of
@@ -65,6 +66,23 @@ def test_the_first_loss_is_the_formula(place: Path, cli: Cli) -> None:
     assert taught != pytest.approx(plain, rel=0.01)
 
 
+def test_steps_after_quantising_learn_from_the_teacher_too(place: Path, cli: Cli) -> None:
+    shutil.copytree(place / "teacher", "teacher")
+    assert cli("train", "quickstart", *TAUGHT, "train.teacher.run=teacher", "--out", "run").code == 0
+    words = ("compress", "run", "--bits", "8", "--tune", "3", "--json")
+    assert cli(*words, "--out", "taught.safetensors").code == 0
+    assert cli(*words, "--out", "again.safetensors").code == 0
+    assert cli(*words, "train.teacher=null", "--out", "labels.safetensors").code == 0
+    taught, again, labels = (load(Path(f"{name}.safetensors")).factors for name in ("taught", "again", "labels"))
+    assert all(torch.equal(taught[name], again[name]) for name in taught)
+    assert not all(torch.equal(taught[name], labels[name]) for name in taught)
+    shutil.rmtree("teacher")
+    gone = cli(*words, "--out", "x.safetensors").json()["error"]
+    assert (gone["code"], gone["where"]) == (2, "train.teacher.run=teacher")
+    assert "train.teacher=null" in gone["hint"]
+    assert cli("compress", "run", "--bits", "8", "--out", "x.safetensors").code == 0
+
+
 @pytest.mark.slow
 def test_a_model_comes_near_its_teacher_and_needs_it_no_more(place: Path, cli: Cli) -> None:
     shutil.copytree(place / "teacher", "teacher")
@@ -79,7 +97,7 @@ def test_a_model_comes_near_its_teacher_and_needs_it_no_more(place: Path, cli: C
     assert cli("eval", "run", "--json").json()["metrics"]["accuracy"] == done["metrics"]["accuracy"]
     assert cli("merge", "run", "--out", "merged.safetensors").code == 0
     gone = cli(*words, "--force")
-    assert (gone.code, gone.json()["error"]["where"]) == (2, "teacher")
+    assert (gone.code, gone.json()["error"]["where"]) == (2, "train.teacher.run=teacher")
 
 
 def test_a_resumed_run_with_a_teacher_is_an_uninterrupted_one(place: Path, cli: Cli) -> None:
