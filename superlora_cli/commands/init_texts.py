@@ -101,6 +101,8 @@ def starting_text_recipe(model: str | None, data: Path, file: Path, *, pretraine
     model = model or MODEL
     source = read_text_files(data, None)
     rows = source.train.rows
+    if not rows:
+        raise UsageError("no texts to train on", where=str(data), hint="add train")
     kinds = {next(kind for kind in LEARNED if kind in row) for row in rows}
     labelled = kinds == {LABEL}
     plain = {"task": "language", "model": {"name": model}, "data": {"name": str(data)}, "train": {"steps": 1}}

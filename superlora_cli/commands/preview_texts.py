@@ -9,6 +9,7 @@ import numpy as np
 
 from superlora_cli.data.text_rows import LABEL
 from superlora_cli.data.texts import Texts
+from superlora_cli.errors import UsageError
 from superlora_cli.models.language import LanguageBase
 from superlora_cli.opening.base import open_base
 from superlora_cli.recipe.schema import Recipe
@@ -36,6 +37,8 @@ def preview_texts(recipe: Recipe, *, count: int) -> dict[str, Any]:
     length, splits = length_of(settings, base), read_texts(recipe.data)
     texts = splits.train
     assert isinstance(texts, Texts)
+    if not len(texts):
+        raise UsageError("no texts to train on", where=recipe.data.name, hint="add train")
     tokenizer = tokenizer_of(settings, base)
     if labelled:
         encoded = encode_whole(texts.rows, tokenizer, length)

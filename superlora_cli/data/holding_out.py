@@ -117,7 +117,7 @@ def three_parts_of(
         given if given is not None else found.train.part(indices[name])
         for name, given in (("validation", found.validation), ("test", found.test))
     )
-    if not (len(validation) and len(test)):
+    if len(train) and not (len(validation) and len(test)):
         notes += (f"no {called} are held out: the loss is measured on the training {called}",)
     return (train, validation if len(validation) else train, test if len(test) else train), notes
 

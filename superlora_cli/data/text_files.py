@@ -33,8 +33,8 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
 
     In a folder, files or sub-folders that are called `train`, `validation` or `test` are its parts; without a part
     `train`, all other files together are the training texts. Plain text beside tables, such as a README, is none of
-    them. Of a table, every row is a text; a file of plain text is one, but if it is all there is, its paragraphs are.
-    A folder may also be a data set written by `save_to_disk`.
+    them; a part `test` may be alone. Of a table, every row is a text; a file of plain text is one, but if it is all
+    there is, its paragraphs are. A folder may also be a data set written by `save_to_disk`.
 
     Raises:
         UsageError: there are no texts, or a file cannot be read.
@@ -51,9 +51,10 @@ def read_text_files(path: Path, columns: Mapping[str, str] | None) -> TextSource
         parts, left = _parts(path)
     bad: list[Unreadable] = []
     found = [None if files is None else _read(files, columns, bad) for files in parts]
+    tested = not parts[0] and bool(parts[2])  # to evaluate with, there need not be more
     total = len(bad) + sum(len(texts) for texts in found if texts is not None)
     for texts, name in zip(found, ("train", "validation", "test"), strict=True):
-        if texts is not None and not len(texts):
+        if texts is not None and not len(texts) and not (tested and name == "train"):
             cause = f": {bad[-1].cause}" if bad else ""
             where = bad[-1].path if bad else str(path)
             hint = "columns text, prompt and completion, or messages; or name them in data.columns"

@@ -67,6 +67,17 @@ def test_parts_of_a_folder_are_found_by_their_names(tmp_path: Path) -> None:
     assert len(read_text_files(tmp_path, None).train) == 5  # without those of the test
 
 
+def test_a_part_test_may_be_alone(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    write(tmp_path / "test" / "a.jsonl", ROWS[:3])
+    found = held_out(read_text_files(tmp_path, None), 0.1, None, seed=0)
+    assert [len(found.named(split)) for split in SPLITS] == [0, 0, 3]
+    assert not found.notes
+    (tmp_path / "test" / "a.jsonl").write_text("{}")
+    with pytest.raises(UsageError, match="no text of the test part"):
+        read_text_files(tmp_path, None)
+
+
 def test_files_of_a_folder_that_are_no_texts_are_named(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", ROWS[:3])
     (tmp_path / "README.md").write_text("about")

@@ -253,6 +253,13 @@ def test_other_texts_are_judged_whole_and_changed_ones_are_called_texts(prepared
     more = prepared("eval", "run", "data.name=more.jsonl", "--json").json()
     assert more["n"] == 31
     assert more["notes"][0] == "judged by all 31 texts of more.jsonl, which has no test part"
+    Path("part").mkdir()
+    Path("more.jsonl").rename("part/test.jsonl")
+    alone = prepared("eval", "run", "data.name=part", "--json").json()
+    assert (alone["n"], alone["metrics"]) == (31, more["metrics"])
+    assert alone["notes"] == more["notes"][1:]
+    for command in ("train", "preview"):
+        assert "no texts to train on" in prepared(command, "r.yaml", "data.name=part").message
     same = prepared("eval", "run", "--json").json()
     assert same["n"] == 3
     assert same["notes"][0].endswith("held-out texts may have been trained on")
