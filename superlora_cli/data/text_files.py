@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,15 +214,31 @@ def _delimiter(content: str) -> str:
 
 
 def _csv(file: Path, content: str, delimiter: str) -> Rows:
-    limit = csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of all readers: set back below
     try:
-        rows = list(csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter))
+        rows = _table(file, content, delimiter=delimiter)
+    except UsageError:
+        if delimiter != "\t":
+            raise
+        rows = _table(file, content, delimiter=delimiter, quoting=csv.QUOTE_NONE)  # there, a quote may be no more
+    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _table(file: Path, content: str, **form: Any) -> list[dict[str, Any]]:
+    """The rows of a table by the names in its header, of cells of any length."""
+    limit = csv.field_size_limit(max(len(content), csv.field_size_limit()))  # of all readers: set back below
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True, **form)
+    rows: list[dict[str, Any]] = []
+    try:
+        rows.extend(reader)
     except csv.Error as error:
-        raise UsageError(f"cannot be read: {error}", where=str(file), hint="a CSV file with a header") from None
+        hint = 'a CSV file with a header; a quote in a cell that is in quotes is ""'
+        raise UsageError(f"cannot be read: {error}", where=f"{file}: row {len(rows) + 1}", hint=hint) from None
     finally:
         csv.field_size_limit(limit)
-    for number, row in enumerate(rows, 1):
-        yield f"{file}: row {number}", {name: value for name, value in row.items() if name is not None}
+    names = Counter(reader.fieldnames or ())
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        raise UsageError(f"has several columns '{twice}'", where=str(file), hint="rename all but one")
+    return [{name: value for name, value in row.items() if name is not None} for row in rows]
 
 
 def _parquet(file: Path) -> Rows:

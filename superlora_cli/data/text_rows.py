@@ -88,8 +88,9 @@ def shaped(row: Any, columns: Mapping[str, str] | None) -> Row:
     _check_text(found)
     if isinstance(found[learned], str) and not found[learned]:
         raise UnfitError(f"its {learned} is empty")
-    if own[LABEL] is not None and learned == "text":
-        found[LABEL] = str(own[LABEL])
+    label = own[LABEL]
+    if learned == "text" and not (label is None or label != label or str(label).isspace() or label == ""):
+        found[LABEL] = str(label)
     return found
 
 

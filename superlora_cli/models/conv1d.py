@@ -22,7 +22,7 @@ def as_linear(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
             linear = nn.Linear(module.nx, module.nf, device="meta")
-            linear.weight = nn.Parameter(module.weight.detach().T.contiguous())
+            linear.weight = _turned(module.weight)
             linear.bias = module.bias
             linear.exchanged = True  # type: ignore[assignment]
             model.set_submodule(name, linear)
@@ -37,5 +37,9 @@ def as_conv1d(model: nn.Module) -> None:
             assert isinstance(module, nn.Linear)
             layer = Conv1D(0, 0)
             layer.nf, layer.nx = module.out_features, module.in_features
-            layer.weight, layer.bias = nn.Parameter(module.weight.detach().T.contiguous()), module.bias
+            layer.weight, layer.bias = _turned(module.weight), module.bias
             model.set_submodule(name, layer)
+
+
+def _turned(weight: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 
 def named(table: Collection[str]) -> Any:
@@ -13,7 +14,7 @@ def named(table: Collection[str]) -> Any:
 
     def known(name: str) -> str:
         if name not in table:
-            raise ValueError(name)
+            raise PydanticCustomError("enum", "not in the table")
         return name
 
     return Annotated[str, AfterValidator(known), WithJsonSchema({"enum": list(table), "type": "string"})]

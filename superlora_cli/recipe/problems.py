@@ -119,8 +119,12 @@ def _together(problems: list[_Problem], places: Places) -> UsageError:
 def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_Problem]:
     """One problem per key. For a union, only the deepest errors count: they are about the form that was meant."""
     kinds: dict[Path, str] = {}
+    said: dict[Path, str] = {}  # by validators
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
-        kinds.setdefault(_data_path(detail["loc"], data, detail["type"]), detail["type"])
+        path = _data_path(detail["loc"], data, detail["type"])
+        kinds.setdefault(path, detail["type"])
+        if detail["type"] == "value_error":
+            said[path] = detail["msg"].removeprefix("Value error, ")
     above = {path[:depth] for path in kinds for depth in range(len(path))}
     deepest = {path: kind for path, kind in kinds.items() if path not in above}
     unknown = {path: _unknown_hint(path, of) for path, kind in deepest.items() if kind == "extra_forbidden"}
@@ -132,6 +136,8 @@ def _problems(error: ValidationError, data: Any, of: type[BaseModel]) -> list[_P
             meant = any(other[:-1] == path[:-1] and f"'{path[-1]}'" in (hint or "") for other, hint in unknown.items())
             if not meant:  # a misspelt key is one problem, not two
                 problems.append(_Problem(path, f"missing, expected {phrase(schema_at(path, of))}"))
+        elif kind == "value_error":
+            problems.append(_Problem(path, said[path]))
         else:
             node, value = schema_at(path, of), _value_at(data, path)
             hint = INSTEAD.get(".".join(map(str, path))) or _value_hint(node, value)

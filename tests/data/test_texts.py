@@ -145,6 +145,26 @@ def test_columns_of_a_csv_file_may_be_separated_by_semicolons(content: str, row:
     assert list(read_text_files(tmp_path / "a.csv", None).train.rows) == [row]
 
 
+def test_a_quote_that_is_not_closed_and_a_column_twice_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('prompt,completion\na,b\nc,"d\ne,f\n')
+    with pytest.raises(UsageError, match="cannot be read") as told:
+        read_text_files(file, None)
+    assert told.value.where == f"{file}: row 2"
+    file.write_text("prompt,completion,completion\na,b,c\n")
+    with pytest.raises(UsageError, match="has several columns 'completion'"):
+        read_text_files(file, None)
+    (tmp_path / "a.tsv").write_text('prompt\tcompletion\na\t"b" he said\nc\t"d\n')
+    assert [row["completion"] for row in read_text_files(tmp_path / "a.tsv", None).train.rows] == ['"b" he said', '"d']
+    (tmp_path / "a.tsv").write_text('prompt\tcompletion\na\t"b\tc"\n')
+    assert [row["completion"] for row in read_text_files(tmp_path / "a.tsv", None).train.rows] == ["b\tc"]
+
+
+@pytest.mark.parametrize("label", ["", "  ", None, float("nan")])
+def test_an_empty_label_is_none(label: Any) -> None:
+    assert shaped({"text": "x", "label": label}, None) == {"text": "x"}
+
+
 def test_a_folder_that_datasets_has_saved_is_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "set")

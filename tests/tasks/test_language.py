@@ -220,6 +220,21 @@ def test_an_answer_that_is_not_found_is_none() -> None:
     assert found_in("b x", r"a (\d+)|b (\w+)") == ""
 
 
+def test_what_is_wrong_with_a_pattern_or_a_template_is_said(prepared: Cli) -> None:
+    for words, says in (
+        ("language.answer='('", "not a regular expression: missing )"),
+        ("language.chat_template=none.jinja", "none.jinja: No such file or directory; a file, or a template"),
+    ):
+        refused = prepared("train", "r.yaml", words, "--dry-run")
+        assert refused.code == 2
+        assert says in refused.message
+
+
+def test_bytes_are_of_the_tokens_that_have_a_loss(tokenizer: Any) -> None:
+    texts = [{"text": "abcdefgh"}]
+    assert [encode(texts, tokenizer, length).bytes for length in (9, 4, 3)] == [7, 6, 5]
+
+
 def test_packing_takes_texts_in_order() -> None:
     assert [own.tolist() for own in packed(np.array([5, 1, 1, 5]), np.arange(4), 5)] == [[0], [1, 2], [3]]
 

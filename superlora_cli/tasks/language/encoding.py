@@ -93,7 +93,9 @@ def encode(
                 whole, marks = whole[:length], marks[:length]
             for start in range(0, len(whole), length):
                 part, marked = whole[start : start + length], marks[start : start + length].copy()
-                marked[0] = False  # nothing comes before it
+                if marked[0]:  # nothing comes before it: neither its loss nor its bytes count
+                    size -= _bytes(tokenizer, part[:2]) - _bytes(tokenizer, part[1:2])
+                    marked[0] = False
                 if not marked.any():
                     lost += len(own) > 1
                     continue
@@ -117,6 +119,11 @@ def encode(
     if lost:
         notes += (f"left out {lost:,} of {len(rows):,} texts (no token of the completion is left)",)
     return Encoded(np.concatenate(tokens), np.concatenate(learned), _starts(tokens), size, notes)
+
+
+def _bytes(tokenizer: Any, tokens: np.ndarray) -> int:
+    """Bytes of the text of some tokens; those that a tokenizer adds to texts have none."""
+    return len(tokenizer.decode(tokens, skip_special_tokens=True).encode(errors="surrogatepass"))
 
 
 def encode_whole(rows: Sequence[Row], tokenizer: Any, length: int) -> Encoded:
