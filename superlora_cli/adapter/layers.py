@@ -128,6 +128,7 @@ def put_on(model: nn.Module, adapter: SuperLora) -> None:
         swap(module, AdaptedOutput if is_packed(module) else plain)
         module.__dict__["_pieces"] = tuple((adapter, index) for index in indices)
     adapter.requires_grad_(True)
+    adapter.watch()
     _swap_beside(model, adapter, trainable=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +81,7 @@ class SuperLora(nn.Module):
             raise UsageError(what, where="adapter.init", hint="init: gradient or unit")
         self.packed, self.factored = packed, self._path(plain)
         self.factors = nn.ParameterDict({name: nn.Parameter(value) for name, value in initial(self.plan).items()})
+        self.watch()
         self._from_base = from_base(self.plan, base)
         self._frozen: Frozen | None = None
         for key, shape in self.plan.positions.items():
@@ -110,6 +113,16 @@ class SuperLora(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be recreated from the seed."""
         return self.__dict__ | {"_frozen": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.watch()
+
+    def watch(self) -> None:
+        """Let trainable factors keep the gradients of a graph that was made before the adapter became inactive."""
+        for factor in self.factors.values():
+            if factor.requires_grad and not factor._backward_hooks:
+                factor.register_hook(partial(_keep, weakref.ref(factor)))
 
     def extra_repr(self) -> str:
         knobs = f"groups={self.config.groups}, order={self.config.order}, ranks={list(self.config.ranks)}"
@@ -262,3 +275,10 @@ class SuperLora(nn.Module):
             yield
         finally:
             watch.remove()
+
+
+def _keep(factor: weakref.ref[nn.Parameter], gradient: Tensor) -> None:
+    """Add a gradient to that of a factor that is not trainable now; autograd would drop it."""
+    own = factor()
+    if own is not None and not own.requires_grad:
+        own.grad = gradient.detach().clone() if own.grad is None else own.grad + gradient.detach()

@@ -7,7 +7,7 @@ back again when it is written.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def has_conv1d(model: nn.Module) -> bool:
@@ -41,5 +41,5 @@ def as_conv1d(model: nn.Module) -> None:
             model.set_submodule(name, layer)
 
 
-def _turned(weight: nn.Parameter) -> nn.Parameter:
+def _turned(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)

@@ -268,3 +268,31 @@ def test_running_statistics_stay_and_come_back_with_the_mode_that_was_asked() ->
     model.eval()
     superlora_cli.detach(model)
     assert not any(module.training for module in model)
+
+
+@PATHS
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("other", [None, "other"])
+def test_factors_get_their_gradients_when_their_adapter_is_no_longer_active(
+    execution: str, other: str | None, copied: bool
+) -> None:
+    model, adapter = adapted(execution=execution)
+    superlora_cli.attach(model, ["q"], "lora", rank=1, name="other")
+    superlora_cli.activate(model, "default")
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.normal_(generator=torch.Generator().manual_seed(1))
+    if copied:
+        model = copy.deepcopy(model)
+        adapter = model.superlora.named["default"]
+    factors = list(adapter.factors.values())
+    wanted = torch.autograd.grad(model(X).square().sum(), factors)
+    for _ in range(2):  # gradients add up
+        loss = model(X).square().sum()
+        superlora_cli.activate(model, other)
+        loss.backward()
+        superlora_cli.activate(model, "default")
+    for factor, gradient in zip(factors, wanted, strict=True):
+        torch.testing.assert_close(factor.grad, 2 * gradient)
+    named = model.superlora.named["other"]
+    assert all(factor.grad is None for factor in named.factors.values())

@@ -129,7 +129,9 @@ def test_layers_that_are_no_linear_ones_are_named(targets: Any) -> None:
     with pytest.raises(UsageError, match=r"matches no weight.*Conv1D.*as_linear") as raised:
         superlora_cli.attach(model, targets, "lora", rank=2)
     assert "did you mean" not in str(raised.value)
+    model.requires_grad_(False)
     as_linear(model)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     assert superlora_cli.attach(model, targets, "lora", rank=2).plan.params
 
 
