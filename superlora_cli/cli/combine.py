@@ -59,7 +59,8 @@ def command(
         rows.append(("head", HEADS[done["head"]]))
     print_pairs(to, [*rows, *(("note", note) for note in done.get("notes", ()))])
     if "weights" in done:
-        print_errors(done["weights"], done["error"], f"{ENOUGH_ENERGY} keeps it below 5 %, --to delta is exact")
+        enough = "" if done.get("notes") else f"{ENOUGH_ENERGY} keeps it below 5 %, "
+        print_errors(done["weights"], done["error"], f"{enough}--to delta is exact")
 
 
 def _number(text: str) -> float:

@@ -121,7 +121,7 @@ def combine(
         told: dict[str, Any] = {key: done[key] for key in ("weights", "error", "notes") if key in done}
         told["head"] = _fate(added, kept=form.head)
         return {"output": str(out), "to": to, "bytes": done["bytes"], **params, **told}
-    found = _limited(sums, targets, rank, energy)
+    found, note = _limited(sums, targets, rank, energy)
     config, tensors = as_lora([one.update for one in found], targets, rank=max(one.rank for one in found))
     errors = {
         "weights": [
@@ -143,7 +143,7 @@ def combine(
         origin={"combined": [_source(weight, adapter) for weight, adapter in added], **scaled_parts, **errors},
     )
     made.save(out, force=force)
-    errors["head"] = _fate(added, kept=True)
+    errors |= {"head": _fate(added, kept=True), **({"notes": [note]} if note else {})}
     return _about(out, to, sum(tensor.numel() for tensor in tensors.values()), errors)
 
 
@@ -254,13 +254,19 @@ def _common_base(
 
 def _limited(
     sums: Sequence[Linear], targets: Sequence[Target], rank: int | None, energy: float | None
-) -> list[Approximation]:
-    """Every sum as a low-rank update. An adapter has one rank, so no rank exceeds the smallest side of any target."""
+) -> tuple[list[Approximation], str]:
+    """Every sum as a low-rank update, and a note if an adapter needs lower ranks: it has one for all weights, so none
+    exceeds the smallest side of any target."""
     found = [approximate(update, rank=rank, energy=energy) for update in sums]
-    side = min(min(target.flat.rows, target.flat.columns) for target in targets)
-    return [
+    sides = {target.name: min(target.flat.rows, target.flat.columns) for target in targets}
+    smallest = min(sides, key=lambda name: sides[name])
+    side = sides[smallest]
+    limited = [
         one if one.rank <= side else nearest(update.dense(), rank=side) for one, update in zip(found, sums, strict=True)
     ]
+    over = sum(one.rank > side for one in found)
+    told = f"{over:,} ranks are limited to {side}, a side of {smallest}: --to delta keeps all"
+    return limited, told if over else ""
 
 
 def _head(parts: Sequence[tuple[float, Stored]]) -> dict[str, Tensor]:

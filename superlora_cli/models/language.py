@@ -140,7 +140,9 @@ def build_language(section: ModelSection, *, classes: int | None, weights: bool 
     if without := sorted({name for name, _ in model.named_parameters()} & missing - {*trained}):
         hint = "a model of this kind, or of labelled texts with model.head: new"
         raise UsageError(f"the files lack {len(without):,} weights, such as {without[0]}", where=place, hint=hint)
-    arguments = {"pretrained_model_name_or_path": place, **({"revision": revision} if revision else {})}
+    arguments: dict[str, Any] = {"pretrained_model_name_or_path": place}
+    arguments |= {"revision": revision} if revision else {}
+    arguments |= {"num_labels": classes} if new else {}
     return LanguageBase(
         model, f"transformers.{maker.__name__}.from_pretrained", arguments, trained_head=trained, task="language",
         by_timm=False, place=place, revision=revision,

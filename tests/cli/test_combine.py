@@ -58,6 +58,19 @@ def test_the_mean_of_two_variants_has_the_error_that_is_told(three: list[Path], 
     assert relative(deltas_of("whole.safetensors"), wanted) < 1e-5
 
 
+def test_ranks_that_an_adapter_cannot_have_are_told(cli: Cli) -> None:
+    targets = "adapter.targets=[q, patch_embed.proj]"
+    paths = [write_adapter(f"{seed}.safetensors", "digits_lorta3d", targets, seed=seed) for seed in (0, 1)]
+    words = ("combine", *paths, "--energy", "1", "--out")
+    done = cli(*words, "sum.safetensors", "--json").json()
+    (note,) = done["notes"]
+    assert "limited to 48, a side of patch_embed.proj: --to delta keeps all" in note
+    assert max(row["rank"] for row in done["weights"]) == 48
+    warned = cli(*words, "shown.safetensors").err
+    assert "--to delta is exact" in warned
+    assert "--energy" not in warned
+
+
 def test_loras_add_up_exactly_with_their_ranks(cli: Cli) -> None:
     paths = [write_adapter(f"{r}.safetensors", "digits_lora", f"adapter.rank={r}", seed=r) for r in (2, 3)]
     done = cli("combine", *paths, "--weights", "0.3,0.7", "--out", "sum.safetensors", "--json").json()

@@ -22,6 +22,7 @@ from superlora_cli.data.stream import Share
 from superlora_cli.errors import UsageError
 from superlora_cli.models.embedded import ASSETS
 from superlora_cli.models.language import build_language
+from superlora_cli.opening.build import build_from_file
 from superlora_cli.recipe.schema import DataSection, ModelSection
 from superlora_cli.tasks.language.answering import found_in
 from superlora_cli.tasks.language.batches import epoch, packed, stream
@@ -453,6 +454,12 @@ def test_answers_are_judged_by_what_is_generated(prepared: Cli, adapted: Path) -
     settings = "language={length: 16, judge: exact_match, max_tokens: 4}"
     judged = prepared("eval", adapted, "data.name=made.jsonl", "data.validation=0", settings, "--json").json()
     assert judged["metrics"]["exact_match"] == pytest.approx(4 / 5)
+    with Path("made.jsonl").open("a") as file:
+        file.write('{"prompt": "9", "completion": "1234567"}\n{"text": "no question"}\n')
+    judged = prepared("eval", adapted, "data.name=made.jsonl", "data.validation=0", settings, "--json").json()
+    assert judged["metrics"]["exact_match"] == pytest.approx(4 / 6)
+    assert "test: 6 of 7 texts have a prompt, of which exact_match is" in judged["notes"]
+    assert "of 6 completions have more tokens than language.max_tokens (4), up to " in judged["notes"][2]
 
 
 def test_texts_that_cannot_be_asked_are_left_out_and_named(prepared: Cli, adapted: Path) -> None:
@@ -564,6 +571,7 @@ def test_a_new_head_classifies_texts(
     assert model.config.id2label == {0: "9", 1: "10", 2: "11"}
     seen = tokenizer(["bbb", "a", "ccccc"], padding=True, return_tensors="pt")
     assert model(seen["input_ids"], attention_mask=seen["attention_mask"]).logits.argmax(-1).tolist() == [1, 0, 2]
+    assert "num_labels=3" in build_from_file(Path("run", "adapter.safetensors")).base.call
     other = prepared("eval", "run", "seed=1", "--json").json()["metrics"]
     assert other["accuracy"] == done.json()["metrics"]["accuracy"]
 

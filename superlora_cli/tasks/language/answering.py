@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -64,8 +65,19 @@ class Answering(Language):
                 else:
                     asked.append(own)
         self.questions[split] = asked
-        self.tell(split, told(bad, len(texts)))
+        self.tell(split, (*told(bad, len(texts)), *self._doubts(asked, len(texts))))
         return found
+
+    def _doubts(self, asked: Sequence[Question], texts: int) -> Iterator[str]:
+        """What to know of a score of these of so many texts."""
+        if 0 < len(asked) < texts:
+            yield f"{len(asked):,} of {texts:,} texts have a prompt, of which exact_match is"
+        answers = [stopped(own.answer, self.how.stop) for own in asked]
+        ids = self.tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+        if longer := sum(len(one) > self.how.max_tokens for one in ids):
+            longest = max(map(len, ids))
+            yield (f"{longer:,} of {len(ids):,} completions have more tokens than language.max_tokens "
+                   f"({self.how.max_tokens:,}), up to {longest:,}: their answers may be cut")  # fmt: skip
 
     def evaluate(self, split: str) -> dict[str, float]:
         """The share of answers that are exactly right, and what `Language.evaluate` gives."""
