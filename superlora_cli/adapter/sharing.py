@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parallel import DistributedDataParallel
 
 from superlora_cli.adapter.updates import Update, on_other_tensors
 from superlora_cli.errors import RunError
@@ -168,6 +169,8 @@ class Sharing:
     def begin_call(self, maker: Maker) -> None:
         """Start a call of the adapted model: compute the updates now, outside any checkpointed part."""
         factors, recording = maker.trained(), _recording()
+        if self._steps and recording:
+            _refuse_unused()
         found = self._find(factors, recording=recording)
         if torch._C._current_graph_task_id() < 0:
             self._backward.clear()  # of backward passes that failed
@@ -210,6 +213,14 @@ class Sharing:
         finally:
             self._steps.remove((step, leaves))
             leaves.close()
+
+
+def _refuse_unused() -> None:
+    """In a step, factors get their gradients at its end: DDP must not take them for unused before."""
+    wrapper = DistributedDataParallel._get_active_ddp_module()
+    if wrapper is not None and wrapper.find_unused_parameters:
+        hint = "leave it out of DistributedDataParallel, or train without one_step"
+        raise RunError("find_unused_parameters=True takes the factors for unused", where="one_step", hint=hint)
 
 
 def _recording() -> bool:

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from superlora_cli.adapter.attach import SuperLora, attach, detach
 from superlora_cli.adapter.config import AdapterConfig
+from superlora_cli.errors import RunError
 from superlora_cli.models.targets import expand
 
 METHODS = ("lora", "lokr", "lorta", "dense", "loha")
@@ -97,6 +98,9 @@ def test_ddp_wrapping_gives_the_same_gradients(method: str) -> None:
         found, grads = gradients(DistributedDataParallel(model), adapter)
         assert torch.equal(output, found)
         assert_same(plain, grads)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        with pytest.raises(RunError, match="takes the factors for unused"), adapter.one_step():
+            wrapped(X)
     finally:
         torch.distributed.destroy_process_group()
 
