@@ -509,8 +509,16 @@ def test_the_loss_of_other_images_has_its_weight(folders: dict[str, Path], monke
 
 
 @pytest.mark.slow
-def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> None:
+def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Packed(torch.nn.Parameter):
+        pass
+
     class Moved:
+        model_cpu_offload_seq, _exclude_from_cpu_offload = "text_encoder->unet->vae", ["safety_checker"]
+
+        def __init__(self) -> None:
+            self.components = {"unet": torch.nn.Linear(2, 2), "vae": torch.nn.Linear(2, 2), "tokenizer": None}
+
         def enable_model_cpu_offload(self, device: torch.device) -> None:
             self.device = ("in turn", device.type)
 
@@ -518,8 +526,17 @@ def test_offloading_is_for_gpus_and_changes_nothing_elsewhere(prepared: Cli) -> 
             self.device = ("whole", device.type)
             return self
 
-    for name, offload, found in (("cuda", True, "in turn"), ("cuda", False, "whole"), ("cpu", True, "whole")):
-        assert placed(Moved(), torch.device(name), offload=offload).device == (found, name)
+    moved, quantised = [], Moved()
+    quantised.components["unet"].weight = Packed(torch.ones(2, 2), requires_grad=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("superlora_cli.models.pipelines.move", lambda part, device: moved.append((part, device.type)))
+        for name, offload, found in (("cuda", True, "in turn"), ("cuda", False, "whole"), ("cpu", True, "whole")):
+            assert placed(Moved(), torch.device(name), offload=offload).device == (found, name)
+        moved.clear()
+        assert placed(quantised, torch.device("cuda"), offload=True).device == ("in turn", "cuda")
+    assert moved == [(quantised.components["unet"], "cuda")]  # and stays there
+    assert quantised.model_cpu_offload_seq == "text_encoder->vae"
+    assert quantised._exclude_from_cpu_offload == ["safety_checker", "unet"]
     words = ("train", "r.yaml", "train.steps=1")
     assert prepared(*words, "--out", "plain").code == 0
     assert prepared(*words, "text-to-image.offload=true", "--out", "run").code == 0
